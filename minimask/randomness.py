@@ -1,0 +1,42 @@
+"""Keyed randomness: a draw depends on what it is for, never on what was drawn before it.
+
+``default_rng([seed, purpose, step, image])`` gives the same numbers in whichever thread, process or resumed
+run they are asked for, so checkpoints hold a seed and a step and no generator state.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What a draw is for: the second word of its key. The numbers are part of every trained run; never reuse one."""
+
+    WEIGHTS = 1
+    ORDER = 2
+    AUGMENT = 3
+    SAMPLE_ANCHORS = 4
+    SAMPLE_ROIS = 5
+    DROPOUT = 6
+    SHAPES = 7
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draws of one training step: ``draws.rng(Purpose.SAMPLE_ROIS, image)``.
+
+    Parameters
+    ----------
+    seed, step : int, >= 0
+    first_image : int
+        Added to each image index: with several processes, the number of images of the ranks before this one.
+    """
+
+    seed: int = 0
+    step: int = 0
+    first_image: int = 0
+
+    def rng(self, purpose: Purpose, image: int = 0) -> np.random.Generator:
+        """A generator for one purpose and one image (an index into the batch)."""
+        return np.random.default_rng([self.seed, int(purpose), self.step, self.first_image + image])

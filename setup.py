@@ -1,0 +1,60 @@
+"""All metadata of the package; pyproject.toml only names the build system and configures the tools."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "minimask" / "_version.py").read_text()).group(1)
+
+setup(
+    name="minimask",
+    version=VERSION,
+    description="Mask R-CNN from scratch on NumPy and CuPy, every gradient derived by hand and checked",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The minimask authors",
+    license="MIT",
+    keywords="mask-rcnn instance-segmentation object-detection numpy cupy autograd roialign teaching",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    python_requires=">=3.11",
+    packages=find_packages(include=["minimask", "minimask.*"]),
+    package_data={
+        "minimask": [
+            "kernels/*.cu",
+            "configs/*.toml",
+            "data/nuclei/*.json",
+            "data/nuclei/LICENSE",
+            "data/nuclei/README.md",
+            "data/nuclei/images/*.png",
+        ]
+    },
+    install_requires=[
+        "numpy>=2.0",
+        "scipy>=1.13",
+        "pillow>=10.0",
+        "matplotlib>=3.8",
+        "pycocotools>=2.0.8",
+        "tqdm>=4.60",
+        "threadpoolctl>=3.5",
+    ],
+    extras_require={
+        "cuda12": ["cupy-cuda12x[ctk]>=14,<15"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14,<15"],
+        "notebooks": ["jupyter", "ipywidgets"],
+        "test": ["pytest>=8.0", "hypothesis>=6.100"],
+        "docs": ["sphinx>=7.0", "myst-nb>=1.1", "numpydoc>=1.6", "pydata-sphinx-theme>=0.15"],
+    },
+    entry_points={"console_scripts": ["minimask = minimask.cli:entry_point"]},
+)
