@@ -1,0 +1,143 @@
+"""Convolution, its transpose, and the fully connected layer.
+
+Shapes: N images, C channels in, O out, G groups, H x W in, P x Q out, kernel KH x KW; D inputs, O outputs.
+The products themselves stand in `minimask.kernels.convolution`.
+"""
+
+from __future__ import annotations
+
+from minimask.autograd import Function, Tensor
+from minimask.kernels import convolution
+from minimask.kernels.convolution import Geometry, pair
+
+
+class Conv2d(Function):
+    """y[n, o, p, q] = b[o] + sum_{c, i, j} w[o, c, i, j] x[n, c, p s + i d - pad, q s + j d - pad]."""
+
+    def __init__(self, stride=1, padding=0, dilation=1, groups: int = 1):
+        self.options = stride, padding, dilation, groups
+
+    def forward(self, x, w, b):  # (N, C, H, W), (O, C/G, KH, KW), (O,) or None -> (N, O, P, Q)
+        self.geometry = Geometry.of(x.shape, w.shape, *self.options)
+        self.save(x if self.needs[1] else None, w if self.needs[0] else None)
+        return convolution.forward(x, w, b, self.geometry)
+
+    def backward(self, gy):  # (N, O, P, Q)
+        x, w = self.saved
+        # y is linear in each: a product w x in y sends gy w to x, gy x to w (a correlation of x with gy), gy to b
+        gx = convolution.input_gradient(gy, w, self.geometry) if self.needs[0] else None
+        gw = convolution.weight_gradient(gy, x, self.geometry) if self.needs[1] else None
+        gb = gy.sum(axis=(0, 2, 3)) if self.needs[2] else None
+        return gx, gw, gb
+
+
+class ConvTranspose2d(Function):
+    """The transpose of the convolution that has the same weights: its forward is that one's input gradient."""
+
+    def __init__(self, stride=1, padding=0, output_padding=0, dilation=1, groups: int = 1):
+        self.stride, self.padding, self.output_padding = pair(stride), pair(padding), pair(output_padding)
+        self.dilation, self.groups = pair(dilation), groups
+
+    def forward(self, x, w, b):  # (N, C, H, W), (C, O/G, KH, KW), (O,) or None -> (N, O, P, Q)
+        if x.shape[1] != w.shape[0]:
+            raise ValueError(f"conv_transpose2d: x has {x.shape[1]} channels, weight {w.shape} takes {w.shape[0]}")
+        size = [
+            (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
+            for n, s, p, d, k, extra in zip(
+                x.shape[2:], self.stride, self.padding, self.dilation, w.shape[2:], self.output_padding
+            )
+        ]
+        y_shape = (x.shape[0], w.shape[1] * self.groups, *size)
+        self.geometry = Geometry.of(y_shape, w.shape, self.stride, self.padding, self.dilation, self.groups)
+        if self.geometry.out_size != x.shape[2:]:
+            raise ValueError(f"conv_transpose2d: output_padding {self.output_padding} must be below the stride")
+        self.save(x if self.needs[1] else None, w if self.needs[0] else None)
+        y = convolution.input_gradient(x, w, self.geometry)
+        if b is not None:
+            y += b[:, None, None]
+        return y
+
+    def backward(self, gy):  # (N, O, P, Q)
+        x, w = self.saved
+        # forward is x -> A^T x with A the convolution by w: so gx = A gy, and w's gradient has x and gy exchanged
+        gx = convolution.forward(gy, w, None, self.geometry) if self.needs[0] else None
+        gw = convolution.weight_gradient(x, gy, self.geometry) if self.needs[1] else None
+        gb = gy.sum(axis=(0, 2, 3)) if self.needs[2] else None
+        return gx, gw, gb
+
+
+class Linear(Function):
+    """y = x w^T + b."""
+
+    def forward(self, x, w, b):  # (R, D), (O, D), (O,) or None -> (R, O)
+        if x.ndim != 2 or x.shape[1] != w.shape[1]:
+            raise ValueError(f"linear: x must be (rows, {w.shape[1]}), is {x.shape}")
+        self.save(x if self.needs[1] else None, w if self.needs[0] else None)
+        y = x @ w.T
+        if b is not None:
+            y += b
+        return y
+
+    def backward(self, gy):  # (R, O)
+        x, w = self.saved
+        # y_ro = sum_d x_rd w_od + b_o
+        gx = gy @ w if self.needs[0] else None
+        gw = gy.T @ x if self.needs[1] else None
+        gb = gy.sum(axis=0) if self.needs[2] else None
+        return gx, gw, gb
+
+
+def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
+    """2D convolution (cross-correlation, as everywhere in deep learning).
+
+    Parameters
+    ----------
+    x : (N, C, H, W) float
+    weight : (O, C/G, KH, KW) float
+    bias : (O,) float, optional
+    stride, padding, dilation : int or (vertical, horizontal)
+        Padding is with zeros, on all sides.
+    groups : int
+        Output group g sees input group g only; divides C and O.
+
+    Returns
+    -------
+    (N, O, P, Q), P = (H + 2 padding - dilation (KH - 1) - 1) // stride + 1, Q likewise.
+
+    Raises
+    ------
+    ValueError
+        If channels, groups and kernel do not fit the input.
+    """
+    return Conv2d.apply(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+def conv_transpose2d(
+    x, weight, bias=None, stride=1, padding=0, output_padding=0, groups: int = 1, dilation=1
+) -> Tensor:
+    """Transposed convolution ("deconvolution"), which with stride 2 doubles a mask's side (section 4 of the paper).
+
+    Parameters
+    ----------
+    x : (N, C, H, W) float
+    weight : (C, O/G, KH, KW) float
+    bias : (O,) float, optional
+    stride, padding, output_padding, dilation : int or (vertical, horizontal)
+    groups : int
+
+    Returns
+    -------
+    (N, O, P, Q), P = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1, Q likewise.
+
+    Raises
+    ------
+    ValueError
+        If channels, groups and kernel do not fit the input, or output_padding is not below the stride.
+    """
+    options = dict(stride=stride, padding=padding, output_padding=output_padding, dilation=dilation, groups=groups)
+    return ConvTranspose2d.apply(x, weight, bias, **options)
+
+
+def linear(x, weight, bias=None) -> Tensor:
+    """Fully connected layer: (R, D) x (O, D) [+ (O,)] -> (R, O), y = x w^T + b."""
+    return Linear.apply(x, weight, bias)

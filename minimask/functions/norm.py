@@ -1,0 +1,183 @@
+"""Batch normalisation, trained and frozen, and group normalisation.
+
+Shapes: N images, C channels, G groups, H x W pixels; M values share one mean and variance.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minimask import backend
+from minimask.autograd import Function, Tensor
+
+
+class BatchNorm(Function):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, mean and variance over the batch, for each channel."""
+
+    def __init__(self, eps: float):
+        self.eps = eps
+
+    def forward(self, x, weight, bias):  # (N, C, H, W), (C,), (C,) -> (N, C, H, W), mean (C,), var (C,)
+        mean = x.mean(axis=(0, 2, 3), keepdims=True)
+        centred = x - mean
+        var = (centred * centred).mean(axis=(0, 2, 3), keepdims=True)
+        inv_std = 1.0 / self.xp.sqrt(var + self.eps)
+        x_hat = centred * inv_std
+        self.save(x_hat, inv_std, weight)
+        return x_hat * weight[:, None, None] + bias[:, None, None], mean.ravel(), var.ravel()
+
+    def backward(self, gy, g_mean, g_var):
+        # The mean and variance returned beside y only feed the running averages: no gradient enters through them.
+        x_hat, inv_std, weight = self.saved
+        g_bias = gy.sum(axis=(0, 2, 3))
+        g_weight = (gy * x_hat).sum(axis=(0, 2, 3))
+        if not self.needs[0]:
+            return None, g_weight, g_bias
+        # x_hat = (x - mean) inv_std, and mean and variance depend on every x of the channel:
+        # gx = inv_std (g - mean(g) - x_hat mean(g x_hat)), with g = gy weight
+        m = gy.size // gy.shape[1]
+        a = (g_bias / m)[:, None, None]
+        b = (g_weight / m)[:, None, None]
+        return weight[:, None, None] * inv_std * (gy - a - x_hat * b), g_weight, g_bias
+
+
+class FrozenBatchNorm(Function):
+    """y = x scale + shift: batch normalisation whose mean and variance are constants."""
+
+    def __init__(self, eps: float):
+        self.eps = eps
+
+    def forward(self, x, weight, bias, mean, var):  # (N, C, H, W), four times (C,)
+        scale = weight / self.xp.sqrt(var + self.eps)  # (C,)
+        self.save(scale, mean, var, x if self.needs[1] else None)
+        y = x * scale[:, None, None]
+        y += (bias - mean * scale)[:, None, None]
+        return y
+
+    def backward(self, gy):
+        scale, mean, var, x = self.saved
+        gx = gy * scale[:, None, None] if self.needs[0] else None
+        g_weight = g_bias = None
+        if self.needs[1]:  # y = (x - mean) / sqrt(var + eps) weight + bias
+            x_hat = (x - mean[:, None, None]) / self.xp.sqrt(var + self.eps)[:, None, None]
+            g_weight = (gy * x_hat).sum(axis=(0, 2, 3))
+        if self.needs[2]:
+            g_bias = gy.sum(axis=(0, 2, 3))
+        return gx, g_weight, g_bias, None, None
+
+
+class GroupNorm(Function):
+    """As batch normalisation, but mean and variance over one image's channels of one group.
+
+    With `relu` the result is max(y, 0): one pass less over memory than a ReLU of its own.
+    """
+
+    def __init__(self, groups: int, eps: float, relu: bool = False):
+        self.groups, self.eps, self.relu = groups, eps, relu
+
+    def forward(self, x, weight, bias):  # (N, C, H, W), (C,), (C,) -> (N, C, H, W)
+        if x.shape[1] % self.groups:
+            raise ValueError(f"group_norm: {x.shape[1]} channels do not divide into {self.groups} groups")
+        xp, kept = self.xp, any(self.needs)
+        x4, w3, b3 = self._grouped(x), self._by_channel(weight), self._by_channel(bias)
+        y4 = xp.empty_like(x4)
+        mean, inv_std = (xp.empty(x4.shape[:2], x.dtype) for _ in range(2))  # (N, G)
+        m = max(x4.shape[2] * x4.shape[3], 1)
+
+        def one(n, g):  # each group is small enough to stay in cache over all its passes
+            y = y4[n, g]  # (C/G, HW)
+            mean[n, g] = mu = x4[n, g].sum() / m
+            xp.subtract(x4[n, g], mu, out=y)
+            inv_std[n, g] = r = 1.0 / xp.sqrt(xp.dot(y.ravel(), y.ravel()) / m + self.eps)
+            y *= w3[g] * r
+            y += b3[g]
+            if self.relu:
+                xp.maximum(y, 0, out=y)
+
+        self._for_each_group(one, len(x))
+        y = y4.reshape(x.shape)
+        if kept:
+            self.save(x, mean, inv_std, weight, y if self.relu else None)
+        return y
+
+    def backward(self, gy):
+        x, mean, inv_std, weight, y = self.saved
+        xp = self.xp
+        x4, g4, w3 = self._grouped(x), self._grouped(gy), self._by_channel(weight)
+        y4 = self._grouped(y) if self.relu else None
+        gx4 = xp.empty_like(x4)
+        g_weights, g_biases = (xp.empty((*x4.shape[:3], 1), x.dtype) for _ in range(2))  # (N, G, C/G, 1)
+        m = max(x4.shape[2] * x4.shape[3], 1)
+
+        def one(n, g):
+            r = inv_std[n, g]
+            g1 = g4[n, g] * (y4[n, g] > 0) if self.relu else g4[n, g]  # (C/G, HW)
+            x_hat = (x4[n, g] - mean[n, g]) * r
+            g_biases[n, g] = g_bias = g1.sum(axis=1, keepdims=True)
+            g_weights[n, g] = g_weight = xp.einsum("cm,cm->c", g1, x_hat)[:, None]
+            # as for batch norm: gx = r (w gy - mean(w gy) - x_hat mean(w gy x_hat)), means over the group
+            a, b = (w3[g] * g_bias).sum() / m, (w3[g] * g_weight).sum() / m
+            x_hat *= -r * b
+            x_hat -= r * a
+            xp.multiply(g1, w3[g] * r, out=gx4[n, g])
+            gx4[n, g] += x_hat
+
+        self._for_each_group(one, len(x))
+        shape = weight.shape
+        return gx4.reshape(x.shape), g_weights.sum(axis=0).reshape(shape), g_biases.sum(axis=0).reshape(shape)
+
+    def _grouped(self, x):  # (N, C, H, W) -> (N, G, C/G, HW)
+        n, c, h, w = x.shape
+        return self.xp.ascontiguousarray(x).reshape(n, self.groups, c // self.groups, h * w)
+
+    def _by_channel(self, v):  # (C,) -> (G, C/G, 1)
+        return v.reshape(self.groups, -1, 1)
+
+    def _for_each_group(self, one, images: int) -> None:
+        def work(part, parts):
+            for k in range(*backend.share(images * self.groups, part, parts)):
+                one(*divmod(k, self.groups))
+
+        backend.parallel(work) if self.xp is np else work(0, 1)
+
+
+def batch_norm(x, weight, bias, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch normalisation in training (Ioffe and Szegedy 2015, algorithm 1).
+
+    Parameters
+    ----------
+    x : (N, C, H, W) float
+    weight, bias : (C,) float
+
+    Returns
+    -------
+    y : (N, C, H, W) Tensor
+    mean, var : (C,) Tensors
+        Of this batch (var divided by M, not M - 1), for running averages; nothing flows back through them.
+    """
+    return BatchNorm.apply(x, weight, bias, eps=eps)
+
+
+def frozen_batch_norm(x, weight, bias, mean, var, eps: float = 1e-5) -> Tensor:
+    """Batch normalisation with constant mean and variance (C,): a scale and a shift for each channel."""
+    return FrozenBatchNorm.apply(x, weight, bias, mean, var, eps=eps)
+
+
+def group_norm(x, groups: int, weight, bias, eps: float = 1e-5, relu: bool = False) -> Tensor:
+    """Group normalisation (Wu and He 2018), which does not depend on the other images of the batch.
+
+    Parameters
+    ----------
+    x : (N, C, H, W) float
+    groups : int
+        Divides C.
+    weight, bias : (C,) float
+    relu : bool
+        Apply max(y, 0) as well.
+
+    Raises
+    ------
+    ValueError
+        If the channels do not divide into the groups.
+    """
+    return GroupNorm.apply(x, weight, bias, groups=groups, eps=eps, relu=relu)

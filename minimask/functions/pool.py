@@ -1,0 +1,85 @@
+"""Max pooling and upsampling. The loops over pixels stand in `minimask.kernels.pooling` and `.resample`."""
+
+from __future__ import annotations
+
+from minimask.autograd import Function, Tensor
+from minimask.kernels import pooling, resample
+from minimask.kernels.convolution import pair
+
+
+class MaxPool2d(Function):
+    """y[n, c, p, q] = max over the window of x; the gradient goes to the first largest element."""
+
+    def __init__(self, kernel_size, stride=None, padding=0):
+        self.kernel, self.padding = pair(kernel_size), pair(padding)
+        self.stride = self.kernel if stride is None else pair(stride)
+        if any(2 * p > k for p, k in zip(self.padding, self.kernel)):
+            raise ValueError(f"max_pool2d: padding {self.padding} is more than half of the window {self.kernel}")
+
+    def forward(self, x):  # (N, C, H, W) -> (N, C, P, Q)
+        n, c, h, w = x.shape
+        self.geometry = pooling.geometry(x.shape, self.kernel, self.stride, self.padding)
+        y, index = pooling.max_pool(x.reshape(n * c, 1, h, w), self.geometry, want_index=any(self.needs))
+        self.save(index)
+        return y.reshape(n, c, *y.shape[2:])
+
+    def backward(self, gy):  # (N, C, P, Q) -> (N, C, H, W)
+        (index,) = self.saved
+        gx = pooling.max_pool_gradient(gy.reshape(index.shape), index, self.geometry)
+        return gx.reshape(*gy.shape[:2], *gx.shape[2:])
+
+
+class UpsampleNearest(Function):
+    """Each output is a copy of one input; an input's gradient is the sum of its copies'."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+
+    def forward(self, x):  # (N, C, H, W) -> (N, C, *size)
+        self.save(x.shape[2:])
+        return resample.nearest(x, self.size)
+
+    def backward(self, gy):
+        return resample.nearest_gradient(gy, self.saved[0])
+
+
+class UpsampleBilinear(Function):
+    """y = R x C^T with R, C the matrices of linear interpolation along the two axes."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+
+    def forward(self, x):  # (N, C, H, W) -> (N, C, *size)
+        self.save(x.shape[2:])
+        return resample.bilinear(x, self.size)
+
+    def backward(self, gy):
+        return resample.bilinear_gradient(gy, self.saved[0])  # R^T gy C
+
+
+def max_pool2d(x, kernel_size, stride=None, padding=0) -> Tensor:
+    """Maximum over windows.
+
+    Parameters
+    ----------
+    x : (N, C, H, W) float
+    kernel_size, stride, padding : int or (vertical, horizontal)
+        stride is kernel_size by default; padding, which never wins, is at most half the window.
+
+    Returns
+    -------
+    (N, C, P, Q), P = (H + 2 padding - kernel) // stride + 1, Q likewise.
+    """
+    return MaxPool2d.apply(x, kernel_size=kernel_size, stride=stride, padding=padding)
+
+
+def upsample_nearest(x, size=None, scale_factor: int = 2) -> Tensor:
+    """Enlarge (N, C, H, W) to `size`, or by a whole `scale_factor`, repeating pixels (FPN, section 3)."""
+    size = pair(size) if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
+    return UpsampleNearest.apply(x, size=size)
+
+
+def upsample_bilinear(x, size=None, scale_factor: int = 2) -> Tensor:
+    """Resize (N, C, H, W) to `size`, or by a whole `scale_factor`, interpolating between pixel centres."""
+    size = pair(size) if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
+    return UpsampleBilinear.apply(x, size=size)

@@ -1,0 +1,80 @@
+"""Max pooling: the largest of each window, and the way back to it.
+
+Shapes: N images, C channels, H x W in, P x Q out, window KH x KW (see `convolution` for the arithmetic of
+windows: pooling reads the same patches). A window's part outside the image is ignored.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minimask import backend
+from minimask.kernels.convolution import Geometry, windows
+
+
+def geometry(x_shape, kernel, stride, padding) -> Geometry:
+    """The sizes of a pooling, as those of a convolution of one channel by itself."""
+    n, c, h, w = x_shape
+    return Geometry.of((n * c, 1, h, w), (1, 1, *kernel), stride, padding, 1, 1)
+
+
+def max_pool_loop(x, g: Geometry):
+    """(N C, 1, H, W) -> values and indices (N C, 1, P, Q), window by window (slow; for tests and reading)."""
+    y = np.full((len(x), 1, *g.out_size), -np.inf, x.dtype)
+    index = np.zeros(y.shape, np.uint8)
+    for k, (i, j) in enumerate(np.ndindex(*g.w_shape[2:])):
+        for n, _, p, q in np.ndindex(*y.shape):
+            u, v = p * g.stride[0] + i - g.padding[0], q * g.stride[1] + j - g.padding[1]
+            if 0 <= u < x.shape[2] and 0 <= v < x.shape[3] and x[n, 0, u, v] > y[n, 0, p, q]:
+                y[n, 0, p, q], index[n, 0, p, q] = x[n, 0, u, v], k
+    return y, index
+
+
+def max_pool(x, g: Geometry, want_index: bool):
+    """Maximum of each window, and which of the window's elements it is (the first of equal ones).
+
+    Parameters
+    ----------
+    x : (N C, 1, H, W)
+    want_index : bool
+        Without it the second result is None, and the maximum takes half the time.
+
+    Returns
+    -------
+    y : (N C, 1, P, Q) of x's dtype
+    index : (N C, 1, P, Q) uint8 in [0, KH KW), or None
+    """
+    xp = backend.array_module(x)
+    y = xp.full((len(x), 1, *g.out_size), -np.inf, x.dtype)
+    index = xp.zeros(y.shape, np.uint8) if want_index else None
+    kernel_width = g.w_shape[3]
+
+    def work(part, parts):
+        own = slice(*backend.share(len(x), part, parts))
+        for i, j, out, pixels in windows(g):
+            window = x[own, :, pixels[0], pixels[1]]
+            best = y[own, :, out[0], out[1]]
+            if want_index:
+                # written so that the last larger one wins: no boolean indexing, which would wait for a GPU
+                chosen = index[own, :, out[0], out[1]]
+                chosen[...] = xp.where(window > best, np.uint8(i * kernel_width + j), chosen)
+            xp.maximum(best, window, out=best)
+
+    backend.parallel(work) if xp is np else work(0, 1)
+    return y, index
+
+
+def max_pool_gradient(gy, index, g: Geometry):
+    """Send each output's gradient to the element that was the maximum: (N C, 1, P, Q) -> (N C, 1, H, W)."""
+    xp = backend.array_module(gy)
+    gx = xp.zeros((len(gy), 1, *g.x_shape[2:]), gy.dtype)
+    kernel_width = g.w_shape[3]
+
+    def work(part, parts):
+        own = slice(*backend.share(len(gy), part, parts))
+        for i, j, out, pixels in windows(g):
+            chosen = index[own, :, out[0], out[1]] == i * kernel_width + j
+            gx[own, :, pixels[0], pixels[1]] += gy[own, :, out[0], out[1]] * chosen
+
+    backend.parallel(work) if xp is np else work(0, 1)
+    return gx

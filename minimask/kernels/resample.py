@@ -1,0 +1,80 @@
+"""Upsampling and resizing, nearest and bilinear, as separable maps: one small matrix or index a direction.
+
+A pixel i covers [i, i + 1) and has its centre at i + 1/2; an output pixel's centre, scaled, is where the input
+is read (what torch calls ``align_corners=False``).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minimask import backend
+
+
+def nearest_index(size: int, out: int, xp=np):
+    """For each of `out` output pixels the input pixel under its left edge: floor(i size / out)."""
+    return xp.arange(out) * size // out
+
+
+def nearest(x, out_size: tuple[int, int]):
+    """(..., H, W) -> (..., P, Q), each output a copy of one input."""
+    xp = backend.array_module(x)
+    (h, w), (p, q) = x.shape[-2:], out_size
+    if (p, q) == (2 * h, 2 * w):  # the pyramid's case, without index arrays
+        y = xp.empty((*x.shape[:-2], h, 2, w, 2), x.dtype)
+        y[...] = x[..., :, None, :, None]
+        return y.reshape(*x.shape[:-2], p, q)
+    return x[..., nearest_index(h, p, xp)[:, None], nearest_index(w, q, xp)]
+
+
+def nearest_gradient(gy, size: tuple[int, int]):
+    """Add up the gradients of each input's copies: (..., P, Q) -> (..., H, W)."""
+    xp = backend.array_module(gy)
+    (h, w), (p, q) = size, gy.shape[-2:]
+    if (p, q) == (2 * h, 2 * w):
+        g = gy.reshape(*gy.shape[:-2], h, 2, w, 2)
+        return g[..., 0, :, 0] + g[..., 0, :, 1] + g[..., 1, :, 0] + g[..., 1, :, 1]
+    rows = (nearest_index(h, p, xp) == xp.arange(h)[:, None]).astype(gy.dtype)  # (H, P)
+    cols = (nearest_index(w, q, xp) == xp.arange(w)[:, None]).astype(gy.dtype)  # (W, Q)
+    return rows @ gy @ cols.T
+
+
+def bilinear_matrix(size: int, out: int, dtype, scale: float | None = None, xp=np):
+    """The (out, size) matrix that resizes one axis linearly.
+
+    Parameters
+    ----------
+    size, out : int
+        Pixels in and out.
+    scale : float, optional
+        Input pixels per output pixel, size / out by default.
+
+    Notes
+    -----
+    Rows sum to 1; positions beyond the outermost pixel centres read the outermost pixel.
+    """
+    scale = size / out if scale is None else scale
+    centre = np.clip((np.arange(out) + 0.5) * scale - 0.5, 0, size - 1)  # in units of pixel centres
+    low = np.floor(centre).astype(np.int64)
+    high = np.minimum(low + 1, size - 1)
+    matrix = np.zeros((out, size), dtype)
+    rows, fraction = np.arange(out), centre - low
+    matrix[rows, low] += 1 - fraction
+    matrix[rows, high] += fraction
+    return xp.asarray(matrix)
+
+
+def bilinear(x, out_size: tuple[int, int]):
+    """(..., H, W) -> (..., P, Q) by linear interpolation in both directions."""
+    xp = backend.array_module(x)
+    rows = bilinear_matrix(x.shape[-2], out_size[0], x.dtype, xp=xp)
+    cols = bilinear_matrix(x.shape[-1], out_size[1], x.dtype, xp=xp)
+    return rows @ (x @ cols.T)
+
+
+def bilinear_gradient(gy, size: tuple[int, int]):
+    """The transpose of `bilinear`: (..., P, Q) -> (..., H, W)."""
+    xp = backend.array_module(gy)
+    rows = bilinear_matrix(size[0], gy.shape[-2], gy.dtype, xp=xp)
+    cols = bilinear_matrix(size[1], gy.shape[-1], gy.dtype, xp=xp)
+    return (rows.T @ gy) @ cols
