@@ -1,0 +1,190 @@
+"""COCO's average precision of boxes and masks, by pycocotools, for any number of detections an image."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+METRICS = ("AP", "AP50", "AP75", "small", "medium", "large")
+_AREAS = ("all", "small", "medium", "large")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Average precision of boxes and of masks, and the detections it was computed from.
+
+    Attributes
+    ----------
+    box, mask : dict of str to float
+        `METRICS`: AP is the mean over the IoU thresholds 0.50, 0.55, ..., 0.95 and the classes; AP50 and
+        AP75 at one threshold; small, medium and large are the AP of objects under 32**2, under 96**2 and
+        from 96**2 pixels of area up. -1 where the data has no such object.
+    max_detections : int
+        The most detections an image that were counted, best first.
+    images, objects : int
+        How many images and (not crowd) objects were evaluated on.
+    detections : list of dict
+        COCO results: image_id, category_id, bbox (x, y, width, height), score, segmentation (RLE).
+    """
+
+    box: dict[str, float]
+    mask: dict[str, float]
+    max_detections: int
+    images: int
+    objects: int
+    detections: list[dict]
+
+    def table(self) -> str:
+        """The metrics as a text table; a dash where the data has no such object."""
+        rows = ["      " + "".join(f"{name:>8}" for name in METRICS)]
+        for kind, values in (("box", self.box), ("mask", self.mask)):
+            cells = ["-" if values[name] < 0 else f"{values[name]:.3f}" for name in METRICS]
+            rows.append(f"{kind:<6}" + "".join(f"{cell:>8}" for cell in cells))
+        if any(value < 0 for value in (self.box | self.mask).values()):
+            rows.append("-: no object of that size in the data (COCO writes -1)")
+        return "\n".join(rows)
+
+    def metrics(self) -> dict[str, Any]:
+        """What `table` shows, for a JSON file."""
+        return {
+            "box": self.box,
+            "mask": self.mask,
+            "max_detections": self.max_detections,
+            "images": self.images,
+            "objects": self.objects,
+        }
+
+
+def evaluate(
+    model: Any,
+    dataset: Any,
+    max_detections: int = 100,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Evaluation:
+    """Predict every image of a data set, at its own size, and compare with its annotations.
+
+    Parameters
+    ----------
+    model
+        Has ``predict(images)``. It must be set to give at least `max_detections` an image.
+    dataset
+        Has ``image_ids``, ``category_ids``, ``coco_document()`` and samples by index.
+    max_detections : int, >= 1
+        The best so many of each image are kept, in the results and in the metrics.
+    progress : callable
+        Wraps the range of image indices, to show how far it is.
+
+    Returns
+    -------
+    Evaluation
+    """
+    detections: list[dict] = []
+    for index in progress(range(len(dataset))):
+        sample = dataset[index]
+        (prediction,) = model.predict([sample.image])
+        found = coco_results(prediction, sample.image_id, dataset.category_ids)
+        detections += sorted(found, key=lambda result: -result["score"])[:max_detections]
+    return score(dataset.coco_document(), detections, max_detections)
+
+
+def coco_results(prediction: dict, image_id: int, category_ids: list[int]) -> list[dict]:
+    """One image's predictions as COCO results; masks are thresholded at 0.5 and run-length encoded.
+
+    Parameters
+    ----------
+    prediction : dict
+        boxes (N, 4) x1, y1, x2, y2; labels (N,) from 1; scores (N,); masks with ``rle(threshold)``.
+    category_ids : list of int
+        The COCO id of label 1, 2, ...
+    """
+    boxes = np.asarray(prediction["boxes"], dtype=np.float64).reshape(-1, 4)
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    return [
+        {
+            "image_id": int(image_id),
+            "category_id": int(category_ids[int(label) - 1]),
+            "bbox": [round(float(value), 3) for value in (*box[:2], *size)],
+            "score": float(value),
+            "segmentation": rle,
+        }
+        for box, size, label, value, rle in zip(
+            boxes, sizes, prediction["labels"], prediction["scores"], prediction["masks"].rle(0.5)
+        )
+    ]
+
+
+def score(document: dict, detections: list[dict], max_detections: int = 100) -> Evaluation:
+    """Compare COCO results with a COCO document.
+
+    Parameters
+    ----------
+    document : dict
+        images, annotations (with area and iscrowd, ids from 1 up) and categories.
+    detections : list of dict
+        COCO results with both bbox and segmentation; may be empty.
+    """
+    from pycocotools import mask as rle_masks
+
+    # An object counts as small or large by its own kind of area, so the two kinds differ in `area` alone.
+    boxes = [result["bbox"][2] * result["bbox"][3] for result in detections]
+    areas = rle_masks.area([result["segmentation"] for result in detections]) if detections else []
+    return Evaluation(
+        box=_average_precision(document, detections, boxes, "bbox", max_detections),
+        mask=_average_precision(document, detections, areas, "segm", max_detections),
+        max_detections=max_detections,
+        images=len(document["images"]),
+        objects=sum(not annotation["iscrowd"] for annotation in document["annotations"]),
+        detections=detections,
+    )
+
+
+def _average_precision(
+    document: dict, detections: list[dict], areas, kind: str, most: int
+) -> dict[str, float]:
+    """COCOeval's precision, averaged here: its own summary is fixed to 100 detections, and prints."""
+    from pycocotools.cocoeval import COCOeval
+
+    # COCO.loadRes fails on no results and writes into the caller's; the same annotations are made here.
+    results = [
+        result | {"id": number, "area": float(area), "iscrowd": 0}
+        for number, (result, area) in enumerate(zip(detections, areas), start=1)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        comparison = COCOeval(_indexed(document), _indexed(document | {"annotations": results}), kind)
+        comparison.params.maxDets = [most]
+        comparison.evaluate()
+        comparison.accumulate()
+    precision = comparison.eval["precision"][
+        ..., 0
+    ]  # (T thresholds, R recalls, K classes, A areas), -1: nothing
+
+    def mean(values: np.ndarray) -> float:
+        values = values[values > -1]
+        return float(values.mean()) if values.size else -1.0
+
+    thresholds = comparison.params.iouThrs
+    everything, *by_size = (precision[..., area] for area in range(len(_AREAS)))
+    return dict(
+        zip(
+            METRICS,
+            [
+                mean(everything),
+                mean(everything[np.isclose(thresholds, 0.50)]),
+                mean(everything[np.isclose(thresholds, 0.75)]),
+                *map(mean, by_size),
+            ],
+        )
+    )
+
+
+def _indexed(document: dict):
+    """A pycocotools COCO of a document in memory; of copies, since COCOeval writes into annotations."""
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = document | {"annotations": [dict(annotation) for annotation in document["annotations"]]}
+    coco.createIndex()
+    return coco
