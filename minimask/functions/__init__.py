@@ -1,0 +1,38 @@
+"""Every differentiable operation: a class with forward and backward, and under it the function people call."""
+
+from minimask.functions.activation import dropout, log_softmax, relu, sigmoid, softmax
+from minimask.functions.array import (
+    add,
+    concatenate,
+    divide,
+    exp,
+    getitem,
+    log,
+    matmul,
+    mean,
+    multiply,
+    power,
+    reshape,
+    sqrt,
+    subtract,
+    sum,
+    take,
+    transpose,
+)
+from minimask.functions.conv import conv2d, conv_transpose2d, linear
+from minimask.functions.explicit_mask_head import mask_head
+from minimask.functions.explicit_rpn_head import rpn_head
+from minimask.functions.loss import (
+    box_head_loss,
+    l1,
+    mask_loss,
+    rpn_loss,
+    sigmoid_cross_entropy,
+    smooth_l1,
+    softmax_cross_entropy,
+)
+from minimask.functions.norm import batch_norm, frozen_batch_norm, group_norm
+from minimask.functions.pool import max_pool2d, upsample_bilinear, upsample_nearest
+from minimask.functions.roi import roi_align, roi_pool
+
+__all__ = [name for name in dir() if not name.startswith("_")]

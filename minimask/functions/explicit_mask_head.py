@@ -1,0 +1,80 @@
+"""The fully convolutional mask head (figure 4, right) as one Function, its backward pass derived by hand.
+
+Shapes: R RoIs, C channels, P x P features in, M x M = 2P x 2P masks out, K classes and background.
+
+    h_0 = x                                      (R, C, P, P)
+    h_i = relu(w_i * h_(i-1) + b_i)   3x3, i = 1..n
+    t   = relu(D^T h_n + d)           2x2 deconvolution, stride 2: (R, C, M, M)
+    y   = p t + q                     1x1: a mask of logits for each class
+"""
+
+from __future__ import annotations
+
+from minimask.autograd import Function, Tensor
+from minimask.functions.activation import relu
+from minimask.functions.conv import conv2d, conv_transpose2d
+from minimask.kernels import convolution
+from minimask.kernels.convolution import Geometry
+
+
+class MaskHead(Function):
+    """Mask logits of every class for every RoI; classes do not compete (section 3)."""
+
+    def forward(self, x, *weights):  # (R, C, P, P), n pairs w b, D d, p q -> (R, K+1, M, M)
+        *convs, (deconv, d), (p, q) = zip(weights[::2], weights[1::2])
+        hs, geometries = [x], []
+        for w, b in convs:
+            g = Geometry.of(hs[-1].shape, w.shape, 1, 1, 1, 1)
+            hs.append(convolution.forward(hs[-1], w, b, g, relu=True))
+            geometries.append(g)
+        r, _, size, _ = x.shape
+        up = Geometry.of((r, deconv.shape[1], 2 * size, 2 * size), deconv.shape, 2, 0, 1, 1)
+        t = convolution.input_gradient(hs[-1], deconv, up)  # a deconvolution is a convolution's input gradient
+        t += d[:, None, None]
+        self.xp.maximum(t, 0, out=t)
+        point = Geometry.of(t.shape, p.shape, 1, 0, 1, 1)
+        self.save(weights, hs, t, geometries, up, point)
+        return convolution.forward(t, p, q, point)
+
+    def backward(self, gy):  # (R, K+1, M, M)
+        weights, hs, t, geometries, up, point = self.saved
+        xp = self.xp
+        # y = p t + q
+        g_weights = [gy.sum(axis=(0, 2, 3)), convolution.weight_gradient(gy, t, point)]  # q, p: collected backwards
+        gt = convolution.input_gradient(gy, weights[-2], point)
+        # t = relu(D^T h_n + d): the transpose of a transpose is the convolution itself
+        gt = xp.multiply(gt, t > 0, out=gt)
+        g_weights += [gt.sum(axis=(0, 2, 3)), convolution.weight_gradient(hs[-1], gt, up)]
+        gh = convolution.forward(gt, weights[-4], None, up)
+        # h_i = relu(w_i * h_(i-1) + b_i)
+        for i in reversed(range(len(geometries))):
+            gz = xp.multiply(gh, hs[i + 1] > 0, out=gh)
+            g_weights += [gz.sum(axis=(0, 2, 3)), convolution.weight_gradient(gz, hs[i], geometries[i])]
+            if i > 0 or self.needs[0]:
+                gh = convolution.input_gradient(gz, weights[2 * i], geometries[i])
+        return gh if self.needs[0] else None, *reversed(g_weights)
+
+
+def mask_head(x, convs, deconv, predictor) -> Tensor:
+    """Mask logits.
+
+    Parameters
+    ----------
+    x : (R, C, P, P) float
+        RoI features.
+    convs : n pairs (weight (C, C, 3, 3), bias (C,))
+    deconv : (weight (C, C, 2, 2), bias (C,))
+    predictor : (weight (K + 1, C, 1, 1), bias (K + 1,))
+
+    Returns
+    -------
+    (R, K + 1, 2P, 2P) Tensor of logits: apply a sigmoid, each class by itself.
+    """
+    return MaskHead.apply(x, *(v for layer in [*convs, deconv, predictor] for v in layer))
+
+
+def mask_head_reference(x, convs, deconv, predictor) -> Tensor:
+    """`mask_head` from small Functions."""
+    for weight, bias in convs:
+        x = relu(conv2d(x, weight, bias, padding=1))
+    return conv2d(relu(conv_transpose2d(x, *deconv, stride=2)), *predictor)

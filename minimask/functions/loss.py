@@ -1,0 +1,315 @@
+"""The losses: L = L_cls + L_box + L_mask (section 3), and the RPN's two.
+
+Shapes: R rows (RoIs or anchors), K classes and background 0, M x M mask cells, N images, A anchors an image.
+Every loss of nothing is 0, with gradients of 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minimask.autograd import Function, Tensor
+from minimask.functions.activation import sigmoid_array, softmax_array
+
+# ------------------------------------------------------------------- the pieces, as (value, derivative) of arrays
+
+
+def _softmax_cross_entropy(logits, labels, xp):  # (R, K), (R,) -> sum over rows, (R, K)
+    if not len(logits):
+        return xp.zeros((), logits.dtype), xp.zeros_like(logits)
+    rows = xp.arange(len(logits))
+    p = softmax_array(logits, 1, xp)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    # -log p_label, from the logits: p itself may have rounded to 0
+    loss = xp.log(xp.exp(shifted).sum(axis=1)) - shifted[rows, labels]
+    p[rows, labels] -= 1  # d loss / d logit_k = p_k - [k is the label]
+    return loss.sum(), p
+
+
+def _sigmoid_cross_entropy(x, t, xp):  # any shape twice -> sum, same shape
+    # -t log s(x) - (1 - t) log(1 - s(x)) = max(x, 0) - x t + log(1 + exp(-|x|)), which never overflows
+    loss = xp.maximum(x, 0) - x * t + xp.log1p(xp.exp(-xp.abs(x)))
+    return loss.sum(), sigmoid_array(x, xp) - t
+
+
+def _smooth_l1(x, t, beta: float, xp):  # any shape twice -> sum, same shape
+    d = x - t
+    a = xp.abs(d)
+    if beta == 0:
+        return a.sum(), xp.sign(d)
+    # 0.5 d^2 / beta where |d| < beta, |d| - 0.5 beta beyond: value and slope meet at beta
+    inner = a < beta
+    loss = xp.where(inner, 0.5 / beta * d * d, a - 0.5 * beta)
+    return loss.sum(), xp.where(inner, d / beta, xp.sign(d))
+
+
+# -------------------------------------------------------------------------------------------- plain losses
+
+
+class SoftmaxCrossEntropy(Function):
+    """y = sum_r -log softmax(x_r)[label_r] / normalizer."""
+
+    def __init__(self, normalizer: float | None = None):
+        self.normalizer = normalizer
+
+    def forward(self, x, labels):  # (R, K), (R,) -> ()
+        scale = 1.0 / (self.normalizer or max(len(x), 1))
+        loss, slope = _softmax_cross_entropy(x, labels, self.xp)
+        self.save(slope, scale)
+        return loss * scale
+
+    def backward(self, gy):
+        slope, scale = self.saved
+        return gy * scale * slope, None
+
+
+class SigmoidCrossEntropy(Function):
+    """y = sum of -t log s(x) - (1 - t) log(1 - s(x)) / normalizer, s the sigmoid."""
+
+    def __init__(self, normalizer: float | None = None):
+        self.normalizer = normalizer
+
+    def forward(self, x, target):  # same shape twice -> ()
+        scale = 1.0 / (self.normalizer or max(x.size, 1))
+        loss, slope = _sigmoid_cross_entropy(x, target, self.xp)
+        self.save(slope, scale)
+        return loss * scale
+
+    def backward(self, gy):
+        slope, scale = self.saved
+        return gy * scale * slope, None
+
+
+class SmoothL1(Function):
+    """y = sum of f(x - t) / normalizer, f(d) = d^2 / (2 beta) within beta, |d| - beta / 2 beyond; |d| for beta 0."""
+
+    def __init__(self, beta: float = 1.0, normalizer: float | None = None):
+        if beta < 0:
+            raise ValueError(f"smooth_l1: beta must not be negative, is {beta}")
+        self.beta, self.normalizer = beta, normalizer
+
+    def forward(self, x, target):  # same shape twice -> ()
+        scale = 1.0 / (self.normalizer or max(x.size, 1))
+        loss, slope = _smooth_l1(x, target, self.beta, self.xp)
+        self.save(slope, scale)
+        return loss * scale
+
+    def backward(self, gy):
+        slope, scale = self.saved
+        gx = gy * scale * slope
+        return gx, -gx if self.needs[1] else None
+
+
+# --------------------------------------------------------------------------------------- losses of a stage
+
+
+class RPNLoss(Function):
+    """Objectness and box loss of sampled anchors (Faster R-CNN, equation 1)."""
+
+    def __init__(self, positive, negative, beta: float, normalizer: float):
+        self.positive, self.negative = positive, negative  # flat indices into (N A)
+        self.beta, self.normalizer = beta, normalizer
+
+    def forward(self, logits, deltas, targets):  # (N, A), (N, A, 4), (R+, 4) -> (), ()
+        xp, scale = self.xp, 1.0 / self.normalizer
+        sampled = xp.concatenate([self.positive, self.negative])
+        is_object = (xp.arange(len(sampled)) < len(self.positive)).astype(logits.dtype)
+        cls, g_logits = _sigmoid_cross_entropy(logits.reshape(-1)[sampled], is_object, xp)
+        box, g_deltas = _smooth_l1(deltas.reshape(-1, 4)[self.positive], targets, self.beta, xp)
+        self.save(sampled, g_logits, g_deltas, logits.shape, scale)
+        return cls * scale, box * scale
+
+    def backward(self, g_cls, g_box):
+        sampled, slope_logits, slope_deltas, shape, scale = self.saved
+        g_logits = self.xp.zeros(shape, slope_logits.dtype)
+        g_deltas = self.xp.zeros((*shape, 4), slope_deltas.dtype)
+        g_logits.reshape(-1)[sampled] = g_cls * scale * slope_logits  # each anchor is sampled once at most
+        g_deltas.reshape(-1, 4)[self.positive] = g_box * scale * slope_deltas
+        return g_logits, g_deltas, None
+
+
+class BoxHeadLoss(Function):
+    """L_cls + L_box of R RoIs, as two numbers (Fast R-CNN, equations 1 to 3)."""
+
+    def __init__(self, beta: float, class_agnostic: bool = False):
+        self.beta, self.class_agnostic = beta, class_agnostic
+
+    def forward(self, logits, deltas, labels, targets):  # (R, K+1), (R, 4(K+1)) or (R, 4), (R,), (R, 4) -> (), ()
+        xp, scale = self.xp, 1.0 / max(len(logits), 1)
+        cls, g_logits = _softmax_cross_entropy(logits, labels, xp)
+        rows = xp.flatnonzero(labels)  # background has no box  # sync
+        of_class = deltas.reshape(len(deltas), -1, 4)  # (R, K+1, 4)
+        own = xp.zeros_like(labels[rows]) if self.class_agnostic else labels[rows]
+        box, g_deltas = _smooth_l1(of_class[rows, own], targets[rows], self.beta, xp)
+        self.save(g_logits, g_deltas, rows, own, deltas.shape, scale)
+        return cls * scale, box * scale  # L_box, too, is divided by all RoIs: positives of all images weigh alike
+
+    def backward(self, g_cls, g_box):
+        slope_logits, slope_deltas, rows, own, shape, scale = self.saved
+        g_deltas = self.xp.zeros(shape, slope_deltas.dtype)
+        g_deltas.reshape(shape[0], -1, 4)[rows, own] = g_box * scale * slope_deltas
+        return g_cls * scale * slope_logits, g_deltas, None, None
+
+
+class MaskLoss(Function):
+    """L_mask: the average binary cross-entropy of the one mask, out of K, that belongs to the true class."""
+
+    def __init__(self, class_agnostic: bool = False):
+        self.class_agnostic = class_agnostic
+
+    def forward(self, logits, labels, targets):  # (R, K+1, M, M), (R,), (R, M, M) -> ()
+        xp, scale = self.xp, 1.0 / max(targets.size, 1)
+        rows = xp.arange(len(logits))
+        own = xp.zeros_like(labels) if self.class_agnostic else labels
+        loss, slope = _sigmoid_cross_entropy(logits[rows, own], targets, xp)
+        self.save(slope, rows, own, logits.shape, scale)
+        return loss * scale
+
+    def backward(self, gy):
+        slope, rows, own, shape, scale = self.saved
+        g = self.xp.zeros(shape, slope.dtype)  # the other classes' masks do not compete: exactly 0
+        g[rows, own] = gy * scale * slope
+        return g, None, None
+
+
+# -------------------------------------------------------------------------------------- what people call
+
+
+def softmax_cross_entropy(logits, labels, normalizer: float | None = None) -> Tensor:
+    """-log softmax(logits)[label], summed over rows and divided by their number, or by `normalizer`.
+
+    Parameters
+    ----------
+    logits : (R, K) float
+    labels : (R,) int in [0, K)
+
+    Returns
+    -------
+    () Tensor.
+    """
+    return SoftmaxCrossEntropy.apply(logits, labels, normalizer=normalizer)
+
+
+def sigmoid_cross_entropy(logits, targets, normalizer: float | None = None) -> Tensor:
+    """Binary cross-entropy with logits, summed over elements and divided by their number, or by `normalizer`.
+
+    Parameters
+    ----------
+    logits, targets : same shape, float
+        Targets in [0, 1].
+
+    Returns
+    -------
+    () Tensor.
+    """
+    return SigmoidCrossEntropy.apply(logits, targets, normalizer=normalizer)
+
+
+def smooth_l1(x, target, beta: float = 1.0, normalizer: float | None = None) -> Tensor:
+    """Smooth L1 (Fast R-CNN, equation 3, where beta is 1), over all elements, divided as above; beta 0 is L1.
+
+    Parameters
+    ----------
+    x, target : same shape, float
+    beta : float, >= 0
+        Where quadratic turns into linear, in x's unit.
+
+    Returns
+    -------
+    () Tensor.
+
+    Raises
+    ------
+    ValueError
+        If beta is negative.
+    """
+    return SmoothL1.apply(x, target, beta=beta, normalizer=normalizer)
+
+
+def l1(x, target, normalizer: float | None = None) -> Tensor:
+    """Mean absolute difference, or the sum divided by `normalizer`."""
+    return SmoothL1.apply(x, target, beta=0.0, normalizer=normalizer)
+
+
+def rpn_loss(logits, deltas, positive, negative, targets, beta: float = 1 / 9, normalizer: float | None = None):
+    """The RPN's two losses over sampled anchors.
+
+    Parameters
+    ----------
+    logits : (N, A) float
+        Objectness.
+    deltas : (N, A, 4) float
+        Encoded boxes.
+    positive, negative : (R+,), (R-,) int
+        Flat indices into (N A), without repetition.
+    targets : (R+, 4) float
+        Encoded boxes of the positives' objects.
+    beta : float
+        Of smooth L1.
+    normalizer : float, optional
+        Divides both; the number of sampled anchors by default.
+
+    Returns
+    -------
+    objectness, box : () Tensors.
+    """
+    normalizer = normalizer or max(len(positive) + len(negative), 1)
+    options = dict(positive=positive, negative=negative, beta=beta, normalizer=normalizer)
+    return RPNLoss.apply(logits, deltas, targets, **options)
+
+
+def rpn_loss_reference(logits, deltas, positive, negative, targets, beta: float = 1 / 9):
+    """`rpn_loss` from small Functions."""
+    sampled = np.concatenate([positive, negative])
+    is_object = (np.arange(len(sampled)) < len(positive)).astype(logits.dtype)
+    count = max(len(sampled), 1)
+    objectness = sigmoid_cross_entropy(logits.reshape(-1)[sampled], is_object, count)
+    return objectness, smooth_l1(deltas.reshape(-1, 4)[positive], targets, beta, count)
+
+
+def box_head_loss(logits, deltas, labels, targets, beta: float = 1 / 9, class_agnostic: bool = False):
+    """L_cls and L_box of the second stage.
+
+    Parameters
+    ----------
+    logits : (R, K + 1) float
+    deltas : (R, 4 (K + 1)) float; (R, 4) when class_agnostic
+    labels : (R,) int
+        0 is background, which has no box loss.
+    targets : (R, 4) float
+        Encoded boxes; rows of background are not read.
+
+    Returns
+    -------
+    classification, box : () Tensors, both divided by R.
+    """
+    return BoxHeadLoss.apply(logits, deltas, labels, targets, beta=beta, class_agnostic=class_agnostic)
+
+
+def box_head_loss_reference(logits, deltas, labels, targets, beta: float = 1 / 9):
+    """`box_head_loss` from small Functions."""
+    rows = np.flatnonzero(labels)
+    own = deltas.reshape(len(labels), -1, 4)[rows, labels[rows]]
+    count = max(len(labels), 1)
+    return softmax_cross_entropy(logits, labels, count), smooth_l1(own, targets[rows], beta, count)
+
+
+def mask_loss(logits, labels, targets, class_agnostic: bool = False) -> Tensor:
+    """L_mask (section 3): per-pixel sigmoid, average binary cross-entropy, only on the true class's mask.
+
+    Parameters
+    ----------
+    logits : (R, K + 1, M, M) float; (R, 1, M, M) when class_agnostic
+    labels : (R,) int in [1, K]
+    targets : (R, M, M) float in [0, 1]
+
+    Returns
+    -------
+    () Tensor.
+    """
+    return MaskLoss.apply(logits, labels, targets, class_agnostic=class_agnostic)
+
+
+def mask_loss_reference(logits, labels, targets) -> Tensor:
+    """`mask_loss` from small Functions."""
+    return sigmoid_cross_entropy(logits[np.arange(len(labels)), labels], targets)

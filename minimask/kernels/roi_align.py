@@ -1,0 +1,318 @@
+"""RoIAlign as a sparse matrix: with average aggregation it is linear in the feature map.
+
+Shapes: R RoIs, PH x PW bins, SY x SX sampling points a bin, L pyramid levels of (N, C, H, W) features.
+
+Each sampling point reads four pixels with bilinear weights, so an output row is a combination of at most
+4 SY SX pixels. `Plan` holds one CSR matrix A a level, with a row for each bin of that level's RoIs and a
+column for each pixel of its N images. Forward is A @ x, backward A^T @ g, on features held as (N H W, C).
+For the maximum, A has a row for each sampling point instead, and the largest of a bin's rows is kept.
+`roi_align_loop` says the same in plain loops, as the paper does (section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from minimask import backend
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a RoI layer reads a box.
+
+    Parameters
+    ----------
+    output_size : (PH, PW)
+    ratio : int
+        Sampling points a bin in each direction; 0 or less: adaptive, ceil(bin size), one point a feature pixel.
+    aligned : bool
+        Subtract half a pixel, so that a box edge at x lies x from the left edge of pixel 0. Without it (the
+        original implementation) x lies that far from pixel 0's centre, and boxes are at least 1 pixel wide.
+    points : "centers" or "crossings"
+        In a bin of n x n points, at (i + 1/2) / n, or at the inner crossings (i + 1) / (n + 1) of an
+        (n + 1) x (n + 1) grid.
+    aggregation : "average" or "max"
+    """
+
+    output_size: tuple[int, int]
+    ratio: int = 2
+    aligned: bool = False
+    points: str = "centers"
+    aggregation: str = "average"
+
+    def __post_init__(self):
+        if min(self.output_size) < 1:
+            raise ValueError(f"roi_align: output_size must be positive, is {self.output_size}")
+        if self.points not in ("centers", "crossings"):
+            raise ValueError(f'roi_align: sampling_points must be "centers" or "crossings", not {self.points!r}')
+        if self.aggregation not in ("average", "max"):
+            raise ValueError(f'roi_align: aggregation must be "average" or "max", not {self.aggregation!r}')
+
+    def fractions(self, n: int) -> np.ndarray:
+        """Where the n points of a bin lie, as fractions of the bin."""
+        return (np.arange(n) + 0.5) / n if self.points == "centers" else (np.arange(n) + 1.0) / (n + 1)
+
+
+# ------------------------------------------------------------------------------------ the formula as loops
+
+
+def roi_align_loop(x, rois, scale: float, s: Sampling):
+    """(N, C, H, W), (R, 5) -> (R, C, PH, PW), point by point (slow; for tests and reading)."""
+    (ph, pw), (height, width) = s.output_size, x.shape[2:]
+    y = np.zeros((len(rois), x.shape[1], ph, pw), x.dtype)
+    for r, (n, *box) in enumerate(rois):
+        x1, y1, bin_w, bin_h = _bins(*(float(v) * scale for v in box), s)
+        ny, nx = _points(bin_h, s), _points(bin_w, s)
+        for i, j in np.ndindex(ph, pw):
+            values = [
+                bilinear_loop(x[int(n)], y1 + (i + v) * bin_h, x1 + (j + u) * bin_w, height, width)
+                for v in s.fractions(ny)
+                for u in s.fractions(nx)
+            ]
+            if values:  # an adaptive grid of a box without area has no points
+                y[r, :, i, j] = np.mean(values, axis=0) if s.aggregation == "average" else np.max(values, axis=0)
+    return y
+
+
+def bilinear_loop(x, v: float, u: float, height: int, width: int):
+    """The feature vector (C,) at row v, column u of one map (C, H, W); 0 more than a pixel outside."""
+    if not (-1 <= v <= height and -1 <= u <= width):
+        return np.zeros(len(x), x.dtype)
+    v, u = min(max(v, 0.0), height - 1.0), min(max(u, 0.0), width - 1.0)
+    top, left = int(v), int(u)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    b, r = v - top, u - left  # weights of the lower and of the right pixels
+    upper = (1 - r) * x[:, top, left] + r * x[:, top, right]
+    lower = (1 - r) * x[:, bottom, left] + r * x[:, bottom, right]
+    return (1 - b) * upper + b * lower
+
+
+def _bins(x1, y1, x2, y2, s: Sampling):
+    """Left, top, bin width and bin height in feature pixels, counted from pixel 0's centre."""
+    shift = 0.5 if s.aligned else 0.0
+    least = 0.0 if s.aligned else 1.0
+    bin_w, bin_h = max(x2 - x1, least) / s.output_size[1], max(y2 - y1, least) / s.output_size[0]
+    return x1 - shift, y1 - shift, bin_w, bin_h
+
+
+def _points(bin_size: float, s: Sampling) -> int:
+    return s.ratio if s.ratio > 0 else max(0, math.ceil(bin_size))
+
+
+# ---------------------------------------------------------------------------------------- the sparse matrix
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where R RoIs read L feature maps: a matrix a level, and the RoIs that it serves."""
+
+    matrices: tuple  # L of CSR (rows, N H W)
+    rois_of_level: tuple  # L of (R_l,) indices; slice(None) where one level serves all
+    count: int  # R
+    sampling: Sampling
+
+    @classmethod
+    def build(cls, rois, levels, shapes, scales, sampling: Sampling, dtype) -> Plan:
+        """Compute the matrices.
+
+        Parameters
+        ----------
+        rois : (R, 5) float
+            Image index, x1, y1, x2, y2 in image pixels.
+        levels : (R,) int or None
+            Which map each RoI reads; None where there is one.
+        shapes : L of (N, C, H, W)
+        scales : L of float
+            Feature pixels per image pixel.
+        """
+        rois = np.asarray(rois)
+        matrices, served = [], []
+        for level, (shape, scale) in enumerate(zip(shapes, scales)):
+            own = slice(None) if levels is None else np.flatnonzero(levels == level)
+            matrices.append(_matrix(rois[own], shape, scale, sampling, dtype))
+            served.append(own)
+        return cls(tuple(matrices), tuple(served), len(rois), sampling)
+
+
+def _matrix(rois, shape, scale: float, s: Sampling, dtype) -> csr_matrix:
+    """CSR (R PH PW, N H W) for the average, (R PH PW S, N H W) for the maximum over S points."""
+    n_images, _, height, width = shape
+    if len(rois) and not (0 <= rois[:, 0].min() and rois[:, 0].max() < n_images):
+        raise ValueError(f"roi_align: image indices reach {int(rois[:, 0].max())}, with {n_images} images")
+    x1, y1, x2, y2 = (rois[:, 1:] * float(scale)).T
+    shift, least = (0.5, 0.0) if s.aligned else (0.0, 1.0)
+    bin_h = np.maximum(y2 - y1, least) / s.output_size[0]  # (R,)
+    bin_w = np.maximum(x2 - x1, least) / s.output_size[1]
+    if s.ratio > 0:
+        groups = [(slice(None), s.ratio, s.ratio)]
+        most = s.ratio**2
+    else:  # RoIs with equally many points are served together
+        ny, nx = (np.maximum(np.ceil(b), 0).astype(np.int64) for b in (bin_h, bin_w))
+        groups = [(np.flatnonzero((ny == a) & (nx == b)), a, b) for a, b in sorted(set(zip(ny.tolist(), nx.tolist())))]
+        most = max((a * b for _, a, b in groups), default=0)
+
+    rows_each = most if s.aggregation == "max" else 1
+    bins = s.output_size[0] * s.output_size[1]
+    lengths = np.zeros((len(rois), bins, rows_each), np.int64)
+    pieces = []
+    for own, ny, nx in groups:
+        v_index, v_weight = _axis(y1[own] - shift, bin_h[own], s.output_size[0], s.fractions(ny), height)
+        u_index, u_weight = _axis(x1[own] - shift, bin_w[own], s.output_size[1], s.fractions(nx), width)
+        # (R, PH, SY, 2) and (R, PW, SX, 2) -> (R, PH, PW, SY, SX, 2, 2)
+        along_v = (slice(None), slice(None), None, slice(None), None, slice(None), None)
+        along_u = (slice(None), None, slice(None), None, slice(None), None, slice(None))
+        first = rois[own, 0].astype(np.int64)[:, None, None, None] * (height * width)
+        index = (first + v_index * width)[along_v] + u_index[along_u]
+        weight = v_weight[along_v] * u_weight[along_u]
+        if s.aggregation == "average":
+            weight = weight / max(ny * nx, 1)
+            lengths[own] = 4 * ny * nx
+        else:
+            lengths[own, :, : ny * nx] = 4
+        pieces.append((own, index.reshape(len(index), -1), weight.astype(dtype).reshape(len(index), -1)))
+    columns, values = _in_order(pieces, len(rois))
+    indptr = np.concatenate([[0], np.cumsum(lengths.ravel())])
+    small = max(int(indptr[-1]), n_images * height * width) < 2**31
+    index_type = np.int32 if small else np.int64
+    return csr_matrix(
+        (values, columns.astype(index_type), indptr.astype(index_type)),
+        shape=(lengths.size, n_images * height * width),
+    )
+
+
+def _axis(start, bin_size, bins: int, fractions, length: int):
+    """The two pixels that each sampling point of one axis reads, and their weights: two (R, bins, S, 2)."""
+    at = start[:, None, None] + (np.arange(bins)[:, None] + fractions).astype(start.dtype) * bin_size[:, None, None]
+    inside = (at >= -1) & (at <= length)
+    at = np.clip(at, 0, length - 1)
+    low = at.astype(np.int64)
+    high = np.minimum(low + 1, length - 1)
+    fraction = at - low
+    weight = np.stack([1 - fraction, fraction], axis=-1) * inside[..., None]
+    return np.stack([low, high], axis=-1), weight
+
+
+def _in_order(pieces, count: int):
+    """Join the groups' (R_g, entries) arrays so that RoIs stand in their own order again."""
+    if len(pieces) == 1:
+        return pieces[0][1].ravel(), pieces[0][2].ravel()
+    columns, values = [None] * count, [None] * count
+    for own, index, weight in pieces:
+        for row, r in enumerate(own):
+            columns[r], values[r] = index[row], weight[row]
+    if not count:
+        return np.zeros(0, np.int64), np.zeros(0)
+    return np.concatenate(columns), np.concatenate(values)
+
+
+# ------------------------------------------------------------------------------------- forward and backward
+
+
+def forward(xs, plan: Plan):
+    """Read the maps.
+
+    Parameters
+    ----------
+    xs : L of (N, C, H, W)
+    plan : Plan
+
+    Returns
+    -------
+    y : (R, C, PH, PW)
+    argmax : (R, PH PW, C) int32 or None
+        For the maximum, which sampling point won.
+    """
+    channels, bins = xs[0].shape[1], plan.sampling.output_size[0] * plan.sampling.output_size[1]
+    y = np.zeros((plan.count, bins, channels), xs[0].dtype)
+    argmax = None
+    if plan.sampling.aggregation == "max":
+        argmax = np.zeros(y.shape, np.int32)
+    for x, matrix, own in zip(xs, plan.matrices, plan.rois_of_level):
+        if not matrix.nnz:
+            continue
+        read = multiply(matrix, channels_last(x))  # (R_l PH PW [S], C)
+        if plan.sampling.aggregation == "max":
+            y[own], argmax[own] = _largest(read, matrix, bins, len(y[own]))
+        else:
+            y[own] = read.reshape(-1, bins, channels)
+    return channels_first(y, plan.sampling.output_size), argmax
+
+
+def backward(gy, argmax, shapes, plan: Plan):
+    """d loss / d x of each level: L of (N, C, H, W)."""
+    r, channels = gy.shape[:2]
+    g = np.ascontiguousarray(gy.reshape(r, channels, -1).swapaxes(1, 2))  # (R, PH PW, C)
+    gradients = []
+    for shape, matrix, own in zip(shapes, plan.matrices, plan.rois_of_level):
+        if not matrix.nnz:
+            gradients.append(np.zeros(shape, gy.dtype))
+            continue
+        g_level = g[own]
+        if plan.sampling.aggregation == "max":
+            points = matrix.shape[0] // (len(g_level) * g_level.shape[1])
+            spread = np.zeros((*g_level.shape[:2], points, channels), gy.dtype)
+            np.put_along_axis(spread, argmax[own][:, :, None], g_level[:, :, None], axis=2)
+            g_level = spread
+        gx = multiply(matrix.T.tocsr(), g_level.reshape(-1, channels))  # (N H W, C)
+        n, _, h, w = shape
+        gradients.append(channels_first(gx.reshape(n, h * w, channels), (h, w)))
+    return gradients
+
+
+def _largest(read, matrix, bins: int, rois: int):
+    """Maximum over each bin's points; rows past the last point of a RoI with fewer points do not count."""
+    is_point = np.diff(matrix.indptr).reshape(rois, bins, -1, 1) > 0
+    values = np.where(is_point, read.reshape(*is_point.shape[:3], -1), -np.inf)  # (R, bins, S, C)
+    best = values.argmax(axis=2)
+    largest = np.take_along_axis(values, best[:, :, None], axis=2)[:, :, 0]
+    return np.where(np.isneginf(largest), 0, largest), best
+
+
+def multiply(matrix: csr_matrix, x):
+    """CSR (rows, columns) @ dense (columns, C), rows divided over the threads by their number of entries."""
+    y = np.zeros((matrix.shape[0], x.shape[1]), x.dtype)
+
+    def work(part, parts):
+        ends = [np.searchsorted(matrix.indptr, matrix.nnz * k // parts) for k in (part, part + 1)]
+        begin, end = (0 if part == 0 else ends[0]), (matrix.shape[0] if part == parts - 1 else ends[1])
+        pointer = matrix.indptr[begin : end + 1]
+        inner = slice(pointer[0], pointer[-1])
+        own = csr_matrix(
+            (matrix.data[inner], matrix.indices[inner], pointer - pointer[0]), shape=(end - begin, matrix.shape[1])
+        )
+        y[begin:end] = own @ x
+
+    backend.parallel(work)
+    return y
+
+
+def channels_last(x):
+    """(N, C, H, W) -> (N H W, C), contiguous."""
+    n, c, h, w = x.shape
+    out = np.empty((n, h * w, c), x.dtype)
+
+    def work(part, parts):
+        begin, end = backend.share(h * w, part, parts)
+        out[:, begin:end] = x.reshape(n, c, h * w)[:, :, begin:end].swapaxes(1, 2)
+
+    backend.parallel(work)
+    return out.reshape(n * h * w, c)
+
+
+def channels_first(y, size: tuple[int, int]):
+    """(N, H W, C) -> (N, C, H, W), contiguous."""
+    n, pixels, c = y.shape
+    out = np.empty((n, c, pixels), y.dtype)
+
+    def work(part, parts):
+        begin, end = backend.share(n * c, part, parts)
+        for i in range(begin // c, -(-end // c) if end > begin else 0):
+            own = slice(max(begin - i * c, 0), min(end - i * c, c))
+            out[i, own] = y[i, :, own].T
+
+    backend.parallel(work)
+    return out.reshape(n, c, *size)

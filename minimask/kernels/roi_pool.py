@@ -1,0 +1,109 @@
+"""RoIPool (Fast R-CNN, section 2.1): the box is rounded to whole feature pixels, and so is each of its bins.
+
+Shapes: R RoIs, PH x PW bins, features (N, C, H, W). `roi_pool_loop` is the definition; `roi_pool` serves all
+bins of equal size at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+LARGEST_GATHER = 1 << 24  # elements gathered at once: 64 MiB of float32
+
+
+def bin_edges(begin, end, bins: int, length: int, xp=np):
+    """First and past-the-last pixel of each bin along one axis, from box edges in feature pixels.
+
+    Parameters
+    ----------
+    begin, end : (R,) float
+        Rounded here, half away from zero, as C's round does: the first quantisation. Both edge pixels belong
+        to the box.
+    bins, length : int
+        Bins along the axis, pixels of the feature map.
+
+    Returns
+    -------
+    first, past : (R, bins) int
+        floor and ceil of the bin's edges: the second quantisation; clipped to the map, and empty where outside.
+    """
+    first_pixel, last_pixel = (xp.floor(xp.abs(e) + 0.5) * xp.sign(e) for e in (begin, end))
+    bin_size = xp.maximum(last_pixel - first_pixel + 1, 1) / bins
+    k = xp.arange(bins).astype(bin_size.dtype)
+    first = xp.floor(k * bin_size[:, None]) + first_pixel[:, None]
+    past = xp.ceil((k + 1) * bin_size[:, None]) + first_pixel[:, None]
+    return tuple(xp.clip(e, 0, length).astype(np.int64) for e in (first, past))
+
+
+def _edges(rois, output_size, scale: float, height: int, width: int):
+    x1, y1, x2, y2 = (np.asarray(rois)[:, 1:] * float(scale)).T
+    return *bin_edges(y1, y2, output_size[0], height), *bin_edges(x1, x2, output_size[1], width)
+
+
+def roi_pool_loop(x, rois, output_size: tuple[int, int], scale: float):
+    """Values (R, C, PH, PW) and flat pixel indices of the maxima (-1: empty bin), bin by bin (slow)."""
+    (ph, pw), (_, channels, height, width) = output_size, x.shape
+    y = np.zeros((len(rois), channels, ph, pw), x.dtype)
+    argmax = np.full(y.shape, -1, np.int64)
+    top, bottom, left, right = _edges(rois, output_size, scale, height, width)
+    for r, c, i, j in np.ndindex(*y.shape):
+        best = -np.inf
+        for v in range(top[r, i], bottom[r, i]):
+            for u in range(left[r, j], right[r, j]):
+                if x[int(rois[r, 0]), c, v, u] > best:
+                    best = y[r, c, i, j] = x[int(rois[r, 0]), c, v, u]
+                    argmax[r, c, i, j] = v * width + u
+    return y, argmax
+
+
+def roi_pool(x, rois, output_size: tuple[int, int], scale: float):
+    """Maximum over the pixels of each bin.
+
+    Parameters
+    ----------
+    x : (N, C, H, W) float
+    rois : (R, 5) float
+        Image index, x1, y1, x2, y2 in image pixels.
+    scale : float
+        Feature pixels per image pixel.
+
+    Returns
+    -------
+    y : (R, C, PH, PW), 0 in empty bins
+    argmax : (R, C, PH, PW) int64
+        Flat pixel index v W + u of the first maximum; -1 for an empty bin.
+    """
+    (ph, pw), (n, channels, height, width) = output_size, x.shape
+    top, bottom, left, right = _edges(rois, output_size, scale, height, width)
+    rows = np.ascontiguousarray(x.reshape(n, channels, -1).swapaxes(1, 2)).reshape(-1, channels)  # (N HW, C)
+    y = np.zeros((len(rois), ph * pw, channels), x.dtype)
+    argmax = np.full(y.shape, -1, np.int64)
+    # every bin as (roi, bin, first pixel), grouped by its size
+    shape = (len(rois), ph, pw)
+    heights = np.broadcast_to((bottom - top)[:, :, None], shape).ravel()
+    widths = np.broadcast_to((right - left)[:, None, :], shape).ravel()
+    corner = (top[:, :, None] * width + left[:, None, :]).ravel()
+    image = np.repeat(np.asarray(rois)[:, 0].astype(np.int64) * (height * width), ph * pw)
+    y2, argmax2 = y.reshape(-1, channels), argmax.reshape(-1, channels)
+    for bin_h, bin_w in sorted(set(zip(heights.tolist(), widths.tolist()))):
+        if bin_h <= 0 or bin_w <= 0:
+            continue
+        offsets = (np.arange(bin_h)[:, None] * width + np.arange(bin_w)).ravel()  # row by row: the first maximum wins
+        members = np.flatnonzero((heights == bin_h) & (widths == bin_w))
+        for own in np.array_split(members, -(-members.size * offsets.size * channels // LARGEST_GATHER)):
+            pixels = corner[own, None] + offsets  # (bins, area)
+            values = rows[image[own, None] + pixels]  # (bins, area, C)
+            best = values.argmax(axis=1)  # (bins, C)
+            y2[own] = np.take_along_axis(values, best[:, None], axis=1)[:, 0]
+            argmax2[own] = np.take_along_axis(pixels, best, axis=1)
+    return tuple(np.ascontiguousarray(a.swapaxes(1, 2)).reshape(-1, channels, ph, pw) for a in (y, argmax))
+
+
+def roi_pool_gradient(gy, argmax, rois, x_shape):
+    """Add each output's gradient to the pixel that was its maximum: (R, C, PH, PW) -> (N, C, H, W)."""
+    n, channels, height, width = x_shape
+    plane = np.asarray(rois)[:, 0].astype(np.int64)[:, None] * channels + np.arange(channels)  # (R, C)
+    index = plane[:, :, None, None] * (height * width) + argmax
+    filled = argmax >= 0
+    gx = np.bincount(index[filled], weights=gy[filled], minlength=n * channels * height * width)
+    return gx.astype(gy.dtype).reshape(x_shape)
