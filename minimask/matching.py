@@ -1,0 +1,176 @@
+"""Which candidate box answers for which object: matching, crowds, sampling, pyramid levels.
+
+A candidate is an anchor (in the RPN) or a proposal (in the heads). Its match is the index of a ground-truth
+box, `BELOW_LOW` for background or `BETWEEN` for "neither, leave it out of the loss".
+Shapes: G ground-truth boxes, A candidates, C crowd regions, N boxes.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from minimask.backend import array_module
+from minimask.boxes import TINY, box_area, box_coverage
+
+BELOW_LOW = -1  # background: overlaps no object enough
+BETWEEN = -2  # ignored: neither object nor background
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """Matches each candidate with the object it overlaps most, where it overlaps enough.
+
+    Parameters
+    ----------
+    high_threshold : float
+        From this IoU on, a candidate is matched.
+    low_threshold : float, <= high_threshold
+        Below it a candidate is background; from it up to `high_threshold` it is ignored.
+    allow_low_quality_matches : bool
+        Also match, however low their IoU, the candidates that overlap an object the most (all that tie), so
+        that no object is left without one. They are matched with the object *they* overlap most, which may
+        be another. An object that no candidate touches stays without (in torchvision it would turn every
+        candidate into a match).
+
+    Notes
+    -----
+    0.7, 0.3 and True for the RPN (Ren et al. 2015, Faster R-CNN, section 3.1.2); 0.5, 0.5 and False for the
+    heads (Mask R-CNN, section 3.1).
+    """
+
+    BELOW_LOW: ClassVar[int] = BELOW_LOW
+    BETWEEN: ClassVar[int] = BETWEEN
+
+    high_threshold: float
+    low_threshold: float
+    allow_low_quality_matches: bool = False
+
+    def __post_init__(self):
+        if self.low_threshold > self.high_threshold:
+            raise ValueError(
+                f"Matcher: low_threshold {self.low_threshold} exceeds high_threshold {self.high_threshold}"
+            )
+
+    def __call__(self, iou):
+        """Match each candidate.
+
+        Parameters
+        ----------
+        iou : (G, A) array
+            `box_iou` of ground truth and candidates.
+
+        Returns
+        -------
+        (A,) int64 array: index of an object, `BELOW_LOW` or `BETWEEN`; all `BELOW_LOW` without objects.
+        """
+        xp = array_module(iou)
+        if iou.size == 0:
+            return xp.full(iou.shape[1], BELOW_LOW, dtype=np.int64)
+        nearest = iou.argmax(axis=0)  # (A,); the first of equals
+        best = iou.max(axis=0)
+        matches = xp.where(best >= self.high_threshold, nearest, BETWEEN)
+        matches = xp.where(best < self.low_threshold, BELOW_LOW, matches)
+        if self.allow_low_quality_matches:
+            best_of_object = iou.max(axis=1, keepdims=True)  # (G, 1)
+            rescued = ((iou == best_of_object) & (best_of_object > 0)).any(axis=0)
+            matches = xp.where(rescued, nearest, matches)
+        return matches
+
+
+def ignore_crowds(matches, candidates, crowd_boxes, threshold: float = 0.5):
+    """Ignore the background candidates that a crowd region covers: objects may well be there.
+
+    Parameters
+    ----------
+    matches : (A,) int64 array
+        From a `Matcher` over the objects that are not crowds.
+    candidates : (A, 4) array
+    crowd_boxes : (C, 4) array
+    threshold : float
+        Ignored from this share of the candidate's own area on (in one crowd region).
+
+    Returns
+    -------
+    (A,) int64 array: `matches`, with `BETWEEN` in place of `BELOW_LOW` where covered.
+    """
+    xp = array_module(matches, candidates, crowd_boxes)
+    covered = (box_coverage(candidates, crowd_boxes) >= threshold).any(axis=1)
+    return xp.where(covered & (matches == BELOW_LOW), BETWEEN, matches)
+
+
+def sample_balanced(
+    matches, batch_size: int, positive_fraction: float, rng: np.random.Generator | None = None
+) -> tuple:
+    """Draw the candidates that the loss will see: some of the matched ones, the rest from the background.
+
+    Parameters
+    ----------
+    matches : (A,) integer array
+        From a `Matcher`; `BETWEEN` is never drawn.
+    batch_size : int
+        How many in all; fewer where there are not enough.
+    positive_fraction : float in [0, 1]
+        At most this share is matched candidates; background fills up what they leave.
+    rng : numpy Generator, optional
+        Needed only where something has to be left out. Draws the matched ones first, then the background.
+
+    Returns
+    -------
+    positives, negatives : int64 arrays of indices into `matches`, rising.
+
+    Raises
+    ------
+    ValueError
+        If something has to be left out and there is no `rng`.
+    """
+    xp = array_module(matches)
+    positives, negatives = xp.flatnonzero(matches >= 0), xp.flatnonzero(matches == BELOW_LOW)  # sync
+    positives = _draw(positives, int(batch_size * positive_fraction), rng)
+    return positives, _draw(negatives, batch_size - len(positives), rng)
+
+
+def _draw(indices, count, rng):
+    if len(indices) <= count:
+        return indices
+    if rng is None:
+        raise ValueError(
+            f"sample_balanced: drawing {count} of {len(indices)} candidates needs rng=, a numpy Generator"
+        )
+    chosen = np.sort(rng.choice(len(indices), count, replace=False))
+    return indices[array_module(indices).asarray(chosen)]
+
+
+def assign_fpn_levels(
+    boxes,
+    k_min: int = 2,
+    k_max: int = 5,
+    canonical_scale: float = 224,
+    canonical_level: int = 4,
+    eps: float = 1e-6,
+):
+    """The pyramid level that each box is pooled from: P4 for 224 x 224 pixels, one lower for half the side.
+
+    Parameters
+    ----------
+    boxes : (N, 4) array
+        In pixels of the network's input image.
+    k_min, k_max : int
+        Finest and coarsest level there are.
+    canonical_scale, canonical_level
+        A box of `canonical_scale` squared belongs to `canonical_level`.
+    eps : float
+        Added before rounding down, so that an exact 112 does not fall a level by rounding.
+
+    Returns
+    -------
+    (N,) int64 array in `k_min` ... `k_max`; boxes without area go to `k_min`.
+
+    Notes
+    -----
+    Lin et al. 2017, FPN, equation 1: k = floor(k0 + log2(sqrt(w h) / 224)).
+    """
+    xp = array_module(boxes)
+    side = xp.sqrt(xp.maximum(box_area(boxes), TINY))
+    level = xp.floor(canonical_level + xp.log2(side / canonical_scale) + eps)
+    return xp.clip(level, k_min, k_max).astype(np.int64)
