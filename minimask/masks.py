@@ -1,0 +1,340 @@
+"""Masks: cropping ground truth to what the mask head is trained on, pasting what it predicts into the image.
+
+Both are separable: along y and along x each output value is a weighted sum of input values, so a whole crop
+or paste is ``rows @ values @ columns.T``, two small matrix products over nothing but the box's own window.
+Pixel i has its centre at i + 0.5.
+
+Two conventions:
+
+``"float"``
+    No quantisation: boxes are used as they are. Crops are RoIAlign with ``aligned=True``, pasting puts the
+    centre of mask cell j at (j + 0.5) / M of the box. detectron2's, and our own.
+``"torchvision"``
+    What torchvision does and its checkpoints expect. Crops are RoIAlign with ``aligned=False`` (half a pixel
+    off), pasting truncates the box, expanded by one mask cell, to whole pixels.
+
+Shapes: N predicted masks of M x M cells; G ground-truth masks of H x W pixels; R RoIs; a window is
+(y0, y1, x0, x1), the pixels from y0 up to, not including, y1.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minimask.backend import array_module, to_cpu
+
+Window = tuple[int, int, int, int]
+
+
+def _of(convention: str, choices: dict):
+    if convention not in choices:
+        raise ValueError(f"convention must be one of {', '.join(choices)}, is {convention!r}")
+    return choices[convention]
+
+
+# ---------------------------------------------------------------------------------------------- pasting
+
+
+def _paste_axis_float(low, high, cells: int, length: int):
+    """Along one axis: the first pixel reached, and where each pixel from there on lies in the mask.
+
+    Positions are in cells, the centre of cell j at j. The outermost cells fade out over the half cell around
+    the box, so the window is that much larger than the box.
+    """
+    low, high = float(low), float(high)
+    if not high > low:
+        return 0, np.empty(0)
+    fade = (high - low) / (2 * cells)
+    first = max(math.floor(low - fade + 0.5), 0)
+    stop = min(math.ceil(high + fade - 0.5), length)
+    return first, (np.arange(first, stop) + 0.5 - low) * (cells / (high - low)) - 0.5
+
+
+def _paste_axis_torchvision(low, high, cells: int, length: int):
+    """The same for a mask with a cell of zeros on each side, in a box grown to match, in whole pixels."""
+    half = (high - low) * 0.5 * ((cells + 2) / cells)  # in the box's own dtype: truncation sees each rounding
+    middle = (high + low) * 0.5
+    low, high = int(middle - half), int(middle + half)
+    first, stop = max(low, 0), min(high + 1, length)
+    extent = max(high - low + 1, 1)
+    return first, (np.arange(first, stop) - low + 0.5) * ((cells + 2) / extent) - 1.5
+
+
+_PASTE_AXIS = {"float": _paste_axis_float, "torchvision": _paste_axis_torchvision}
+
+
+def paste_mask(
+    mask, box, image_size: tuple[int, int], convention: str = "float"
+) -> tuple[Window, np.ndarray]:
+    """One predicted mask at the size it has in the image, without the rest of the image.
+
+    Parameters
+    ----------
+    mask : (M, M) float array
+        Probabilities. Outside the mask they count as 0.
+    box : (4,) float array
+        In pixels of the image; it may reach beyond it.
+    image_size : (H, W)
+    convention : "float" or "torchvision"
+
+    Returns
+    -------
+    (y0, y1, x0, x1), patch : window and (y1 - y0, x1 - x0) array of the mask's dtype
+        Every pixel outside the window is exactly 0. The window may be empty.
+
+    Notes
+    -----
+    Bilinear. Mask R-CNN, section 3.1: "the m x m floating-number mask output is then resized to the RoI size,
+    and binarized at a threshold of 0.5".
+    """
+    xp = array_module(mask)
+    axis = _of(convention, _PASTE_AXIS)
+    x_low, y_low, x_high, y_high = to_cpu(box)  # sync
+    y0, y = axis(y_low, y_high, mask.shape[0], image_size[0])
+    x0, x = axis(x_low, x_high, mask.shape[1], image_size[1])
+    rows, columns = (
+        # a tent around each cell's centre is linear interpolation that fades to 0 outside
+        xp.asarray(np.maximum(1 - abs(position[:, None] - np.arange(cells)), 0), dtype=mask.dtype)
+        for position, cells in ((y, mask.shape[0]), (x, mask.shape[1]))
+    )
+    return (y0, y0 + len(y), x0, x0 + len(x)), rows @ mask @ columns.T
+
+
+def paste_masks(masks, boxes, image_size: tuple[int, int], convention: str = "torchvision"):
+    """All masks pasted into images of their own: dense, so for few or small ones (see `Masks`).
+
+    Parameters
+    ----------
+    masks : (N, 1, M, M) or (N, M, M) float array
+        Probabilities.
+    boxes : (N, 4) float array
+    image_size : (H, W)
+    convention : "torchvision" or "float"
+
+    Returns
+    -------
+    (N, 1, H, W) array of the masks' dtype.
+    """
+    out = array_module(masks).zeros((len(masks), 1, *image_size), dtype=masks.dtype)
+    for image, mask, box in zip(out[:, 0], masks.reshape(-1, *masks.shape[-2:]), to_cpu(boxes)):
+        (y0, y1, x0, x1), patch = paste_mask(mask, box, image_size, convention)
+        image[y0:y1, x0:x1] = patch
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """The masks of one image's detections, kept small until one is asked for.
+
+    375 nuclei on an image of 1388 x 1040 are 1 MB so, and 2.2 GB pasted. ``masks[i]`` and iteration paste
+    one, ``masks[keep]`` is a selection, `numpy` pastes all, `window` and `rle` never make a whole image.
+
+    Parameters
+    ----------
+    probabilities : (N, M, M) float array
+    boxes : (N, 4) float array
+        In pixels of the image.
+    image_size : (H, W)
+    convention : "float" or "torchvision"
+        How to paste: see `paste_mask`.
+    """
+
+    probabilities: np.ndarray
+    boxes: np.ndarray
+    image_size: tuple[int, int]
+    convention: str = "float"
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape that `numpy` will have: (N, 1, H, W)."""
+        return len(self), 1, *self.image_size
+
+    def window(self, i: int) -> tuple[Window, np.ndarray]:
+        """Mask i pasted, without the zeros around it: (y0, y1, x0, x1) and the (y1 - y0, x1 - x0) patch."""
+        return paste_mask(self.probabilities[i], self.boxes[i], self.image_size, self.convention)
+
+    def __getitem__(self, index):
+        """An int pastes that mask, (H, W) float; a slice, index array or bool array selects, as `Masks`."""
+        if not isinstance(index, int | np.integer):
+            return Masks(self.probabilities[index], self.boxes[index], self.image_size, self.convention)
+        image = array_module(self.probabilities).zeros(self.image_size, dtype=self.probabilities.dtype)
+        (y0, y1, x0, x1), patch = self.window(index)
+        image[y0:y1, x0:x1] = patch
+        return image
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
+    def numpy(self) -> np.ndarray:
+        """All masks pasted: (N, 1, H, W), on the CPU; N H W floats."""
+        return to_cpu(paste_masks(self.probabilities, self.boxes, self.image_size, self.convention))
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self.numpy().astype(dtype or self.probabilities.dtype, copy=False)
+
+    def rle(self, threshold: float = 0.5) -> list[dict]:
+        """Where each mask is above the threshold, as COCO's run lengths: see `encode_window`."""
+        windows = (self.window(i) for i in range(len(self)))
+        return [
+            encode_window(window, to_cpu(patch > threshold), self.image_size) for window, patch in windows
+        ]
+
+
+def encode_window(window: Window, patch: np.ndarray, image_size: tuple[int, int]) -> dict:
+    """COCO's compressed run lengths of a mask that is given by its window alone.
+
+    Parameters
+    ----------
+    window : (y0, y1, x0, x1)
+    patch : (y1 - y0, x1 - x0) bool array
+        The mask inside the window; outside it is False.
+    image_size : (H, W)
+
+    Returns
+    -------
+    dict with "size", [H, W], and "counts", a str: ready for JSON and for pycocotools, equal to what
+    ``pycocotools.mask.encode`` gives for the whole mask.
+    """
+    from pycocotools import mask as coco_mask
+
+    y0, _, x0, _ = window
+    height, width = (int(v) for v in image_size)
+    # Run lengths go down the columns, the first one, maybe of no pixels, being background. (h, w) -> (w, h)
+    columns = np.pad(patch.T, ((0, 0), (1, 1))).astype(np.int8)
+    steps = np.diff(columns, axis=1)  # 1 where a run begins, -1 just after its end
+    begin, end = ((x + x0) * height + y + y0 for x, y in (np.nonzero(steps == 1), np.nonzero(steps == -1)))
+    bounds = np.stack((begin, end), axis=1).ravel()
+    # a run at the bottom of a column goes on at the top of the next one: those two bounds are equal
+    joined = np.flatnonzero(bounds[1:] == bounds[:-1])
+    bounds = np.delete(bounds, np.concatenate((joined, joined + 1)))
+    counts = np.diff(bounds, prepend=0, append=height * width)
+    if len(counts) > 1 and counts[-1] == 0:  # the mask goes on to the last pixel: no background after it
+        counts = counts[:-1]
+    size = [height, width]
+    rle = coco_mask.frPyObjects({"size": size, "counts": counts.tolist()}, height, width)
+    return {"size": size, "counts": rle["counts"].decode("ascii")}
+
+
+def mask_to_box(masks):
+    """The tightest box around each mask.
+
+    Parameters
+    ----------
+    masks : (N, H, W) bool or integer array
+
+    Returns
+    -------
+    (N, 4) float32 array, x1, y1, x2, y2: from the left edge of the first pixel to the right edge of the last
+    (x2, y2 are one more than those of ``torchvision.ops.masks_to_boxes``, which gives pixel indices);
+    0, 0, 0, 0 for an empty mask.
+    """
+    xp = array_module(masks)
+    boxes = xp.zeros((len(masks), 4), dtype=np.float32)
+    for side, across in ((0, 1), (1, 2)):  # x: any over rows; y: any over columns
+        hit = masks.any(axis=across)  # (N, W), then (N, H)
+        last = hit.shape[1] - hit[:, ::-1].argmax(axis=1)
+        boxes[:, side] = xp.where(hit.any(axis=1), hit.argmax(axis=1), 0)
+        boxes[:, side + 2] = xp.where(hit.any(axis=1), last, 0)
+    return boxes
+
+
+# --------------------------------------------------------------------------------------------- cropping
+
+
+def _crop_axis(low, high, bins: int, length: int, aligned: bool) -> tuple[int, np.ndarray]:
+    """Along one axis: the first pixel read, and the weights (bins, pixels read) of RoIAlign's bins.
+
+    Each bin is the mean of ceil(its size in pixels) samples, evenly spaced; a sample interpolates between the
+    two pixel centres around it, stays at the edge pixel up to one pixel outside, and is 0 beyond.
+    """
+    if aligned:
+        low, high = low - 0.5, high - 0.5  # pixel centres are at whole numbers now
+        extent = high - low
+    else:
+        extent = max(high - low, 1.0)
+    samples = max(math.ceil(extent / bins), 0)  # of each bin; in the box's own dtype, as the kernels round
+    position = float(low) + (np.arange(bins * samples) + 0.5) * (float(extent) / max(bins * samples, 1))
+    inside = np.flatnonzero((position >= -1) & (position <= length))
+    if len(inside) == 0:
+        return 0, np.zeros((bins, 0))
+    position = np.clip(position[inside], 0, length - 1)
+    before = position.astype(np.int64)
+    after = np.minimum(before + 1, length - 1)
+    first, pixels = int(before[0]), int(after[-1] - before[0]) + 1
+    cell = inside // samples * pixels - first  # the bin's row in the flattened (bins, pixels)
+    share = position - before
+    weights = np.bincount(
+        np.concatenate((cell + before, cell + after)),
+        np.concatenate((1 - share, share)) / samples,
+        minlength=bins * pixels,
+    )
+    return first, weights.reshape(bins, pixels)
+
+
+_ALIGNED = {"float": True, "torchvision": False}
+
+
+def crop_mask(mask, box, size: int, convention: str = "float", dtype=np.float32):
+    """What a box sees of one mask, at the resolution of the mask head: RoIAlign of the bitmap.
+
+    Parameters
+    ----------
+    mask : (H, W) bool or integer array
+    box : (4,) float array
+        In pixels of the mask; it may reach beyond it.
+    size : int
+        M.
+    convention : "float" or "torchvision"
+        RoIAlign with or without ``aligned``; both take as many samples a bin as it has pixels, rounded up.
+    dtype : float dtype
+        Of the result.
+
+    Returns
+    -------
+    (M, M) array in [0, 1]: the share of each bin that the mask fills.
+    """
+    xp = array_module(mask)
+    aligned = _of(convention, _ALIGNED)
+    x_low, y_low, x_high, y_high = to_cpu(box)
+    y0, rows = _crop_axis(y_low, y_high, size, mask.shape[0], aligned)  # (M, h)
+    x0, columns = _crop_axis(x_low, x_high, size, mask.shape[1], aligned)  # (M, w)
+    window = mask[y0 : y0 + rows.shape[1], x0 : x0 + columns.shape[1]].astype(dtype)
+    return xp.asarray(rows, dtype=dtype) @ window @ xp.asarray(columns, dtype=dtype).T
+
+
+def crop_masks(
+    masks: Sequence, boxes, matches, size: int, convention: str = "float", threshold: float | None = None
+):
+    """The mask head's targets: for each RoI, its object's mask within its box.
+
+    Parameters
+    ----------
+    masks : (G, H, W) bool or integer array, or any sequence of (H, W) arrays
+        Each is looked up once, so a sequence may decode its masks only then.
+    boxes : (R, 4) float array
+        The RoIs.
+    matches : (R,) integer array
+        Index of each RoI's object.
+    size : int
+        M.
+    convention : "float" or "torchvision"
+        See `crop_mask`.
+    threshold : float, optional
+        Binary targets, 1 from this value on (detectron2: 0.5); by default they stay soft (torchvision).
+
+    Returns
+    -------
+    (R, M, M) array of the boxes' dtype, in [0, 1].
+    """
+    out = array_module(boxes).zeros((len(boxes), size, size), dtype=boxes.dtype)
+    boxes, matches = to_cpu(boxes), to_cpu(matches)  # sync
+    for match in np.unique(matches):
+        mask = masks[int(match)]
+        for roi in np.flatnonzero(matches == match):
+            out[roi] = crop_mask(mask, boxes[roi], size, convention, boxes.dtype)
+    return out if threshold is None else (out >= threshold).astype(boxes.dtype)
