@@ -1,6 +1,6 @@
 """Mask R-CNN from scratch on NumPy and CuPy: every forward beside its hand-derived backward."""
 
-from minimask import functions, ops
+from minimask import functions, models, nn, ops
 from minimask._version import __version__
 from minimask.autograd import Function, Tensor, no_grad
 from minimask.errors import InputError
@@ -15,6 +15,8 @@ __all__ = [
     "__version__",
     "functions",
     "gradcheck",
+    "models",
+    "nn",
     "no_grad",
     "ops",
 ]

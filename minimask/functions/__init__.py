@@ -20,6 +20,7 @@ from minimask.functions.array import (
     transpose,
 )
 from minimask.functions.conv import conv2d, conv_transpose2d, linear
+from minimask.functions.conv_norm import conv_frozen_norm, scale_and_shift
 from minimask.functions.explicit_mask_head import mask_head
 from minimask.functions.explicit_rpn_head import rpn_head
 from minimask.functions.loss import (

@@ -232,8 +232,8 @@ def _patches(x_n, g: Geometry, first: int, last: int):
     return cols.reshape(g.groups, g.patch_size, rows * width)
 
 
-def forward(x, w, b, g: Geometry, relu: bool = False):
-    """Convolution of a batch.
+def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
+    """Convolution of a batch, with what often follows it done to each block of the result while it is in cache.
 
     Parameters
     ----------
@@ -242,7 +242,9 @@ def forward(x, w, b, g: Geometry, relu: bool = False):
     b : (O,) float or None
     g : Geometry
     relu : bool
-        Apply max(y, 0) to each block while it is in cache.
+        Apply max(y, 0), last.
+    residual : (N, O, P, Q) float, optional
+        Added before that.
 
     Returns
     -------
@@ -251,11 +253,13 @@ def forward(x, w, b, g: Geometry, relu: bool = False):
     xp = backend.array_module(x, w)
     if xp is not np or backend.use_reference():
         y = forward_im2col(x, w, b, g, xp)
+        y = y if residual is None else y + residual
         return xp.maximum(y, 0) if relu else y
     x, y = np.ascontiguousarray(x), np.empty(g.y_shape, x.dtype)
     w3 = w.reshape(g.groups, -1, g.patch_size)  # (G, O/G, C/G KH KW)
     y4 = y.reshape(len(y), g.groups, w3.shape[1], -1)  # (N, G, O/G, PQ)
     b3 = None if b is None else b.reshape(g.groups, -1, 1)
+    residual = None if residual is None else residual.reshape(y4.shape)
     width = g.out_size[1]
 
     def work(part, parts):
@@ -264,6 +268,8 @@ def forward(x, w, b, g: Geometry, relu: bool = False):
             _product(w3, _patches(x[n], g, first, last), block)
             if b3 is not None:
                 block += b3
+            if residual is not None:
+                block += residual[n, :, :, first * width : last * width]
             if relu:
                 np.maximum(block, 0, out=block)
 

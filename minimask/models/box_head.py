@@ -1,0 +1,182 @@
+"""The second stage's class and box branch: sampling of RoIs, its net, its losses, its detections.
+
+Shapes: N images, R RoIs, P proposals an image, K classes and background, C channels, D detections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minimask import functions as F
+from minimask.autograd import Tensor
+from minimask.boxes import BoxCoder, batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+from minimask.functions.activation import softmax_array
+from minimask.matching import Matcher, assign_fpn_levels, ignore_crowds, sample_balanced
+from minimask.models.conventions import Conventions
+from minimask.models.transform import Batch, Target
+from minimask.nn import Linear, Module
+from minimask.randomness import Draws, Purpose
+
+
+@dataclass(frozen=True)
+class BoxOptions:
+    """torchvision's defaults."""
+
+    fg_iou_thresh: float = 0.5
+    bg_iou_thresh: float = 0.5
+    batch_size_per_image: int = 512
+    positive_fraction: float = 0.25
+    crowd_coverage: float = 0.5
+    score_thresh: float = 0.05
+    nms_thresh: float = 0.5
+    detections_per_img: int = 100
+    min_size: float = 1e-2
+    beta: float = 1 / 9
+
+
+@dataclass(frozen=True)
+class RoIs:
+    """Sampled regions with what they should become.
+
+    Attributes
+    ----------
+    boxes : (R, 5)
+        Image index, x1, y1, x2, y2 in the batch's pixels.
+    labels : (R,)
+        Class of the matched object; 0 is background.
+    matches : (R,)
+        Index of the object among its image's; meaningless for background.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    matches: np.ndarray
+
+    @property
+    def positive(self) -> RoIs:
+        """Those with an object: the mask branch sees no others."""
+        keep = np.flatnonzero(self.labels)
+        return RoIs(self.boxes[keep], self.labels[keep], self.matches[keep])
+
+
+@dataclass(frozen=True)
+class BoxOutput:
+    """Class logits (R, K+1) and class-specific deltas (R, 4(K+1))."""
+
+    logits: Tensor
+    deltas: Tensor
+
+
+@dataclass(frozen=True)
+class Detections:
+    """One image's results in the batch's pixels: boxes (D, 4), labels (D,), scores (D,), falling."""
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pooler:
+    """The RoI layer over levels P2..P5: a box of 224 pixels reads P4, one of half the side P3 (FPN, equation 1)."""
+
+    output_size: int
+    conventions: Conventions
+    roi_layer: object = F.roi_align
+    canonical_scale: float = 224.0
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+
+    def __call__(self, levels, rois) -> Tensor:  # P2.., (R, 5) -> (R, C, S, S)
+        count = len(self.strides)
+        assigned = assign_fpn_levels(rois[:, 1:], 2, 1 + count, canonical_scale=self.canonical_scale) - 2
+        scales = tuple(1.0 / s for s in self.strides)
+        options = dict(sampling_ratio=self.conventions.sampling_ratio, aligned=self.conventions.aligned)
+        return self.roi_layer(levels[:count], rois, self.output_size, scales, levels=assigned, **options)
+
+
+class TwoMLPHead(Module):
+    """Two fully connected layers with ReLU (FPN, section 4.2)."""
+
+    def __init__(self, inputs: int, width: int, rng):
+        self.fc6, self.fc7 = Linear(inputs, width, rng), Linear(width, width, rng)
+
+    def forward(self, x):  # (R, C, S, S) -> (R, width)
+        x = x.reshape(len(x), -1)
+        return F.relu(self.fc7(F.relu(self.fc6(x))))
+
+
+class BoxPredictor(Module):
+    """Class logits and a box for each class."""
+
+    def __init__(self, width: int, num_classes: int, rng):
+        self.cls_score = Linear(width, num_classes, rng, gain=1e-4 * width)  # std 0.01
+        self.bbox_pred = Linear(width, 4 * num_classes, rng, gain=1e-6 * width)  # std 0.001
+
+    def forward(self, x) -> BoxOutput:  # (R, width) -> (R, K+1), (R, 4(K+1))
+        return BoxOutput(self.cls_score(x), self.bbox_pred(x))
+
+
+class BoxHead(Module):
+    """What is in each RoI, and where exactly?"""
+
+    def __init__(self, channels: int, width: int, num_classes: int, pooler: Pooler, options: BoxOptions, rng):
+        self.box_head = TwoMLPHead(channels * pooler.output_size**2, width, rng)
+        self.box_predictor = BoxPredictor(width, num_classes, rng)
+        self.pooler, self.options = pooler, options
+        self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+        self.matcher = Matcher(options.fg_iou_thresh, options.bg_iou_thresh, allow_low_quality_matches=False)
+
+    def sample(self, proposals: list[np.ndarray], targets: list[Target], draws: Draws) -> RoIs:
+        """Proposals and true boxes, matched and drawn: at most a quarter of them positive (section 3.1)."""
+        parts, o = [], self.options
+        for n, (boxes, target) in enumerate(zip(proposals, targets)):
+            boxes = np.concatenate([boxes, target.boxes])
+            matches = self.matcher(box_iou(target.boxes, boxes))  # (P + G,)
+            matches = ignore_crowds(matches, boxes, target.crowd_boxes, o.crowd_coverage)
+            rng = draws.rng(Purpose.SAMPLE_ROIS, n)
+            positive, negative = sample_balanced(matches, o.batch_size_per_image, o.positive_fraction, rng)
+            chosen = np.concatenate([positive, negative])
+            labels = np.zeros(len(chosen), np.int64)
+            labels[: len(positive)] = target.labels[matches[positive]]
+            index = np.full((len(chosen), 1), n, boxes.dtype)
+            parts.append((np.concatenate([index, boxes[chosen]], axis=1), labels, matches[chosen]))
+        return RoIs(*(np.concatenate(arrays) for arrays in zip(*parts)))
+
+    def forward(self, levels, boxes) -> BoxOutput:  # P2..P5, (R, 5)
+        x = self.pooler(levels, boxes)  # (R, C, 7, 7)
+        return self.box_predictor(self.box_head(x))  # (R, K+1), (R, 4(K+1))
+
+    def loss(self, out: BoxOutput, rois: RoIs, targets: list[Target]) -> dict[str, Tensor]:
+        """L_cls and L_box."""
+        encoded = np.zeros((len(rois.labels), 4), rois.boxes.dtype)
+        positive = np.flatnonzero(rois.labels)
+        if len(positive):
+            image = rois.boxes[positive, 0].astype(np.int64)
+            first = np.cumsum([0] + [len(t.boxes) for t in targets])[image]
+            objects = np.concatenate([t.boxes for t in targets])[first + rois.matches[positive]]
+            encoded[positive] = self.coder.encode(objects, rois.boxes[positive, 1:])
+        classification, box = F.box_head_loss(out.logits, out.deltas, rois.labels, encoded, beta=self.options.beta)
+        return {"loss_classifier": classification, "loss_box_reg": box}
+
+    def detect(self, out: BoxOutput, proposals: list[np.ndarray], batch: Batch) -> list[Detections]:
+        """Final boxes of each image: every class of every RoI that scores, without doubles of the same class."""
+        begin, results = 0, []
+        for boxes, size in zip(proposals, batch.sizes):
+            rows = slice(begin, begin + len(boxes))
+            begin += len(boxes)
+            results.append(self._detect(out.logits.data[rows], out.deltas.data[rows], boxes, size))
+        return results
+
+    def _detect(self, logits, deltas, proposals, size) -> Detections:
+        scores = softmax_array(logits) if len(logits) else logits  # (P, K+1)
+        roi, label = np.nonzero(scores[:, 1:] > self.options.score_thresh)
+        label = label + 1
+        scores = scores[roi, label]
+        deltas = deltas.reshape(len(deltas), -1, 4)[roi, label]  # (candidates, 4)
+        boxes = clip_boxes_to_image(self.coder.decode(deltas, proposals[roi])[:, 0], size)
+        keep = remove_small_boxes(boxes, self.options.min_size)
+        boxes, label, scores = boxes[keep], label[keep], scores[keep]
+        keep = batched_nms(boxes, scores, label, self.options.nms_thresh)[: self.options.detections_per_img]
+        return Detections(boxes[keep], label[keep], scores[keep])

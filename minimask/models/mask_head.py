@@ -1,0 +1,67 @@
+"""The mask branch: a small fully convolutional network on each RoI (section 3), its loss, its masks.
+
+Shapes: R RoIs, K classes and background, M x M mask cells, G objects an image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minimask import functions as F
+from minimask.autograd import Tensor
+from minimask.functions.activation import sigmoid_array
+from minimask.masks import crop_masks
+from minimask.models.box_head import Detections, Pooler, RoIs
+from minimask.models.transform import Target
+from minimask.nn import Conv2d, ConvTranspose2d, Module, Sequential
+
+
+class MaskPredictor(Module):
+    """Deconvolution to twice the side, and a mask of logits for each class."""
+
+    def __init__(self, channels: int, num_classes: int, rng):
+        self.conv5_mask = ConvTranspose2d(channels, channels, 2, rng)
+        self.mask_fcn_logits = Conv2d(channels, num_classes, 1, rng)
+
+
+class MaskHead(Module):
+    """K independent masks of m x m for each RoI: K m^2 outputs that do not compete (figure 4, right)."""
+
+    def __init__(self, channels: int, num_classes: int, pooler: Pooler, rng, convs: int = 4):
+        self.mask_head = Sequential(*(Sequential(Conv2d(channels, channels, 3, rng)) for _ in range(convs)))
+        self.mask_predictor = MaskPredictor(channels, num_classes, rng)
+        self.pooler = pooler
+
+    def forward(self, levels, boxes) -> Tensor:  # P2..P5, (R, 5) -> (R, K+1, M, M)
+        x = self.pooler(levels, boxes)  # (R, C, 14, 14)
+        convs = [block[0].pair for block in self.mask_head]
+        return F.mask_head(x, convs, self.mask_predictor.conv5_mask.pair, self.mask_predictor.mask_fcn_logits.pair)
+
+    def targets(self, rois: RoIs, targets: list[Target], size: int) -> np.ndarray:
+        """(R, M, M): what each positive RoI sees of its object's mask."""
+        conventions = self.pooler.conventions
+        out = np.zeros((len(rois.labels), size, size), rois.boxes.dtype)
+        for n, target in enumerate(targets):
+            own = np.flatnonzero(rois.boxes[:, 0] == n)
+            (sy, sx), boxes = target.mask_scale, rois.boxes[own, 1:]
+            boxes = boxes * np.array([sx, sy, sx, sy], boxes.dtype)
+            out[own] = crop_masks(
+                target.masks, boxes, rois.matches[own], size, conventions.masks, conventions.mask_threshold
+            )
+        return out
+
+    def loss(self, logits: Tensor, rois: RoIs, targets: list[Target]) -> dict[str, Tensor]:
+        """L_mask: only the true class's mask of each RoI has a loss."""
+        wanted = self.targets(rois, targets, logits.shape[-1])
+        return {"loss_mask": F.mask_loss(logits, rois.labels, wanted)}
+
+    def predict(self, levels, detections: list[Detections]) -> list[np.ndarray]:
+        """For each image the (D, M, M) probabilities of the detected class's mask; in inference only."""
+        boxes = [
+            np.concatenate([np.full((len(d.boxes), 1), n, d.boxes.dtype), d.boxes], axis=1)
+            for n, d in enumerate(detections)
+        ]
+        labels = np.concatenate([d.labels for d in detections])
+        logits = self.forward(levels, np.concatenate(boxes)).data  # (sum D, K+1, M, M)
+        probabilities = sigmoid_array(logits[np.arange(len(labels)), labels])
+        return np.split(probabilities, np.cumsum([len(d.labels) for d in detections])[:-1])

@@ -1,0 +1,131 @@
+"""Mask R-CNN (He et al. 2017), top to bottom: read `loss` and `predict`, and click.
+
+Shapes: N images (3, H, W), A anchors, R RoIs of which R+ with an object, K classes and background, M x M masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minimask.autograd import Tensor, no_grad
+from minimask.boxes import scale_boxes
+from minimask.masks import Masks
+from minimask.models.box_head import BoxHead, BoxOutput, RoIs
+from minimask.models.fpn import Backbone
+from minimask.models.mask_head import MaskHead
+from minimask.models.rpn import RPN, RPNOutput, RPNSamples
+from minimask.models.transform import Batch, Target, Transform
+from minimask.nn import Module
+from minimask.randomness import Draws
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """All that a training step computed: what the losses, the tests and the notebooks read."""
+
+    batch: Batch
+    targets: list[Target]
+    levels: list[Tensor]  # P2..P6, each (N, C, H'/s, W'/s)
+    rpn: RPNOutput
+    anchors: RPNSamples
+    proposals: list[np.ndarray]  # N of (P, 4)
+    rois: RoIs
+    box: BoxOutput
+    mask: Tensor  # (R+, K+1, M, M)
+    losses: dict[str, Tensor]
+
+
+class MaskRCNN(Module):
+    """The system: a backbone, the RPN, and in parallel on each RoI a box head and a mask head."""
+
+    paths = {"box_head": "roi_heads", "mask_head": "roi_heads"}  # torchvision's names in the state
+
+    def __init__(self, transform: Transform, backbone: Backbone, rpn: RPN, box_head: BoxHead, mask_head: MaskHead):
+        self.transform = transform
+        self.backbone, self.rpn, self.box_head, self.mask_head = backbone, rpn, box_head, mask_head
+        self.calls = 0
+
+    def __call__(self, images, targets=None):
+        """In training mode the dict of losses, in inference mode the list of results, as torchvision has it."""
+        if not self.training:
+            return self.predict(images)
+        self.calls += 1
+        return self.loss(images, targets, Draws(step=self.calls))
+
+    def loss(self, images, targets, draws: Draws | None = None) -> dict[str, Tensor]:
+        """L = L_cls + L_box + L_mask (section 3) and the RPN's two, each a () Tensor to be added up.
+
+        Parameters
+        ----------
+        images : N arrays (3, H, W) float
+            RGB in 0..1.
+        targets : N dicts
+            ``boxes`` (G, 4) x1, y1, x2, y2; ``labels`` (G,) from 1 up; ``masks`` (G, H, W); optionally
+            ``crowd_boxes`` (C, 4). G may be 0.
+        draws : Draws
+            Which anchors and RoIs are sampled.
+
+        Raises
+        ------
+        InputError
+            If images or targets have the wrong form.
+        """
+        return self.training_record(images, targets, draws).losses
+
+    def training_record(self, images, targets, draws: Draws | None = None, held: TrainingRecord | None = None):
+        """The training step in full. With `held`, proposals, samples and matches are those of an earlier record.
+
+        That is how training defines its gradient: they are constants, though they depend on the parameters.
+        """
+        draws = draws or Draws()
+        batch = self.transform(images, self.dtype)  # (N, 3, H', W')
+        targets = self.transform.targets(targets, batch)  # boxes and masks scaled along
+        levels = self.backbone(Tensor(batch.images))  # P2..P6, each (N, C, H'/s, W'/s)
+        rpn = self.rpn(levels, batch)  # logits (N, A), deltas (N, A, 4), anchors (A, 4)
+        anchors = held.anchors if held else self.rpn.sample(rpn, targets, draws)
+        proposals = held.proposals if held else self.rpn.propose(rpn, batch)  # N of (P, 4); no gradient
+        rois = held.rois if held else self.box_head.sample(proposals, targets, draws)  # R, with labels and matches
+        box = self.box_head(levels, rois.boxes)  # logits (R, K+1), deltas (R, 4(K+1))
+        mask = self.mask_head(levels, rois.positive.boxes)  # (R+, K+1, M, M), in parallel: needs neither of them
+        losses = (
+            self.box_head.loss(box, rois, targets)
+            | self.mask_head.loss(mask, rois.positive, targets)
+            | self.rpn.loss(rpn, anchors)
+        )
+        return TrainingRecord(batch, targets, levels, rpn, anchors, proposals, rois, box, mask, losses)
+
+    @no_grad()
+    def predict(self, images) -> list[dict]:
+        """Objects of each image.
+
+        Parameters
+        ----------
+        images : N arrays (3, H, W) float
+            RGB in 0..1.
+
+        Returns
+        -------
+        N dicts: ``boxes`` (D, 4) in the image's pixels, ``labels`` (D,), ``scores`` (D,) falling, and ``masks``,
+        a `Masks` of D probabilities, pasted when asked for.
+        """
+        batch = self.transform(images, self.dtype)  # (N, 3, H', W')
+        levels = self.backbone(Tensor(batch.images))  # P2..P6
+        proposals = self.rpn.propose(self.rpn(levels, batch), batch)  # N of (P, 4)
+        rois = [np.insert(p, 0, n, axis=1) for n, p in enumerate(proposals)]  # N of (P, 5)
+        box = self.box_head(levels, np.concatenate(rois))
+        detections = self.box_head.detect(box, proposals, batch)  # boxes (D, 4), labels, scores
+        masks = self.mask_head.predict(levels, detections)  # (D, M, M): on the kept boxes only
+        return [self._result(d, m, n, batch) for n, (d, m) in enumerate(zip(detections, masks))]
+
+    def _result(self, detections, probabilities, n: int, batch: Batch) -> dict:
+        sy, sx = batch.scale(n)
+        boxes = scale_boxes(detections.boxes, (1 / sy, 1 / sx))
+        convention = self.mask_head.pooler.conventions.masks
+        masks = Masks(probabilities, boxes, batch.original_sizes[n], convention)
+        return {"boxes": boxes, "labels": detections.labels, "scores": detections.scores, "masks": masks}
+
+    @property
+    def dtype(self):
+        return self.rpn.head.cls_logits.weight.dtype

@@ -1,0 +1,143 @@
+"""The region proposal network (Faster R-CNN, section 3; FPN, section 4.1): its net, its proposals, its losses.
+
+Shapes: N images, A anchors an image over all levels, P proposals, G objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minimask import functions as F
+from minimask.anchors import AnchorGenerator
+from minimask.autograd import Tensor
+from minimask.boxes import BoxCoder, batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+from minimask.functions.activation import sigmoid_array
+from minimask.matching import Matcher, ignore_crowds, sample_balanced
+from minimask.models.transform import Batch, Target
+from minimask.nn import Conv2d, Module, Sequential
+from minimask.randomness import Draws, Purpose
+
+
+@dataclass(frozen=True)
+class RPNOptions:
+    """torchvision's defaults; pairs are (training, inference)."""
+
+    pre_nms_top_n: tuple[int, int] = (2000, 1000)  # of each level
+    post_nms_top_n: tuple[int, int] = (2000, 1000)
+    nms_thresh: float = 0.7
+    score_thresh: float = 0.0
+    min_size: float = 1e-3
+    fg_iou_thresh: float = 0.7
+    bg_iou_thresh: float = 0.3
+    batch_size_per_image: int = 256
+    positive_fraction: float = 0.5
+    crowd_coverage: float = 0.5
+    beta: float = 1 / 9
+
+
+@dataclass(frozen=True)
+class RPNOutput:
+    """Logits (N, A), deltas (N, A, 4), anchors (A, 4), and the number of anchors of each level."""
+
+    logits: Tensor
+    deltas: Tensor
+    anchors: np.ndarray
+    per_level: list[int]
+
+
+@dataclass(frozen=True)
+class RPNSamples:
+    """Which anchors the loss sees: flat indices into (N A), and encoded boxes of the positives (R+, 4)."""
+
+    positive: np.ndarray
+    negative: np.ndarray
+    targets: np.ndarray
+
+
+class RPNHeadNet(Module):
+    """The weights of the explicit Function `rpn_head`, shared by all levels."""
+
+    def __init__(self, channels: int, anchors_per_position: int, rng):
+        self.conv = Sequential(Sequential(Conv2d(channels, channels, 3, rng)))
+        self.cls_logits = Conv2d(channels, anchors_per_position, 1, rng, gain=1e-4 * channels)  # std 0.01
+        self.bbox_pred = Conv2d(channels, 4 * anchors_per_position, 1, rng, gain=1e-4 * channels)
+
+    def forward(self, levels):  # L of (N, C, H_l, W_l) -> (N, A), (N, A, 4)
+        return F.rpn_head(levels, self.conv[0][0].pair, self.cls_logits.pair, self.bbox_pred.pair)
+
+
+class RPN(Module):
+    """Where may objects be? Class-agnostic scores and boxes at every anchor."""
+
+    def __init__(self, channels: int, anchors: AnchorGenerator, options: RPNOptions, rng):
+        self.head = RPNHeadNet(channels, anchors.num_anchors_per_location()[0], rng)
+        self.anchors, self.options = anchors, options
+        self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+        self.matcher = Matcher(options.fg_iou_thresh, options.bg_iou_thresh, allow_low_quality_matches=True)
+
+    def forward(self, levels, batch: Batch) -> RPNOutput:  # P2..P6, each (N, C, H_l, W_l)
+        logits, deltas = self.head(levels)  # (N, A), (N, A, 4)
+        sizes = [x.shape[2:] for x in levels]
+        anchors = self.anchors.levels(batch.padded_size, sizes)
+        anchors = [a.astype(batch.images.dtype, copy=False) for a in anchors]
+        return RPNOutput(logits, deltas, np.concatenate(anchors), [len(a) for a in anchors])
+
+    def propose(self, out: RPNOutput, batch: Batch) -> list[np.ndarray]:
+        """The best boxes of each image, (P, 4), by falling score; constants: no gradient flows through them."""
+        return [self._propose(out, n, size) for n, size in enumerate(batch.sizes)]
+
+    def _propose(self, out: RPNOutput, n: int, size) -> np.ndarray:
+        logits, deltas = out.logits.data[n], out.deltas.data[n]  # (A,), (A, 4)
+        best, level = self._top_of_each_level(logits, out.per_level)
+        boxes = self.coder.decode(deltas[best], out.anchors[best])[:, 0]  # (P', 4)
+        boxes = clip_boxes_to_image(boxes, size)
+        scores = sigmoid_array(logits[best])
+        keep = remove_small_boxes(boxes, self.options.min_size)
+        keep = keep[scores[keep] >= self.options.score_thresh]
+        boxes, scores, level = boxes[keep], scores[keep], level[keep]
+        keep = batched_nms(boxes, scores, level, self.options.nms_thresh)
+        return boxes[keep[: self._of_mode(self.options.post_nms_top_n)]]
+
+    def _top_of_each_level(self, logits, per_level):
+        top = self._of_mode(self.options.pre_nms_top_n)
+        chosen, levels, begin = [], [], 0
+        for level, count in enumerate(per_level):
+            chosen.append(begin + top_k(logits[begin : begin + count], top))
+            levels.append(np.full(len(chosen[-1]), level))
+            begin += count
+        return np.concatenate(chosen), np.concatenate(levels)
+
+    def _of_mode(self, pair: tuple[int, int]) -> int:
+        return pair[0] if self.training else pair[1]
+
+    def sample(self, out: RPNOutput, targets: list[Target], draws: Draws) -> RPNSamples:
+        """Match anchors with objects and draw those that the loss sees, at most half of them positive."""
+        positive, negative, encoded, o = [], [], [], self.options
+        for n, target in enumerate(targets):
+            matches = self.matcher(box_iou(target.boxes, out.anchors))  # (A,)
+            matches = ignore_crowds(matches, out.anchors, target.crowd_boxes, o.crowd_coverage)
+            rng = draws.rng(Purpose.SAMPLE_ANCHORS, n)
+            pos, neg = sample_balanced(matches, o.batch_size_per_image, o.positive_fraction, rng)
+            first = n * len(out.anchors)
+            positive.append(first + pos)
+            negative.append(first + neg)
+            encoded.append(self.coder.encode(target.boxes[matches[pos]], out.anchors[pos]))
+        return RPNSamples(*(np.concatenate(parts) for parts in (positive, negative, encoded)))
+
+    def loss(self, out: RPNOutput, samples: RPNSamples) -> dict[str, Tensor]:
+        """Objectness and box loss over the sampled anchors of all images."""
+        args = (out.logits, out.deltas, samples.positive, samples.negative, samples.targets)
+        objectness, box = F.rpn_loss(*args, beta=self.options.beta)
+        return {"loss_objectness": objectness, "loss_rpn_box_reg": box}
+
+
+def top_k(values: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k largest, by falling value; equal ones in their order."""
+    if len(values) > k:
+        least = np.partition(values, len(values) - k)[len(values) - k]
+        candidates = np.flatnonzero(values >= least)
+    else:
+        candidates = np.arange(len(values))
+    return candidates[np.argsort(-values[candidates], kind="stable")][:k]

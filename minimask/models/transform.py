@@ -1,0 +1,165 @@
+"""Images and targets to a batch, and results back: normalise, resize, pad.
+
+Shapes: N images (3, H_n, W_n) in, a batch (N, 3, H', W') out; G objects an image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minimask.boxes import scale_boxes
+from minimask.errors import InputError
+from minimask.kernels import resample
+from minimask.models.conventions import Conventions
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images as the network sees them.
+
+    Attributes
+    ----------
+    images : (N, 3, H', W') float
+        Normalised, resized, padded with zeros at the right and at the bottom.
+    sizes : N of (h, w)
+        Each image's part of it.
+    original_sizes : N of (H, W)
+    """
+
+    images: np.ndarray
+    sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        return self.images.shape[2:]
+
+    def scale(self, n: int) -> tuple[float, float]:
+        """Pixels of the batch per pixel of the original image n, vertically and horizontally."""
+        (h, w), (height, width) = self.sizes[n], self.original_sizes[n]
+        return h / height, w / width
+
+
+@dataclass(frozen=True)
+class Target:
+    """One image's objects in the batch's pixels.
+
+    Attributes
+    ----------
+    boxes : (G, 4) float32
+    labels : (G,) int64
+    masks : (G, H, W) uint8
+    mask_scale : (y, x)
+        Pixels of `masks` per pixel of `boxes`.
+    crowd_boxes : (C, 4) float32
+        Regions where objects are not annotated one by one.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray
+    mask_scale: tuple[float, float]
+    crowd_boxes: np.ndarray
+
+
+class Transform:
+    """Options of the way in.
+
+    Parameters
+    ----------
+    min_size : int or None
+        The shorter side is scaled to this; None leaves the size.
+    max_size : int
+        The longer side does not exceed this.
+    """
+
+    def __init__(self, conventions: Conventions, min_size: int | None, max_size: int, size_divisible: int = 32):
+        self.conventions, self.min_size, self.max_size = conventions, min_size, max_size
+        self.size_divisible = size_divisible
+
+    def __call__(self, images: Sequence, dtype=np.float32) -> Batch:
+        """N arrays (3, H_n, W_n) float RGB in 0..1 to a `Batch`.
+
+        Raises
+        ------
+        InputError
+            If an image has another shape or no floating point dtype.
+        """
+        if not len(images):
+            raise InputError("no images: give a list of at least one array (3, H, W)")
+        for n, image in enumerate(images):
+            if getattr(image, "ndim", 0) != 3 or image.shape[0] != 3 or image.dtype.kind != "f":
+                got = f"{getattr(image, 'shape', type(image).__name__)} {getattr(image, 'dtype', '')}".strip()
+                raise InputError(f"images[{n}]: must be (3, H, W) floating point RGB in 0..1, is {got}")
+        resized = [self._resize(self._normalize(np.asarray(image, dtype))) for image in images]
+        multiple = self.size_divisible
+        height, width = (-(-max(r.shape[axis] for r in resized) // multiple) * multiple for axis in (1, 2))
+        batch = np.zeros((len(resized), 3, height, width), dtype)
+        for n, image in enumerate(resized):
+            batch[n, :, : image.shape[1], : image.shape[2]] = image
+        return Batch(batch, [r.shape[1:] for r in resized], [tuple(i.shape[1:]) for i in images])
+
+    def _normalize(self, image):
+        mean, std = (np.array(v, image.dtype)[:, None, None] for v in (self.conventions.mean, self.conventions.std))
+        return (image - mean) / std
+
+    def _resize(self, image):
+        height, width = image.shape[1:]
+        scale = self.max_size / max(height, width)
+        scale = min(scale, 1.0 if self.min_size is None else self.min_size / min(height, width))
+        size = math.floor(height * scale), math.floor(width * scale)
+        return image if size == (height, width) else resample.bilinear(image, size)
+
+    def targets(self, targets: Sequence[dict], batch: Batch) -> list[Target]:
+        """Boxes and masks of the batch's images, checked and scaled along.
+
+        Parameters
+        ----------
+        targets : N of dict
+            ``boxes`` (G, 4) x1, y1, x2, y2 in pixels of the original image, ``labels`` (G,) from 1 up, ``masks``
+            (G, H, W), and optionally ``crowd_boxes`` (C, 4).
+
+        Raises
+        ------
+        InputError
+            If something has the wrong shape, a box no area, or a label is 0.
+        """
+        if len(targets) != len(batch.sizes):
+            raise InputError(f"targets: {len(targets)} for {len(batch.sizes)} images; give one dict an image")
+        return [self._target(t, n, batch) for n, t in enumerate(targets)]
+
+    def _target(self, target: dict, n: int, batch: Batch) -> Target:
+        dtype = batch.images.dtype
+        boxes = np.asarray(target["boxes"], dtype).reshape(-1, 4)
+        labels = np.asarray(target["labels"], np.int64).reshape(-1)
+        masks = np.asarray(target["masks"])
+        size = batch.original_sizes[n]
+        if masks.size == 0 and not len(boxes):
+            masks = np.zeros((0, *size), np.uint8)
+        _check(boxes, labels, masks, n, size)
+        scale = batch.scale(n)
+        mask_scale = (1 / scale[0], 1 / scale[1])
+        if self.conventions.resize_masks and batch.sizes[n] != size:
+            masks, mask_scale = resample.nearest(masks, batch.sizes[n]), (1.0, 1.0)
+        crowd_boxes = np.asarray(target.get("crowd_boxes", np.zeros((0, 4))), dtype).reshape(-1, 4)
+        return Target(scale_boxes(boxes, scale), labels, masks, mask_scale, scale_boxes(crowd_boxes, scale))
+
+
+def _check(boxes, labels, masks, n: int, size) -> None:
+    if len(labels) != len(boxes) or masks.shape != (len(boxes), *size):
+        raise InputError(
+            f"targets[{n}]: {len(boxes)} boxes, {len(labels)} labels and masks {masks.shape} do not belong "
+            f"together; for an image of {size} masks must be {(len(boxes), *size)}"
+        )
+    bad = np.flatnonzero(~(np.isfinite(boxes).all(1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])))
+    if len(bad):
+        raise InputError(
+            f"targets[{n}]: box {bad[0]} is {boxes[bad[0]].tolist()}; boxes are x1, y1, x2, y2 with x1 < x2, y1 < y2 "
+            "(x, y, width, height must be converted)"
+        )
+    if len(labels) and labels.min() < 1:
+        raise InputError(f"targets[{n}]: label {labels.min()}; classes are numbered from 1, 0 is background")

@@ -1,0 +1,283 @@
+"""Layers with parameters: Module, the layers that the models are made of, and names as torchvision gives them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from minimask import backend
+from minimask import functions as F
+from minimask.autograd import Tensor
+from minimask.errors import InputError
+
+
+class Parameter(Tensor):
+    """A Tensor that training changes; ``requires_grad = False`` freezes it."""
+
+    __slots__ = ()
+
+    def __init__(self, data):
+        super().__init__(data, requires_grad=True)
+
+
+class Buffer(Tensor):
+    """A Tensor that belongs to the state but is not trained, such as a running mean."""
+
+    __slots__ = ()
+
+
+class Module:
+    """A part of a network: its Parameters, Buffers and Modules are found in its attributes.
+
+    Attributes
+    ----------
+    training : bool
+        Set by `train` and `eval` for this module and all below it.
+    paths : dict
+        Of the class: attribute name -> dotted name in the state, where they differ.
+    """
+
+    training = True
+    paths: dict[str, str] = {}
+
+    def __call__(self, *inputs):
+        return self.forward(*inputs)
+
+    def forward(self, *inputs):
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def _members(self) -> Iterator[tuple[str, object]]:
+        for name, value in vars(self).items():
+            yield self.paths.get(name, name), value
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, with their dotted names."""
+        yield prefix, self
+        for name, value in self._members():
+            if isinstance(value, Module):
+                yield from value.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def _named(self, kinds) -> Iterator[tuple[str, Tensor]]:
+        for prefix, module in self.named_modules():
+            for name, value in module._members():
+                if isinstance(value, kinds):
+                    yield f"{prefix}.{name}" if prefix else name, value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(dotted name, Parameter) of this module and all below it."""
+        return self._named(Parameter)
+
+    def parameters(self) -> list[Parameter]:
+        """All parameters, in the order of `named_parameters`."""
+        return [p for _, p in self.named_parameters()]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Arrays of all parameters and buffers by dotted name; not copies."""
+        return {name: value.data for name, value in self._named((Parameter, Buffer))}
+
+    def load_state_dict(self, state) -> None:
+        """Copy arrays into parameters and buffers of the same names.
+
+        Parameters
+        ----------
+        state : mapping of dotted name to array
+            Entries ``...num_batches_tracked``, which torch keeps beside running means, are passed over.
+
+        Raises
+        ------
+        InputError
+            If names or shapes differ; nothing has been changed then.
+        """
+        own = dict(self._named((Parameter, Buffer)))
+        given = {k: v for k, v in state.items() if k in own or not k.endswith("num_batches_tracked")}
+        problems = [f"lacks {k}" for k in own if k not in given]
+        problems += [f"has {k}, which this model has not" for k in given if k not in own]
+        problems += [
+            f"{k} has shape {tuple(given[k].shape)}, not {own[k].shape}"
+            for k in own
+            if k in given and tuple(given[k].shape) != own[k].shape
+        ]
+        if problems:
+            more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
+            raise InputError(f"the weights are of another model: state {problems[0]}{more}")
+        for name, value in own.items():
+            xp = backend.array_module(value.data)
+            value.data = xp.array(given[name], value.dtype)
+
+    def train(self, mode: bool = True) -> Module:
+        """Set training mode here and below: losses from the models, batch statistics in batch norms."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Set inference mode here and below."""
+        return self.train(False)
+
+    def astype(self, dtype) -> Module:
+        """Convert all parameters and buffers to a floating point dtype, in place."""
+        for _, value in self._named((Parameter, Buffer)):
+            value.data = value.data.astype(dtype)
+        return self
+
+
+class Sequential(Module):
+    """Modules one after another, named 0, 1, 2, ..."""
+
+    def __init__(self, *modules: Module):
+        for i, module in enumerate(modules):
+            setattr(self, str(i), module)
+
+    def __iter__(self) -> Iterator[Module]:
+        return (m for m in vars(self).values() if isinstance(m, Module))
+
+    def __getitem__(self, i: int) -> Module:
+        return list(self)[i]
+
+    def __len__(self) -> int:
+        return sum(isinstance(m, Module) for m in vars(self).values())
+
+    def forward(self, x):
+        for module in self:
+            x = module(x)
+        return x
+
+
+def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int, gain: float = 2.0) -> np.ndarray:
+    """Normal with variance gain / fan: keeps the scale of activations through ReLUs (He et al. 2015)."""
+    return rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(gain / fan))
+
+
+class Conv2d(Module):
+    """2D convolution layer.
+
+    Parameters
+    ----------
+    channels_in, channels_out : int
+    kernel : int
+    rng : numpy.random.Generator
+        Draws the weights, He normal over the inputs; the bias starts at 0.
+    stride, padding, dilation, groups : int
+        padding is ``kernel // 2`` by default, which keeps the size at stride 1.
+    bias : bool
+    gain : float
+        Variance of the weights times the number of inputs; 2 fits a ReLU behind, 1 none.
+    """
+
+    def __init__(
+        self, channels_in, channels_out, kernel, rng, stride=1, padding=None, dilation=1, groups=1, bias=True, gain=2.0
+    ):
+        shape = (channels_out, channels_in // groups, kernel, kernel)
+        self.weight = Parameter(he_normal(rng, shape, shape[1] * kernel * kernel, gain))
+        self.bias = Parameter(np.zeros(channels_out, np.float32)) if bias else None
+        padding = dilation * (kernel // 2) if padding is None else padding
+        self.options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias, **self.options)
+
+    @property
+    def pair(self):
+        """(weight, bias), as the explicit heads take them."""
+        return self.weight, self.bias
+
+
+class ConvTranspose2d(Module):
+    """Transposed convolution layer; a kernel as large as its stride, as the mask head has it, by default."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, rng, stride: int | None = None):
+        shape = (channels_in, channels_out, kernel, kernel)
+        self.stride = stride or kernel
+        # each output pixel gets kernel^2 / stride^2 products a channel
+        self.weight = Parameter(he_normal(rng, shape, max(1, channels_in * kernel**2 // self.stride**2)))
+        self.bias = Parameter(np.zeros(channels_out, np.float32))
+
+    def forward(self, x):
+        return F.conv_transpose2d(x, self.weight, self.bias, stride=self.stride)
+
+    @property
+    def pair(self):
+        """(weight, bias), as the explicit heads take them."""
+        return self.weight, self.bias
+
+
+class Linear(Module):
+    """Fully connected layer: y = x w^T + b, He normal weights of variance gain / inputs."""
+
+    def __init__(self, inputs: int, outputs: int, rng, gain: float = 2.0):
+        self.weight = Parameter(he_normal(rng, (outputs, inputs), inputs, gain))
+        self.bias = Parameter(np.zeros(outputs, np.float32))
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+
+class _Norm(Module):
+    """A normalisation followed by an optional ReLU: ``norm(x, relu)``."""
+
+    def forward(self, x, relu: bool = False):
+        y = self.normalize(x)
+        return F.relu(y) if relu else y
+
+
+class BatchNorm2d(_Norm):
+    """Batch norm that learns, and keeps running statistics for inference (momentum 0.1, as torch)."""
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
+        self.weight, self.bias = Parameter(np.ones(channels, np.float32)), Parameter(np.zeros(channels, np.float32))
+        self.running_mean = Buffer(np.zeros(channels, np.float32))
+        self.running_var = Buffer(np.ones(channels, np.float32))
+        self.eps, self.momentum = eps, momentum
+
+    def normalize(self, x):
+        if not self.training:
+            return F.frozen_batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps)
+        y, mean, var = F.batch_norm(x, self.weight, self.bias, self.eps)
+        values = x.size // x.shape[1]
+        unbiased = var.data * (values / max(values - 1, 1))
+        for running, new in ((self.running_mean, mean.data), (self.running_var, unbiased)):
+            running.data = (1 - self.momentum) * running.data + self.momentum * new
+        return y
+
+
+class FrozenBatchNorm2d(_Norm):
+    """Batch norm whose four vectors are constants: fine-tuning with few images a batch (section 3.1)."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        self.weight, self.bias = Buffer(np.ones(channels, np.float32)), Buffer(np.zeros(channels, np.float32))
+        self.running_mean = Buffer(np.zeros(channels, np.float32))
+        self.running_var = Buffer(np.ones(channels, np.float32))
+        self.eps = eps
+
+    def normalize(self, x):
+        return F.frozen_batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps)
+
+    def scale_and_shift(self):
+        """The layer as y = scale x + shift."""
+        vectors = (self.weight, self.bias, self.running_mean, self.running_var)
+        return F.scale_and_shift(*(v.data for v in vectors), self.eps)
+
+
+class GroupNorm(_Norm):
+    """Group norm: independent of the batch, so it trains from scratch with two images."""
+
+    def __init__(self, channels: int, groups: int = 8, eps: float = 1e-5):
+        self.weight, self.bias = Parameter(np.ones(channels, np.float32)), Parameter(np.zeros(channels, np.float32))
+        self.groups, self.eps = groups, eps
+
+    def forward(self, x, relu: bool = False):
+        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps, relu)
+
+
+def conv_norm(conv: Conv2d, norm: Module, x, relu: bool = True, residual=None):
+    """norm(conv(x)) [+ residual] [-> ReLU], in one Function where the norm is frozen."""
+    if isinstance(norm, FrozenBatchNorm2d):
+        return F.conv_frozen_norm(
+            x, conv.weight, norm.scale_and_shift(), residual, relu=relu, **conv.options
+        )
+    if residual is None:
+        return norm(conv(x), relu)
+    y = norm(conv(x)) + residual
+    return F.relu(y) if relu else y
