@@ -63,6 +63,11 @@ class Geometry:
         return (self.x_shape[0], self.w_shape[0], *self.out_size)
 
     @property
+    def out_pixels(self) -> int:
+        """P Q: spelt out in reshapes, where a -1 could not be resolved for a batch of no images."""
+        return self.out_size[0] * self.out_size[1]
+
+    @property
     def patch_size(self) -> int:
         """Elements of one group's patch: C/G KH KW."""
         return self.w_shape[1] * self.w_shape[2] * self.w_shape[3]
@@ -167,7 +172,7 @@ def windows(g: Geometry):
 def forward_im2col(x, w, b, g: Geometry, xp=np):
     """y = w @ patches, the whole matrix at once."""
     n, groups = x.shape[0], g.groups
-    cols = im2col(x, g, xp).reshape(n, groups, g.patch_size, -1)
+    cols = im2col(x, g, xp).reshape(n, groups, g.patch_size, g.out_pixels)
     y = (w.reshape(groups, -1, g.patch_size) @ cols).reshape(g.y_shape)  # (N, G, O/G, PQ) -> (N, O, P, Q)
     return y if b is None else y + b[:, None, None]
 
@@ -175,15 +180,15 @@ def forward_im2col(x, w, b, g: Geometry, xp=np):
 def input_gradient_im2col(gy, w, g: Geometry, xp=np):
     """patches' gradient = w^T @ gy, then added into place."""
     n, groups = gy.shape[0], g.groups
-    cols = w.reshape(groups, -1, g.patch_size).swapaxes(1, 2) @ gy.reshape(n, groups, g.w_shape[0] // groups, -1)
+    cols = w.reshape(groups, -1, g.patch_size).swapaxes(1, 2) @ gy.reshape(n, groups, g.w_shape[0] // groups, g.out_pixels)
     return col2im(cols.reshape(n, g.x_shape[1], *g.w_shape[2:], *g.out_size), g, xp)
 
 
 def weight_gradient_im2col(gy, x, g: Geometry, xp=np):
     """gw = sum over images of gy @ patches^T."""
     n, groups = x.shape[0], g.groups
-    cols = im2col(x, g, xp).reshape(n, groups, g.patch_size, -1)
-    gw = gy.reshape(n, groups, g.w_shape[0] // groups, -1) @ cols.swapaxes(2, 3)
+    cols = im2col(x, g, xp).reshape(n, groups, g.patch_size, g.out_pixels)
+    gw = gy.reshape(n, groups, g.w_shape[0] // groups, g.out_pixels) @ cols.swapaxes(2, 3)
     return gw.sum(axis=0).reshape(g.w_shape)
 
 
@@ -257,7 +262,7 @@ def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
         return xp.maximum(y, 0) if relu else y
     x, y = np.ascontiguousarray(x), np.empty(g.y_shape, x.dtype)
     w3 = w.reshape(g.groups, -1, g.patch_size)  # (G, O/G, C/G KH KW)
-    y4 = y.reshape(len(y), g.groups, w3.shape[1], -1)  # (N, G, O/G, PQ)
+    y4 = y.reshape(len(y), g.groups, w3.shape[1], g.out_pixels)  # (N, G, O/G, PQ)
     b3 = None if b is None else b.reshape(g.groups, -1, 1)
     residual = None if residual is None else residual.reshape(y4.shape)
     width = g.out_size[1]
@@ -296,7 +301,7 @@ def _input_gradient_by_channels(gy, w, g: Geometry):
     """w^T @ gy added into place; each thread owns some input channels, so no two add to the same pixel."""
     gx = np.zeros(g.x_shape, gy.dtype)
     (n_images, c_all), (o, depth, kh, kw) = g.x_shape[:2], g.w_shape
-    gy4 = gy.reshape(n_images, g.groups, o // g.groups, -1)
+    gy4 = gy.reshape(n_images, g.groups, o // g.groups, g.out_pixels)
     w5 = w.reshape(g.groups, o // g.groups, depth, kh, kw)
     height, width = g.out_size
 
@@ -345,7 +350,7 @@ def weight_gradient(gy, x, g: Geometry):
     if xp is not np or backend.use_reference():
         return weight_gradient_im2col(gy, x, g, xp)
     x, gy = np.ascontiguousarray(x), np.ascontiguousarray(gy)
-    gy4 = gy.reshape(len(gy), g.groups, g.w_shape[0] // g.groups, -1)
+    gy4 = gy.reshape(len(gy), g.groups, g.w_shape[0] // g.groups, g.out_pixels)
     width = g.out_size[1]
     sums: dict[int, np.ndarray] = {}
 

@@ -173,7 +173,8 @@ def _matrix(rois, shape, scale: float, s: Sampling, dtype) -> csr_matrix:
             lengths[own] = 4 * ny * nx
         else:
             lengths[own, :, : ny * nx] = 4
-        pieces.append((own, index.reshape(len(index), -1), weight.astype(dtype).reshape(len(index), -1)))
+        entries = (len(index), bins * ny * nx * 4)
+        pieces.append((own, index.reshape(entries), weight.astype(dtype).reshape(entries)))
     columns, values = _in_order(pieces, len(rois))
     indptr = np.concatenate([[0], np.cumsum(lengths.ravel())])
     small = max(int(indptr[-1]), n_images * height * width) < 2**31
@@ -244,8 +245,8 @@ def forward(xs, plan: Plan):
 
 def backward(gy, argmax, shapes, plan: Plan):
     """d loss / d x of each level: L of (N, C, H, W)."""
-    r, channels = gy.shape[:2]
-    g = np.ascontiguousarray(gy.reshape(r, channels, -1).swapaxes(1, 2))  # (R, PH PW, C)
+    r, channels, ph, pw = gy.shape
+    g = np.ascontiguousarray(gy.reshape(r, channels, ph * pw).swapaxes(1, 2))  # (R, PH PW, C)
     gradients = []
     for shape, matrix, own in zip(shapes, plan.matrices, plan.rois_of_level):
         if not matrix.nnz:

@@ -21,7 +21,7 @@ class MaskPredictor(Module):
 
     def __init__(self, channels: int, num_classes: int, rng):
         self.conv5_mask = ConvTranspose2d(channels, channels, 2, rng)
-        self.mask_fcn_logits = Conv2d(channels, num_classes, 1, rng)
+        self.mask_fcn_logits = Conv2d(channels, num_classes, 1, rng, gain=1e-6 * channels)  # std 0.001
 
 
 class MaskHead(Module):

@@ -1,0 +1,144 @@
+"""Stochastic gradient descent with momentum, its learning rate over the steps, and gradient clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from minimask import backend
+from minimask.errors import InputError
+
+
+class SGD:
+    """v <- momentum v + (g + weight_decay w);  w <- w - lr v.
+
+    Parameters
+    ----------
+    named_parameters : iterable of (name, Parameter)
+        Those that require no gradient are left out.
+    lr : float
+        Default of `step`.
+    momentum, weight_decay : float
+    decay_norms_and_biases : bool
+        Whether one-dimensional parameters decay too; they are not what overfits.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        decay_norms_and_biases: bool = False,
+    ):
+        self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
+        self.lr, self.momentum = lr, momentum
+        self.decay = {
+            name: weight_decay if p.ndim > 1 or decay_norms_and_biases else 0.0 for name, p in self.parameters.items()
+        }
+        self.velocity = {
+            name: backend.array_module(p.data).zeros_like(p.data) for name, p in self.parameters.items()
+        }
+
+    def step(self, lr: float | None = None, gradient_scale: float = 1.0) -> None:
+        """Update every parameter that has a gradient.
+
+        Parameters
+        ----------
+        lr : float, optional
+        gradient_scale : float
+            Multiplies the gradients, as `clip_scale` gives it.
+        """
+        lr = self.lr if lr is None else lr
+        for name, p in self.parameters.items():
+            if p.grad is None:
+                continue
+            v = self.velocity[name]
+            v *= self.momentum
+            v += p.grad * gradient_scale if gradient_scale != 1.0 else p.grad
+            if self.decay[name]:
+                v += p.data * self.decay[name]
+            p.data = p.data - v * lr  # not in place: whoever holds the old weights keeps them
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for p in self.parameters.values():
+            p.grad = None
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The velocities by parameter name."""
+        return dict(self.velocity)
+
+    def load_state_dict(self, state) -> None:
+        """Take over velocities.
+
+        Raises
+        ------
+        InputError
+            If names or shapes are not those of the parameters.
+        """
+        for name, v in self.velocity.items():
+            if name not in state or state[name].shape != v.shape:
+                raise InputError(f"the optimizer state is of another model: entry {name} is missing or has another shape")
+        self.velocity = {
+            name: backend.array_module(v).array(state[name], dtype=v.dtype) for name, v in self.velocity.items()
+        }
+
+
+def gradient_norm(parameters: Iterable) -> float:
+    """Euclidean norm of all gradients taken together."""
+    squares = [float((p.grad * p.grad).sum(dtype=np.float64)) for p in parameters if p.grad is not None]  # sync
+    return math.sqrt(sum(squares))
+
+
+def clip_scale(parameters: Iterable, max_norm: float) -> tuple[float, float]:
+    """What to multiply all gradients by so that their norm is at most `max_norm` (0: no bound), and the norm."""
+    norm = gradient_norm(parameters)
+    return (max_norm / norm if 0 < max_norm < norm else 1.0), norm
+
+
+def scaled_learning_rate(base: float, batch_size: int, reference_batch: int) -> float:
+    """The linear rule: the learning rate stated for `reference_batch` images, times batch_size / reference_batch."""
+    return base * batch_size / reference_batch
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """The learning rate of each step: linear warm-up, then constant, steps or half a cosine to 0.
+
+    Parameters
+    ----------
+    base : float
+    total_steps : int
+    warmup_steps : int
+        Over which it rises linearly from base / warmup_steps.
+    kind : "cosine", "step" or "constant"
+    milestones : sequence of int
+        For "step": where it is multiplied by `gamma`.
+    gamma : float
+    """
+
+    base: float
+    total_steps: int
+    warmup_steps: int = 0
+    kind: str = "cosine"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+
+    def __post_init__(self):
+        if self.kind not in ("cosine", "step", "constant"):
+            raise InputError(f'schedule: must be "cosine", "step" or "constant", is {self.kind!r}')
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        if step < self.warmup_steps:
+            return self.base * (step + 1) / self.warmup_steps
+        if self.kind == "cosine":
+            done = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+            return self.base * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        if self.kind == "step":
+            return self.base * self.gamma ** sum(step >= m for m in self.milestones)
+        return self.base
