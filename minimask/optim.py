@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,22 +43,15 @@ class SGD:
             name: backend.array_module(p.data).zeros_like(p.data) for name, p in self.parameters.items()
         }
 
-    def step(self, lr: float | None = None, gradient_scale: float = 1.0) -> None:
-        """Update every parameter that has a gradient.
-
-        Parameters
-        ----------
-        lr : float, optional
-        gradient_scale : float
-            Multiplies the gradients, as `clip_scale` gives it.
-        """
+    def step(self, lr: float | None = None) -> None:
+        """Update every parameter that has a gradient, with learning rate `lr` or the one given at the start."""
         lr = self.lr if lr is None else lr
         for name, p in self.parameters.items():
             if p.grad is None:
                 continue
             v = self.velocity[name]
             v *= self.momentum
-            v += p.grad * gradient_scale if gradient_scale != 1.0 else p.grad
+            v += p.grad
             if self.decay[name]:
                 v += p.data * self.decay[name]
             p.data = p.data - v * lr  # not in place: whoever holds the old weights keeps them
@@ -88,16 +81,20 @@ class SGD:
         }
 
 
-def gradient_norm(parameters: Iterable) -> float:
+def gradient_norm(parameters: Sequence) -> float:
     """Euclidean norm of all gradients taken together."""
     squares = [float((p.grad * p.grad).sum(dtype=np.float64)) for p in parameters if p.grad is not None]  # sync
     return math.sqrt(sum(squares))
 
 
-def clip_scale(parameters: Iterable, max_norm: float) -> tuple[float, float]:
-    """What to multiply all gradients by so that their norm is at most `max_norm` (0: no bound), and the norm."""
+def clip_gradients(parameters: Sequence, max_norm: float) -> float:
+    """Scale all gradients so that their norm is at most `max_norm` (0: no bound); gives the norm before."""
     norm = gradient_norm(parameters)
-    return (max_norm / norm if 0 < max_norm < norm else 1.0), norm
+    if 0 < max_norm < norm:
+        for p in parameters:
+            if p.grad is not None:
+                p.grad = p.grad * (max_norm / norm)
+    return norm
 
 
 def scaled_learning_rate(base: float, batch_size: int, reference_batch: int) -> float:
