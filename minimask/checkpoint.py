@@ -23,7 +23,7 @@ from minimask.files import replacing
 FORMAT = 1
 _TOP = "metadata"
 # What a bitwise equal continuation rests on; see `environment_changes`.
-_DECIDES_BITS = ("processor", "blas", "blas_kernel", "threads", "numpy", "scipy", "minimask", "device")
+_DECIDES_BITS = ("processor", "blas", "blas_kernel", "threads", "numpy", "scipy", "minimask")
 
 
 @dataclass(frozen=True)
@@ -146,31 +146,20 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def first_differences(expected: dict[str, Any], found: dict[str, Any], most: int = 3) -> list[str]:
-    """Phrases for the first entries in which two dictionaries of arrays differ by name or shape."""
-    phrases = []
-    for name in dict.fromkeys([*expected, *found]):
-        if name not in found:
-            phrases.append(f"{name} is missing")
-        elif name not in expected:
-            phrases.append(f"{name} is not in the model")
-        elif expected[name].shape != found[name].shape:
-            phrases.append(f"{name} is {found[name].shape}, the model's is {expected[name].shape}")
-    return phrases[:most] + ([f"and {len(phrases) - most} more"] if len(phrases) > most else [])
-
-
-def fit(checkpoint: Checkpoint, model: Any, path: str | Path) -> None:
-    """Load a checkpoint's parameters into a model.
+def fit(checkpoint: Checkpoint, path: str | Path, model: Any, optimizer: Any = None) -> None:
+    """Load a checkpoint's parameters into a model, and its momentum into an optimizer.
 
     Raises
     ------
     InputError
-        If it is of another model; names the first entries that differ, and changes nothing.
+        If it is of another model; names the first entry that differs, and changes nothing.
     """
-    phrases = first_differences(model.state_dict(), checkpoint.parameters)
-    if phrases:
-        raise InputError(f"{path}: a checkpoint of another model: {', '.join(phrases)}")
-    model.load_state_dict(checkpoint.parameters)
+    try:
+        model.load_state_dict(checkpoint.parameters)
+        if optimizer is not None:
+            optimizer.load_state_dict(checkpoint.momentum)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def environment_changes(then: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -48,11 +48,15 @@ class DataConfig:
     images: str = option("", "folder of its images")
     val: str = option("", "COCO instance file to evaluate on after training")
     val_images: str = option("", "folder of its images, if not the same")
+    strict: bool = option(False, "whether annotations without area, or outside the image, are an error")
     crop: int = option(256, "side of the random square crop in pixels; 0 trains on whole images", low=0)
+    scale: tuple[float, float] = option((1.0, 1.0), "least and greatest random magnification", above=0)
     flip_horizontal: bool = option(True, "mirror left to right, half of the time")
     flip_vertical: bool = option(False, "mirror top to bottom, half of the time")
-    scale: tuple[float, float] = option((1.0, 1.0), "least and greatest random magnification", above=0)
-    colour: float = option(0.0, "strength of the random brightness, contrast and colour", low=0, high=1)
+    rotate90: bool = option(False, "turn by a random multiple of 90 degrees")
+    brightness: float = option(0.0, "random change of all values, by up to this share", low=0, high=1)
+    contrast: float = option(0.0, "random change of the distance to the mean grey", low=0, high=1)
+    saturation: float = option(0.0, "random change of the distance to each pixel's grey", low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,13 @@ class TrainConfig:
     )
     reference_batch: int = option(2, "the rate used is learning_rate * batch_size / reference_batch", low=1)
     warmup_steps: int = option(50, "steps over which the rate rises to its greatest, linearly", low=0)
-    schedule: str = option("cosine", "how the rate falls afterwards", choices=("cosine", "step"))
+    schedule: str = option("cosine", "how the rate falls afterwards", choices=("cosine", "step", "constant"))
     milestones: tuple[int, ...] = option((), "for 'step': the steps at which the rate falls", low=1)
     gamma: float = option(0.1, "for 'step': what it is multiplied by there", above=0, high=1)
     momentum: float = option(0.9, "of SGD", low=0, high=0.9999)
     weight_decay: float = option(1e-4, "of SGD", low=0)
     decay_norms_and_biases: bool = option(False, "whether weight decay reaches them too")
-    clip_norm: float = option(10.0, "gradients with a greater norm are scaled down to it", above=0)
+    clip_norm: float = option(10.0, "gradients with a greater norm are scaled down to it; 0: never", low=0)
     seed: int = option(0, "of the initial weights, the order of the images and all random changes", low=0)
     save_every: int = option(100, "steps between checkpoints", low=1)
 
@@ -221,7 +225,7 @@ def differences(old: Config, new: Config) -> list[str]:
         section, _, name = key.partition(".")
         before, after = getattr(getattr(old, section), name), getattr(getattr(new, section), name)
         if before != after:
-            phrases.append(f"{key} is {_shown(after)}, was {_shown(before)}")
+            phrases.append(f"{key} is {shown(after)}, was {shown(before)}")
     return phrases
 
 
@@ -231,9 +235,9 @@ def _checked(value: Any, entry: Field, where: str) -> Any:
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
         if not isinstance(value, list | tuple):
-            raise InputError(f"{where} must be a list, is {_shown(value)}")
+            raise InputError(f"{where} must be a list, is {shown(value)}")
         if kinds[-1] is not Ellipsis and len(value) != len(kinds):
-            raise InputError(f"{where} must be a list of {len(kinds)} numbers, is {_shown(list(value))}")
+            raise InputError(f"{where} must be a list of {len(kinds)} numbers, is {shown(list(value))}")
         return tuple(_checked_one(item, kinds[0], entry, where) for item in value)
     return _checked_one(value, kind, entry, where)
 
@@ -248,18 +252,18 @@ def _checked_one(value: Any, kind: type, entry: Field, where: str) -> Any:
     }
     names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
     if not fits[kind]:
-        raise InputError(f"{where} must be {names[kind]}, is {_shown(value)}")
+        raise InputError(f"{where} must be {names[kind]}, is {shown(value)}")
     value, limits = kind(value), entry.metadata
     if limits["choices"] and value not in limits["choices"]:
         near = difflib.get_close_matches(value, limits["choices"], 1, 0.4)
         hint = f"did you mean {near[0]}?" if near else f"it can be {', '.join(limits['choices'])}"
-        raise InputError(f"{where} cannot be {_shown(value)}; {hint}")
+        raise InputError(f"{where} cannot be {shown(value)}; {hint}")
     if limits["low"] is not None and value < limits["low"]:
-        raise InputError(f"{where} must be at least {limits['low']}, is {_shown(value)}")
+        raise InputError(f"{where} must be at least {limits['low']}, is {shown(value)}")
     if limits["above"] is not None and value <= limits["above"]:
-        raise InputError(f"{where} must be more than {limits['above']}, is {_shown(value)}")
+        raise InputError(f"{where} must be more than {limits['above']}, is {shown(value)}")
     if limits["high"] is not None and value > limits["high"]:
-        raise InputError(f"{where} must be at most {limits['high']}, is {_shown(value)}")
+        raise InputError(f"{where} must be at most {limits['high']}, is {shown(value)}")
     return value
 
 
@@ -312,7 +316,8 @@ def _toml_value(value: Any) -> str:
     return repr(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """An option's value as a person writes it."""
     return (
         "unset"
         if value is None

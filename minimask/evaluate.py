@@ -4,9 +4,12 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from minimask.files import write_json
 
 METRICS = ("AP", "AP50", "AP75", "small", "medium", "large")
 _AREAS = ("all", "small", "medium", "large")
@@ -47,15 +50,11 @@ class Evaluation:
             rows.append("-: no object of that size in the data (COCO writes -1)")
         return "\n".join(rows)
 
-    def metrics(self) -> dict[str, Any]:
-        """What `table` shows, for a JSON file."""
-        return {
-            "box": self.box,
-            "mask": self.mask,
-            "max_detections": self.max_detections,
-            "images": self.images,
-            "objects": self.objects,
-        }
+    def write(self, directory: Path) -> None:
+        """Write detections.json, COCO results as other tools read them, and metrics.json."""
+        write_json(directory / "detections.json", self.detections)
+        metrics = {name: value for name, value in vars(self).items() if name != "detections"}
+        write_json(directory / "metrics.json", metrics, indent=2)
 
 
 def evaluate(

@@ -1,0 +1,212 @@
+"""What each subcommand of ``minimask`` does with its arguments; each returns the exit status.
+
+Heavy imports stand inside the functions, so that ``--help`` and a wrong argument answer at once.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from minimask import config as configuration
+from minimask.errors import InputError
+
+BUILT_IN = ("nuclei", "shapes")
+SHOWN_ABOVE = 0.5
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Train on the packaged nuclei, evaluate, and say where to look."""
+    from minimask.demo import configuration as demo_configuration
+    from minimask.demo import run
+
+    _device(arguments)
+    output = Path(arguments.output)
+    config = demo_configuration(arguments.quick, arguments.seed)
+    print(
+        f"Training {config.model.name} from random weights on the packaged cell nuclei, {config.train.steps} "
+        f"steps of {config.train.batch_size} images, on the CPU."
+    )
+    finished = run(config, output, _note)
+    if finished.evaluation is None:
+        return _stopped(finished.outcome, config, output)
+    evaluation = finished.evaluation
+    print(
+        f"\n{evaluation.images} validation images with {evaluation.objects} nuclei:\n\n{evaluation.table()}\n"
+    )
+    print(f"box AP {evaluation.box['AP']:.3f}, mask AP {evaluation.mask['AP']:.3f}", end="")
+    print(f" (AP50 {evaluation.mask['AP50']:.3f}), after {finished.seconds:.0f} seconds. Look at")
+    for name, what in {
+        "predictions.png": "ground truth beside predictions, on validation images",
+        "losses.png": "how the losses fell",
+        "checkpoint.npz": "the weights: minimask predict --weights ... IMAGE --output DIR",
+        "detections.json": "the detections in COCO's results format",
+    }.items():
+        print(f"  {output / name!s:<32} {what}")
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train, or go on training, and evaluate at the end where there is something to evaluate on."""
+    from minimask.files import check_output_directory
+    from minimask.train import LOSSES, read_losses
+    from minimask.train import train as run
+    from minimask.visualize import loss_curves
+
+    _device(arguments)
+    output = check_output_directory(arguments.output)
+    config = _train_config(arguments, output)
+    data = config.data
+    if not data.train:
+        raise InputError("train: give --data FILE and --images DIR (or --data nuclei, --data shapes)")
+    dataset = _open_dataset(data.train, data.images, "train", data.strict)
+    validation = None
+    if data.val:
+        validation = _open_dataset(data.val, data.val_images or data.images, "val", data.strict)
+        _same_classes(validation, dataset.class_names, f"{dataset.name} has")
+    outcome = run(config, dataset, output, arguments.resume, note=_note)
+    if outcome.stopped_by is not None:
+        return _stopped(outcome, config, output)
+    loss_curves(read_losses(output / LOSSES), output / "losses.png")
+    print(f"{outcome.step} steps done: {outcome.checkpoint}, {output / 'losses.png'}")
+    if validation is not None:
+        _evaluate_checkpoint(outcome.checkpoint, validation, config.evaluate.max_detections, output)
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Write a checkpoint's detections and metrics on a data set."""
+    from minimask.files import check_output_directory
+
+    _device(arguments)
+    output = check_output_directory(arguments.output)
+    dataset = _open_dataset(arguments.data, arguments.images, "val", arguments.strict)
+    _evaluate_checkpoint(arguments.weights, dataset, arguments.max_detections, output)
+    return 0
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Write pictures of what a checkpoint sees in image files."""
+    from minimask.detector import check_images, load_detector, predict_files
+    from minimask.files import check_output_directory
+    from minimask.progress import each
+
+    _device(arguments)
+    output = check_output_directory(arguments.output)
+    check_images(arguments.images)  # before the weights: a wrong name should not wait for them
+    detector = load_detector(
+        arguments.weights, detections=arguments.max_detections, score_threshold=arguments.score_threshold
+    )
+    counts = predict_files(
+        detector,
+        arguments.images,
+        output,
+        arguments.json,
+        arguments.label_maps,
+        lambda paths: each(paths, "predicting"),
+    )
+    for path, count in zip(arguments.images, counts):
+        print(f"{path}: {count} objects, {output / Path(path).stem}-instances.png")
+    return 0
+
+
+def gradcheck(arguments: argparse.Namespace) -> int:
+    """Print the table of gradient checks; 1 if any fails."""
+    from minimask.gradient_cases import run_table
+
+    return 0 if run_table(arguments.names, out=print) else 1
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Print versions, BLAS, threads and GPU."""
+    from minimask.info import report
+
+    print(report())
+    return 0
+
+
+def _device(arguments: argparse.Namespace) -> str:
+    from minimask import backend
+
+    return backend.device(arguments.device)
+
+
+def _train_config(arguments: argparse.Namespace, output: Path) -> configuration.Config:
+    """The defaults, or the resumed run's configuration; under --config, --set and the data's flags."""
+    from minimask.checkpoint import load_checkpoint
+    from minimask.train import CHECKPOINT
+
+    config, path = configuration.Config(), output / CHECKPOINT
+    if arguments.resume:
+        config = configuration.from_dict(load_checkpoint(path).config, str(path))
+    elif path.exists():
+        raise InputError(f"{output}: holds a training run; go on with --resume, or choose another --output")
+    if arguments.config:
+        config = configuration.read_config(arguments.config, config)
+    config = configuration.with_settings(config, arguments.set)
+    # Absolute, so that the run can be resumed from another directory.
+    given = {name: getattr(arguments, name) for name in ("train", "images", "val", "val_images")}
+    paths = {
+        name: value if value in BUILT_IN else str(Path(value).absolute())
+        for name, value in given.items()
+        if value
+    }
+    strict = {"strict": True} if arguments.strict else {}
+    return replace(config, data=replace(config.data, **paths, **strict))
+
+
+def _open_dataset(source: str, images: str | None, split: str, strict: bool) -> Any:
+    """A COCO file with its images, or one of the built-in sets, whose `split` is then taken."""
+    from minimask.data import Shapes, nuclei_sample, read_coco
+
+    if source == "nuclei":
+        dataset = nuclei_sample(split)
+    elif source == "shapes":
+        dataset = Shapes(200, seed=0) if split == "train" else Shapes(50, seed=1)
+    elif images:
+        dataset = read_coco(source, images, strict=strict, allow_empty=split != "train")
+    else:
+        raise InputError(f"--images: missing; give the folder with the images of {source}")
+    for line in dataset.notes:
+        _note(line)
+    return dataset
+
+
+def _same_classes(dataset: Any, class_names: Sequence[str], whose: str) -> None:
+    if list(dataset.class_names) != list(class_names):
+        ours, theirs = ", ".join(dataset.class_names), ", ".join(class_names)
+        raise InputError(
+            f"{dataset.name}: has the classes {ours}, while {whose} {theirs}; they must be the same"
+        )
+
+
+def _evaluate_checkpoint(weights: str | Path, dataset: Any, max_detections: int, output: Path) -> None:
+    from minimask.detector import load_detector
+    from minimask.evaluate import evaluate as run
+    from minimask.files import make_output_directory
+    from minimask.progress import each
+
+    detector = load_detector(weights, detections=max_detections)
+    _same_classes(dataset, detector.class_names, f"{weights} was trained on")
+    evaluation = run(detector.model, dataset, max_detections, lambda indices: each(indices, "evaluating"))
+    evaluation.write(make_output_directory(output))
+    print(
+        f"{evaluation.images} images, {evaluation.objects} objects, {max_detections} detections an image:\n"
+    )
+    print(f"{evaluation.table()}\n\n{output / 'detections.json'}, {output / 'metrics.json'}")
+
+
+def _stopped(outcome: Any, config: configuration.Config, output: Path) -> int:
+    command = f"minimask train --resume --output {shlex.quote(str(output))}"
+    print(
+        f"minimask: stopped after step {outcome.step} of {config.train.steps}, saved; go on with: {command}",
+        file=sys.stderr,
+    )
+    return 128 + outcome.stopped_by
+
+
+def _note(text: str) -> None:
+    print(f"minimask: note: {text}", file=sys.stderr)

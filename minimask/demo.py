@@ -1,0 +1,65 @@
+"""``minimask demo``: train on the packaged nuclei, evaluate, and leave pictures to look at."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from minimask.config import Config, read_config
+from minimask.data import nuclei_sample
+from minimask.detector import confident, load_detector
+from minimask.evaluate import Evaluation, evaluate
+from minimask.progress import each
+from minimask.train import LOSSES, Outcome, read_losses, train
+from minimask.visualize import comparison, loss_curves, save_picture
+
+PICTURES = 4  # validation images in the comparison
+SHOWN_ABOVE = 0.5  # the score of what is drawn; the metrics take all
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of a demo.
+
+    Attributes
+    ----------
+    outcome : Outcome
+    evaluation : Evaluation or None
+        None when training was stopped.
+    seconds : float
+        Of wall clock, for everything.
+    """
+
+    outcome: Outcome
+    evaluation: Evaluation | None
+    seconds: float
+
+
+def configuration(quick: bool = False, seed: int = 0) -> Config:
+    """The demo's configuration, ``configs/demo.toml`` or ``configs/quick.toml``."""
+    config = read_config("quick" if quick else "demo")
+    return replace(config, train=replace(config.train, seed=seed))
+
+
+def run(config: Config, output: str | Path, note: Callable[[str], None]) -> Finished:
+    """Train, evaluate and draw; what a demo before left in `output` is replaced.
+
+    Raises
+    ------
+    InputError
+        If `output` cannot be written to, or training stops at a loss that is not finite.
+    """
+    began, output = time.monotonic(), Path(output)
+    outcome = train(config, nuclei_sample("train"), output, overwrite=True, note=note)
+    if outcome.stopped_by is not None:
+        return Finished(outcome, None, time.monotonic() - began)
+    loss_curves(read_losses(output / LOSSES), output / "losses.png")
+    validation, most = nuclei_sample("val"), config.evaluate.max_detections
+    model = load_detector(outcome.checkpoint, detections=most).model
+    evaluation = evaluate(model, validation, most, lambda indices: each(indices, "evaluating"))
+    evaluation.write(output)
+    # Sorted by name, the bright and the dark images lie apart: taken evenly, both are shown.
+    shown = [validation[i * len(validation) // PICTURES] for i in range(PICTURES)]
+    found = [confident(model.predict([sample.image])[0], SHOWN_ABOVE) for sample in shown]
+    save_picture(output / "predictions.png", comparison(shown, found, validation.class_names))
+    return Finished(outcome, evaluation, time.monotonic() - began)

@@ -1,0 +1,76 @@
+"""How far a loop is: a tqdm bar on a terminal, a whole line now and then where output goes to a file."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+
+from tqdm import tqdm
+
+BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
+LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+
+
+class Progress:
+    """Shows steps done of a total, images a second and time left, with some values beside them.
+
+    Used as a context manager, around a loop that calls `update`. Everything goes to standard error.
+
+    Parameters
+    ----------
+    total, done : int
+        Steps in all, and how many were done before (in a resumed run).
+    title : str
+    unit : str
+        What ``rate`` counts: ``"images"``.
+    """
+
+    def __init__(self, total: int, title: str, done: int = 0, unit: str = "images"):
+        self.title, self.unit, self.items, self.began = title, unit, 0, time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        self.last_line = self.began
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            desc=title,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            disable=not self.terminal,
+            smoothing=0.05,
+            bar_format=BAR,
+        )
+        self.total, self.first, self.done = total, done, done
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.bar.close()
+
+    def update(self, items: int, values: str = "") -> None:
+        """One step more, of `items` images, with what is to be shown beside it."""
+        self.done += 1
+        self.items += items
+        now = time.monotonic()
+        rate = f"{self.items / max(now - self.began, 1e-9):.1f} {self.unit}/s"
+        if self.terminal:
+            self.bar.set_postfix_str(", ".join(filter(None, [rate, values])), refresh=False)
+            self.bar.update()
+        elif now - self.last_line >= LINE_EVERY or self.done == self.total:
+            self.last_line = now
+            left = (now - self.began) / (self.done - self.first) * (self.total - self.done)
+            parts = [
+                f"{self.title} {self.done}/{self.total}",
+                rate,
+                f"{tqdm.format_interval(left)} left",
+                values,
+            ]
+            print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
+
+
+def each(items: Iterable, title: str) -> Iterator:
+    """Iterate with a `Progress` of one image an item."""
+    assert isinstance(items, Sized)
+    with Progress(len(items), title) as progress:
+        for item in items:
+            yield item
+            progress.update(1)

@@ -1,0 +1,344 @@
+"""The training loop: exact to the bit across interruptions, and plain about what stops it."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minimask import backend
+from minimask.checkpoint import (
+    Checkpoint,
+    all_finite,
+    environment_changes,
+    fit,
+    load_checkpoint,
+    save_checkpoint,
+)
+from minimask.config import Config, DataConfig, TrainConfig, differences, from_dict, to_dict, to_toml
+from minimask.data import Augmentation, Batches, Loader, Sample
+from minimask.detector import build_model
+from minimask.errors import InputError
+from minimask.files import make_output_directory, write_text
+from minimask.optim import SGD, LearningRate, clip_gradients, scaled_learning_rate
+from minimask.progress import Progress
+from minimask.randomness import Draws
+
+CHECKPOINT, CONFIG, LOSSES = "checkpoint.npz", "config.toml", "losses.csv"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training run ended.
+
+    Attributes
+    ----------
+    model
+        With the last weights.
+    step : int
+        Steps done; fewer than configured when it was stopped.
+    stopped_by : int or None
+        The signal that stopped it.
+    checkpoint : Path
+    """
+
+    model: Any
+    step: int
+    stopped_by: int | None
+    checkpoint: Path
+
+
+def train(
+    config: Config,
+    dataset: Any,
+    output: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    note: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> Outcome:
+    """Train a model, leaving checkpoint.npz, config.toml and losses.csv in a directory.
+
+    Parameters
+    ----------
+    config : Config
+    dataset
+        As `minimask.data` makes them.
+    output : str or Path
+        Made where it does not exist.
+    resume : bool
+        Go on from its checkpoint. All that is random follows from seed and step, so on the same machine with
+        the same threads the weights and losses equal those of an uninterrupted run bit for bit; where
+        something differs on which that rests, `note` says so.
+    overwrite : bool
+        Start anew in a directory that holds a run.
+    note : callable
+        Gets lines for the person.
+
+    Raises
+    ------
+    InputError
+        If the directory holds a run and neither `resume` nor `overwrite` is given; if there is nothing to
+        resume, or the checkpoint is of another model; if a loss, the gradient or a weight is not finite
+        (the last good checkpoint stays); if something cannot be written.
+    """
+    output = make_output_directory(output)
+    options = config.train
+    model = build_model(config.model, len(dataset.class_names) + 1, options.seed)
+    optimizer = SGD(
+        list(model.named_parameters()),
+        options.learning_rate,
+        options.momentum,
+        options.weight_decay,
+        options.decay_norms_and_biases,
+    )
+    keeper = _Keeper(output / CHECKPOINT, config, dataset, model, optimizer)
+    if resume:
+        keeper.restore(note)
+    elif keeper.path.exists() and not overwrite:
+        raise InputError(f"{output}: holds a training run; go on with --resume, or choose another --output")
+    write_text(output / CONFIG, to_toml(config))
+    if not resume:
+        keeper.save(0)  # a disk that is full, or may not be written to, is found now
+    first = keeper.saved
+    batches = Batches(dataset, options.batch_size, augmentation(config.data), options.seed)
+    rate = learning_rate(options)
+    model.train()
+    with (
+        StopSignals() as stop,
+        LossLog(output / LOSSES, first) as log,
+        Progress(options.steps, "training", first) as progress,
+        Loader(batches, first, options.steps) as loader,
+    ):
+        for index, samples in loader:
+            step, draws = index + 1, Draws(options.seed, index)  # steps done are counted from 1
+            try:
+                row = training_step(model, optimizer, samples, draws, rate(index), options.clip_norm)
+            except NotFinite as error:
+                images = ", ".join(dataset.describe(i) for i in batches.indices(index))
+                raise InputError(keeper.failure(step, f"{error} (images: {images})")) from error
+            log.write(step, row)
+            progress.update(len(samples), _shown(row))
+            if step % options.save_every == 0 or step == options.steps or stop.signal:
+                if not all_finite(model.state_dict().values()):
+                    raise InputError(keeper.failure(step, "a weight is not finite after the update"))
+                log.sync()
+                keeper.save(step)
+            if stop.signal:
+                break
+    return Outcome(model, keeper.saved, stop.signal, keeper.path)
+
+
+class NotFinite(ArithmeticError):
+    """A loss or a gradient is NaN or infinite; the weights are those before the step."""
+
+
+def training_step(
+    model: Any, optimizer: SGD, samples: list[Sample], draws: Draws, rate: float, clip_norm: float
+) -> dict[str, float]:
+    """One step: losses, their gradients, and the update.
+
+    Returns
+    -------
+    dict of str to float
+        learning_rate, loss (the sum), each loss, and gradient_norm before clipping.
+
+    Raises
+    ------
+    NotFinite
+    """
+    optimizer.zero_grad()
+    # Overflow shows as a loss or a gradient that is not finite, which stops the run and names it; NumPy's
+    # warnings on the way there would only name a line of ours.
+    with np.errstate(all="ignore"):
+        losses = model.loss([s.image for s in samples], [s.target() for s in samples], draws)
+        values = {name: float(loss.data) for name, loss in losses.items()}  # sync
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise NotFinite(f"{name} is {value}")
+        total = sum(losses.values())
+        total.backward()
+        norm = clip_gradients(model.parameters(), clip_norm)
+        if not math.isfinite(norm):
+            raise NotFinite(f"the gradient's norm is {norm}")
+        optimizer.step(rate)
+    return {"learning_rate": rate, "loss": float(total.data), **values, "gradient_norm": norm}
+
+
+def learning_rate(options: TrainConfig) -> LearningRate:
+    """The learning rate as a function of the step: linear in the batch size, warmed up, then falling."""
+    return LearningRate(
+        scaled_learning_rate(options.learning_rate, options.batch_size, options.reference_batch),
+        warmup_steps=options.warmup_steps,
+        total_steps=options.steps,
+        kind=options.schedule,
+        milestones=options.milestones,
+        gamma=options.gamma,
+    )
+
+
+def augmentation(options: DataConfig) -> Augmentation:
+    """The random changes of images that a configuration asks for."""
+    return Augmentation(**{entry.name: getattr(options, entry.name) for entry in fields(Augmentation)})
+
+
+class _Keeper:
+    """Saves and restores what a run needs to go on, and knows the last step that was saved."""
+
+    def __init__(self, path: Path, config: Config, dataset: Any, model: Any, optimizer: SGD):
+        self.path, self.config, self.dataset = path, config, dataset
+        self.model, self.optimizer, self.saved = model, optimizer, 0
+        images = json.dumps([list(dataset.image_ids), list(dataset.category_ids)])
+        self.data = {"name": dataset.name, "images": hashlib.sha256(images.encode()).hexdigest()}
+
+    def save(self, step: int) -> None:
+        checkpoint = Checkpoint(
+            parameters=self.model.state_dict(),
+            momentum=self.optimizer.state_dict(),
+            step=step,
+            seed=self.config.train.seed,
+            config=to_dict(self.config),
+            class_names=list(self.dataset.class_names),
+            category_ids=list(self.dataset.category_ids),
+            data=self.data,
+            environment=backend.describe(),
+        )
+        save_checkpoint(self.path, checkpoint)
+        self.saved = step
+
+    def restore(self, note: Callable[[str], None]) -> None:
+        """Load the checkpoint, and tell of whatever makes this another run than the one it is of."""
+        if not self.path.exists():
+            raise InputError(f"{self.path}: no checkpoint to resume; leave out --resume to start")
+        checkpoint = load_checkpoint(self.path)
+        if checkpoint.class_names != list(self.dataset.class_names):
+            theirs, ours = ", ".join(checkpoint.class_names), ", ".join(self.dataset.class_names)
+            raise InputError(
+                f"{self.path}: was trained on the classes {theirs}; {self.dataset.name} has {ours}"
+            )
+        fit(checkpoint, self.path, self.model, self.optimizer)
+        self.saved = checkpoint.step
+        if self.saved > self.config.train.steps:
+            raise InputError(
+                f"{self.path}: has done {self.saved} steps, more than train.steps, {self.config.train.steps}"
+            )
+        changes = differences(from_dict(checkpoint.config, str(self.path)), self.config)
+        if checkpoint.data["images"] != self.data["images"]:
+            changes.append("the training images are others")
+        if changes:
+            note(f"from here on this is another run than the one begun: {'; '.join(changes)}")
+        environment = environment_changes(checkpoint.environment, backend.describe())
+        if environment:
+            note(f"the last bits of the results may differ from an unbroken run's: {'; '.join(environment)}")
+
+    def failure(self, step: int, what: str) -> str:
+        return (
+            f"training stopped at step {step}: {what}. {self.path} holds the last good state, of step "
+            f"{self.saved}; try a smaller train.learning_rate or train.clip_norm, or look at the images"
+        )
+
+
+class StopSignals:
+    """Turns the first Ctrl-C or SIGTERM into a wish, ``signal``, to be granted between two steps.
+
+    The second one ends the program at once. Outside the main thread, where Python delivers no signals,
+    nothing is caught.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {n: signal.signal(n, self._caught) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, frame) -> None:
+        if self.signal is None:
+            self.signal = number
+            # print() may be what was interrupted, and cannot be entered twice.
+            os.write(2, b"\nminimask: finishing the step and saving; once more to stop at once\n")
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise SystemExit(128 + number)
+
+
+class LossLog:
+    """losses.csv: a row a step, floats written exactly, so that two equal runs have equal files.
+
+    Parameters
+    ----------
+    path : Path
+    step : int
+        Steps done. What an interrupted run wrote beyond them is cut off; it will be written again.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self.path, self.columns = path, []
+        kept = []
+        if step and path.exists():
+            kept, rows = (lines := path.read_text(encoding="utf-8").splitlines())[:1], lines[1:]
+            # The last row may be cut off in its middle: without a comma its step is not to be trusted.
+            kept += [row for row in rows if "," in row and int(row.partition(",")[0]) <= step]
+            self.columns = kept[0].split(",") if kept else []
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+    def __enter__(self) -> "LossLog":
+        self.file = self.path.open("a", encoding="utf-8", newline="")
+        return self
+
+    def __exit__(self, *exception) -> None:
+        with contextlib.suppress(OSError):  # told by `write` already
+            self.file.close()
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """Append a step's values, for all to see at once; the first row decides the columns."""
+        lines = [] if self.columns else [",".join(["step", *row])]
+        self.columns = self.columns or ["step", *row]
+        lines += [",".join([str(step), *(repr(row[name]) for name in self.columns[1:])])]
+        with self._writing():
+            self.file.write("".join(f"{line}\n" for line in lines))
+            self.file.flush()
+
+    def sync(self) -> None:
+        """See that what was written is on the disk, before a checkpoint that rests on it."""
+        with self._writing():
+            os.fsync(self.file.fileno())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); make room, then go on with --resume"
+            ) from error
+
+
+def read_losses(path: str | Path) -> dict[str, np.ndarray]:
+    """losses.csv as columns, for `visualize.loss_curves`."""
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name]) for row in rows]) for name in (rows[0] if rows else {})}
+
+
+def _shown(row: dict[str, float]) -> str:
+    """The losses in a few characters, for the progress bar: ``loss 1.84 (cls .61 box .32 ...)``."""
+    short = {"classifier": "cls", "box_reg": "box", "mask": "mask", "objectness": "obj", "rpn_box_reg": "rpn"}
+    parts = [f"{name} {row['loss_' + key]:.2f}" for key, name in short.items() if "loss_" + key in row]
+    return f"loss {row['loss']:.2f} ({' '.join(parts)})"

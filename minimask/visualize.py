@@ -1,0 +1,368 @@
+"""Pictures: instances over images, truth beside prediction, loss curves, and label maps.
+
+Shapes: G instances; H, W the image's size. Drawing is done at `zoom` display pixels an image pixel.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import ndimage
+
+from minimask.files import replacing
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFont
+
+# Okabe and Ito's palette (2008), told apart with every common kind of colour blindness; black is for halos.
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+_RGB = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in PALETTE], np.float32)
+_BACKGROUND, _INK = (250, 250, 250), (30, 30, 30)
+_LINE, _HALO, _FILL = 2.0, 1.2, 0.32  # widths in display pixels, opacity of a mask
+
+
+def windows(masks: Any) -> Iterator[tuple[tuple[int, int, int, int], np.ndarray]]:
+    """Each mask as the window ``(y0, y1, x0, x1)`` that it fills and the patch in it, values 0 to 1.
+
+    Parameters
+    ----------
+    masks : (G, H, W) array, or a model's masks with ``window(i)``
+    """
+    for index in range(len(masks)):
+        if hasattr(masks, "window"):
+            yield masks.window(index)
+            continue
+        rows = np.flatnonzero(masks[index].any(axis=1))
+        columns = np.flatnonzero(masks[index].any(axis=0))
+        if rows.size:
+            y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+            yield (int(y0), int(y1), int(x0), int(x1)), masks[index][y0:y1, x0:x1]
+        else:
+            yield (0, 0, 0, 0), np.zeros((0, 0), np.uint8)
+
+
+def draw_instances(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    masks: Any,
+    class_names: Sequence[str],
+    scores: np.ndarray | None = None,
+    zoom: float | None = None,
+) -> "Image.Image":
+    """Draw masks, boxes, class names and scores over an image.
+
+    Parameters
+    ----------
+    image : (3, H, W) float, 0..1
+    boxes : (G, 4) float
+        x1, y1, x2, y2 in pixels.
+    labels : (G,) int
+        From 1; ``class_names[label - 1]`` is the name.
+    masks : (G, H, W) array, or a model's masks
+    scores : (G,) float, optional
+        Written beside the name.
+    zoom : float, optional
+        Display pixels an image pixel; by default small images are enlarged to about 1000 pixels.
+
+    Returns
+    -------
+    PIL image, RGB, with a strip below that counts the instances of each class.
+
+    Notes
+    -----
+    Neighbours differ in colour. Every line is coloured with a dark halo, so that it shows on dark and on
+    bright images. A label that would hide another one or the middle of another instance is shortened to the
+    score, or left out, and the caption says how many were.
+    """
+    from PIL import Image
+
+    if zoom is None:
+        zoom = float(np.clip(1000 // max(image.shape[1:]), 1, 4))
+    boxes, labels = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels).reshape(-1)
+    canvas = _resized(image, zoom)  # (H*zoom, W*zoom, 3) float 0..255
+    colours = _colours(boxes)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    patches = list(windows(masks))
+    for index in np.argsort(-areas, kind="stable"):  # the small ones on top
+        _draw_mask(canvas, *patches[index], _RGB[colours[index]], zoom)
+        _draw_box(canvas, boxes[index] * zoom, _RGB[colours[index]])
+    picture = Image.fromarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8))
+    texts = _texts(labels, class_names, scores)
+    order = np.argsort(-np.asarray(scores), kind="stable") if scores is not None else range(len(labels))
+    missing = _draw_labels(picture, boxes * zoom, texts, colours, order)
+    counts = Counter(class_names[label - 1] for label in labels)
+    caption = ", ".join(f"{number} {name}" for name, number in counts.most_common()) or "no objects"
+    if missing:
+        caption += f" ({missing} labels left out for room)"
+    return _with_caption(picture, caption)
+
+
+def comparison(
+    samples: Sequence[Any], predictions: Sequence[dict], class_names: Sequence[str], size: int = 420
+) -> "Image.Image":
+    """Rows of image, ground truth and prediction.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        With image, boxes, labels, masks.
+    predictions : sequence of dict
+        What the model says of each: boxes, labels, scores, masks.
+    size : int
+        Longer side of each picture in display pixels.
+    """
+    from PIL import Image, ImageDraw
+
+    rows = []
+    for sample, found in zip(samples, predictions):
+        zoom = size / max(sample.image.shape[1:])
+        plain = Image.fromarray(np.clip(_resized(sample.image, zoom) + 0.5, 0, 255).astype(np.uint8))
+        truth = draw_instances(
+            sample.image, sample.boxes, sample.labels, sample.masks, class_names, zoom=zoom
+        )
+        guess = draw_instances(
+            sample.image, found["boxes"], found["labels"], found["masks"], class_names, found["scores"], zoom
+        )
+        rows.append([_with_caption(plain, ""), truth, guess])
+    gap, head = 12, 34
+    heights = [row[0].height + gap for row in rows]
+    sheet = Image.new("RGB", (3 * (size + gap) + gap, head + sum(heights)), _BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    for column, title in enumerate(("image", "ground truth", "prediction")):
+        pen.text((gap + column * (size + gap), 9), title, _INK, _font(16))
+    y = head
+    for row, height in zip(rows, heights):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (gap + column * (size + gap), y))
+        y += height
+    return sheet
+
+
+def loss_curves(log: dict[str, np.ndarray], path: str | Path) -> None:
+    """Plot the losses of a training run over its steps, as PNG.
+
+    Parameters
+    ----------
+    log : dict of str to (steps,) array
+        ``step``, ``loss`` (the sum), and each ``loss_...``; other columns are not shown.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    steps = log["step"]
+    parts = [name for name in log if name.startswith("loss_")]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(steps, log["loss"], color="#B0B0B0", linewidth=0.6, label="each step")
+    left.plot(steps, _smooth(log["loss"]), color="black", linewidth=1.8, label="running mean")
+    left.set(title="sum of the losses", xlabel="step", ylabel="loss")
+    left.set_ylim(bottom=0, top=float(np.quantile(log["loss"], 0.99)) * 1.1 + 1e-12)
+    left.legend(frameon=False)
+    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+    for index, name in enumerate(parts):
+        right.plot(
+            steps,
+            _smooth(log[name]),
+            color=PALETTE[(index + 4) % len(PALETTE)],
+            linestyle=styles[index % len(styles)],
+            linewidth=1.8,
+            label=name.removeprefix("loss_"),
+        )
+    right.set(title="each loss, running mean", xlabel="step", yscale="log")
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter("{x:g}")  # 0.2, not 2 x 10^-1
+    right.yaxis.set_minor_locator(NullLocator())
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def label_maps(prediction: dict, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The instances as two images of labels; where masks overlap, the better score is on top.
+
+    Parameters
+    ----------
+    prediction : dict
+        labels, scores and masks; masks are thresholded at 0.5.
+
+    Returns
+    -------
+    ids : (H, W) uint16
+        0 is background; i + 1 is instance i of the prediction.
+    classes : (H, W) uint8
+        0 is background; else the label: the semantic segmentation.
+    """
+    ids, classes = np.zeros((height, width), np.uint16), np.zeros((height, width), np.uint8)
+    patches = list(windows(prediction["masks"]))
+    for index in np.argsort(np.asarray(prediction["scores"]), kind="stable"):
+        (y0, y1, x0, x1), patch = patches[index]
+        inside = patch > 0.5
+        ids[y0:y1, x0:x1][inside] = index + 1
+        classes[y0:y1, x0:x1][inside] = prediction["labels"][index]
+    return ids, classes
+
+
+def save_picture(path: str | Path, picture: Any) -> None:
+    """Write a PIL image, or an array of labels (uint16; uint8 gets a palette to be seen by), as PNG."""
+    from PIL import Image
+
+    if isinstance(picture, np.ndarray):
+        palette = picture.dtype == np.uint8
+        picture = Image.fromarray(picture)
+        if palette:  # the pixels stay the labels; only the viewer sees colours
+            picture = picture.convert("L")
+            picture.putpalette([0, 0, 0] + (_RGB[np.arange(255) % len(_RGB)].astype(int).ravel().tolist()))
+    with replacing(path) as file:
+        picture.save(file, "PNG")
+
+
+# ----------------------------------------------------------------------------------------------- drawing
+
+
+def _resized(image: np.ndarray, zoom: float) -> np.ndarray:
+    """(3, H, W) in 0..1 -> (H*zoom, W*zoom, 3) float32 in 0..255."""
+    from PIL import Image
+
+    pixels = np.clip(image.transpose(1, 2, 0) * 255 + 0.5, 0, 255).astype(np.uint8)  # (H, W, 3)
+    height, width = (max(1, round(side * zoom)) for side in pixels.shape[:2])
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+
+
+def _draw_mask(canvas: np.ndarray, window: tuple, patch: np.ndarray, colour: np.ndarray, zoom: float) -> None:
+    """Fill a mask and stroke its edge, both anti-aliased by the distance from the edge."""
+    from PIL import Image
+
+    if patch.size == 0:
+        return
+    # A margin of nothing closes the outline of a mask that fills its window, and makes room for the halo.
+    margin = int(np.ceil((_LINE + _HALO) / zoom)) + 1
+    y0, x0 = window[0] - margin, window[2] - margin
+    padded = np.pad(patch.astype(np.float32), margin)
+    top, left = round(y0 * zoom), round(x0 * zoom)
+    size = (round((x0 + padded.shape[1]) * zoom) - left, round((y0 + padded.shape[0]) * zoom) - top)
+    inside = np.asarray(Image.fromarray(padded).resize(size, Image.Resampling.BILINEAR)) >= 0.5
+    # Signed distance to the edge in display pixels, positive inside.
+    depth = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
+    depth -= np.where(inside, 0.5, -0.5)
+    rows = slice(max(-top, 0), canvas.shape[0] - top)  # the part of it that lies in the image
+    columns = slice(max(-left, 0), canvas.shape[1] - left)
+    depth = depth[rows, columns]
+    target = canvas[max(top, 0) : max(top, 0) + depth.shape[0], max(left, 0) : max(left, 0) + depth.shape[1]]
+    _blend(target, np.zeros(3, np.float32), 0.75 * _band(depth, -_HALO, 0))
+    _blend(target, colour, _FILL * _band(depth, 0, np.inf))
+    _blend(target, colour, _band(depth, 0, _LINE))
+
+
+def _band(depth: np.ndarray, low: float, high: float) -> np.ndarray:
+    """How much of each pixel lies between two depths, 0 to 1."""
+    return np.clip(np.minimum(depth - low, high - depth) + 0.5, 0, 1).astype(np.float32)
+
+
+def _blend(target: np.ndarray, colour: np.ndarray, opacity: np.ndarray) -> None:
+    target += opacity[..., None] * (colour - target)
+
+
+def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: np.ndarray) -> None:
+    height, width = canvas.shape[:2]
+    x1, x2 = (int(np.clip(round(x), 0, width - 1)) for x in (box[0], box[2] - 1))
+    y1, y2 = (int(np.clip(round(y), 0, height - 1)) for y in (box[1], box[3] - 1))
+    black = np.zeros(3, np.float32)
+    for grow, ink, opacity in ((1, black, 0.35), (0, colour, 0.8)):  # a dark frame around the coloured one
+        a, b = max(y1 - grow, 0), min(y2 + grow, height - 1)
+        c, d = max(x1 - grow, 0), min(x2 + grow, width - 1)
+        for edge in (canvas[a, c : d + 1], canvas[b, c : d + 1], canvas[a : b + 1, c], canvas[a : b + 1, d]):
+            edge += opacity * (ink - edge)
+
+
+def _colours(boxes: np.ndarray) -> list[int]:
+    """Indices into the palette such that boxes that touch differ, as long as seven colours suffice."""
+    colours: list[int] = []
+    for index, (x1, y1, x2, y2) in enumerate(boxes):
+        before = boxes[:index]
+        near = (before[:, 0] < x2 + 8) & (before[:, 2] > x1 - 8) & (before[:, 1] < y2 + 8)
+        taken = {colours[i] for i in np.flatnonzero(near & (before[:, 3] > y1 - 8))}
+        choice = [(index + shift) % len(PALETTE) for shift in range(len(PALETTE))]
+        colours.append(next((colour for colour in choice if colour not in taken), choice[0]))
+    return colours
+
+
+def _texts(labels: np.ndarray, class_names: Sequence[str], scores: np.ndarray | None) -> list[list[str]]:
+    """What may be written at each instance, the fullest first; nothing where the caption says it all."""
+    names = [class_names[label - 1] for label in labels]
+    if scores is None:
+        return [[name] if len(class_names) > 1 else [] for name in names]
+    return [[f"{name} {score:.2f}", f"{score:.2f}"] for name, score in zip(names, scores)]
+
+
+def _draw_labels(picture, boxes, texts, colours, order) -> int:
+    """Write one text a box, best first, where it hides no other; returns for how many there was no room."""
+    from PIL import ImageDraw
+
+    pen, font, missing = ImageDraw.Draw(picture), _font(12), 0
+    # A label may lie on the rim of another instance but not on its middle, nor on another label.
+    middles = np.concatenate(
+        [0.75 * boxes[:, :2] + 0.25 * boxes[:, 2:], 0.25 * boxes[:, :2] + 0.75 * boxes[:, 2:]], 1
+    )
+    labels = np.zeros((0, 4))
+
+    def places(index):
+        x1, y1, _, y2 = boxes[index]
+        hidden = np.vstack([labels, middles[:index], middles[index + 1 :]])
+        for text in texts[index]:
+            width, height = pen.textlength(text, font) + 5, 15
+            for y in (y1 - height, y2 + 1, y1 + 1):
+                x = min(max(x1, 0), picture.width - width)
+                beside = (hidden[:, 0] >= x + width) | (hidden[:, 2] <= x)
+                free = beside | (hidden[:, 1] >= y + height) | (hidden[:, 3] <= y)
+                if x >= 0 and y >= 0 and y + height <= picture.height and free.all():
+                    yield (x, y, x + width, y + height), text
+
+    for index in order:
+        place = next(places(index), None)
+        if place:
+            corners, text = place
+            labels = np.vstack([labels, corners])
+            colour = _RGB[colours[index]]
+            ink = (0, 0, 0) if colour @ (0.299, 0.587, 0.114) > 110 else (255, 255, 255)
+            pen.rectangle(corners, tuple(int(value) for value in colour))
+            pen.text((corners[0] + 3, corners[1] + 1), text, ink, font)
+        else:
+            missing += bool(texts[index])
+    return missing
+
+
+def _with_caption(picture: "Image.Image", caption: str) -> "Image.Image":
+    from PIL import Image, ImageDraw
+
+    framed = Image.new("RGB", (picture.width, picture.height + 22), _BACKGROUND)
+    framed.paste(picture, (0, 0))
+    ImageDraw.Draw(framed).text((2, picture.height + 4), caption, _INK, _font(13))
+    return framed
+
+
+@cache
+def _font(size: int) -> "ImageFont.FreeTypeFont":
+    """The font that matplotlib brings along: class names may hold letters that Pillow's own lacks."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Running mean over the last 5 % of the steps or so, not biased towards its beginning."""
+    keep = np.exp(-1.0 / max(1.0, len(values) / 40))
+    total, weight, means = 0.0, 0.0, []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1.0
+        means.append(total / weight)
+    return np.asarray(means)
