@@ -9,8 +9,6 @@ Shapes: N images, C channels, a anchors at each position, levels (N, C, H_l, W_l
 
 from __future__ import annotations
 
-import numpy as np
-
 from minimask.autograd import Function, Tensor
 from minimask.functions.activation import relu
 from minimask.functions.array import concatenate
@@ -27,7 +25,9 @@ class RPNHead(Function):
         uv = xp.concatenate([u, v])  # both 1x1 convolutions in one product: (a + 4a, C, 1, 1)
         ce = xp.concatenate([c, e])
         geometries = [self._geometries(x, w, uv) for x in xs]
-        hs = [convolution.forward(x, w, b, g3, relu=True) for x, (g3, _) in zip(xs, geometries)]  # (N, C, H, W)
+        hs = [
+            convolution.forward(x, w, b, g3, relu=True) for x, (g3, _) in zip(xs, geometries)
+        ]  # (N, C, H, W)
         outs = [convolution.forward(h, uv, ce, g1) for h, (_, g1) in zip(hs, geometries)]  # (N, 5a, H, W)
         self.save(w, uv, xs, hs, geometries)
         a = len(u)
@@ -68,13 +68,18 @@ class RPNHead(Function):
 
 
 def _position_major(o, values: int):  # (N, a values, H, W) -> (N, H W a, values)
-    n, _, h, w = o.shape
-    return o.reshape(n, -1, values, h, w).transpose(0, 3, 4, 1, 2).reshape(n, -1, values)
+    n, c, h, w = o.shape
+    return (
+        o.reshape(n, c // values, values, h, w)
+        .transpose(0, 3, 4, 1, 2)
+        .reshape(n, h * w * c // values, values)
+    )
 
 
 def _channel_major(g, shape):  # (N, H W a, values) -> (N, a values, H, W)
     n, _, h, w = shape
-    return g.reshape(n, h, w, -1, g.shape[2]).transpose(0, 3, 4, 1, 2).reshape(n, -1, h, w)
+    c = g.shape[1] * g.shape[2] // (h * w)
+    return g.reshape(n, h, w, c // g.shape[2], g.shape[2]).transpose(0, 3, 4, 1, 2).reshape(n, c, h, w)
 
 
 def rpn_head(xs, conv, objectness, deltas) -> tuple[Tensor, Tensor]:
@@ -101,7 +106,8 @@ def rpn_head_reference(xs, conv, objectness, deltas) -> tuple[Tensor, Tensor]:
     flat = []
     for (weight, bias), values in ((objectness, 1), (deltas, 4)):
         outs = [conv2d(h, weight, bias) for h in hs]
-        n, a = len(np.asarray(outs[0].data)), weight.shape[0] // values
+        n, a = len(outs[0]), weight.shape[0] // values
         levels = [o.reshape(n, a, values, *o.shape[2:]).transpose(0, 3, 4, 1, 2) for o in outs]
-        flat.append(concatenate([level.reshape(n, -1, values) for level in levels], axis=1))
+        levels = [o.reshape(n, o.shape[1] * o.shape[2] * a, values) for o in levels]
+        flat.append(concatenate(levels, axis=1))
     return flat[0].reshape(flat[0].shape[:2]), flat[1]

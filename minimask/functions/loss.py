@@ -134,20 +134,25 @@ class BoxHeadLoss(Function):
     def __init__(self, beta: float, class_agnostic: bool = False):
         self.beta, self.class_agnostic = beta, class_agnostic
 
-    def forward(self, logits, deltas, labels, targets):  # (R, K+1), (R, 4(K+1)) or (R, 4), (R,), (R, 4) -> (), ()
+    def forward(
+        self, logits, deltas, labels, targets
+    ):  # (R, K+1), (R, 4(K+1)) or (R, 4), (R,), (R, 4) -> (), ()
         xp, scale = self.xp, 1.0 / max(len(logits), 1)
         cls, g_logits = _softmax_cross_entropy(logits, labels, xp)
         rows = xp.flatnonzero(labels)  # background has no box  # sync
-        of_class = deltas.reshape(len(deltas), -1, 4)  # (R, K+1, 4)
+        of_class = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)  # (R, K+1, 4)
         own = xp.zeros_like(labels[rows]) if self.class_agnostic else labels[rows]
         box, g_deltas = _smooth_l1(of_class[rows, own], targets[rows], self.beta, xp)
         self.save(g_logits, g_deltas, rows, own, deltas.shape, scale)
-        return cls * scale, box * scale  # L_box, too, is divided by all RoIs: positives of all images weigh alike
+        return (
+            cls * scale,
+            box * scale,
+        )  # L_box, too, is divided by all RoIs: positives of all images weigh alike
 
     def backward(self, g_cls, g_box):
         slope_logits, slope_deltas, rows, own, shape, scale = self.saved
         g_deltas = self.xp.zeros(shape, slope_deltas.dtype)
-        g_deltas.reshape(shape[0], -1, 4)[rows, own] = g_box * scale * slope_deltas
+        g_deltas.reshape(shape[0], shape[1] // 4, 4)[rows, own] = g_box * scale * slope_deltas
         return g_cls * scale * slope_logits, g_deltas, None, None
 
 
@@ -231,7 +236,9 @@ def l1(x, target, normalizer: float | None = None) -> Tensor:
     return SmoothL1.apply(x, target, beta=0.0, normalizer=normalizer)
 
 
-def rpn_loss(logits, deltas, positive, negative, targets, beta: float = 1 / 9, normalizer: float | None = None):
+def rpn_loss(
+    logits, deltas, positive, negative, targets, beta: float = 1 / 9, normalizer: float | None = None
+):
     """The RPN's two losses over sampled anchors.
 
     Parameters
@@ -289,7 +296,7 @@ def box_head_loss(logits, deltas, labels, targets, beta: float = 1 / 9, class_ag
 def box_head_loss_reference(logits, deltas, labels, targets, beta: float = 1 / 9):
     """`box_head_loss` from small Functions."""
     rows = np.flatnonzero(labels)
-    own = deltas.reshape(len(labels), -1, 4)[rows, labels[rows]]
+    own = deltas.reshape(len(labels), deltas.shape[1] // 4, 4)[rows, labels[rows]]
     count = max(len(labels), 1)
     return softmax_cross_entropy(logits, labels, count), smooth_l1(own, targets[rows], beta, count)
 

@@ -18,27 +18,33 @@ class BatchNorm(Function):
         self.eps = eps
 
     def forward(self, x, weight, bias):  # (N, C, H, W), (C,), (C,) -> (N, C, H, W), mean (C,), var (C,)
-        mean = x.mean(axis=(0, 2, 3), keepdims=True)
+        m = max(x.size // x.shape[1], 1)  # of no images, mean and variance are 0
+        mean = x.sum(axis=(0, 2, 3), keepdims=True) / m
         centred = x - mean
-        var = (centred * centred).mean(axis=(0, 2, 3), keepdims=True)
+        var = (centred * centred).sum(axis=(0, 2, 3), keepdims=True) / m
         inv_std = 1.0 / self.xp.sqrt(var + self.eps)
         x_hat = centred * inv_std
         self.save(x_hat, inv_std, weight)
         return x_hat * weight[:, None, None] + bias[:, None, None], mean.ravel(), var.ravel()
 
     def backward(self, gy, g_mean, g_var):
-        # The mean and variance returned beside y only feed the running averages: no gradient enters through them.
         x_hat, inv_std, weight = self.saved
         g_bias = gy.sum(axis=(0, 2, 3))
         g_weight = (gy * x_hat).sum(axis=(0, 2, 3))
         if not self.needs[0]:
             return None, g_weight, g_bias
         # x_hat = (x - mean) inv_std, and mean and variance depend on every x of the channel:
-        # gx = inv_std (g - mean(g) - x_hat mean(g x_hat)), with g = gy weight
-        m = gy.size // gy.shape[1]
-        a = (g_bias / m)[:, None, None]
-        b = (g_weight / m)[:, None, None]
-        return weight[:, None, None] * inv_std * (gy - a - x_hat * b), g_weight, g_bias
+        # gx = inv_std (g - mean(g) - x_hat mean(g x_hat)), with g = gy weight;
+        # and as outputs of their own, d mean / dx = 1 / m and d var / dx = 2 (x - mean) / m = 2 x_hat / (m inv_std)
+        m = max(gy.size // gy.shape[1], 1)
+        r = inv_std.reshape(-1)  # (C,)
+        slope, a, b = (
+            weight * r,
+            (weight * r * g_bias - g_mean) / m,
+            (weight * r * g_weight - 2 * g_var / r) / m,
+        )
+        slope, a, b = (v[:, None, None] for v in (slope, a, b))
+        return slope * gy - a - x_hat * b, g_weight, g_bias
 
 
 class FrozenBatchNorm(Function):
@@ -153,7 +159,7 @@ def batch_norm(x, weight, bias, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tens
     -------
     y : (N, C, H, W) Tensor
     mean, var : (C,) Tensors
-        Of this batch (var divided by M, not M - 1), for running averages; nothing flows back through them.
+        Of this batch (var divided by M, not M - 1), for running averages.
     """
     return BatchNorm.apply(x, weight, bias, eps=eps)
 

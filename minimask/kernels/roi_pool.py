@@ -75,7 +75,9 @@ def roi_pool(x, rois, output_size: tuple[int, int], scale: float):
     """
     (ph, pw), (n, channels, height, width) = output_size, x.shape
     top, bottom, left, right = _edges(rois, output_size, scale, height, width)
-    rows = np.ascontiguousarray(x.reshape(n, channels, -1).swapaxes(1, 2)).reshape(-1, channels)  # (N HW, C)
+    rows = np.ascontiguousarray(x.reshape(n, channels, height * width).swapaxes(1, 2)).reshape(
+        -1, channels
+    )  # (N HW, C)
     y = np.zeros((len(rois), ph * pw, channels), x.dtype)
     argmax = np.full(y.shape, -1, np.int64)
     # every bin as (roi, bin, first pixel), grouped by its size
@@ -88,7 +90,9 @@ def roi_pool(x, rois, output_size: tuple[int, int], scale: float):
     for bin_h, bin_w in sorted(set(zip(heights.tolist(), widths.tolist()))):
         if bin_h <= 0 or bin_w <= 0:
             continue
-        offsets = (np.arange(bin_h)[:, None] * width + np.arange(bin_w)).ravel()  # row by row: the first maximum wins
+        offsets = (
+            np.arange(bin_h)[:, None] * width + np.arange(bin_w)
+        ).ravel()  # row by row: the first maximum wins
         members = np.flatnonzero((heights == bin_h) & (widths == bin_w))
         for own in np.array_split(members, -(-members.size * offsets.size * channels // LARGEST_GATHER)):
             pixels = corner[own, None] + offsets  # (bins, area)
