@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 
@@ -107,6 +108,23 @@ def _share(text: str) -> float:
     return value
 
 
+# Arguments that several commands take.
+SHARED = {
+    "debug": {"action": "store_true", "help": "on an error, show where it was raised"},
+    # Checked by backend.device, which knows why there is no GPU.
+    "device": {"default": "auto", "metavar": "cpu|cuda|auto", "help": "where to compute"},
+    "output": {"required": True, "metavar": "DIR", "help": "made if it does not exist"},
+    "weights": {"required": True, "metavar": "FILE", "help": "a checkpoint that train wrote"},
+    "images": {"metavar": "DIR", "help": "folder of its images"},
+    "strict": {"action": "store_true", "help": "refuse annotations without area, instead of dropping them"},
+}
+
+
+def _take(parser: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        parser.add_argument(f"--{name}", **SHARED[name])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="minimask",
@@ -115,158 +133,119 @@ def _parser() -> argparse.ArgumentParser:
         "'minimask COMMAND --help' tells what a command takes, with examples.",
     )
     parser.add_argument("--version", action="version", version=f"minimask {__version__}")
-    parser.add_argument("--debug", action="store_true", help="on an error, show where it was raised")
-    subparsers = parser.add_subparsers(
-        title="commands", metavar="COMMAND", required=True, parser_class=_Parser
-    )
+    parser.add_argument("--debug", **SHARED["debug"])
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run, text: str, description: str, epilog: str = "", device: bool = False):
-        added = subparsers.add_parser(name, help=text, description=description, epilog=epilog)
+    def command(run, text: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+        description = textwrap.fill(description, 96)
+        added = subparsers.add_parser(run.__name__, help=text, description=description, epilog=epilog)
+        # Absent, --debug here must not undo one that stands before the command.
         added.set_defaults(run=run)
-        added.add_argument(
-            "--debug",
-            action="store_true",
-            default=argparse.SUPPRESS,
-            help="on an error, show where it was raised",
-        )
-        if device:
-            # Checked by backend.device, which knows why there is no GPU.
-            added.add_argument("--device", default="auto", metavar="cpu|cuda|auto", help="where to compute")
+        added.add_argument("--debug", **SHARED["debug"], default=argparse.SUPPRESS)
         return added
 
-    demo = command(
-        "demo",
-        commands.demo,
-        "train on packaged images of cell nuclei, evaluate, draw",
-        "Train a small Mask R-CNN from random weights on 32 packaged images of cell nuclei, evaluate it on\n"
-        "10 others, and write pictures, loss curves, the checkpoint and COCO results. What an earlier demo\n"
-        "left in the output directory is replaced.",
-        device=True,
-    )
-    demo.add_argument(
-        "--quick", action="store_true", help="under a minute instead of five, and worse results"
-    )
-    demo.add_argument("--seed", type=_whole(0), default=0, help="of weights, order and augmentation (0)")
-    demo.add_argument("--output", default="minimask-demo", metavar="DIR", help="(minimask-demo)")
+    _add_demo(command)
     _add_train(command)
-    _add_evaluate_and_predict(command)
+    _add_evaluate(command)
+    _add_predict(command)
     gradcheck = command(
-        "gradcheck",
         commands.gradcheck,
-        "check every hand-derived gradient against finite differences",
-        "Compare the backward pass of every Function (or of those named) with central differences in\n"
-        "float64, and print its cases, its worst relative error and where that is. The exit status is 1\n"
-        "if any fails.",
-        "example:\n  minimask gradcheck RoIAlignFunction",
+        text="check the hand-derived gradients",
+        description="Compare the backward pass of every Function (or of those named) with central "
+        "differences in float64; print its cases, its worst relative error and where that is. The exit status "
+        "is 1 if any fails.",
+        epilog="example:\n  minimask gradcheck RoIAlign",
     )
     gradcheck.add_argument("names", nargs="*", metavar="NAME", help="Functions to check; all by default")
     command(
-        "info", commands.info, "versions, BLAS, threads, GPU", "What a report of a problem should begin with."
+        commands.info,
+        text="versions, BLAS, threads, GPU",
+        description="Print versions, BLAS and its threads, the processor, and the GPU or why none is used: "
+        "what a report of a problem should begin with.",
     )
     return parser
 
 
-def _add_train(command) -> None:
-    default = {
-        key: getattr(getattr(configuration.Config(), key.partition(".")[0]), entry.name)
-        for key, entry in configuration.options()
-    }
-    keys = "\n".join(
-        f"  {f'{key} = {configuration.shown(default[key])}':<36} {configuration.describe(entry)}"
-        for key, entry in configuration.options()
+def _add_demo(command) -> None:
+    demo = command(
+        commands.demo,
+        text="train on packaged images, evaluate, draw",
+        description="Train a small Mask R-CNN from random weights on 32 packaged images of cell nuclei, "
+        "evaluate it on 10 others, and write pictures, loss curves, the checkpoint and COCO "
+        "results. What an earlier demo left in the output directory is replaced.",
     )
+    demo.add_argument("--quick", action="store_true", help="under a minute instead of five; worse results")
+    demo.add_argument("--seed", type=_whole(0), default=0, help="of weights, order and augmentation (0)")
+    demo.add_argument("--output", default="minimask-demo", metavar="DIR", help="(minimask-demo)")
+    _take(demo, "device")
+
+
+def _add_train(command) -> None:
+    defaults = configuration.to_dict(configuration.Config())
+    options = []
+    for key, entry in configuration.options():
+        section, _, name = key.partition(".")
+        value = configuration.shown(defaults[section].get(name))
+        options.append(f"  {f'{key} = {value}':<36} {configuration.describe(entry)}")
     train = command(
-        "train",
         commands.train,
-        "train on your own images",
-        "Train on images annotated in COCO's instance format. The output directory gets checkpoint.npz,\n"
-        "config.toml, losses.csv, losses.png and, with --val, metrics.json and detections.json. Ctrl-C and\n"
-        "SIGTERM finish the step, save, and say how to resume; a resumed run equals an unbroken one to the\n"
-        "last bit, on the same machine with as many threads.",
-        "examples:\n"
+        text="train on your own images",
+        description="Train on images annotated in COCO's instance format. The output directory gets "
+        "checkpoint.npz, config.toml, losses.csv, losses.png and, with --val, metrics.json and "
+        "detections.json. Ctrl-C and SIGTERM finish the step, save, and say how to resume; a "
+        "resumed run equals an unbroken one to the last bit, on the same machine with as many "
+        "threads.",
+        epilog="examples:\n"
         "  minimask train --data train.json --images images --val val.json --output run\n"
         "  minimask train --data shapes --set train.steps=300 --set data.crop=0 --output shapes-run\n"
         "  minimask train --resume --output run\n\n"
-        f"options for --set and for TOML files, with their defaults:\n{keys}",
-        device=True,
+        "options for --set and for TOML files, with their defaults:\n" + "\n".join(options),
     )
-    train.add_argument(
-        "--data", dest="train", metavar="FILE", help="COCO instance JSON, or 'nuclei' or 'shapes' (built in)"
-    )
-    train.add_argument("--images", metavar="DIR", help="folder of its images")
-    train.add_argument("--val", metavar="FILE", help="COCO instance JSON to evaluate on when done")
-    train.add_argument("--val-images", metavar="DIR", help="folder of its images, if not that of --images")
-    train.add_argument(
-        "--config",
-        metavar="FILE_OR_NAME",
-        help=f"a TOML file, or one of {', '.join(configuration.packaged_names())}",
-    )
-    train.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one option; may be repeated"
-    )
-    train.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in the output directory"
-    )
-    train.add_argument(
-        "--strict", action="store_true", help="refuse annotations without area instead of dropping them"
-    )
-    train.add_argument("--output", required=True, metavar="DIR", help="made if it does not exist")
+    names = ", ".join(configuration.packaged_names())
+    add = train.add_argument
+    add("--data", dest="train", metavar="FILE", help="COCO instance JSON; or nuclei, shapes (built in)")
+    _take(train, "images")
+    add("--val", metavar="FILE", help="the same, to evaluate on when done")
+    add("--val-images", metavar="DIR", help="folder of its images, if not that of --images")
+    add("--config", metavar="FILE_OR_NAME", help=f"a TOML file, or one of {names}")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change an option; may be repeated")
+    add("--resume", action="store_true", help="go on from the checkpoint in the output directory")
+    _take(train, "strict", "device", "output")
 
 
-def _add_evaluate_and_predict(command) -> None:
+def _add_evaluate(command) -> None:
     evaluate = command(
-        "evaluate",
         commands.evaluate,
-        "COCO's average precision of boxes and masks",
-        "Predict every image of a COCO instance file at its own size, and compare by pycocotools. The\n"
-        "output directory gets detections.json (COCO results) and metrics.json.",
-        "example:\n"
+        text="COCO's average precision of boxes and masks",
+        description="Predict every image of a COCO instance file at its own size, and compare by "
+        "pycocotools. The output directory gets detections.json (COCO results) and metrics.json.",
+        epilog="example:\n"
         "  minimask evaluate --weights run/checkpoint.npz --data val.json --images images --output results",
-        device=True,
     )
-    evaluate.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint that train wrote")
-    evaluate.add_argument(
-        "--data", required=True, metavar="FILE", help="COCO instance JSON, or 'nuclei', 'shapes'"
-    )
-    evaluate.add_argument("--images", metavar="DIR", help="folder of its images")
-    evaluate.add_argument(
-        "--max-detections",
-        type=_whole(1),
-        default=100,
-        metavar="N",
-        help="most detections an image, in the results and in the metrics (100, as COCO has it)",
-    )
-    evaluate.add_argument(
-        "--strict", action="store_true", help="refuse annotations without area instead of dropping them"
-    )
-    evaluate.add_argument("--output", required=True, metavar="DIR", help="made if it does not exist")
+    add = evaluate.add_argument
+    _take(evaluate, "weights")
+    add("--data", required=True, metavar="FILE", help="COCO instance JSON; or nuclei, shapes (built in)")
+    _take(evaluate, "images")
+    text = "most detections an image, in the results and in the metrics (100, as COCO has it)"
+    add("--max-detections", type=_whole(1), default=100, metavar="N", help=text)
+    _take(evaluate, "strict", "device", "output")
+
+
+def _add_predict(command) -> None:
     predict = command(
-        "predict",
         commands.predict,
-        "find the objects in image files, and draw them",
-        "Write NAME-instances.png for each image: masks, boxes, class names and scores.",
-        "example:\n  minimask predict --weights run/checkpoint.npz a.png b.jpg --json --output results",
-        device=True,
+        text="find the objects in image files, and draw them",
+        description="Write NAME-instances.png for each image: masks, boxes, class names and scores.",
+        epilog="example:\n"
+        "  minimask predict --weights run/checkpoint.npz a.png b.jpg --json --output results",
     )
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="an image file")
-    predict.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint that train wrote")
-    predict.add_argument("--output", required=True, metavar="DIR", help="made if it does not exist")
-    predict.add_argument(
-        "--score-threshold",
-        type=_share,
-        default=commands.SHOWN_ABOVE,
-        metavar="S",
-        help=f"leave out what scores less ({commands.SHOWN_ABOVE})",
-    )
-    predict.add_argument(
-        "--max-detections", type=_whole(1), metavar="N", help="most objects an image (as trained)"
-    )
-    predict.add_argument(
-        "--json", action="store_true", help="also predictions.json, a COCO document with scores"
-    )
-    predict.add_argument(
-        "--label-maps",
-        action="store_true",
-        help="also NAME-ids.png (16 bits, the object's number) and NAME-classes.png (8 bits, the class: the "
-        "semantic segmentation); 0 is background",
-    )
+    add, above = predict.add_argument, commands.SHOWN_ABOVE
+    add("images", nargs="+", metavar="IMAGE", help="an image file")
+    _take(predict, "weights")
+    add("--score-threshold", type=_share, default=above, metavar="S", help=f"least score shown ({above})")
+    add("--max-detections", type=_whole(1), metavar="N", help="most objects an image (as trained)")
+    add("--json", action="store_true", help="also predictions.json, a COCO document with scores")
+    text = "also NAME-ids.png (16 bits, the object's number) and NAME-classes.png (8 bits, the class: the "
+    text += "semantic segmentation); 0 is background"
+    add("--label-maps", action="store_true", help=text)
+    _take(predict, "device", "output")

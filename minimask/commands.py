@@ -22,9 +22,10 @@ def demo(arguments: argparse.Namespace) -> int:
     """Train on the packaged nuclei, evaluate, and say where to look."""
     from minimask.demo import configuration as demo_configuration
     from minimask.demo import run
+    from minimask.files import check_output_directory
 
     _device(arguments)
-    output = Path(arguments.output)
+    output = check_output_directory(arguments.output)
     config = demo_configuration(arguments.quick, arguments.seed)
     print(
         f"Training {config.model.name} from random weights on the packaged cell nuclei, {config.train.steps} "
@@ -137,13 +138,12 @@ def _device(arguments: argparse.Namespace) -> str:
 def _train_config(arguments: argparse.Namespace, output: Path) -> configuration.Config:
     """The defaults, or the resumed run's configuration; under --config, --set and the data's flags."""
     from minimask.checkpoint import load_checkpoint
-    from minimask.train import CHECKPOINT
+    from minimask.train import CHECKPOINT, check_resume
 
+    check_resume(output, arguments.resume)
     config, path = configuration.Config(), output / CHECKPOINT
     if arguments.resume:
         config = configuration.from_dict(load_checkpoint(path).config, str(path))
-    elif path.exists():
-        raise InputError(f"{output}: holds a training run; go on with --resume, or choose another --output")
     if arguments.config:
         config = configuration.read_config(arguments.config, config)
     config = configuration.with_settings(config, arguments.set)

@@ -129,7 +129,8 @@ def score(document: dict, detections: list[dict], max_detections: int = 100) -> 
 
     # An object counts as small or large by its own kind of area, so the two kinds differ in `area` alone.
     boxes = [result["bbox"][2] * result["bbox"][3] for result in detections]
-    areas = rle_masks.area([result["segmentation"] for result in detections]) if detections else []
+    # One by one: of more than 255 at once, pycocotools 2.0.11 finds no area.
+    areas = [rle_masks.area(result["segmentation"]) for result in detections]
     return Evaluation(
         box=_average_precision(document, detections, boxes, "bbox", max_detections),
         mask=_average_precision(document, detections, areas, "segm", max_detections),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sized
 
 from tqdm import tqdm
 
-BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
+BAR = "{desc} {percentage:3.0f}% |{bar:8}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 

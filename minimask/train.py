@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -91,6 +92,7 @@ def train(
         resume, or the checkpoint is of another model; if a loss, the gradient or a weight is not finite
         (the last good checkpoint stays); if something cannot be written.
     """
+    check_resume(output, resume, overwrite)
     output = make_output_directory(output)
     options = config.train
     model = build_model(config.model, len(dataset.class_names) + 1, options.seed)
@@ -104,8 +106,6 @@ def train(
     keeper = _Keeper(output / CHECKPOINT, config, dataset, model, optimizer)
     if resume:
         keeper.restore(note)
-    elif keeper.path.exists() and not overwrite:
-        raise InputError(f"{output}: holds a training run; go on with --resume, or choose another --output")
     write_text(output / CONFIG, to_toml(config))
     if not resume:
         keeper.save(0)  # a disk that is full, or may not be written to, is found now
@@ -114,11 +114,15 @@ def train(
     rate = learning_rate(options)
     model.train()
     with (
+        warnings.catch_warnings(),
         StopSignals() as stop,
         LossLog(output / LOSSES, first) as log,
         Progress(options.steps, "training", first) as progress,
         Loader(batches, first, options.steps) as loader,
     ):
+        # Overflow shows as a loss or a gradient that is not finite, which stops the run and names it; NumPy's
+        # warnings on the way there would only name lines of ours.
+        warnings.simplefilter("ignore", RuntimeWarning)
         for index, samples in loader:
             step, draws = index + 1, Draws(options.seed, index)  # steps done are counted from 1
             try:
@@ -136,6 +140,20 @@ def train(
             if stop.signal:
                 break
     return Outcome(model, keeper.saved, stop.signal, keeper.path)
+
+
+def check_resume(output: str | Path, resume: bool, overwrite: bool = False) -> None:
+    """See that there is a run to go on with, or none to be lost.
+
+    Raises
+    ------
+    InputError
+    """
+    path = Path(output) / CHECKPOINT
+    if resume and not path.exists():
+        raise InputError(f"{path}: there is no checkpoint to resume; leave out --resume to start")
+    if path.exists() and not resume and not overwrite:
+        raise InputError(f"{output}: holds a training run; go on with --resume, or choose another --output")
 
 
 class NotFinite(ArithmeticError):
@@ -157,20 +175,17 @@ def training_step(
     NotFinite
     """
     optimizer.zero_grad()
-    # Overflow shows as a loss or a gradient that is not finite, which stops the run and names it; NumPy's
-    # warnings on the way there would only name a line of ours.
-    with np.errstate(all="ignore"):
-        losses = model.loss([s.image for s in samples], [s.target() for s in samples], draws)
-        values = {name: float(loss.data) for name, loss in losses.items()}  # sync
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise NotFinite(f"{name} is {value}")
-        total = sum(losses.values())
-        total.backward()
-        norm = clip_gradients(model.parameters(), clip_norm)
-        if not math.isfinite(norm):
-            raise NotFinite(f"the gradient's norm is {norm}")
-        optimizer.step(rate)
+    losses = model.loss([sample.image for sample in samples], [sample.target() for sample in samples], draws)
+    values = {name: float(loss.data) for name, loss in losses.items()}  # sync
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise NotFinite(f"{name} is {value}")
+    total = sum(losses.values())
+    total.backward()
+    norm = clip_gradients(model.parameters(), clip_norm)
+    if not math.isfinite(norm):
+        raise NotFinite(f"the gradient's norm is {norm}")
+    optimizer.step(rate)
     return {"learning_rate": rate, "loss": float(total.data), **values, "gradient_norm": norm}
 
 
@@ -217,8 +232,6 @@ class _Keeper:
 
     def restore(self, note: Callable[[str], None]) -> None:
         """Load the checkpoint, and tell of whatever makes this another run than the one it is of."""
-        if not self.path.exists():
-            raise InputError(f"{self.path}: no checkpoint to resume; leave out --resume to start")
         checkpoint = load_checkpoint(self.path)
         if checkpoint.class_names != list(self.dataset.class_names):
             theirs, ours = ", ".join(checkpoint.class_names), ", ".join(self.dataset.class_names)
@@ -338,7 +351,8 @@ def read_losses(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _shown(row: dict[str, float]) -> str:
-    """The losses in a few characters, for the progress bar: ``loss 1.84 (cls .61 box .32 ...)``."""
+    """The losses in a few characters, for the progress bar: ``loss 1.84 = .61 cls + .32 box + ...``."""
     short = {"classifier": "cls", "box_reg": "box", "mask": "mask", "objectness": "obj", "rpn_box_reg": "rpn"}
-    parts = [f"{name} {row['loss_' + key]:.2f}" for key, name in short.items() if "loss_" + key in row]
-    return f"loss {row['loss']:.2f} ({' '.join(parts)})"
+    values = {name: f"{row['loss_' + key]:.2f}" for key, name in short.items() if "loss_" + key in row}
+    parts = [f"{value.lstrip('0')} {name}" for name, value in values.items()]
+    return f"loss {row['loss']:.2f} = {' + '.join(parts)}"

@@ -95,7 +95,7 @@ def draw_instances(
     order = np.argsort(-np.asarray(scores), kind="stable") if scores is not None else range(len(labels))
     missing = _draw_labels(picture, boxes * zoom, texts, colours, order)
     counts = Counter(class_names[label - 1] for label in labels)
-    caption = ", ".join(f"{number} {name}" for name, number in counts.most_common()) or "no objects"
+    caption = ", ".join(f"{number} × {name}" for name, number in counts.most_common()) or "no objects"
     if missing:
         caption += f" ({missing} labels left out for room)"
     return _with_caption(picture, caption)
@@ -120,14 +120,15 @@ def comparison(
     rows = []
     for sample, found in zip(samples, predictions):
         zoom = size / max(sample.image.shape[1:])
-        plain = Image.fromarray(np.clip(_resized(sample.image, zoom) + 0.5, 0, 255).astype(np.uint8))
-        truth = draw_instances(
-            sample.image, sample.boxes, sample.labels, sample.masks, class_names, zoom=zoom
-        )
+        # In a dark image a missed object would not be seen to be missed.
+        gain = float(np.clip(0.9 / max(np.quantile(sample.image, 0.995), 1e-6), 1, 8))
+        image, brighter = gain * sample.image, f"shown {gain:.1f} times brighter" if gain > 1.2 else ""
+        plain = Image.fromarray(_resized(image, zoom).astype(np.uint8))
+        truth = draw_instances(image, sample.boxes, sample.labels, sample.masks, class_names, zoom=zoom)
         guess = draw_instances(
-            sample.image, found["boxes"], found["labels"], found["masks"], class_names, found["scores"], zoom
+            image, found["boxes"], found["labels"], found["masks"], class_names, found["scores"], zoom
         )
-        rows.append([_with_caption(plain, ""), truth, guess])
+        rows.append([_with_caption(plain, brighter), truth, guess])
     gap, head = 12, 34
     heights = [row[0].height + gap for row in rows]
     sheet = Image.new("RGB", (3 * (size + gap) + gap, head + sum(heights)), _BACKGROUND)
@@ -155,7 +156,7 @@ def loss_curves(log: dict[str, np.ndarray], path: str | Path) -> None:
 
     steps = log["step"]
     parts = [name for name in log if name.startswith("loss_")]
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(steps, log["loss"], color="#B0B0B0", linewidth=0.6, label="each step")
     left.plot(steps, _smooth(log["loss"]), color="black", linewidth=1.8, label="running mean")
@@ -176,7 +177,7 @@ def loss_curves(log: dict[str, np.ndarray], path: str | Path) -> None:
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter("{x:g}")  # 0.2, not 2 x 10^-1
     right.yaxis.set_minor_locator(NullLocator())
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -359,8 +360,8 @@ def _font(size: int) -> "ImageFont.FreeTypeFont":
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over the last 5 % of the steps or so, not biased towards its beginning."""
-    keep = np.exp(-1.0 / max(1.0, len(values) / 40))
+    """Running mean over the last steps (a 40th of all, or 5), not biased towards its beginning."""
+    keep = np.exp(-1.0 / max(5.0, len(values) / 40))
     total, weight, means = 0.0, 0.0, []
     for value in values:
         total, weight = keep * total + value, keep * weight + 1.0

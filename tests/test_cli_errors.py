@@ -1,0 +1,267 @@
+"""What bad input gets: one line that names it, status 2, no traceback, and nothing written."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minimask import cli, models
+from minimask.checkpoint import Checkpoint, save_checkpoint
+from minimask.config import Config, to_dict
+from tests.cli_data import broken, command, make_dataset
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A directory with a valid data set, an untrained checkpoint and one of another model."""
+    directory = tmp_path_factory.mktemp("good")
+    make_dataset(directory)
+    names, ids = ["circle", "square", "triangle"], [1, 2, 3]
+    model = models.maskrcnn_small(4)
+    whole = Checkpoint(model.state_dict(), {}, 0, 0, to_dict(Config()), names, ids, {}, {})
+    save_checkpoint(directory / "weights.npz", whole)
+    fewer = Checkpoint(model.state_dict(), {}, 0, 0, to_dict(Config()), names[:2], ids[:2], {}, {})
+    save_checkpoint(directory / "two.npz", fewer)
+    content = (directory / "weights.npz").read_bytes()
+    (directory / "cut.npz").write_bytes(content[: len(content) // 2])
+    return directory
+
+
+def refused(capsys, *arguments) -> str:
+    """Run the command; see that it refuses as it should; return its line."""
+    status = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert status == 2, (status, out, err)
+    assert err.startswith("minimask: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    assert out == "" and "Traceback" not in err
+    return err.removeprefix("minimask: ").rstrip()
+
+
+def first(key):
+    return lambda document: document[key][0]
+
+
+def in_annotation(**values):
+    return lambda document: document["annotations"][0].update(values)
+
+
+def in_image(**values):
+    return lambda document: document["images"][0].update(values)
+
+
+CORNERS = [20.0, 30.0, 50.0, 55.0]
+DOCUMENTS = {
+    "no images": (lambda d: d.pop("images"), ["'images'"]),
+    "no annotations": (lambda d: d.pop("annotations"), ["'annotations'"]),
+    "images is no list": (lambda d: d.update(images={}), ["'images' must be a list"]),
+    "duplicate image id": (lambda d: d["images"][1].update(id=1), ["image 1", "twice"]),
+    "duplicate annotation id": (lambda d: d["annotations"][1].update(id=1), ["annotation 1", "twice"]),
+    "annotation without image": (in_annotation(image_id=99), ["annotation 1", "99"]),
+    "unknown category": (in_annotation(category_id=77), ["annotation 1", "77"]),
+    "box of NaN": (in_annotation(bbox=[float("nan"), 1, 2, 3]), ["annotation 1", "bbox"]),
+    "box of three": (in_annotation(bbox=[1, 2, 3]), ["annotation 1", "bbox"]),
+    "box of text": (in_annotation(bbox=["a", 1, 2, 3]), ["annotation 1", "bbox"]),
+    "odd polygon": (in_annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), ["annotation 1", "odd"]),
+    "polygon of NaN": (in_annotation(segmentation=[[1, 2, float("nan"), 4, 5, 6]]), ["annotation 1"]),
+    "polygon far outside": (in_annotation(segmentation=[[1, 2, 1e9, 4, 5, 6]]), ["annotation 1", "outside"]),
+    "mask of another size": (
+        in_annotation(segmentation={"size": [9, 9], "counts": [40, 41]}),
+        ["annotation 1", "9"],
+    ),
+    "file name that leads out": (in_image(file_name="../../etc/passwd"), ["image 1", "../../etc/passwd"]),
+    "absolute file name": (in_image(file_name="/etc/passwd"), ["image 1", "/etc/passwd"]),
+    "missing image": (in_image(file_name="none.png"), ["none.png"]),
+    "no objects": (lambda d: d["annotations"].clear(), ["no object"]),
+    "no image": (lambda d: (d["images"].clear(), d["annotations"].clear()), ["'images' is empty"]),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_bad_annotation_file_is_refused_by_name_and_id(name, good, tmp_path, capsys):
+    change, words = DOCUMENTS[name]
+    path, output = tmp_path / "bad.json", tmp_path / "run"
+    path.write_text(broken(json.loads((good / "train.json").read_text()), change))
+    line = refused(capsys, "train", "--data", path, "--images", good / "images", "--output", output)
+    assert "bad.json" in line and all(word in line for word in words), line
+    assert not output.exists()
+
+
+def test_boxes_given_as_corners_are_recognised(good, tmp_path, capsys):
+    def to_corners(document):
+        for annotation in document["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            annotation["bbox"] = [x, y, x + w, y + h]
+
+    path = tmp_path / "corners.json"
+    path.write_text(broken(json.loads((good / "train.json").read_text()), to_corners))
+    line = refused(capsys, "train", "--data", path, "--images", good / "images", "--output", tmp_path / "run")
+    assert "x1, y1, x2, y2" in line and "annotation" in line
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [("{", "is not JSON"), ("[1, 2]", "COCO"), ("", "is not JSON"), ("\xff\x00", "is not JSON")],
+)
+def test_a_file_that_is_not_coco_is_refused(text, words, good, tmp_path, capsys):
+    (tmp_path / "bad.json").write_bytes(text.encode("latin-1"))
+    data = ["--data", tmp_path / "bad.json", "--images", good / "images"]
+    assert words in refused(capsys, "train", *data, "--output", tmp_path / "run")
+    weights = ["--weights", good / "weights.npz"]
+    assert words in refused(capsys, "evaluate", *weights, *data, "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_annotations_without_area_are_dropped_and_counted_or_an_error_when_strict(good, tmp_path, capsys):
+    path = tmp_path / "flat.json"
+    document = json.loads((good / "train.json").read_text())
+    flat = [dict(document["annotations"][0], id=900 + i, bbox=[5, 5, 0, 9]) for i in range(3)]
+    path.write_text(broken(document, lambda d: d["annotations"].extend(flat)))
+    data = ["train", "--data", path, "--images", good / "images", "--output", tmp_path / "run"]
+    line = refused(capsys, *data, "--strict")
+    assert "3 of" in line and "900" in line
+    few = ["--set", "train.steps=1", "--set", "data.crop=32"]
+    assert cli.main([str(part) for part in [*data, *few]]) == 0
+    assert "minimask: note: " in (err := capsys.readouterr().err) and "dropped 3 of" in err and "900" in err
+
+
+def bad_images(directory):
+    Image.new("RGB", (32, 32), "red").save(directory / "whole.png")
+    content = (directory / "whole.png").read_bytes()
+    (directory / "cut.png").write_bytes(content[: len(content) // 2])
+    (directory / "text.png").write_text("hello")
+    (directory / "empty.png").write_text("")
+    (directory / "folder.png").mkdir()
+
+
+@pytest.mark.parametrize("name", ["missing.png", "cut.png", "text.png", "empty.png", "folder.png"])
+def test_a_bad_image_is_refused_before_the_weights_are_read(name, good, tmp_path, capsys):
+    bad_images(tmp_path)
+    arguments = ["predict", tmp_path / "whole.png", tmp_path / name, "--output", tmp_path / "out"]
+    assert str(tmp_path / name) in refused(capsys, *arguments, "--weights", good / "cut.npz")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_images_whose_results_would_collide_are_refused(good, tmp_path, capsys):
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    images = [tmp_path / "a.png", tmp_path / "a.jpg"]
+    line = refused(
+        capsys, "predict", *images, "--weights", good / "weights.npz", "--output", tmp_path / "out"
+    )
+    assert "a.jpg" in line and "a.png" in line
+
+
+def test_weights_that_cannot_be_used_are_refused(good, tmp_path, capsys):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    for path, words in [
+        (good / "cut.npz", "damaged"),
+        (good / "two.npz", "another model"),
+        (good / "train.json", "damaged or not a checkpoint"),
+        (tmp_path / "other.npz", "not a checkpoint of minimask"),
+        (tmp_path / "none.npz", "No such file"),
+        (tmp_path, "Is a directory"),
+    ]:
+        line = refused(capsys, "predict", tmp_path / "a.png", "--weights", path, "--output", tmp_path / "out")
+        assert str(path) in line and words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_of_other_classes_is_not_evaluated(good, tmp_path, capsys):
+    def rename(document):
+        document["categories"][0]["name"] = "disc"
+
+    (tmp_path / "disc.json").write_text(broken(json.loads((good / "train.json").read_text()), rename))
+    data = ["--data", tmp_path / "disc.json", "--images", good / "images"]
+    line = refused(capsys, "evaluate", "--weights", good / "weights.npz", *data, "--output", tmp_path / "out")
+    assert "disc, square, triangle" in line and "circle, square, triangle" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["demo", "train", "evaluate", "predict"])
+def test_devices_and_output_directories_are_checked_first(name, good, tmp_path, capsys):
+    data = ["--data", good / "train.json", "--images", good / "images"]
+    arguments = {
+        "demo": ["demo", "--quick"],
+        "train": ["train", *data],
+        "evaluate": ["evaluate", "--weights", good / "weights.npz", *data],
+        "predict": ["predict", "--weights", good / "weights.npz", good / "images" / "1.png"],
+    }[name]
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert "is a file, not a directory" in refused(capsys, *arguments, "--output", output)
+    assert (tmp_path / "file").read_text() == "mine"
+    output = ["--output", tmp_path / "out"]
+    assert "--device tpu: unknown device" in refused(capsys, *arguments, *output, "--device", "tpu")
+    assert "--device cuda: " in refused(capsys, *arguments, *output, "--device", "cuda")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "COMMAND; see 'minimask --help'"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "--output; see 'minimask train --help'"),
+        (["train", "--output", "x"], "give --data FILE and --images DIR"),
+        (["train", "--output", "x", "--data", "a.json"], "--images: missing"),
+        (
+            ["train", "--output", "x", "--data", "shapes", "--set", "train.stesp=3"],
+            "did you mean train.steps?",
+        ),
+        (["train", "--output", "x", "--data", "shapes", "--config", "dmeo"], "demo, nuclei, quick"),
+        (["train", "--output", "x", "--resume"], "no checkpoint to resume"),
+        (["demo", "--seed", "-1"], "--seed: must be a whole number from 0 up, is '-1'"),
+        (["demo", "--fast"], "unrecognized arguments: --fast"),
+        (["predict", "--weights", "w", "--output", "x"], "IMAGE"),
+        (["predict", "a.png", "--weights", "w", "--output", "x", "--score-threshold", "2"], "from 0 to 1"),
+        (
+            ["evaluate", "--weights", "w", "--data", "d", "--output", "x", "--max-detections", "0"],
+            "from 1 up",
+        ),
+    ],
+)
+def test_wrong_arguments_are_answered_in_one_line(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_where_an_error_was_raised(tmp_path, capsys):
+    for arguments in (["--debug", "train", "--output", "x"], ["train", "--output", "x", "--debug"]):
+        assert cli.main(arguments) == 2
+        err = capsys.readouterr().err
+        assert "Traceback" in err and err.splitlines()[-1].startswith("minimask: train: give --data")
+
+
+@pytest.mark.parametrize(
+    "error, status, words",
+    [
+        (
+            RuntimeError("oh"),
+            1,
+            "RuntimeError: oh: this is a bug in minimask, not a mistake of yours; --debug",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 2, "not enough memory"),
+        (PermissionError(13, "Permission denied", "/a/b"), 2, "/a/b: Permission denied"),
+    ],
+)
+def test_every_error_ends_in_one_line(error, status, words, monkeypatch, capsys):
+    def report():
+        raise error
+
+    monkeypatch.setattr("minimask.info.report", report)
+    assert cli.main(["info"]) == status
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"minimask: {words}") and err.count("\n") == 1
+
+
+def test_a_reader_that_leaves_early_is_no_error(good):
+    process = command("train", "--help")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait() in (0, 141)  # 0 when all of it fitted into the pipe
+    assert process.stderr.read() == ""
+    process.stderr.close()

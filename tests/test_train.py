@@ -1,0 +1,267 @@
+"""The training loop: the same bits after every kind of interruption, and one line for what stops it."""
+
+import dataclasses
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from minimask import backend
+from minimask.checkpoint import load_checkpoint, save_checkpoint
+from minimask.config import Config, to_dict, with_settings
+from minimask.data import Augmentation, Shapes
+from minimask.errors import InputError
+from minimask.train import LossLog, StopSignals, augmentation, learning_rate, read_losses, train
+
+SHAPES = Shapes(6, seed=3, size=64)
+SETTINGS = [
+    "train.steps=6",
+    "train.save_every=2",
+    "train.warmup_steps=2",
+    "data.crop=48",
+    "train.batch_size=2",
+]
+
+
+def config(*settings):
+    return with_settings(Config(), [*SETTINGS, *settings])
+
+
+def quiet(line):
+    raise AssertionError(f"nothing was to be said, but: {line}")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run of six steps without any interruption: its directory."""
+    directory = tmp_path_factory.mktemp("unbroken")
+    outcome = train(config(), SHAPES, directory, note=quiet)
+    assert outcome.step == 6 and outcome.stopped_by is None
+    return directory
+
+
+def assert_equal_runs(a, b):
+    """Checkpoints and logs equal byte by byte, so weights, momentum and losses too."""
+    assert (a / "checkpoint.npz").read_bytes() == (b / "checkpoint.npz").read_bytes()
+    assert (a / "losses.csv").read_bytes() == (b / "losses.csv").read_bytes()
+
+
+class StoppingAt:
+    """A data set that sends this process a signal while a step's images are prepared."""
+
+    def __init__(self, dataset, reads, number):
+        self.dataset, self.reads, self.number = dataset, reads, number
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        self.reads -= 1
+        if self.reads == 0:
+            os.kill(os.getpid(), self.number)
+        return self.dataset[index]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_step_and_the_resumed_run_equals_the_unbroken_one(
+    tmp_path, unbroken, number, capfd
+):
+    outcome = train(config(), StoppingAt(SHAPES, 5, number), tmp_path)
+    assert outcome.stopped_by == number and 0 < outcome.step < 6
+    assert load_checkpoint(tmp_path / "checkpoint.npz").step == outcome.step
+    assert "finishing the step" in capfd.readouterr().err
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert train(config(), SHAPES, tmp_path, resume=True, note=quiet).step == 6
+    assert_equal_runs(tmp_path, unbroken)
+
+
+def test_after_kill_9_the_resumed_run_equals_the_unbroken_one(tmp_path):
+    def run(output, *more, wait=True):
+        settings = ["train.steps=24", "train.save_every=5", "data.crop=64", "train.batch_size=1"]
+        arguments = (
+            [part for setting in settings for part in ("--set", setting)] if "--resume" not in more else []
+        )
+        data = ["--data", "shapes"] if "--resume" not in more else []
+        command = [
+            sys.executable,
+            "-m",
+            "minimask",
+            "train",
+            "--output",
+            str(output),
+            *data,
+            *arguments,
+            *more,
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        return process if not wait else (process.communicate()[1], process.returncode)
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = run(killed, wait=False)
+    log = killed / "losses.csv"
+    while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 13):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    written, saved = len(read_losses(log)["step"]), load_checkpoint(killed / "checkpoint.npz").step
+    assert 0 < saved < 24 and written >= saved
+    with log.open("a") as file:
+        file.write("2")  # and a row cut off in its middle
+    assert run(killed, "--resume")[1] == 0
+    assert run(whole)[1] == 0
+    weights, expected = load_checkpoint(killed / "checkpoint.npz"), load_checkpoint(whole / "checkpoint.npz")
+    assert weights.step == expected.step == 24
+    for group in ("parameters", "momentum"):
+        for name, array in getattr(expected, group).items():
+            assert getattr(weights, group)[name].tobytes() == array.tobytes(), name
+    assert_equal_runs(killed, whole)
+
+
+def test_the_second_signal_ends_at_once():
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(SystemExit) as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert caught.value.code == 143
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    seen = []
+
+    def work():
+        with StopSignals() as stop:
+            seen.append((stop.signal, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(None, signal.getsignal(signal.SIGTERM))]
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_name_step_and_images_and_keeps_the_checkpoint(tmp_path):
+    wild = config(
+        "train.learning_rate=1e30", "train.clip_norm=0", "train.warmup_steps=0", "train.save_every=1"
+    )
+    with pytest.raises(InputError) as caught:
+        train(wild, SHAPES, tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message and "training stopped at step" in message
+    assert "loss_" in message or "weight is not finite" in message
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.npz")
+    assert f"the last good state, of step {checkpoint.step}" in message
+    assert all(np.isfinite(array).all() for array in checkpoint.parameters.values())
+
+
+def test_an_image_that_makes_the_loss_nan_is_named(tmp_path):
+    class Poisoned(StoppingAt):
+        def __getitem__(self, index):
+            sample = self.dataset[index]
+            image = np.full_like(sample.image, np.nan) if index == 4 else sample.image
+            return dataclasses.replace(sample, image=image)
+
+    with pytest.raises(InputError, match=r"step \d+: loss_\w+ is nan \(images: .*shapes \(seed 3\): image 5"):
+        train(config("train.save_every=1"), Poisoned(SHAPES, 0, 0), tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.npz").step < 3
+
+
+def test_a_disk_that_fills_up_stops_with_one_line_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    fsync, calls = os.fsync, []
+
+    def filling(handle):
+        calls.append(handle)
+        if (tmp_path / "losses.csv").exists() and (tmp_path / "losses.csv").read_text().count("\n") > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", filling)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
+        train(config(), SHAPES, tmp_path)
+    assert calls and load_checkpoint(tmp_path / "checkpoint.npz").step == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_directory_with_a_run_is_not_overwritten_unasked(tmp_path, unbroken):
+    with pytest.raises(InputError, match="holds a training run; go on with --resume"):
+        train(config(), SHAPES, unbroken)
+    with pytest.raises(InputError, match="there is no checkpoint to resume; leave out --resume"):
+        train(config(), SHAPES, tmp_path, resume=True)
+
+
+def test_what_makes_a_resumed_run_another_one_is_said(tmp_path, unbroken):
+    checkpoint = load_checkpoint(unbroken / "checkpoint.npz")
+    environment = backend.describe() | {"threads": "64"}
+    older = dataclasses.replace(checkpoint, environment=environment, step=5)
+    save_checkpoint(tmp_path / "checkpoint.npz", older)
+    notes = []
+    train(config("train.learning_rate=0.02"), Shapes(7, 3, size=64), tmp_path, resume=True, note=notes.append)
+    assert "train.learning_rate is 0.02, was 0.01" in notes[0] and "training images are others" in notes[0]
+    assert "threads 64 then" in notes[1] and "last bits" in notes[1]
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_resumed(tmp_path, unbroken):
+    checkpoint = load_checkpoint(unbroken / "checkpoint.npz")
+    path = tmp_path / "checkpoint.npz"
+    for change, words in [
+        ({"class_names": ["cat"]}, "was trained on the classes cat; shapes .* has circle, square, triangle"),
+        ({"step": 7}, "has done 7 steps, more than train.steps, 6"),
+        ({"momentum": {}}, "optimizer"),
+        ({"parameters": {}}, "another model"),
+        ({"config": to_dict(config()) | {"old": {}}}, r"no section \[old\]"),
+    ]:
+        save_checkpoint(path, dataclasses.replace(checkpoint, **change))
+        with pytest.raises(InputError, match=f"{path.name}.*{words}"):
+            train(config(), SHAPES, tmp_path, resume=True)
+
+
+def test_the_directory_tells_all_about_the_run(unbroken):
+    assert sorted(path.name for path in unbroken.iterdir()) == ["checkpoint.npz", "config.toml", "losses.csv"]
+    checkpoint = load_checkpoint(unbroken / "checkpoint.npz")
+    assert checkpoint.config == to_dict(config()) and checkpoint.class_names == [
+        "circle",
+        "square",
+        "triangle",
+    ]
+    losses = read_losses(unbroken / "losses.csv")
+    assert losses["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    parts = sum(losses[name] for name in losses if name.startswith("loss_"))
+    np.testing.assert_allclose(losses["loss"], parts, rtol=1e-6)
+    rate = learning_rate(config().train)
+    assert losses["learning_rate"].tolist() == [rate(step) for step in range(6)]
+
+
+def test_the_learning_rate_is_linear_in_the_batch_size():
+    small, large = config("train.batch_size=2").train, config("train.batch_size=6").train
+    assert learning_rate(large)(3) == pytest.approx(3 * learning_rate(small)(3), rel=1e-12)
+
+
+def test_the_log_is_cut_back_to_the_checkpoint_and_a_torn_row_is_dropped(tmp_path):
+    path = tmp_path / "losses.csv"
+    with LossLog(path, 0) as log:
+        for step in range(1, 13):
+            log.write(step, {"loss": 1 / step})
+    with path.open("a") as file:
+        file.write("1")
+    with LossLog(path, 7) as log:
+        log.write(8, {"loss": 0.5})
+    losses = read_losses(path)
+    assert losses["step"].tolist() == [*range(1, 9)]
+    assert losses["loss"].tolist() == [1 / step for step in range(1, 8)] + [0.5]
+
+
+def test_every_random_change_of_images_can_be_configured():
+    changed = config("data.rotate90=true", "data.scale=0.5,2", "data.contrast=0.25", "data.crop=32")
+    expected = Augmentation(crop=32, flip_horizontal=True, rotate90=True, scale=(0.5, 2.0), contrast=0.25)
+    assert augmentation(changed.data) == expected
