@@ -18,10 +18,14 @@ def geometry(x_shape, kernel, stride, padding) -> Geometry:
     return Geometry.of((n * c, 1, h, w), (1, 1, *kernel), stride, padding, 1, 1)
 
 
+def _index_dtype(g: Geometry):
+    return np.uint8 if g.patch_size <= 256 else np.int32
+
+
 def max_pool_loop(x, g: Geometry):
     """(N C, 1, H, W) -> values and indices (N C, 1, P, Q), window by window (slow; for tests and reading)."""
     y = np.full((len(x), 1, *g.out_size), -np.inf, x.dtype)
-    index = np.zeros(y.shape, np.uint8)
+    index = np.zeros(y.shape, _index_dtype(g))
     for k, (i, j) in enumerate(np.ndindex(*g.w_shape[2:])):
         for n, _, p, q in np.ndindex(*y.shape):
             u, v = p * g.stride[0] + i - g.padding[0], q * g.stride[1] + j - g.padding[1]
@@ -42,11 +46,11 @@ def max_pool(x, g: Geometry, want_index: bool):
     Returns
     -------
     y : (N C, 1, P, Q) of x's dtype
-    index : (N C, 1, P, Q) uint8 in [0, KH KW), or None
+    index : (N C, 1, P, Q) uint8 in [0, KH KW), or None; int32 for a window of more than 256
     """
     xp = backend.array_module(x)
     y = xp.full((len(x), 1, *g.out_size), -np.inf, x.dtype)
-    index = xp.zeros(y.shape, np.uint8) if want_index else None
+    index = xp.zeros(y.shape, _index_dtype(g)) if want_index else None
     kernel_width = g.w_shape[3]
 
     def work(part, parts):
@@ -57,7 +61,7 @@ def max_pool(x, g: Geometry, want_index: bool):
             if want_index:
                 # written so that the last larger one wins: no boolean indexing, which would wait for a GPU
                 chosen = index[own, :, out[0], out[1]]
-                chosen[...] = xp.where(window > best, np.uint8(i * kernel_width + j), chosen)
+                chosen[...] = xp.where(window > best, index.dtype.type(i * kernel_width + j), chosen)
             xp.maximum(best, window, out=best)
 
     backend.parallel(work) if xp is np else work(0, 1)
