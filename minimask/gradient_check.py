@@ -124,7 +124,8 @@ def gradcheck(
     GradientError
         The gradient is wrong, or the function has a kink at the inputs; the text tells which.
     """
-    point = _Point(function, inputs, np.random.default_rng(seed))
+    # Not the stream of default_rng(seed), from which people draw the inputs: u would equal x.
+    point = _Point(function, inputs, np.random.default_rng([seed, *b"gradcheck"]))
     report = GradientReport()
     alone = [[i] for i in point.variables]
     together = [point.variables] if len(point.variables) > 1 else []
@@ -134,7 +135,8 @@ def gradcheck(
             error = 0.0 if numeric == analytic else abs(numeric - analytic) / (abs(numeric) + abs(analytic))
             report.errors.append(error)
             if error >= report.worst_error:
-                report.worst_error, report.where = error, f"input {' and '.join(map(str, group))}"
+                report.worst_error = error
+                report.where = f"input {group[0]}" if len(group) == 1 else "all inputs"
             if error > tolerance:
                 _explain(report, point, group, v, step, tolerance)
                 break
