@@ -1,0 +1,127 @@
+"""The table of gradient cases: for every Function, inputs to try it on and what it must equal there.
+
+`minimask gradcheck`, the tests and the notebooks read the same table. A new Function needs a row here; a test
+walks over the package and fails for one that has none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+import minimask
+from minimask.autograd import Function
+from minimask.errors import InputError
+from minimask.gradient_cases import array, layers, loss, roi
+from minimask.gradient_cases.case import Case
+from minimask.gradient_check import GradientReport, gradcheck
+
+__all__ = ["CASES", "Case", "all_functions", "check_function", "named_functions", "run_table"]
+
+TOLERANCE = 1e-6  # of the relative error, in float64
+ATTEMPTS = 6  # draws of the inputs, when they happen to lie at a kink
+
+CASES: dict[type[Function], list[Case]] = array.CASES | layers.CASES | roi.CASES | loss.CASES
+
+_OTHER_NAMES = {"l1": "smoothl1", "take": "getitem"}  # lower-case functions that share another's class
+
+
+def all_functions() -> list[type[Function]]:
+    """Every subclass of Function that the package defines, in the order of modules and lines."""
+    for module in pkgutil.walk_packages(minimask.__path__, "minimask."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found = [cls for cls in _subclasses(Function) if cls.__module__.startswith("minimask.")]
+    return sorted(set(found), key=lambda cls: (cls.__module__, cls.forward.__code__.co_firstlineno))
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def named_functions(names: Sequence[str]) -> list[type[Function]]:
+    """The Functions of these names, or all of them for none.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Classes ("RoIAlign") or the functions people call ("roi_align").
+
+    Raises
+    ------
+    InputError
+        For a name that is neither, naming the nearest.
+    """
+    functions = {cls.__name__.lower(): cls for cls in all_functions()}
+    chosen = []
+    for name in names:
+        key = name.lower().replace("_", "")
+        key = _OTHER_NAMES.get(key, key)
+        if key not in functions:
+            near = difflib.get_close_matches(key, functions, n=1, cutoff=0.4)
+            hint = f"did you mean {functions[near[0]].__name__}?" if near else "give none to see all names"
+            raise InputError(f"gradcheck: no Function is called {name!r}; {hint}")
+        chosen.append(functions[key])
+    return chosen or list(functions.values())
+
+
+def check_function(cls: type[Function], case: Case, seed: int = 0) -> GradientReport:
+    """Check the gradient of one case; inputs that lie at a kink are drawn again, `ATTEMPTS` times in all."""
+    for attempt in range(ATTEMPTS):
+        inputs = case.inputs(np.random.default_rng([seed, attempt]))
+        report = gradcheck(
+            lambda *xs: case.function(cls)(*xs),
+            case.tensors(inputs),
+            tolerance=TOLERANCE,
+            seed=seed,
+            raise_error=False,
+        )
+        if not report.kink:
+            break
+    return report
+
+
+def run_table(names: Sequence[str] = (), out: Callable[[str], None] = print) -> bool:
+    """Check the Functions of these names, or all, and print a line for each case.
+
+    Parameters
+    ----------
+    names : sequence of str
+        As in `named_functions`.
+    out : callable
+        Gets each line.
+
+    Returns
+    -------
+    bool
+        Whether every case of every Function agrees, and every Function has one.
+
+    Raises
+    ------
+    InputError
+        For an unknown name.
+    """
+    functions = named_functions(names)
+    row = "{:<20} {:<28} {:>9}  {:<14} {}".format
+    out(row("Function", "case", "error", "worst at", "verdict").rstrip())
+    checked = failed = 0
+    for cls in functions:
+        for case in CASES.get(cls, ()):
+            report = check_function(cls, case)
+            checked, failed = checked + 1, failed + (not report)
+            verdict = "ok" if report else "KINK" if report.kink else "WRONG"
+            out(row(cls.__name__, case.name, f"{report.worst_error:.1e}", report.where, verdict))
+            if not report:
+                out(f"    {report.kink or report.mismatch}")
+        if not CASES.get(cls):
+            failed += 1
+            out(row(cls.__name__, "none in gradient_cases", "", "", "UNCHECKED"))
+    summary = f"{failed} failed" if failed else f"all below {TOLERANCE:g}"
+    out(f"{checked} cases of {len(functions)} Function{'s' * (len(functions) != 1)}: {summary}")
+    return not failed

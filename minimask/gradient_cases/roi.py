@@ -1,0 +1,104 @@
+"""Cases of RoIAlign and RoIPool: maps, boxes on them, and boxes that miss them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minimask.functions.roi import RoIAlign, RoIPool
+from minimask.gradient_cases.case import Case, spread
+from minimask.kernels.roi_align import Sampling, roi_align_loop
+from minimask.kernels.roi_pool import roi_pool_loop
+
+SIZE = 16.0  # of the images, in pixels; the maps have 8 x 8, 4 x 4 and 2 x 2
+
+
+def _inside(rng, count: int, images: int = 2) -> np.ndarray:
+    """(R, 5): boxes within the images."""
+    corners = np.sort(rng.uniform(0, SIZE, (count, 2, 2)), axis=1)  # (R, corner, x y)
+    return np.concatenate([rng.integers(0, images, (count, 1)), corners.reshape(count, 4)], axis=1)
+
+
+def _astray(rng, count: int) -> np.ndarray:
+    """Boxes around, across and wholly outside the border, the first one covering everything."""
+    rois = _inside(rng, count)
+    rois[:, 1:] += rng.choice([-SIZE, -SIZE / 2, 0, SIZE / 2, SIZE], (count, 2))[:, [0, 1, 0, 1]]
+    rois[:1, 1:] = -5.3, -7.1, 22.9, 19.3
+    return rois
+
+
+def _flat(rng, count: int) -> np.ndarray:
+    """Boxes of width 0, of height 0, of both, and turned inside out."""
+    rois = _inside(rng, count)
+    rois[0::4, 3] = rois[0::4, 1]
+    rois[1::4, 4] = rois[1::4, 2]
+    rois[2::4, 3:] = rois[2::4, 1:3]
+    rois[3::4] = rois[3::4][:, [0, 3, 4, 1, 2]]
+    return rois
+
+
+def _by_loops(rois, *xs, sampling, scales, levels=None):
+    levels = np.zeros(len(rois), np.int64) if levels is None else levels
+    y = np.zeros((len(rois), xs[0].shape[1], *sampling.output_size))
+    for r, level in enumerate(levels):
+        y[r : r + 1] = roi_align_loop(xs[level], rois[r : r + 1], scales[level], sampling)
+    return y
+
+
+def _align(name: str, boxes=_inside, count: int = 5, levels=None, images: int = 2, **options) -> Case:
+    sampling = Sampling((2, 3), **options)
+    sides = [8] if levels is None else [8, 4, 2]
+    scales = tuple(side / SIZE for side in sides)
+
+    def inputs(rng):  # the largest of equal samples is a kink: values apart, in each channel of a map
+        maps = [np.stack([spread(rng, (images, side, side)) for _ in range(2)], axis=1) for side in sides]
+        return boxes(rng, count), *maps
+
+    options = dict(sampling=sampling, scales=scales, levels=levels)
+    return Case(name, inputs, options, reference=_by_loops, constants=(0,))
+
+
+def _pool(name: str, boxes=_inside, count: int = 5, images: int = 2) -> Case:
+    def inputs(rng):
+        return boxes(rng, count), spread(rng, (images, 2, 8, 8))
+
+    def reference(rois, x, output_size, scale):
+        return roi_pool_loop(x, rois, output_size, scale)[0]
+
+    return Case(name, inputs, dict(output_size=(2, 4), scale=8 / SIZE), reference=reference, constants=(0,))
+
+
+_LEVELS = np.array([1, 0, 2, 0, 1, 0])
+
+CASES = {
+    RoIAlign: [
+        _align("2 x 2 points"),
+        _align("aligned", aligned=True, ratio=3),
+        _align("adaptive", ratio=0, count=8),
+        _align("adaptive, aligned", ratio=-1, aligned=True, count=8),
+        _align("crossings", points="crossings", aligned=True),
+        _align("crossings, adaptive", points="crossings", ratio=0),
+        _align("maximum", aggregation="max", aligned=True),
+        _align("maximum, adaptive", aggregation="max", ratio=0, count=8),
+        _align("maximum at crossings", aggregation="max", points="crossings"),
+        _align("outside the map", _astray, count=12, aligned=True),
+        _align("outside the map, adaptive", _astray, count=12, ratio=0),
+        _align("maximum outside the map", _astray, count=12, aggregation="max"),
+        _align("without area", _flat, count=8),
+        _align("without area, adaptive", _flat, count=8, aligned=True, ratio=0),
+        _align("without area, maximum", _flat, count=8, aligned=True, ratio=0, aggregation="max"),
+        _align("three levels", count=6, levels=_LEVELS, aligned=True),
+        _align("three levels, maximum", count=6, levels=_LEVELS, aggregation="max", ratio=0),
+        _align("a level without RoIs", count=6, levels=np.where(_LEVELS == 1, 0, _LEVELS), ratio=0),
+        _align("no RoIs", count=0),
+        _align("no RoIs, adaptive", count=0, ratio=0, aggregation="max"),
+        _align("no RoIs on three levels", count=0, levels=_LEVELS[:0]),
+        _align("no images", count=0, images=0),
+    ],
+    RoIPool: [
+        _pool("inside"),
+        _pool("outside the map", _astray, count=12),
+        _pool("without area", _flat, count=8),
+        _pool("no RoIs", count=0),
+        _pool("no images", count=0, images=0),
+    ],
+}
