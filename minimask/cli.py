@@ -152,8 +152,8 @@ def _parser() -> argparse.ArgumentParser:
         commands.gradcheck,
         text="check the hand-derived gradients",
         description="Compare the backward pass of every Function (or of those named) with central "
-        "differences in float64; print its cases, its worst relative error and where that is. The exit status "
-        "is 1 if any fails.",
+        "differences in float64; print its cases, its worst relative error and where that is. The exit "
+        "status is 1 if any fails.",
         epilog="example:\n  minimask gradcheck RoIAlign",
     )
     gradcheck.add_argument("names", nargs="*", metavar="NAME", help="Functions to check; all by default")

@@ -47,9 +47,16 @@ def unbroken(tmp_path_factory):
 
 
 def assert_equal_runs(a, b):
-    """Checkpoints and logs equal byte by byte, so weights, momentum and losses too."""
-    assert (a / "checkpoint.npz").read_bytes() == (b / "checkpoint.npz").read_bytes()
+    """Weights, momentum and losses equal bit for bit, and so does all else but the machine."""
     assert (a / "losses.csv").read_bytes() == (b / "losses.csv").read_bytes()
+    ours, theirs = (vars(load_checkpoint(directory / "checkpoint.npz")) for directory in (a, b))
+    for group in ("parameters", "momentum"):
+        assert list(ours[group]) == list(theirs[group])
+        for name, array in theirs[group].items():
+            assert ours[group][name].dtype == array.dtype
+            assert ours[group][name].tobytes() == array.tobytes(), name
+    for name in ("step", "seed", "config", "class_names", "category_ids", "data"):
+        assert ours[name] == theirs[name]
 
 
 class StoppingAt:
@@ -86,7 +93,7 @@ def test_a_signal_stops_after_the_step_and_the_resumed_run_equals_the_unbroken_o
 
 def test_after_kill_9_the_resumed_run_equals_the_unbroken_one(tmp_path):
     def run(output, *more, wait=True):
-        settings = ["train.steps=24", "train.save_every=5", "data.crop=64", "train.batch_size=1"]
+        settings = ["train.steps=12", "train.save_every=3", "data.crop=64", "train.batch_size=1"]
         arguments = (
             [part for setting in settings for part in ("--set", setting)] if "--resume" not in more else []
         )
@@ -108,22 +115,18 @@ def test_after_kill_9_the_resumed_run_equals_the_unbroken_one(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = run(killed, wait=False)
     log = killed / "losses.csv"
-    while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 13):
+    while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 8):
         time.sleep(0.01)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     written, saved = len(read_losses(log)["step"]), load_checkpoint(killed / "checkpoint.npz").step
-    assert 0 < saved < 24 and written >= saved
+    assert 0 < saved < 12 and written >= saved
     with log.open("a") as file:
         file.write("2")  # and a row cut off in its middle
     assert run(killed, "--resume")[1] == 0
     assert run(whole)[1] == 0
-    weights, expected = load_checkpoint(killed / "checkpoint.npz"), load_checkpoint(whole / "checkpoint.npz")
-    assert weights.step == expected.step == 24
-    for group in ("parameters", "momentum"):
-        for name, array in getattr(expected, group).items():
-            assert getattr(weights, group)[name].tobytes() == array.tobytes(), name
+    assert load_checkpoint(whole / "checkpoint.npz").step == 12
     assert_equal_runs(killed, whole)
 
 
