@@ -5,6 +5,7 @@ Shapes: N images, R RoIs, P proposals an image, K classes and background, C chan
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,7 +104,7 @@ class TwoMLPHead(Module):
         self.fc6, self.fc7 = Linear(inputs, width, rng), Linear(width, width, rng)
 
     def forward(self, x):  # (R, C, S, S) -> (R, width)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(len(x), math.prod(x.shape[1:]))  # not -1: there may be no RoIs
         return F.relu(self.fc7(F.relu(self.fc6(x))))
 
 
@@ -174,7 +175,7 @@ class BoxHead(Module):
         roi, label = np.nonzero(scores[:, 1:] > self.options.score_thresh)
         label = label + 1
         scores = scores[roi, label]
-        deltas = deltas.reshape(len(deltas), -1, 4)[roi, label]  # (candidates, 4)
+        deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)[roi, label]  # (candidates, 4)
         boxes = clip_boxes_to_image(self.coder.decode(deltas, proposals[roi])[:, 0], size)
         keep = remove_small_boxes(boxes, self.options.min_size)
         boxes, label, scores = boxes[keep], label[keep], scores[keep]

@@ -1,0 +1,261 @@
+"""The whole system: its gradient, the paper's claims, torchvision's numbers, and what it makes of nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.model_data import discs, fill, tiny_model
+
+from minimask import InputError, Tensor, models, no_grad
+from minimask.models.box_head import RoIs
+from minimask.randomness import Draws
+
+REFERENCE = Path(__file__).parent / "reference" / "maskrcnn_resnet50_fpn.npz"
+STEP = 3e-6
+
+
+@pytest.fixture(scope="module")
+def training():
+    """A model, two images (one with a crowd), and the record of a step whose losses' sum has flowed back."""
+    model, rng = tiny_model(), np.random.default_rng(3)
+    images, targets = zip(discs(rng, 4), discs(rng, 3))
+    targets[1]["crowd_boxes"] = np.array([[0.0, 0.0, 20.0, 20.0]])
+    spread_out(model, rng)
+    record = model.training_record(images, targets, Draws(seed=1))
+    sum(record.losses.values()).backward()
+    return model, images, targets, record
+
+
+def spread_out(model, rng):
+    """Move the weights off their start: predictors near 0 hide what lies below, biases of 0 sit on ReLU's kink."""
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            p.data = rng.normal(size=p.shape) * 0.1
+        if any(part in name for part in ("cls_score", "bbox_pred", "cls_logits", "mask_fcn_logits")) and p.ndim > 1:
+            p.data = rng.normal(size=p.shape) * 0.3 / np.sqrt(np.prod(p.shape[1:]))
+
+
+def loss_along(model, images, targets, parameter, direction, held, step=STEP):
+    """The five losses at +-step and +-2 step along a direction of one parameter."""
+    at, values = parameter.data, []
+    for t in (-2, -1, 1, 2):
+        parameter.data = at + t * step * direction
+        with no_grad():
+            losses = model.training_record(images, targets, Draws(seed=1), held).losses
+        values.append({name: float(loss) for name, loss in losses.items()})
+    parameter.data = at
+    return values
+
+
+def slope(values, step=STEP) -> float:
+    f = [sum(v.values()) for v in values]
+    return (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * step)
+
+
+def error(a: float, b: float) -> float:
+    return abs(a - b) / (abs(a) + abs(b))
+
+
+def test_the_gradient_of_the_whole_loss_agrees_with_finite_differences_in_every_parameter(training):
+    model, images, targets, record = training
+    rng, errors = np.random.default_rng(5), {}
+    for name, p in model.named_parameters():
+        for _ in range(10):
+            v = rng.choice([-1.0, 1.0], p.shape) / np.sqrt(p.size)
+            analytic = (p.grad * v).sum()
+            wide, narrow = (
+                slope(loss_along(model, images, targets, p, v, record, step), step) for step in (STEP, STEP / 4)
+            )
+            # Another direction where the slope is near 0, or a ReLU's kink lies between the two steps' ends
+            if abs(analytic) > 0.1 * np.linalg.norm(p.grad) / np.sqrt(p.size) and error(wide, narrow) < 5e-6:
+                break
+        errors[name] = error(narrow, analytic)
+    worst = max(errors, key=errors.get)
+    assert errors[worst] < 1e-5, f"{worst}: {errors[worst]:.1e}"
+    assert len(errors) == len(model.state_dict())
+
+
+def test_finite_differences_disagree_when_the_proposals_may_move(training):
+    model, images, targets, record = training
+    p = model.rpn.head.bbox_pred.bias  # moves every proposal a little
+    v = np.ones(p.shape)
+    held = loss_along(model, images, targets, p, v, record)
+    moving = loss_along(model, images, targets, p, v, None)
+    heads = ("loss_classifier", "loss_box_reg", "loss_mask")
+    for name in heads:
+        assert held[0][name] == held[3][name]  # the analytic gradient of the heads' losses is 0 here ...
+    assert any(abs(moving[3][name] - moving[0][name]) / (4 * STEP) > 1e-3 for name in heads)  # ... they do move
+
+
+def test_the_mask_loss_reaches_no_class_or_box_predictor_and_no_other_classs_mask():
+    model, rng = tiny_model(), np.random.default_rng(0)
+    image, target = discs(rng, 4, classes=1)  # class 2 of the model does not occur
+    record = model.training_record([image], [target])
+    record.losses["loss_mask"].backward()
+    for module in (model.box_head, model.rpn):
+        assert all(p.grad is None for p in module.parameters())  # not even reached: exactly no gradient
+    predictor = model.mask_head.mask_predictor.mask_fcn_logits
+    assert np.all(predictor.weight.grad[[0, 2]] == 0)
+    assert np.all(predictor.bias.grad[[0, 2]] == 0)
+    assert np.any(predictor.weight.grad[1] != 0)
+    logits = Tensor(record.mask.data, requires_grad=True)
+    model.mask_head.loss(logits, record.rois.positive, record.targets)["loss_mask"].backward()
+    assert np.all(logits.grad[:, [0, 2]] == 0)
+    assert np.count_nonzero(logits.grad[:, 1]) > 0.9 * logits.grad[:, 1].size
+
+
+def test_mask_logits_do_not_change_with_the_class_predictors_weights():
+    model, rng = tiny_model(), np.random.default_rng(0)
+    image, target = discs(rng, 3)
+    before = model.training_record([image], [target])
+    for p in model.box_head.box_predictor.parameters():
+        p.data = rng.normal(size=p.shape)
+    after = model.training_record([image], [target])
+    assert not np.array_equal(before.box.logits.data, after.box.logits.data)
+    assert np.array_equal(before.rois.boxes, after.rois.boxes)
+    assert np.array_equal(before.mask.data, after.mask.data)
+
+
+# -------------------------------------------------------------------------------------------- torchvision
+
+
+def torchvision_like(**options):
+    size = dict(num_classes=91, min_size=256, max_size=320, trainable_backbone_layers=5)
+    return fill(models.maskrcnn_resnet50_fpn(**(size | options)))
+
+
+def test_inference_gives_torchvisions_detections():
+    d = np.load(REFERENCE)
+    model = torchvision_like(box_score_thresh=0.0, rpn_pre_nms_top_n_test=500, rpn_post_nms_top_n_test=200).eval()
+    result = model([d["image"].astype(np.float32) / 255])[0]
+    assert np.array_equal(result["labels"][:20], d["det_labels"][:20])
+    np.testing.assert_allclose(result["scores"], d["det_scores"], rtol=5e-4)
+    np.testing.assert_allclose(result["boxes"][:20], d["det_boxes"][:20], atol=0.02)
+    got, want = result["masks"].numpy()[:20], d["det_masks"].reshape(20, 1, *d["image"].shape[1:]) / 255
+    assert np.abs(got - want).max() < 1 / 255  # the reference keeps 8 bits, truncated
+
+
+def test_losses_and_gradients_are_torchvisions():
+    d = np.load(REFERENCE)
+    counts = dict(rpn_pre_nms_top_n_train=500, rpn_post_nms_top_n_train=200)
+    model = torchvision_like(rpn_batch_size_per_image=10**6, box_batch_size_per_image=10**6, **counts)
+    masks = np.unpackbits(d["target_masks"], axis=-1)[..., :320]
+    target = dict(boxes=d["target_boxes"], labels=d["target_labels"], masks=masks)
+    losses = model([d["image"].astype(np.float32) / 255], [target])
+    for name, loss in losses.items():
+        assert float(loss) == pytest.approx(float(d[f"loss_{name}"]), rel=1e-5)
+    sum(losses.values()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    norms = [np.linalg.norm(gradients[name].astype(np.float64)) for name in d["grad_norm_names"]]
+    # torchvision with one thread or two differs from itself by 1.1e-3
+    np.testing.assert_allclose(norms, d["grad_norms"], rtol=2e-3)
+
+
+def test_frozen_stages_have_no_gradient_and_keep_no_graph():
+    model = models.maskrcnn_resnet50_fpn(num_classes=2, min_size=64, max_size=64)
+    image, target = discs(np.random.default_rng(0), 2, classes=1)
+    sum(model([image.astype(np.float32)], [target]).values()).backward()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert {n.split(".")[2] for n in frozen} == {"conv1", "layer1"}
+    assert all((p.grad is None) == (name in frozen) for name, p in model.named_parameters())
+
+
+# ------------------------------------------------------------------------------------------------ nothing
+
+
+def test_an_image_without_objects_trains_the_classifiers_and_has_no_box_or_mask_loss():
+    model, rng = tiny_model(), np.random.default_rng(0)
+    image, target = discs(rng, 0)
+    losses = model.loss([image], [target])
+    assert float(losses["loss_box_reg"]) == float(losses["loss_mask"]) == float(losses["loss_rpn_box_reg"]) == 0
+    assert float(losses["loss_classifier"]) > 0 and float(losses["loss_objectness"]) > 0
+    sum(losses.values()).backward()
+    for p in model.mask_head.parameters():
+        assert np.all(p.grad == 0)
+
+
+def test_no_proposals_and_no_detections_flow_through():
+    model = tiny_model(rpn_post_nms_top_n_test=0).eval()
+    image, _ = discs(np.random.default_rng(0), 2)
+    (result,) = model([image])
+    assert result["boxes"].shape == (0, 4) and len(result["masks"]) == 0
+    assert result["masks"].numpy().shape == (0, 1, 64, 64)
+    (result,) = tiny_model(box_score_thresh=1.0).eval()([image])
+    assert result["boxes"].shape == (0, 4) and result["labels"].shape == result["scores"].shape == (0,)
+
+
+def test_a_step_without_a_single_positive_roi_has_gradients_of_zero_in_the_mask_head():
+    model = tiny_model()
+    image, target = discs(np.random.default_rng(0), 2)
+    record = model.training_record([image], [target])
+    none = RoIs(np.zeros((0, 5)), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    logits = model.mask_head(record.levels, none.boxes)
+    assert logits.shape == (0, 3, 28, 28)
+    model.mask_head.loss(logits, none, record.targets)["loss_mask"].backward()
+
+
+# ----------------------------------------------------------------------------------------------- in and out
+
+
+def test_results_are_in_the_pixels_of_each_original_image():
+    model = tiny_model(min_size=64, box_score_thresh=0.0).eval()
+    rng = np.random.default_rng(2)
+    images = [rng.random((3, 40, 50)), rng.random((3, 128, 96))]
+    for image, result in zip(images, model(images)):
+        h, w = image.shape[1:]
+        assert len(result["boxes"]) == 100
+        assert result["boxes"].min() >= 0 and (result["boxes"].max(axis=0) <= [w, h, w, h]).all()
+        assert result["boxes"][:, 2].max() > 0.6 * w  # boxes were scaled back, not merely clipped
+        assert result["masks"].shape == (100, 1, h, w)
+
+
+def test_a_batch_gives_what_its_images_give_alone():
+    model = tiny_model(box_score_thresh=0.0).eval()
+    rng = np.random.default_rng(2)
+    images = [rng.random((3, 64, 64)), rng.random((3, 64, 64))]
+    for together, image in zip(model(images), images):
+        alone = model([image])[0]
+        np.testing.assert_allclose(together["boxes"], alone["boxes"], rtol=1e-9)
+        np.testing.assert_allclose(together["scores"], alone["scores"], rtol=1e-9)
+
+
+def test_the_same_draws_give_the_same_losses_to_the_bit_and_others_others():
+    image, target = discs(np.random.default_rng(0), 6)
+    values = [
+        {k: float(v) for k, v in tiny_model().loss([image], [target], draws).items()}
+        for draws in (Draws(0, 5), Draws(0, 5), Draws(0, 6))
+    ]
+    assert values[0] == values[1] != values[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(boxes=np.array([[5.0, 5.0, 3.0, 9.0]] * 2)), r"targets\[0\]: box 0 .* x1 < x2"),
+        (dict(labels=np.array([0, 1])), r"targets\[0\]: label 0; classes are numbered from 1"),
+        (dict(masks=np.zeros((2, 10, 10), np.uint8)), r"targets\[0\]: .* masks must be \(2, 64, 64\)"),
+        (dict(boxes=np.full((2, 4), np.nan)), r"targets\[0\]: box 0 is"),
+    ],
+)
+def test_a_target_that_cannot_be_is_named(change, message):
+    image, target = discs(np.random.default_rng(0), 2)
+    with pytest.raises(InputError, match=message):
+        tiny_model().loss([image], [target | change])
+
+
+@pytest.mark.parametrize("image", [np.zeros((64, 64, 3)), np.zeros((3, 64, 64), np.uint8), np.zeros((64, 64))])
+def test_an_image_of_another_form_is_named(image):
+    with pytest.raises(InputError, match=r"images\[0\]: must be \(3, H, W\)"):
+        tiny_model().eval()([image])
+
+
+def test_weights_of_another_model_are_refused_by_name_and_change_nothing():
+    model, other = tiny_model(num_classes=3), tiny_model(num_classes=4)
+    before = {k: v.copy() for k, v in model.state_dict().items()}
+    with pytest.raises(InputError, match=r"roi_heads\.box_predictor\.cls_score\.weight has shape \(4, 16\)"):
+        model.load_state_dict(other.state_dict())
+    assert all(np.array_equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_maskrcnn_small_has_at_most_three_million_parameters():
+    assert sum(p.size for p in models.maskrcnn_small(2).parameters()) <= 3_000_000
