@@ -1,0 +1,124 @@
+"""Which images a training step sees, as a function of the step alone, and a thread that prepares them."""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from ..errors import InputError
+from ..randomness import Draws, Purpose
+from .augmentation import Augmentation, augment, carry_out, draw_plan
+from .sample import Sample
+
+
+class Batches:
+    """``batches(step)`` is the list of samples of that step, whatever was asked for before.
+
+    Epoch after epoch, every image occurs once in an order of its own, keyed by the seed and the epoch; the
+    augmentation is keyed by the seed, the step and the place in the batch. So a resumed run, or a loader that
+    runs ahead, sees what an uninterrupted one sees.
+
+    Parameters
+    ----------
+    dataset
+        ``len(dataset)`` and ``dataset[i] -> Sample``; where it has ``outline`` and ``load``, as `CocoDataset`
+        has, only the part that the augmentation shows is decoded.
+    batch_size : int
+    augmentation : Augmentation
+    seed : int, >= 0
+    """
+
+    def __init__(self, dataset, batch_size: int, augmentation: Augmentation | None = None, seed: int = 0):
+        if len(dataset) == 0:
+            raise InputError(f"{getattr(dataset, 'name', 'dataset')}: has no images to train on")
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, is {batch_size}")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.augmentation = augmentation or Augmentation()
+        self.seed = seed
+
+    def indices(self, step: int) -> list[int]:
+        """The places in the dataset of the images of a step (counted from 0)."""
+        n = len(self.dataset)
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        orders = {
+            epoch: Draws(self.seed, epoch).rng(Purpose.ORDER).permutation(n)
+            for epoch in range(places[0] // n, places[-1] // n + 1)
+        }
+        return [int(orders[place // n][place % n]) for place in places]
+
+    def __call__(self, step: int) -> list[Sample]:
+        draws = Draws(self.seed, step)
+        return [
+            self._sample(index, draws.rng(Purpose.AUGMENT, image))
+            for image, index in enumerate(self.indices(step))
+        ]
+
+    def _sample(self, index: int, rng: np.random.Generator) -> Sample:
+        if not hasattr(self.dataset, "outline"):
+            return augment(self.dataset[index], self.augmentation, rng)
+        plan = draw_plan(self.augmentation, *self.dataset.outline(index), rng)
+        return carry_out(self.dataset.load(index, plan.window), plan)
+
+
+class Loader:
+    """Iterate over (step, samples) for the steps of ``range(first_step, last_step)``, prepared by a thread.
+
+    ::
+
+        with Loader(batches, state.step, config.steps) as loader:
+            for step, samples in loader:
+                ...
+
+    An error in preparing a step is raised when that step's turn comes. Leaving the ``with`` block, however
+    that happens, waits for the sample in work and ends the thread.
+
+    Parameters
+    ----------
+    batches : callable, step -> list of Sample
+    first_step, last_step : int
+        As in ``range``: `last_step` itself is not prepared.
+    ahead : int
+        How many steps are prepared beforehand.
+    """
+
+    def __init__(
+        self, batches: Callable[[int], list[Sample]], first_step: int, last_step: int, ahead: int = 2
+    ):
+        self._batches = batches
+        self._steps = iter(range(first_step, last_step))
+        self._pending: deque[tuple[int, Future]] = deque()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="minimask-loader")
+        for _ in range(max(1, ahead)):
+            self._submit()
+
+    def _submit(self) -> None:
+        step = next(self._steps, None)
+        if step is not None:
+            self._pending.append((step, self._thread.submit(self._batches, step)))
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> tuple[int, list[Sample]]:
+        if not self._pending:
+            self.close()
+            raise StopIteration
+        step, future = self._pending.popleft()
+        samples = future.result()
+        self._submit()
+        return step, samples
+
+    def close(self) -> None:
+        """Drop what is prepared and end the thread; may be called twice."""
+        self._steps = iter(())
+        self._pending.clear()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

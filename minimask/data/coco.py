@@ -1,0 +1,281 @@
+"""COCO instance JSON as a dataset: checked whole when it is read, pixels and masks decoded when asked for.
+
+Shapes: A annotations in the file; G objects and C crowd regions of an image, H x W its size.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from . import checks, rle
+from .images import PixelCache, decode, to_float
+from .sample import Sample, Window, cut
+
+CACHE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """All annotations, column by column, grouped by image: objects and crowd regions in the file's order."""
+
+    ids: np.ndarray  # (A,) int64; 0 where the file has none
+    images: np.ndarray  # (A,) int64: index into the images sorted by id
+    labels: np.ndarray  # (A,) int64, 1 is the first category
+    boxes: np.ndarray  # (A, 4) float64: x, y, width, height as in the file
+    areas: np.ndarray  # (A,) float64: the file's, or the mask's pixels
+    crowd: np.ndarray  # (A,) bool
+    counts: np.ndarray  # (A,) object: compressed RLE, bytes
+    pixels: np.ndarray  # (A,) int64: pixels of the mask
+    extents: np.ndarray  # (A, 4) int64: x1, y1, x2, y2 of the mask
+
+    def rows(self, which) -> "_Table":
+        return _Table(*(getattr(self, field.name)[which] for field in fields(self)))
+
+
+class CocoDataset:
+    """Images with their objects, of a COCO instances file. Made by `read_coco`.
+
+    Small in memory: masks stay run-length encoded, and decoded images are kept as they are stored (a byte a
+    channel) up to `CACHE_BYTES`, the longest unused dropped first. Safe to read from several threads.
+
+    Attributes
+    ----------
+    name : str
+        The JSON file's name.
+    class_names : tuple of str
+        Label k is ``class_names[k - 1]``; 0 is the background.
+    category_ids : tuple of int
+        The COCO ids in the same order.
+    image_ids : tuple of int
+        Sorted; item i is the image ``image_ids[i]``.
+    notes : list of str
+        What was dropped or changed in reading, a line each, for the person to see.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        records: list[checks.ImageRecord],
+        categories: dict[int, str],
+        table: _Table,
+        notes: list[str],
+    ):
+        self.path = path
+        self.name = path.name
+        self.class_names = tuple(categories.values())
+        self.category_ids = tuple(categories)
+        self.image_ids = tuple(record.id for record in records)
+        self.notes = notes
+        self._records = records
+        self._table = table
+        self._starts = np.searchsorted(table.images, np.arange(len(records) + 1))
+        self._cache = PixelCache(CACHE_BYTES)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.load(index)
+
+    def describe(self, index: int) -> str:
+        """'train.json: image 17 (a.png)', for messages."""
+        record = self._records[index]
+        return f"{self.name}: image {record.id} ({record.file_name})"
+
+    def outline(self, index: int) -> tuple[int, int, np.ndarray]:
+        """Height, width and objects' boxes, (G, 4) float32 x1, y1, x2, y2, without decoding anything."""
+        record, rows = self._records[index], self._rows(index)
+        return record.height, record.width, _corners(rows.boxes[~rows.crowd], record)
+
+    def image(self, index: int) -> np.ndarray:
+        """The image alone, (3, H, W) float32."""
+        return to_float(self._pixels(index))
+
+    def load(self, index: int, window: Window | None = None) -> Sample:
+        """An image with its objects, or a window of it as `sample.crop` would cut it.
+
+        Of the masks only those that reach into the window are decoded, and only there: a window of 256 x 256
+        costs some milliseconds, however many objects the image has.
+
+        Raises
+        ------
+        InputError
+            If the image file cannot be decoded, or has not the annotated size.
+        """
+        record, rows = self._records[index], self._rows(index)
+        window = window or (0, 0, record.width, record.height)
+        x1, y1, x2, y2 = window
+        image = to_float(self._pixels(index)[y1:y2, x1:x2])
+        near = (rows.extents[:, :2] < (x2, y2)).all(axis=1) & (rows.extents[:, 2:] > (x1, y1)).all(axis=1)
+
+        def part(rows: _Table, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            masks = np.zeros((len(rows.ids), y2 - y1, x2 - x1), np.uint8)
+            for mask, counts, extent in zip(masks, rows.counts, rows.extents):
+                (left, top), (right, bottom) = (
+                    np.maximum(extent[:2], (x1, y1)),
+                    np.minimum(extent[2:], (x2, y2)),
+                )
+                inside = rle.decode_runs(rle.read_runs(counts), record.height, (left, top, right, bottom))
+                mask[top - y1 : bottom - y1, left - x1 : right - x1] = inside
+            keep, boxes = cut(_corners(rows.boxes, record), masks, rows.pixels, window, **options)
+            return boxes[keep], rows.labels[keep], masks[keep]
+
+        boxes, labels, masks = part(rows.rows(near & ~rows.crowd))
+        crowd_boxes, _, crowd_masks = part(rows.rows(near & rows.crowd), min_share=0.0)
+        return Sample(image, boxes, labels, masks, crowd_boxes, crowd_masks, record.id)
+
+    def coco_document(self) -> dict:
+        """The checked ground truth for pycocotools, made anew at each call, since pycocotools writes into it.
+
+        Annotation ids are the file's if all of them are at least 1, else counted from 1: pycocotools takes a
+        match with the id 0 for none. Every mask is a compressed RLE, every area and iscrowd is there.
+        """
+        table, records = self._table, self._records
+        ids = table.ids if (table.ids >= 1).all() else np.arange(1, len(table.ids) + 1)
+        return {
+            "info": {"description": self.name},
+            "images": [
+                {"id": r.id, "file_name": r.file_name, "height": r.height, "width": r.width} for r in records
+            ],
+            "categories": [{"id": i, "name": name} for i, name in zip(self.category_ids, self.class_names)],
+            "annotations": [
+                {
+                    "id": int(ids[a]),
+                    "image_id": records[i].id,
+                    "category_id": self.category_ids[table.labels[a] - 1],
+                    "bbox": table.boxes[a].tolist(),
+                    "area": float(table.areas[a]),
+                    "iscrowd": int(table.crowd[a]),
+                    "segmentation": {
+                        "size": [records[i].height, records[i].width],
+                        "counts": table.counts[a].decode("ascii"),
+                    },
+                }
+                for a, i in enumerate(table.images)
+            ],
+        }
+
+    def _rows(self, index: int) -> _Table:
+        index = range(len(self))[index]  # negative indices, and an IndexError
+        return self._table.rows(slice(self._starts[index], self._starts[index + 1]))
+
+    def _pixels(self, index: int) -> np.ndarray:
+        record = self._records[index]
+
+        def read() -> np.ndarray:
+            pixels = decode(record.path, (record.height, record.width))
+            if pixels.shape[:2] != (record.height, record.width):
+                raise checks.wrong_size(self.path, record, *pixels.shape[:2])
+            return pixels
+
+        return self._cache.get(record.id, read)
+
+
+def read_coco(
+    json_path: str | Path, images_dir: str | Path, strict: bool = False, allow_empty: bool = True
+) -> CocoDataset:
+    """Read and check a COCO instances file.
+
+    Everything but the pixels is checked now (`checks`): a file that passes is safe for pycocotools.
+    Annotations whose box has no area or lies outside the image, or whose mask has no pixel, are dropped and
+    noted.
+
+    Parameters
+    ----------
+    json_path : str or Path
+        With the lists images, annotations and categories. Masks are polygons, RLE or compressed RLE; category
+        ids may have gaps; images may have no objects.
+    images_dir : str or Path
+        Where the images' file_name leads from.
+    strict : bool
+        Make it an error where an annotation would be dropped.
+    allow_empty : bool
+        Whether a file without a single object is of use; for training it is not.
+
+    Raises
+    ------
+    InputError
+        One line that names the file, the annotation or image id, and the mend.
+    """
+    path = Path(json_path)
+    notes: list[str] = []
+    document = checks.read_document(path)
+    records = checks.read_images(document["images"], path, Path(images_dir), notes)
+    categories = checks.read_categories(document["categories"], path)
+    rows = checks.read_annotations(document["annotations"], path, records, categories)
+    index = {record.id: i for i, record in enumerate(records)}
+    rows.sort(key=lambda row: index[row.image_id])  # stable: the file's order within an image
+
+    def drop(bad: np.ndarray, why: str) -> None:
+        if not bad.any():
+            return
+        first = ", ".join(rows[a].label for a in np.flatnonzero(bad)[:5]) + (", ..." if bad.sum() > 5 else "")
+        what = f"{bad.sum()} of {len(rows)} annotations, whose {why}: {first}"
+        if strict:
+            raise InputError(f"{path}: {what}; correct or remove them, or read it without strict")
+        notes.append(f"{path}: dropped {what}")
+        rows[:] = [row for row, is_bad in zip(rows, bad) if not is_bad]
+
+    drop(np.array([row.counts is None for row in rows], bool), "box has no area or lies outside the image")
+    table = _make_table(rows, index, list(categories), records)
+    width_height = np.array([(r.width, r.height) for r in records])[table.images]  # (A, 2)
+    checks.check_corner_boxes(path, rows, table.boxes, table.extents, width_height)
+    drop(table.pixels == 0, "mask has no pixel")
+    table = table.rows(table.pixels > 0)
+    if not allow_empty and table.crowd.all():
+        dropped = f" ({'; '.join(notes)})" if notes else ""
+        raise InputError(
+            f"{path}: no object is left to learn from in {len(records)} images{dropped}; annotate some"
+        )
+    if (table.ids < 1).any():
+        notes.append(f"{path}: annotation ids below 1 or missing; numbered anew for the evaluation")
+    return CocoDataset(path, records, categories, table, notes)
+
+
+def nuclei_sample(split: str) -> CocoDataset:
+    """The packaged images of cell nuclei: 32 as split "train", 10 as "val"; see data/nuclei/README.md."""
+    if split not in ("train", "val"):
+        raise InputError(f"nuclei_sample: split must be 'train' or 'val', is {split!r}")
+    folder = Path(__file__).parent / "nuclei"
+    return read_coco(folder / f"{split}.json", folder / "images")
+
+
+def _make_table(
+    rows: list[checks.Annotation],
+    index: dict[int, int],
+    category_ids: list[int],
+    records: list[checks.ImageRecord],
+) -> _Table:
+    from pycocotools import mask as coco_mask
+
+    images = np.array([index[row.image_id] for row in rows], np.int64)
+    label = {category_id: k for k, category_id in enumerate(category_ids, start=1)}
+    masks = [
+        {"size": [records[i].height, records[i].width], "counts": row.counts} for i, row in zip(images, rows)
+    ]
+    # one by one: pycocotools 2.0.11 under NumPy 2 refuses the area of more than 255 masks at once
+    pixels = np.array([coco_mask.area(mask) for mask in masks], np.int64)
+    extents = coco_mask.toBbox(masks).astype(np.int64) if masks else np.zeros((0, 4), np.int64)
+    extents[:, 2:] += extents[:, :2]
+    areas = [float(count) if row.area is None else row.area for row, count in zip(rows, pixels)]
+    counts = np.empty(len(rows), object)
+    counts[:] = [row.counts for row in rows]
+    return _Table(
+        ids=np.array([row.id for row in rows], np.int64),
+        images=images,
+        labels=np.array([label[row.category_id] for row in rows], np.int64),
+        boxes=np.array([row.bbox for row in rows], np.float64).reshape(-1, 4),
+        areas=np.array(areas, np.float64),
+        crowd=np.array([row.crowd for row in rows], bool),
+        counts=counts,
+        pixels=pixels,
+        extents=extents,
+    )
+
+
+def _corners(boxes: np.ndarray, record: checks.ImageRecord) -> np.ndarray:
+    """(A, 4) x, y, width, height -> float32 x1, y1, x2, y2 clipped to the image."""
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    return np.clip(corners, 0, [record.width, record.height] * 2).astype(np.float32)

@@ -1,0 +1,113 @@
+"""One training or validation image with its objects, and how a window is cut out of it.
+
+Shapes: G objects, C crowd regions, an image of H x W, a window of h x w. Boxes are x1, y1, x2, y2 in pixels;
+pixel i covers the interval [i, i + 1), so a mask's tight box ends one beyond its last pixel.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MIN_SHARE = 0.1
+"""A cut object with a smaller share of its pixels left is dropped: a sliver does not show what it is."""
+
+Window = tuple[int, int, int, int]
+"""x1, y1, x2, y2 of a rectangle of whole pixels inside the image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An image and what is on it.
+
+    Attributes
+    ----------
+    image : (3, H, W) float32
+        RGB in 0..1.
+    boxes : (G, 4) float32
+    labels : (G,) int64
+        1 is the first class; 0 is the background and never occurs here.
+    masks : (G, H, W) uint8
+        0 or 1.
+    crowd_boxes : (C, 4) float32
+    crowd_masks : (C, H, W) uint8
+        Regions of many objects that nobody told apart: neither objects nor background.
+    image_id : int
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray
+    crowd_boxes: np.ndarray
+    crowd_masks: np.ndarray
+    image_id: int
+
+    def target(self) -> dict[str, np.ndarray]:
+        """What the losses need to know: boxes, labels, masks, crowd_boxes, crowd_masks."""
+        return {
+            "boxes": self.boxes,
+            "labels": self.labels,
+            "masks": self.masks,
+            "crowd_boxes": self.crowd_boxes,
+            "crowd_masks": self.crowd_masks,
+        }
+
+
+def tight_boxes(masks: np.ndarray) -> np.ndarray:
+    """The smallest box round each mask: (G, H, W) -> (G, 4) float32, all zeros for a mask without pixels."""
+    height, width = masks.shape[1:]
+    columns, rows = masks.any(axis=1), masks.any(axis=2)  # (G, W), (G, H)
+    if not columns.size or not rows.size:  # argmax refuses a dimension of length 0
+        return np.zeros((len(masks), 4), np.float32)
+    x1, x2 = columns.argmax(axis=1), width - columns[:, ::-1].argmax(axis=1)
+    y1, y2 = rows.argmax(axis=1), height - rows[:, ::-1].argmax(axis=1)
+    boxes = np.stack([x1, y1, x2, y2], axis=1).astype(np.float32)
+    return boxes * columns.any(axis=1, keepdims=True)
+
+
+def cut(
+    boxes: np.ndarray, masks: np.ndarray, pixels: np.ndarray, window: Window, min_share: float = MIN_SHARE
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a window leaves of objects.
+
+    Parameters
+    ----------
+    boxes : (G, 4) float
+        In the image's coordinates.
+    masks : (G, h, w) uint8
+        In the window already.
+    pixels : (G,) int
+        How many pixels each mask has in the whole image.
+    window : Window
+    min_share : float
+        Objects of which less is left are dropped, and so are those without any pixel.
+
+    Returns
+    -------
+    keep : (G,) bool
+    boxes : (G, 4) float32
+        In the window's coordinates, dropped objects included: the given box where it lies in the window, the
+        box round the rest of the mask where the window cuts it.
+    """
+    left = masks.sum(axis=(1, 2), dtype=np.int64)
+    keep = (left > 0) & (left >= min_share * pixels)
+    x1, y1, x2, y2 = window
+    inside = (boxes[:, :2] >= (x1, y1)).all(axis=1) & (boxes[:, 2:] <= (x2, y2)).all(axis=1)
+    moved = (boxes - (x1, y1, x1, y1)).astype(np.float32)
+    moved[~inside] = tight_boxes(masks[~inside])
+    return keep, moved
+
+
+def crop(sample: Sample, window: Window) -> Sample:
+    """The part of a sample inside a window, objects cut, dropped and boxed as `cut` says."""
+    x1, y1, x2, y2 = window
+
+    def objects(boxes, masks, min_share):
+        part = masks[:, y1:y2, x1:x2]
+        keep, moved = cut(boxes, part, masks.sum(axis=(1, 2), dtype=np.int64), window, min_share)
+        return keep, moved[keep], part[keep]
+
+    keep, boxes, masks = objects(sample.boxes, sample.masks, MIN_SHARE)
+    _, crowd_boxes, crowd_masks = objects(sample.crowd_boxes, sample.crowd_masks, 0.0)
+    image = np.ascontiguousarray(sample.image[:, y1:y2, x1:x2])
+    return Sample(image, boxes, sample.labels[keep], masks, crowd_boxes, crowd_masks, sample.image_id)

@@ -1,0 +1,135 @@
+"""Generated pictures of coloured, overlapping shapes with exact masks: data without a download."""
+
+import numpy as np
+
+from ..randomness import Draws, Purpose
+from . import rle
+from .sample import Sample, tight_boxes
+
+CORNERS = {"circle": 0, "square": 4, "triangle": 3}
+
+NOISE = 0.03
+"""Standard deviation of the noise in every pixel, of 1 for white."""
+
+MIN_VISIBLE = 0.3
+"""A shape is put nowhere where it would leave less of another one to be seen."""
+
+MIN_PIXELS = 16
+"""A shape of which less lies in the image is not drawn."""
+
+
+class Shapes:
+    """A dataset of `count` pictures: circles, squares and triangles of any colour, turned and overlapping.
+
+    A picture depends on the seed and its own number alone, so more of them never change the first ones.
+    Colour and class are independent: the shape must be learnt. A mask is what can be seen of its shape,
+    exactly: a pixel belongs to it if its centre does.
+
+    Parameters
+    ----------
+    count : int
+    seed : int, >= 0
+    size : int
+        Height and width in pixels.
+    objects : (int, int)
+        Fewest and most shapes to try; those that would hide another, or hardly show, are not placed.
+    """
+
+    class_names = tuple(CORNERS)
+    category_ids = tuple(range(1, len(CORNERS) + 1))
+
+    def __init__(self, count: int, seed: int, size: int = 128, objects: tuple[int, int] = (1, 8)):
+        self.seed = seed
+        self.size = size
+        self.objects = objects
+        self.image_ids = tuple(range(1, count + 1))
+        self.name = f"shapes (seed {seed})"
+        self.notes: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def describe(self, index: int) -> str:
+        """'shapes (seed 3): image 17', for messages."""
+        return f"{self.name}: image {self.image_ids[index]}"
+
+    def image(self, index: int) -> np.ndarray:
+        """The image alone, (3, size, size) float32."""
+        return self[index].image
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]  # negative indices, and an IndexError
+        rng = Draws(self.seed).rng(Purpose.SHAPES, index)
+        image = self._background(rng)
+        labels: list[int] = []
+        whole: list[np.ndarray] = []  # masks of the shapes placed so far, each (size, size) bool
+        visible: list[np.ndarray] = []  # what later shapes leave of them
+        for _ in range(rng.integers(*self.objects, endpoint=True)):
+            label = int(rng.integers(len(CORNERS))) + 1
+            shape = self._shape(CORNERS[self.class_names[label - 1]], rng)
+            rest = [mask & ~shape for mask in visible]
+            hides = any(after.sum() < MIN_VISIBLE * before.sum() for after, before in zip(rest, whole))
+            if hides or shape.sum() < MIN_PIXELS:
+                continue
+            image[:, shape] = self._colour(rng)
+            labels.append(label)
+            whole.append(shape)
+            visible = [*rest, shape]
+        image = np.clip(image + rng.normal(0.0, NOISE, image.shape), 0.0, 1.0).astype(np.float32)
+        masks = np.array(visible, np.uint8).reshape(-1, self.size, self.size)
+        nothing = np.zeros((0, 4), np.float32), np.zeros((0, self.size, self.size), np.uint8)
+        return Sample(
+            image, tight_boxes(masks), np.array(labels, np.int64), masks, *nothing, self.image_ids[index]
+        )
+
+    def coco_document(self) -> dict:
+        """The ground truth of all pictures for pycocotools; each is drawn for it."""
+        annotations = []
+        for sample in self:
+            for box, label, mask in zip(sample.boxes.tolist(), sample.labels.tolist(), sample.masks):
+                x1, y1, x2, y2 = box
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": sample.image_id,
+                        "category_id": self.category_ids[label - 1],
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": float(mask.sum()),
+                        "iscrowd": 0,
+                        "segmentation": {
+                            "size": list(mask.shape),
+                            "counts": rle.encode_mask(mask).decode("ascii"),
+                        },
+                    }
+                )
+        return {
+            "info": {"description": self.name},
+            "images": [
+                {"id": i, "file_name": f"{i}.png", "height": self.size, "width": self.size}
+                for i in self.image_ids
+            ],
+            "categories": [{"id": i, "name": name} for i, name in zip(self.category_ids, self.class_names)],
+            "annotations": annotations,
+        }
+
+    def _background(self, rng: np.random.Generator) -> np.ndarray:
+        """(3, size, size): a dark colour that changes across the picture."""
+        across = np.linspace(-0.5, 0.5, self.size)
+        slope_x, slope_y = rng.uniform(-0.15, 0.15, (2, 3, 1, 1))
+        return rng.uniform(0.1, 0.35, (3, 1, 1)) + slope_x * across + slope_y * across[:, None]
+
+    def _colour(self, rng: np.random.Generator) -> np.ndarray:
+        """(3, 1): a colour with a bright channel, as no background has one."""
+        return rng.permuted([rng.uniform(0.7, 1.0), rng.uniform(0.0, 1.0), rng.uniform(0.0, 0.6)])[:, None]
+
+    def _shape(self, corners: int, rng: np.random.Generator) -> np.ndarray:
+        """(size, size) bool: pixels with their centre in a regular polygon, or in a circle for 0 corners."""
+        radius = rng.uniform(1 / 14, 1 / 5) * self.size  # of the circle of the same area
+        x, y = np.arange(self.size) + 0.5 - rng.uniform(0.0, self.size, (2, 1))  # (size,) from the middle
+        turn = rng.uniform(0.0, 2.0 * np.pi)
+        if not corners:
+            return x**2 + y[:, None] ** 2 <= radius**2
+        # a regular n-gon of apothem a (middle to side) has the area n a^2 tan(pi / n)
+        apothem = radius * np.sqrt(np.pi / (corners * np.tan(np.pi / corners)))
+        normals = turn + 2.0 * np.pi * np.arange(corners)[:, None, None] / corners
+        return (np.cos(normals) * x + np.sin(normals) * y[:, None] <= apothem).all(axis=0)
