@@ -195,10 +195,10 @@ def weight_gradient_im2col(gy, x, g: Geometry, xp=np):
 # ------------------------------------------------------------------------------------------ blocks of rows
 
 
-def _blocks(g: Geometry, part: int, parts: int, block: int = BLOCK):
+def _blocks(g: Geometry, part: int, parts: int, block: int | None = None):
     """This part's share of the output rows of all images, as (image, first row, end row) of bounded size."""
     height, width = g.out_size
-    rows = max(1, block // max(1, g.groups * g.patch_size * width))
+    rows = max(1, (block or BLOCK) // max(1, g.groups * g.patch_size * width))
     begin, end = backend.share(g.x_shape[0] * height, part, parts)
     pieces = max(1, -(-(end - begin) // rows))
     rows = -(-(end - begin) // pieces)  # equal blocks rather than full ones and a rest
