@@ -144,7 +144,8 @@ CASES = {
             "columns, some twice", np.s_[1:, _TWICE], lambda x: [[row[j] for j in _TWICE] for row in x[1:]]
         ),
         _getitem("a mask", np.array([True, False, True, False]), lambda x: [x[0], x[2]]),
-        _getitem("no rows", np.zeros(0, np.int64), lambda x: x[:0]),
+        _getitem("none chosen", np.zeros(0, np.int64), lambda x: x[:0]),
+        _getitem("no rows", np.s_[:, 1], lambda x: x.sum(axis=1), (0, 3)),
     ],
     activation.ReLU: _pointwise(lambda v: max(v, 0.0), apart),
     activation.Sigmoid: [
