@@ -447,3 +447,30 @@ def test_read_image_refuses_what_is_no_image_in_one_line(tmp_path):
         with pytest.raises(InputError, match=re.escape(str(tmp_path / name)) + ".*" + expected) as caught:
             read_image(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def places(value, path=()):
+    """The path of every value in a document, but the document's own."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(value[key], (*path, key))
+
+
+STRANGE = [None, True, -1, 0.5, NAN, 1e308, 10**30, "\ud800", [], {}, [[10**400] * 6], {"size": None}]
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=lambda value: repr(value)[:20])
+def test_whatever_stands_in_a_field_gives_a_dataset_or_one_short_line(folder, value):
+    refused = 0
+    for place in places(tiny_document()):
+        document = tiny_document()
+        set_in(place, value)(document)
+        try:
+            dataset = load(folder, document)
+            assert sum(len(sample.boxes) for sample in dataset) <= len(dataset.coco_document()["annotations"])
+        except InputError as error:
+            refused += 1
+            assert str(error).startswith(str(folder / "train.json"))
+            assert len(str(error).splitlines()) == 1
+            assert len(str(error)) < len(str(folder)) + 300
+    assert refused > 40

@@ -20,7 +20,6 @@ from . import images, rle
 
 _shortener = reprlib.Repr()
 _shortener.maxstring = _shortener.maxother = 80
-_show = _shortener.repr  # a value in one line, however long it is
 
 
 @dataclass(frozen=True)
@@ -316,6 +315,12 @@ def _label(path: Path, kind: str, entry, index: int) -> str:
         raise InputError(f"{path}: {kind} number {index + 1} must be an object, is {_show(entry)}")
     number = entry.get("id")
     return f"{path}: {kind} {_show(number)}" if number is not None else f"{path}: {kind} number {index + 1}"
+
+
+def _show(value) -> str:
+    """A value of the JSON in one line, however long it is."""
+    text = _shortener.repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _value(entry: dict, key: str, label: str):
