@@ -21,6 +21,8 @@ from minimask import backend
 
 BLOCK = 1 << 18  # floats in the buffer of patches of one block: 1 MiB, about half of a core's second-level cache
 
+NARROW = 32  # columns up to which rows are copied several at once (14 in the mask head)
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -71,6 +73,20 @@ class Geometry:
     def patch_size(self) -> int:
         """Elements of one group's patch: C/G KH KW."""
         return self.w_shape[1] * self.w_shape[2] * self.w_shape[3]
+
+    @property
+    def pitch(self) -> int:
+        """Columns that the fast kernels compute for a row of Q outputs: Q, or more where `is_flat`."""
+        return self.x_shape[3] + 2 * self.padding[1] if self.is_flat else self.out_size[1]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether patches are copied from the padded image laid out flat.
+
+        With stride 1 they are its shifted copies, each one piece of memory, if the positions where the kernel
+        straddles two rows are computed too and thrown away. Worth it where rows are short.
+        """
+        return self.stride == (1, 1) and not self.is_pointwise and self.out_size[1] <= NARROW
 
     @property
     def is_pointwise(self) -> bool:
@@ -192,49 +208,88 @@ def weight_gradient_im2col(gy, x, g: Geometry, xp=np):
     return gw.sum(axis=0).reshape(g.w_shape)
 
 
-# ------------------------------------------------------------------------------------------ blocks of rows
+# ------------------------------------------------------------------------------------- blocks, in threads
+# n images of a block at a time, R rows of each, L = R pitch positions; K = C/G KH KW elements a patch.
 
 
-def _blocks(g: Geometry, part: int, parts: int, block: int | None = None):
-    """This part's share of the output rows of all images, as (image, first row, end row) of bounded size."""
-    height, width = g.out_size
-    rows = max(1, (block or BLOCK) // max(1, g.groups * g.patch_size * width))
-    begin, end = backend.share(g.x_shape[0] * height, part, parts)
-    pieces = max(1, -(-(end - begin) // rows))
-    rows = -(-(end - begin) // pieces)  # equal blocks rather than full ones and a rest
+def _blocks(g: Geometry, part: int, parts: int, block: int = BLOCK):
+    """This part's share of all output rows, in blocks of bounded size: (first image, past it, first row, past it)."""
+    images, height = g.x_shape[0], g.out_size[0]
+    rows = max(1, block // max(1, g.groups * g.patch_size * g.pitch))
+    if rows >= 2 * height and images >= 2 * parts:  # small images, several at once: the RoIs of the mask head
+        begin, end = backend.share(images, part, parts)
+        step = _even(end - begin, rows // height)
+        for n in range(begin, end, step):
+            yield n, min(n + step, end), 0, height
+        return
+    begin, end = backend.share(images * height, part, parts)
+    rows = _even(end - begin, rows)
     while begin < end:
         n, first = divmod(begin, height)
         last = min(height, first + rows, first + end - begin)
-        yield n, first, last
+        yield n, n + 1, first, last
         begin += last - first
 
 
-def _patches(x_n, g: Geometry, first: int, last: int):
-    """Patches of output rows [first, last) of one image (C, H, W) -> (G, C/G KH KW, rows Q)."""
-    width = g.out_size[1]
+def _even(total: int, most: int) -> int:
+    """The size of equal pieces of at most `most`, rather than full ones and a small rest."""
+    pieces = max(1, -(-total // most))
+    return max(1, -(-total // pieces))
+
+
+def _patches(x, g: Geometry, first: int, last: int):
+    """Patches of output rows [first, last) of n images (n, C, H, W) -> (n, G, K, L)."""
+    n, channels = x.shape[:2]
+    (kh, kw), rows = g.w_shape[2:], last - first
     if g.is_pointwise:
-        return x_n.reshape(g.groups, g.patch_size, -1)[:, :, first * width : last * width]
-    channels, (kh, kw), rows = x_n.shape[0], g.w_shape[2:], last - first
-    cols = backend.scratch("patches", channels * kh * kw * rows * width, x_n.dtype)
-    cols = cols.reshape(channels, kh, kw, rows, width)
-    for i in range(kh):
-        v_offset = i * g.dilation[0] - g.padding[0] + first * g.stride[0]
-        top, bottom = overlap(v_offset, g.stride[0], g.x_shape[2], rows)
-        cols[:, i, :, :top] = 0
-        cols[:, i, :, bottom:] = 0
-        y0 = top * g.stride[0] + v_offset
-        for j in range(kw):
-            h_offset = j * g.dilation[1] - g.padding[1]
-            left, right = overlap(h_offset, g.stride[1], g.x_shape[3], width)
-            target = cols[:, i, j, top:bottom]
-            target[:, :, :left] = 0
-            target[:, :, right:] = 0
-            if bottom > top and right > left:
-                x0 = left * g.stride[1] + h_offset
-                x1 = (right - 1) * g.stride[1] + h_offset + 1
-                y1 = (bottom - 1) * g.stride[0] + v_offset + 1
-                target[:, :, left:right] = x_n[:, y0 : y1 : g.stride[0], x0 : x1 : g.stride[1]]
-    return cols.reshape(g.groups, g.patch_size, rows * width)
+        size = g.out_size[1]
+        return x.reshape(n, g.groups, g.patch_size, -1)[..., first * size : last * size]
+    cols = backend.scratch("patches", n * channels * kh * kw * rows * g.pitch, x.dtype)
+    cols = cols.reshape(n, channels, kh, kw, rows, g.pitch)
+    if g.is_flat:
+        flat = _padded(x, g, first, rows)  # (n, C, (rows + (KH - 1) d) pitch + slack)
+        for i, j in np.ndindex(kh, kw):
+            shift = i * g.dilation[0] * g.pitch + j * g.dilation[1]
+            cols[:, :, i, j] = flat[:, :, shift : shift + rows * g.pitch].reshape(n, channels, rows, g.pitch)
+    else:
+        for i, j, out, pixels in _shares(g, first, rows):
+            target = cols[:, :, i, j]
+            target[...] = 0
+            target[:, :, out[0], out[1]] = x[:, :, pixels[0], pixels[1]]
+    return cols.reshape(n, g.groups, g.patch_size, rows * g.pitch)
+
+
+def _padded(x, g: Geometry, first: int, rows: int):
+    """The input rows that `rows` output rows read, with zeros around, each image and channel laid out flat."""
+    n, channels, height, width = x.shape
+    (kh, kw), (ph, pw) = g.w_shape[2:], g.padding
+    rows_in, slack = rows + (kh - 1) * g.dilation[0], (kw - 1) * g.dilation[1]
+    size = rows_in * g.pitch + slack
+    flat = backend.scratch("padded", n * channels * size, x.dtype).reshape(n, channels, size)
+    flat[:, :, rows_in * g.pitch :] = 0
+    image = flat[:, :, : rows_in * g.pitch].reshape(n, channels, rows_in, g.pitch)
+    top = min(max(ph - first, 0), rows_in)
+    bottom = min(max(height + ph - first, top), rows_in)
+    image[:, :, :top] = 0
+    image[:, :, bottom:] = 0
+    image[:, :, top:bottom, :pw] = 0
+    image[:, :, top:bottom, pw + width :] = 0
+    image[:, :, top:bottom, pw : pw + width] = x[:, :, first - ph + top : first - ph + bottom]
+    return flat
+
+
+def _shares(g: Geometry, first: int, rows: int):
+    """`windows` for the output rows from `first` on, counted from there; every kernel element, some of them empty."""
+    for i, j in np.ndindex(*g.w_shape[2:]):
+        v, h = i * g.dilation[0] - g.padding[0] + first * g.stride[0], j * g.dilation[1] - g.padding[1]
+        top, bottom = overlap(v, g.stride[0], g.x_shape[2], rows)
+        left, right = overlap(h, g.stride[1], g.x_shape[3], g.out_size[1])
+        across = slice(top * g.stride[0] + v, (bottom - 1) * g.stride[0] + v + 1, g.stride[0])
+        along = slice(left * g.stride[1] + h, (right - 1) * g.stride[1] + h + 1, g.stride[1])
+        if bottom == top or right == left:
+            top = bottom = left = right = 0
+            across = along = slice(0, 0)
+        yield i, j, (slice(top, bottom), slice(left, right)), (across, along)
 
 
 def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
@@ -261,25 +316,37 @@ def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
         y = y if residual is None else y + residual
         return xp.maximum(y, 0) if relu else y
     x, y = np.ascontiguousarray(x), np.empty(g.y_shape, x.dtype)
-    w3 = w.reshape(g.groups, -1, g.patch_size)  # (G, O/G, C/G KH KW)
-    y4 = y.reshape(len(y), g.groups, w3.shape[1], g.out_pixels)  # (N, G, O/G, PQ)
+    w3 = np.ascontiguousarray(w).reshape(g.groups, -1, g.patch_size)  # (G, O/G, K)
     b3 = None if b is None else b.reshape(g.groups, -1, 1)
-    residual = None if residual is None else residual.reshape(y4.shape)
-    width = g.out_size[1]
 
     def work(part, parts):
-        for n, first, last in _blocks(g, part, parts):
-            block = y4[n, :, :, first * width : last * width]
-            _product(w3, _patches(x[n], g, first, last), block)
+        for n0, n1, first, last in _blocks(g, part, parts):
+            out = _rows(y, g, n0, n1, first, last)  # (n, G, O/G, R, Q)
+            direct = g.pitch == g.out_size[1]
+            block = out.reshape(*out.shape[:3], -1) if direct else _product_buffer(out, g.pitch)  # (n, G, O/G, L)
+            _product(w3, _patches(x[n0:n1], g, first, last), block)
             if b3 is not None:
                 block += b3
+            computed = block.reshape(*out.shape[:4], g.pitch)[..., : out.shape[4]]  # without what straddles two rows
             if residual is not None:
-                block += residual[n, :, :, first * width : last * width]
+                computed = np.add(computed, _rows(residual, g, n0, n1, first, last), out=out)
             if relu:
-                np.maximum(block, 0, out=block)
+                np.maximum(computed, 0, out=out)
+            elif computed is not out and not direct:
+                out[...] = computed
 
     backend.parallel(work)
     return y
+
+
+def _rows(y, g: Geometry, n0: int, n1: int, first: int, last: int):
+    """Output rows of some images by group, a view: (N, O, P, Q) -> (n, G, O/G, R, Q)."""
+    return y.reshape(len(y), g.groups, y.shape[1] // g.groups, *y.shape[2:])[n0:n1, :, :, first:last]
+
+
+def _product_buffer(out, pitch: int):
+    n, groups, depth, rows, _ = out.shape
+    return backend.scratch("product", n * groups * depth * rows * pitch, out.dtype).reshape(n, groups, depth, -1)
 
 
 def input_gradient(gy, w, g: Geometry):
@@ -300,48 +367,36 @@ def input_gradient(gy, w, g: Geometry):
 def _input_gradient_by_channels(gy, w, g: Geometry):
     """w^T @ gy added into place; each thread owns some input channels, so no two add to the same pixel."""
     gx = np.zeros(g.x_shape, gy.dtype)
-    (n_images, c_all), (o, depth, kh, kw) = g.x_shape[:2], g.w_shape
-    gy4 = gy.reshape(n_images, g.groups, o // g.groups, g.out_pixels)
+    n_images, (o, depth, kh, kw), (height, width) = len(gy), g.w_shape, g.out_size
     w5 = w.reshape(g.groups, o // g.groups, depth, kh, kw)
-    height, width = g.out_size
 
     def work(part, parts):
         if g.groups > 1:  # whole groups
-            groups, channels = slice(*backend.share(g.groups, part, parts)), slice(None)
-            own = slice(groups.start * depth, groups.stop * depth)
+            groups, channels = slice(*backend.share(g.groups, part, parts)), slice(0, depth)
         else:
-            groups, channels = slice(None), slice(*backend.share(depth, part, parts))
-            own = channels
+            groups, channels = slice(0, 1), slice(*backend.share(depth, part, parts))
+        own = slice(groups.start * depth + channels.start, (groups.stop - 1) * depth + channels.stop)
         count = own.stop - own.start
-        if count == 0:
+        if count <= 0:
             return
-        wt = w5[groups, :, channels].reshape(-1, o // g.groups, count // len(w5[groups]) * kh * kw).swapaxes(1, 2)
-        rows = max(1, BLOCK // (count * kh * kw * width))
-        for n in range(n_images):
+        wt = w5[groups, :, channels].reshape(groups.stop - groups.start, o // g.groups, -1).swapaxes(1, 2)
+        rows = min(height, max(1, BLOCK // (count * kh * kw * width)))
+        images = max(1, BLOCK // (count * kh * kw * width * height)) if rows == height else 1
+        for n in range(0, n_images, images):
+            some = slice(n, min(n + images, n_images))
             for first in range(0, height, rows):
                 last = min(height, first + rows)
-                cols = backend.scratch("patches", count * kh * kw * (last - first) * width, gy.dtype)
-                cols = cols.reshape(*wt.shape[:2], -1)
-                _product(wt, gy4[n, groups, :, first * width : last * width], cols)
-                _add_patches(cols.reshape(count, kh, kw, last - first, width), gx[n, own], g, first)
+                g_rows = _rows(gy, g, some.start, some.stop, first, last)[:, groups]  # (n, G, O/G, R, Q)
+                size = (last - first) * width
+                cols = backend.scratch("patches", len(g_rows) * count * kh * kw * size, gy.dtype)
+                cols = cols.reshape(len(g_rows), *wt.shape[:2], size)
+                _product(wt, g_rows.reshape(*g_rows.shape[:3], size), cols)
+                cols = cols.reshape(len(g_rows), count, kh, kw, last - first, width)
+                for i, j, out, pixels in _shares(g, first, last - first):
+                    gx[some, own, pixels[0], pixels[1]] += cols[:, :, i, j, out[0], out[1]]
 
     backend.parallel(work)
     return gx
-
-
-def _add_patches(cols, gx, g: Geometry, first: int) -> None:
-    """col2im for output rows from `first` on: (C, KH, KW, rows, Q) added to (C, H, W)."""
-    rows, width = cols.shape[3:]
-    for i in range(cols.shape[1]):
-        v_offset = i * g.dilation[0] - g.padding[0] + first * g.stride[0]
-        top, bottom = overlap(v_offset, g.stride[0], g.x_shape[2], rows)
-        for j in range(cols.shape[2]):
-            h_offset = j * g.dilation[1] - g.padding[1]
-            left, right = overlap(h_offset, g.stride[1], g.x_shape[3], width)
-            if bottom > top and right > left:
-                y0, x0 = top * g.stride[0] + v_offset, left * g.stride[1] + h_offset
-                y1, x1 = (bottom - 1) * g.stride[0] + v_offset + 1, (right - 1) * g.stride[1] + h_offset + 1
-                gx[:, y0 : y1 : g.stride[0], x0 : x1 : g.stride[1]] += cols[:, i, j, top:bottom, left:right]
 
 
 def weight_gradient(gy, x, g: Geometry):
@@ -350,18 +405,23 @@ def weight_gradient(gy, x, g: Geometry):
     if xp is not np or backend.use_reference():
         return weight_gradient_im2col(gy, x, g, xp)
     x, gy = np.ascontiguousarray(x), np.ascontiguousarray(gy)
-    gy4 = gy.reshape(len(gy), g.groups, g.w_shape[0] // g.groups, g.out_pixels)
-    width = g.out_size[1]
     sums: dict[int, np.ndarray] = {}
 
     def work(part, parts):
         total = np.zeros((g.groups, g.w_shape[0] // g.groups, g.patch_size), gy.dtype)
-        one = np.empty_like(total)
         # Each block also reads and writes all of gw: larger blocks where gw is large.
-        for n, first, last in _blocks(g, part, parts, max(BLOCK, 4 * total.size)):
-            cols = _patches(x[n], g, first, last)
-            _product(gy4[n, :, :, first * width : last * width], cols.swapaxes(1, 2), one)
-            total += one
+        for n0, n1, first, last in _blocks(g, part, parts, max(BLOCK, 4 * total.size)):
+            g_rows = _rows(gy, g, n0, n1, first, last)  # (n, G, O/G, R, Q)
+            if g.pitch != g.out_size[1]:  # no gradient comes from positions that straddle two rows
+                spread = _product_buffer(g_rows, g.pitch).reshape(*g_rows.shape[:4], g.pitch)
+                spread[..., : g_rows.shape[4]] = g_rows
+                spread[..., g_rows.shape[4] :] = 0
+                g_rows = spread
+            one = backend.scratch("weights", (n1 - n0) * total.size, gy.dtype).reshape(n1 - n0, *total.shape)
+            cols = _patches(x[n0:n1], g, first, last)
+            _product(g_rows.reshape(*g_rows.shape[:3], -1), cols.swapaxes(2, 3), one)
+            for gw in one:
+                total += gw
         sums[part] = total
 
     backend.parallel(work)
@@ -372,8 +432,8 @@ def weight_gradient(gy, x, g: Geometry):
 
 
 def _product(a, b, out) -> None:
-    """out = a @ b for stacks of one or several matrices; NumPy gives single matrices to BLAS without copying."""
-    if len(a) == 1:
-        np.matmul(a[0], b[0], out=out[0])
+    """out = a @ b for stacks of matrices; NumPy gives single ones to BLAS without copying."""
+    if out.shape[:2] == (1, 1):
+        np.matmul(a.reshape(a.shape[-2:]) if a.ndim == 3 else a[0, 0], b[0, 0], out=out[0, 0])
     else:
         np.matmul(a, b, out=out)
