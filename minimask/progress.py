@@ -2,9 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
-
-from tqdm import tqdm
+from collections.abc import Iterator, Sequence
 
 BAR = "{desc} {percentage:3.0f}% |{bar:8}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 LINE_EVERY = 30.0  # seconds between lines where there is no terminal
@@ -25,6 +23,8 @@ class Progress:
     """
 
     def __init__(self, total: int, title: str, done: int = 0, unit: str = "images"):
+        from tqdm import tqdm
+
         self.title, self.unit, self.items, self.began = title, unit, 0, time.monotonic()
         self.terminal = sys.stderr.isatty()
         self.last_line = self.began
@@ -61,15 +61,14 @@ class Progress:
             parts = [
                 f"{self.title} {self.done}/{self.total}",
                 rate,
-                f"{tqdm.format_interval(left)} left",
+                f"{self.bar.format_interval(left)} left",
                 values,
             ]
             print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
 
-def each(items: Iterable, title: str) -> Iterator:
+def each(items: Sequence, title: str) -> Iterator:
     """Iterate with a `Progress` of one image an item."""
-    assert isinstance(items, Sized)
     with Progress(len(items), title) as progress:
         for item in items:
             yield item

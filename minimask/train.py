@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import hashlib
-import json
 import math
 import os
 import signal
@@ -212,7 +211,7 @@ class _Keeper:
     def __init__(self, path: Path, config: Config, dataset: Any, model: Any, optimizer: SGD):
         self.path, self.config, self.dataset = path, config, dataset
         self.model, self.optimizer, self.saved = model, optimizer, 0
-        images = json.dumps([list(dataset.image_ids), list(dataset.category_ids)])
+        images = "\n".join(dataset.describe(i) for i in range(len(dataset)))
         self.data = {"name": dataset.name, "images": hashlib.sha256(images.encode()).hexdigest()}
 
     def save(self, step: int) -> None:
@@ -307,7 +306,10 @@ class LossLog:
         if step and path.exists():
             kept, rows = (lines := path.read_text(encoding="utf-8").splitlines())[:1], lines[1:]
             # The last row may be cut off in its middle: without a comma its step is not to be trusted.
-            kept += [row for row in rows if "," in row and int(row.partition(",")[0]) <= step]
+            parts = (row.partition(",") for row in rows)
+            kept += [
+                "".join(part) for part in parts if part[1] and part[0].isdigit() and int(part[0]) <= step
+            ]
             self.columns = kept[0].split(",") if kept else []
         write_text(path, "".join(f"{line}\n" for line in kept))
 

@@ -52,6 +52,7 @@ def draw_instances(
     class_names: Sequence[str],
     scores: np.ndarray | None = None,
     zoom: float | None = None,
+    names: bool = True,
 ) -> "Image.Image":
     """Draw masks, boxes, class names and scores over an image.
 
@@ -67,6 +68,8 @@ def draw_instances(
         Written beside the name.
     zoom : float, optional
         Display pixels an image pixel; by default small images are enlarged to about 1000 pixels.
+    names : bool
+        Whether the name of the class is written at each instance; the caption has it in any case.
 
     Returns
     -------
@@ -91,13 +94,13 @@ def draw_instances(
         _draw_mask(canvas, *patches[index], _RGB[colours[index]], zoom)
         _draw_box(canvas, boxes[index] * zoom, _RGB[colours[index]])
     picture = Image.fromarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8))
-    texts = _texts(labels, class_names, scores)
+    texts = _texts([class_names[label - 1] if names else "" for label in labels], scores)
     order = np.argsort(-np.asarray(scores), kind="stable") if scores is not None else range(len(labels))
     missing = _draw_labels(picture, boxes * zoom, texts, colours, order)
     counts = Counter(class_names[label - 1] for label in labels)
     caption = ", ".join(f"{number} × {name}" for name, number in counts.most_common()) or "no objects"
     if missing:
-        caption += f" ({missing} labels left out for room)"
+        caption += f" ({missing} label{'s' * (missing > 1)} left out for room)"
     return _with_caption(picture, caption)
 
 
@@ -124,9 +127,12 @@ def comparison(
         gain = float(np.clip(0.9 / max(np.quantile(sample.image, 0.995), 1e-6), 1, 8))
         image, brighter = gain * sample.image, f"shown {gain:.1f} times brighter" if gain > 1.2 else ""
         plain = Image.fromarray(_resized(image, zoom).astype(np.uint8))
-        truth = draw_instances(image, sample.boxes, sample.labels, sample.masks, class_names, zoom=zoom)
+        names = len(class_names) > 1
+        truth = draw_instances(
+            image, sample.boxes, sample.labels, sample.masks, class_names, zoom=zoom, names=names
+        )
         guess = draw_instances(
-            image, found["boxes"], found["labels"], found["masks"], class_names, found["scores"], zoom
+            image, found["boxes"], found["labels"], found["masks"], class_names, found["scores"], zoom, names
         )
         rows.append([_with_caption(plain, brighter), truth, guess])
     gap, head = 12, 34
@@ -294,12 +300,11 @@ def _colours(boxes: np.ndarray) -> list[int]:
     return colours
 
 
-def _texts(labels: np.ndarray, class_names: Sequence[str], scores: np.ndarray | None) -> list[list[str]]:
-    """What may be written at each instance, the fullest first; nothing where the caption says it all."""
-    names = [class_names[label - 1] for label in labels]
+def _texts(names: Sequence[str], scores: np.ndarray | None) -> list[list[str]]:
+    """What may be written at each instance, the fullest first; an empty name is not written."""
     if scores is None:
-        return [[name] if len(class_names) > 1 else [] for name in names]
-    return [[f"{name} {score:.2f}", f"{score:.2f}"] for name, score in zip(names, scores)]
+        return [[name] if name else [] for name in names]
+    return [[f"{name} {score:.2f}".strip(), f"{score:.2f}"] for name, score in zip(names, scores)]
 
 
 def _draw_labels(picture, boxes, texts, colours, order) -> int:
