@@ -212,10 +212,10 @@ def weight_gradient_im2col(gy, x, g: Geometry, xp=np):
 # n images of a block at a time, R rows of each, L = R pitch positions; K = C/G KH KW elements a patch.
 
 
-def _blocks(g: Geometry, part: int, parts: int, block: int = BLOCK):
+def _blocks(g: Geometry, part: int, parts: int, block: int | None = None):
     """This part's share of all output rows, in blocks of bounded size: (first image, past it, first row, past it)."""
     images, height = g.x_shape[0], g.out_size[0]
-    rows = max(1, block // max(1, g.groups * g.patch_size * g.pitch))
+    rows = max(1, (block or BLOCK) // max(1, g.groups * g.patch_size * g.pitch))
     if rows >= 2 * height and images >= 2 * parts:  # small images, several at once: the RoIs of the mask head
         begin, end = backend.share(images, part, parts)
         step = _even(end - begin, rows // height)
