@@ -203,7 +203,10 @@ def test_a_size_that_only_the_stored_picture_has_is_used_with_a_note(folder):
     pixels = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH)
     Image.fromarray(pixels).save(folder / "a.png", exif=exif)
     dataset = load(folder, document)
-    assert "1 images annotated without their EXIF rotation, which is not applied: image 4" in dataset.notes[0]
+    assert (
+        "1 of 2 images are annotated as stored, without their EXIF rotation, and read so: image 4"
+        in dataset.notes[0]
+    )
     np.testing.assert_array_equal(dataset.image(1)[0], pixels / np.float32(255))
     document["images"][0].update(height=WIDTH, width=HEIGHT)
     document["annotations"] = []

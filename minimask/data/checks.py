@@ -126,8 +126,8 @@ def read_images(entries: list, path: Path, images_dir: Path, notes: list[str]) -
         as_stored.append(record.id)
     if as_stored:
         notes.append(
-            f"{path}: {len(as_stored)} images annotated without their EXIF rotation, which is not applied: "
-            f"image {_show(as_stored).strip('[]')}"
+            f"{path}: {len(as_stored)} of {len(records)} images are annotated as stored, without their EXIF "
+            f"rotation, and read so: image {_show(as_stored).strip('[]')}"
         )
     return sorted(records.values(), key=lambda record: record.id)
 
@@ -244,7 +244,7 @@ def check_corner_boxes(
     if wrong.any():
         row = rows[int(wrong.argmax())]
         x1, y1, x2, y2 = row.bbox
-        count = f"; so do {wrong.sum() - 1} more" if wrong.sum() > 1 else ""
+        count = f" (and {wrong.sum() - 1} more)" if wrong.sum() > 1 else ""
         raise InputError(
             f"{path}: {row.label}: bbox {_numbers(row.bbox)} reads like x1, y1, x2, y2; COCO means "
             f"x, y, width, height: write {_numbers((x1, y1, x2 - x1, y2 - y1))}{count}"

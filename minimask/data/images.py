@@ -25,7 +25,8 @@ def _opened(path: Path) -> Iterator:
         raise InputError(f"{path}: is a directory; give an image file")
     try:
         with _pillow_quiet, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large images, damaged EXIF: nothing that a learner can act on
+            # large images, damaged EXIF: nothing to act on; by module, so that other threads miss no warning
+            warnings.filterwarnings("ignore", module=r"PIL\.|minimask\.data\.images$")
             with Image.open(path) as image:
                 yield image
     except InputError:
@@ -40,9 +41,7 @@ def _opened(path: Path) -> Iterator:
         raise InputError(f"{path}: is too large to be decoded ({error}); cut it into tiles") from None
     except MemoryError:
         raise InputError(f"{path}: does not fit into memory; cut it into tiles") from None
-    except (
-        Exception
-    ) as error:  # forty decoders raise what they like at a damaged file: OSError, SyntaxError, ...
+    except Exception as error:  # forty decoders raise what they like: OSError, SyntaxError, struct.error, ...
         detail = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: damaged or truncated image ({detail}); replace the file") from error
 
