@@ -18,14 +18,12 @@ class Progress:
     total, done : int
         Steps in all, and how many were done before (in a resumed run).
     title : str
-    unit : str
-        What ``rate`` counts: ``"images"``.
     """
 
-    def __init__(self, total: int, title: str, done: int = 0, unit: str = "images"):
+    def __init__(self, total: int, title: str, done: int = 0):
         from tqdm import tqdm
 
-        self.title, self.unit, self.items, self.began = title, unit, 0, time.monotonic()
+        self.title, self.images, self.began = title, 0, time.monotonic()
         self.terminal = sys.stderr.isatty()
         self.last_line = self.began
         self.bar = tqdm(
@@ -46,25 +44,21 @@ class Progress:
     def __exit__(self, *exception) -> None:
         self.bar.close()
 
-    def update(self, items: int, values: str = "") -> None:
-        """One step more, of `items` images, with what is to be shown beside it."""
+    def update(self, images: int, values: str = "") -> None:
+        """One step more, of so many images, with what is to be shown beside it."""
         self.done += 1
-        self.items += items
+        self.images += images
         now = time.monotonic()
-        rate = f"{self.items / max(now - self.began, 1e-9):.1f} {self.unit}/s"
+        rate = f"{self.images / max(now - self.began, 1e-9):.1f} images/s"
         if self.terminal:
             self.bar.set_postfix_str(", ".join(filter(None, [rate, values])), refresh=False)
             self.bar.update()
         elif now - self.last_line >= LINE_EVERY or self.done == self.total:
             self.last_line = now
             left = (now - self.began) / (self.done - self.first) * (self.total - self.done)
-            parts = [
-                f"{self.title} {self.done}/{self.total}",
-                rate,
-                f"{self.bar.format_interval(left)} left",
-                values,
-            ]
-            print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
+            left = f"{self.bar.format_interval(left)} left"
+            parts = filter(None, [f"{self.title} {self.done}/{self.total}", rate, left, values])
+            print(", ".join(parts), file=sys.stderr, flush=True)
 
 
 def each(items: Sequence, title: str) -> Iterator:

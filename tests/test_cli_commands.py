@@ -1,8 +1,10 @@
 """The command does what its help says: train, evaluate, predict, and what the files then hold."""
 
+import io
 import json
-import os
 import signal
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from minimask import cli
 from minimask.checkpoint import load_checkpoint
 from minimask.config import read_config
 from minimask.data import nuclei_sample, read_coco
+from minimask.progress import Progress
 from tests.cli_data import command, make_dataset
 
 FEW = [
@@ -123,7 +126,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, status, tmp_path, capsys):
     process = command("train", "--data", "shapes", *FEW, "--set", "train.steps=5000", "--output", output)
     log = output / "losses.csv"
     while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 3):
-        os.sched_yield()
+        time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == status, err
@@ -144,6 +147,32 @@ def test_info_names_what_numbers_depend_on(capsys):
     out = run(capsys, "info")
     for word in ("minimask", "python", "numpy", "blas", "threads", "gpu", "pycocotools"):
         assert any(line.startswith(word) for line in out.splitlines()), word
+
+
+def test_gradcheck_checks_what_is_named_and_knows_near_names(capsys):
+    assert "RoIPool" in run(capsys, "gradcheck", "roi_pool")
+    assert cli.main(["gradcheck", "roi_pol"]) == 2
+    assert "RoIPool" in capsys.readouterr().err
+
+
+def test_a_failed_gradient_check_is_status_1(monkeypatch, capsys):
+    monkeypatch.setattr("minimask.gradient_cases.run_table", lambda names, out: False)
+    assert cli.main(["gradcheck"]) == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(terminal, monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    monkeypatch.setattr(sys, "stderr", Screen())
+    with Progress(5, "training", done=2) as progress:
+        for _ in range(3):
+            progress.update(2, "loss 1.00")
+    text = sys.stderr.getvalue()
+    assert "training" in text and "5/5" in text and "images/s, " in text and "00:00 left" in text
+    assert ("100% |" in text) == terminal and text.count("\n") == 1
 
 
 def test_version_is_printed(capsys):
