@@ -158,6 +158,7 @@ def _matrix(rois, shape, scale: float, s: Sampling, dtype) -> csr_matrix:
     rows_each = most if s.aggregation == "max" else 1
     bins = s.output_size[0] * s.output_size[1]
     lengths = np.zeros((len(rois), bins, rows_each), np.int64)
+    index_type = np.int32 if n_images * height * width < 2**31 else np.int64
     pieces = []
     for own, ny, nx in groups:
         v_index, v_weight = _axis(y1[own] - shift, bin_h[own], s.output_size[0], s.fractions(ny), height)
@@ -165,7 +166,7 @@ def _matrix(rois, shape, scale: float, s: Sampling, dtype) -> csr_matrix:
         # (R, PH, SY, 2) and (R, PW, SX, 2) -> (R, PH, PW, SY, SX, 2, 2)
         along_v = (slice(None), slice(None), None, slice(None), None, slice(None), None)
         along_u = (slice(None), None, slice(None), None, slice(None), None, slice(None))
-        first = rois[own, 0].astype(np.int64)[:, None, None, None] * (height * width)
+        first = rois[own, 0].astype(index_type)[:, None, None, None] * (height * width)
         index = (first + v_index * width)[along_v] + u_index[along_u]
         weight = v_weight[along_v] * u_weight[along_u]
         if s.aggregation == "average":
@@ -177,12 +178,8 @@ def _matrix(rois, shape, scale: float, s: Sampling, dtype) -> csr_matrix:
         pieces.append((own, index.reshape(entries), weight.astype(dtype).reshape(entries)))
     columns, values = _in_order(pieces, len(rois))
     indptr = np.concatenate([[0], np.cumsum(lengths.ravel())])
-    small = max(int(indptr[-1]), n_images * height * width) < 2**31
-    index_type = np.int32 if small else np.int64
-    return csr_matrix(
-        (values, columns.astype(index_type), indptr.astype(index_type)),
-        shape=(lengths.size, n_images * height * width),
-    )
+    shape = (lengths.size, n_images * height * width)
+    return csr_matrix((values, columns, indptr.astype(columns.dtype if indptr[-1] < 2**31 else np.int64)), shape=shape)
 
 
 def _axis(start, bin_size, bins: int, fractions, length: int):
@@ -190,7 +187,7 @@ def _axis(start, bin_size, bins: int, fractions, length: int):
     at = start[:, None, None] + (np.arange(bins)[:, None] + fractions).astype(start.dtype) * bin_size[:, None, None]
     inside = (at >= -1) & (at <= length)
     at = np.clip(at, 0, length - 1)
-    low = at.astype(np.int64)
+    low = at.astype(np.int32)
     high = np.minimum(low + 1, length - 1)
     fraction = at - low
     weight = np.stack([1 - fraction, fraction], axis=-1) * inside[..., None]
@@ -206,7 +203,7 @@ def _in_order(pieces, count: int):
         for row, r in enumerate(own):
             columns[r], values[r] = index[row], weight[row]
     if not count:
-        return np.zeros(0, np.int64), np.zeros(0)
+        return np.zeros(0, np.int32), np.zeros(0)
     return np.concatenate(columns), np.concatenate(values)
 
 
@@ -227,93 +224,99 @@ def forward(xs, plan: Plan):
     argmax : (R, PH PW, C) int32 or None
         For the maximum, which sampling point won.
     """
-    channels, bins = xs[0].shape[1], plan.sampling.output_size[0] * plan.sampling.output_size[1]
-    y = np.zeros((plan.count, bins, channels), xs[0].dtype)
-    argmax = None
-    if plan.sampling.aggregation == "max":
-        argmax = np.zeros(y.shape, np.int32)
+    channels, (ph, pw), is_max = xs[0].shape[1], plan.sampling.output_size, plan.sampling.aggregation == "max"
+    y = np.zeros((plan.count, channels, ph * pw), xs[0].dtype)
+    argmax = np.zeros((plan.count, ph * pw, channels), np.int32) if is_max else None
     for x, matrix, own in zip(xs, plan.matrices, plan.rois_of_level):
         if not matrix.nnz:
             continue
-        read = multiply(matrix, channels_last(x))  # (R_l PH PW [S], C)
-        if plan.sampling.aggregation == "max":
-            y[own], argmax[own] = _largest(read, matrix, bins, len(y[own]))
-        else:
-            y[own] = read.reshape(-1, bins, channels)
-    return channels_first(y, plan.sampling.output_size), argmax
+        rois = np.arange(plan.count)[own]
+        per_roi = matrix.shape[0] // len(rois)  # rows: a bin, or a sampling point, each
+
+        def write(begin, end, read, matrix=matrix, rois=rois, per_roi=per_roi):  # read: (rows, C) of some RoIs
+            some = rois[begin:end]
+            if is_max:
+                read, argmax[some] = _largest(read, matrix.indptr[begin * per_roi : end * per_roi + 1], len(some), ph * pw)
+            y[some] = read.reshape(len(some), ph * pw, channels).swapaxes(1, 2)
+
+        multiply(matrix, channels_last(x, "features"), per_roi, write)
+    return y.reshape(plan.count, channels, ph, pw), argmax
 
 
 def backward(gy, argmax, shapes, plan: Plan):
     """d loss / d x of each level: L of (N, C, H, W)."""
     r, channels, ph, pw = gy.shape
-    g = np.ascontiguousarray(gy.reshape(r, channels, ph * pw).swapaxes(1, 2))  # (R, PH PW, C)
+    g = channels_last(gy, "gradient").reshape(r, ph * pw, channels)
     gradients = []
-    for shape, matrix, own in zip(shapes, plan.matrices, plan.rois_of_level):
+    for (n, _, height, width), matrix, own in zip(shapes, plan.matrices, plan.rois_of_level):
+        gx = np.zeros((n, channels, height * width), gy.dtype)
+        gradients.append(gx.reshape(n, channels, height, width))
         if not matrix.nnz:
-            gradients.append(np.zeros(shape, gy.dtype))
             continue
         g_level = g[own]
-        if plan.sampling.aggregation == "max":
-            points = matrix.shape[0] // (len(g_level) * g_level.shape[1])
+        if argmax is not None:
+            points = matrix.shape[0] // (len(g_level) * ph * pw)
             spread = np.zeros((*g_level.shape[:2], points, channels), gy.dtype)
             np.put_along_axis(spread, argmax[own][:, :, None], g_level[:, :, None], axis=2)
             g_level = spread
-        gx = multiply(matrix.T.tocsr(), g_level.reshape(-1, channels))  # (N H W, C)
-        n, _, h, w = shape
-        gradients.append(channels_first(gx.reshape(n, h * w, channels), (h, w)))
+
+        def write(begin, end, sums, gx=gx, pixels=height * width):  # sums: (rows, C) of some pixels
+            while begin < end:
+                image, first = divmod(begin, pixels)
+                last = min(pixels, first + end - begin)
+                gx[image, :, first:last] = sums[: last - first].T
+                begin, sums = begin + last - first, sums[last - first :]
+
+        multiply(matrix.T.tocsr(), g_level.reshape(-1, channels), 1, write)
     return gradients
 
 
-def _largest(read, matrix, bins: int, rois: int):
+def _largest(read, indptr, rois: int, bins: int):
     """Maximum over each bin's points; rows past the last point of a RoI with fewer points do not count."""
-    is_point = np.diff(matrix.indptr).reshape(rois, bins, -1, 1) > 0
+    is_point = np.diff(indptr).reshape(rois, bins, -1, 1) > 0
     values = np.where(is_point, read.reshape(*is_point.shape[:3], -1), -np.inf)  # (R, bins, S, C)
     best = values.argmax(axis=2)
     largest = np.take_along_axis(values, best[:, :, None], axis=2)[:, :, 0]
     return np.where(np.isneginf(largest), 0, largest), best
 
 
-def multiply(matrix: csr_matrix, x):
-    """CSR (rows, columns) @ dense (columns, C), rows divided over the threads by their number of entries."""
-    y = np.zeros((matrix.shape[0], x.shape[1]), x.dtype)
+ROWS = 1024  # rows multiplied at once: their products are still in cache when they are written transposed
+
+
+def multiply(matrix: csr_matrix, x, unit: int, write) -> None:
+    """CSR (rows, columns) @ dense (columns, C), some rows at a time, divided over the threads.
+
+    ``write(begin, end, product)`` gets the rows of the units [begin, end), `unit` rows each.
+    """
+    ends = matrix.indptr[unit::unit]  # entries up to the end of each unit
+    step = max(1, ROWS // unit)
 
     def work(part, parts):
-        ends = [np.searchsorted(matrix.indptr, matrix.nnz * k // parts) for k in (part, part + 1)]
-        begin, end = (0 if part == 0 else ends[0]), (matrix.shape[0] if part == parts - 1 else ends[1])
-        pointer = matrix.indptr[begin : end + 1]
-        inner = slice(pointer[0], pointer[-1])
-        own = csr_matrix(
-            (matrix.data[inner], matrix.indices[inner], pointer - pointer[0]), shape=(end - begin, matrix.shape[1])
-        )
-        y[begin:end] = own @ x
+        begin, last = (int(np.searchsorted(ends, matrix.nnz * k // parts)) for k in (part, part + 1))
+        last = len(ends) if part == parts - 1 else last
+        for first in range(begin, last, step):
+            end = min(first + step, last)
+            pointer = matrix.indptr[first * unit : end * unit + 1]
+            inner = slice(pointer[0], pointer[-1])
+            if inner.stop > inner.start:
+                rows = (matrix.data[inner], matrix.indices[inner], pointer - pointer[0])
+                write(first, end, csr_matrix(rows, shape=(len(pointer) - 1, matrix.shape[1])) @ x)
 
     backend.parallel(work)
-    return y
 
 
-def channels_last(x):
-    """(N, C, H, W) -> (N H W, C), contiguous."""
+def channels_last(x, name: str):
+    """(N, C, H, W) -> (N H W, C), in the buffer of that name; a block of pixels at a time, to stay in cache."""
     n, c, h, w = x.shape
-    out = np.empty((n, h * w, c), x.dtype)
+    x, out = x.reshape(n, c, h * w), backend.scratch(name, x.size, x.dtype).reshape(n, h * w, c)
 
     def work(part, parts):
-        begin, end = backend.share(h * w, part, parts)
-        out[:, begin:end] = x.reshape(n, c, h * w)[:, :, begin:end].swapaxes(1, 2)
+        begin, end = backend.share(n * h * w, part, parts)
+        while begin < end:
+            image, first = divmod(begin, h * w)
+            last = min(h * w, first + 256, first + end - begin)
+            out[image, first:last] = x[image, :, first:last].T
+            begin += last - first
 
     backend.parallel(work)
     return out.reshape(n * h * w, c)
-
-
-def channels_first(y, size: tuple[int, int]):
-    """(N, H W, C) -> (N, C, H, W), contiguous."""
-    n, pixels, c = y.shape
-    out = np.empty((n, c, pixels), y.dtype)
-
-    def work(part, parts):
-        begin, end = backend.share(n * c, part, parts)
-        for i in range(begin // c, -(-end // c) if end > begin else 0):
-            own = slice(max(begin - i * c, 0), min(end - i * c, c))
-            out[i, own] = y[i, :, own].T
-
-    backend.parallel(work)
-    return out.reshape(n, c, *size)
