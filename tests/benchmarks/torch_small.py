@@ -1,0 +1,91 @@
+"""The network of `maskrcnn_small` in torchvision's classes, with the same parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+
+def _norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(8, channels)
+
+
+class _Block(nn.Module):
+    def __init__(self, before: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, channels, 3, stride, 1, bias=False)
+        self.bn1 = _norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = _norm(channels)
+        self.downsample = None
+        if stride != 1 or before != channels:
+            self.downsample = nn.Sequential(nn.Conv2d(before, channels, 1, stride, bias=False), _norm(channels))
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + (self.downsample(x) if self.downsample else x))
+
+
+class _Body(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, channels[0], 3, 2, 1, bias=False)
+        self.bn1 = _norm(channels[0])
+        before = channels[0]
+        for i, c in enumerate(channels):
+            setattr(self, f"layer{i + 1}", nn.Sequential(_Block(before, c, 2 if i else 1)))
+            before = c
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        levels = {}
+        for i in range(4):
+            x = levels[str(i)] = getattr(self, f"layer{i + 1}")(x)
+        return levels
+
+
+class _Backbone(nn.Module):
+    def __init__(self, channels, out_channels: int):
+        super().__init__()
+        self.body = _Body(channels)
+        self.fpn = FeaturePyramidNetwork(list(channels), out_channels, LastLevelMaxPool())
+        self.out_channels = out_channels
+
+    def forward(self, x):
+        return self.fpn(self.body(x))
+
+
+def torch_small(model) -> MaskRCNN:
+    """A torchvision model that takes over the weights of minimask's `maskrcnn_small`, default options."""
+    width, channels = 256, 64
+    box = TwoMLPHead(channels * 49, width)
+    mask = MaskRCNNHeads(channels, [channels] * 4, 1)
+    peer = MaskRCNN(
+        _Backbone((32, 64, 128, 256), channels),
+        rpn_anchor_generator=AnchorGenerator(((8,), (16,), (32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 5),
+        rpn_pre_nms_top_n_train=model.rpn.options.pre_nms_top_n[0],
+        rpn_post_nms_top_n_train=model.rpn.options.post_nms_top_n[0],
+        box_batch_size_per_image=model.box_head.options.batch_size_per_image,
+        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2),
+        box_head=box,
+        box_predictor=_predictor(width),
+        mask_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2),
+        mask_head=mask,
+        mask_predictor=MaskRCNNPredictor(channels, channels, 2),
+        min_size=256,
+        max_size=1600,
+    )
+    peer.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in model.state_dict().items()})
+    return peer.train()
+
+
+def _predictor(width: int):
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+
+    return FastRCNNPredictor(width, 2)
