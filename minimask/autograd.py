@@ -125,7 +125,9 @@ class Tensor:
         xp = backend.array_module(self.data)
         if gradient is None:
             if self.size != 1:
-                raise ValueError(f"backward: give a gradient of shape {self.shape}; only one number needs none")
+                raise ValueError(
+                    f"backward: give a gradient of shape {self.shape}; only one number needs none"
+                )
             gradient = xp.ones_like(self.data)
         gradient = gradient.data if isinstance(gradient, Tensor) else gradient
         gradient = xp.asarray(gradient, self.dtype)
@@ -179,7 +181,8 @@ class Function:
         self.order = next(_created)
         # An edge is (creator, slot) for a computed input, the leaf Tensor itself for a parameter, None for a constant.
         self.edges = [
-            None if not need else (x.creator, x.slot) if x.creator else x for x, need in zip(inputs, self.needs)
+            None if not need else (x.creator, x.slot) if x.creator else x
+            for x, need in zip(inputs, self.needs)
         ]
         self.input_kinds = [(x.shape, x.dtype) if need else None for x, need in zip(inputs, self.needs)]
         self.output_kinds = [(y.shape, y.dtype) for y in outputs]
@@ -203,7 +206,9 @@ class Function:
 
 def _run_backward(creator: Function, slot: int, gradient) -> None:
     """Visit the graph from `creator` in the reverse of the order of creation, freeing each node on the way."""
-    pending: dict[Function, list] = {}  # for each node reached, [gradient, owned] or None for each of its outputs
+    pending: dict[
+        Function, list
+    ] = {}  # for each node reached, [gradient, owned] or None for each of its outputs
     heap: list[tuple[int, Function]] = []
 
     def deliver(node: Function, slot: int, gradient, owned: bool) -> None:

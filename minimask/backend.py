@@ -153,7 +153,10 @@ def parallel(work: Callable[[int, int], None], parts: int | None = None) -> None
     if parts == 1 or getattr(_inside, "on", False) or not _blas_libraries():
         return work(0, 1)
     with one_thread_blas:
-        waiting = [_pool().submit(_run_inside, work, part, parts) for part in range(1, parts)]
+        waiting = [  # each in a copy of our context: np.errstate and `reference_only` hold there too
+            _pool().submit(contextvars.copy_context().run, _run_inside, work, part, parts)
+            for part in range(1, parts)
+        ]
         try:
             _run_inside(work, 0, parts)
         finally:
@@ -209,8 +212,8 @@ def describe() -> dict[str, str]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "scipy": scipy.__version__,
-        "blas": ", ".join(dict.fromkeys(blas)) or "unknown (threadpoolctl is not installed)",
-        "blas_kernel": ", ".join(dict.fromkeys(kernels)) or "unknown",
+        "blas": ", ".join(sorted(set(blas))) or "unknown (threadpoolctl is not installed)",
+        "blas_kernel": ", ".join(sorted(set(kernels))) or "unknown",
         "threads": str(threads()),
         "processor": _processor(),
         "gpu": f"none used: {_why_no_gpu()}",

@@ -18,7 +18,9 @@ from minimask import backend
 from minimask.autograd import Tensor, no_grad
 
 STEP = 1e-5  # of the 4th-order difference: short of most kinks; rounding leaves errors near 1e-10 for values of order 1
-NEAR_ZERO = 1e-2  # a directional derivative this much below the typical one is dominated by cancellation: redraw
+NEAR_ZERO = (
+    1e-2  # a directional derivative this much below the typical one is dominated by cancellation: redraw
+)
 
 
 class GradientError(AssertionError):
@@ -157,13 +159,21 @@ class _Point:
     def __init__(self, function, inputs, rng):
         self.function, self.rng = function, rng
         self.arrays = [self._prepare(x) for x in inputs]
-        self.variables = [i for i, x in enumerate(self.arrays) if isinstance(x, np.ndarray) and x.dtype == np.float64]
-        self.variables = [i for i in self.variables if not isinstance(inputs[i], Tensor) or inputs[i].requires_grad]
+        self.variables = [
+            i for i, x in enumerate(self.arrays) if isinstance(x, np.ndarray) and x.dtype == np.float64
+        ]
+        self.variables = [
+            i for i in self.variables if not isinstance(inputs[i], Tensor) or inputs[i].requires_grad
+        ]
         before = [self.arrays[i].copy() for i in self.variables]
-        tensors = [Tensor(x, requires_grad=True) if i in self.variables else x for i, x in enumerate(self.arrays)]
+        tensors = [
+            Tensor(x, requires_grad=True) if i in self.variables else x for i, x in enumerate(self.arrays)
+        ]
         outputs = self._outputs(function(*tensors))
         self.weights = [rng.normal(size=y.shape) if y.dtype.kind == "f" else None for y in outputs]
-        self.scale = float(sum(np.abs(y.numpy() * u).sum() for y, u in zip(outputs, self.weights) if u is not None))
+        self.scale = float(
+            sum(np.abs(y.numpy() * u).sum() for y, u in zip(outputs, self.weights) if u is not None)
+        )
         self._backward(outputs)
         self.gradients = {}
         for i, old in zip(self.variables, before):
@@ -180,7 +190,9 @@ class _Point:
 
     @staticmethod
     def _outputs(result) -> list[Tensor]:
-        return [y for y in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(y, Tensor)]
+        return [
+            y for y in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(y, Tensor)
+        ]
 
     def _backward(self, outputs) -> None:
         total = None
@@ -209,7 +221,9 @@ class _Point:
         size = sum(self.arrays[i].size for i in group)
         norm = np.sqrt(sum((self.gradients[i] ** 2).sum() for i in group))
         for _ in range(20):
-            v = {i: self.rng.uniform(0.5, 1, self.arrays[i].shape) for i in group}  # no element is nearly left out
+            v = {
+                i: self.rng.uniform(0.5, 1, self.arrays[i].shape) for i in group
+            }  # no element is nearly left out
             v = {i: d * self.rng.choice([-1.0, 1.0], d.shape) for i, d in v.items()}
             numeric = self.slope(v, step)
             analytic = float(sum((self.gradients[i] * v[i]).sum() for i in group))
@@ -247,7 +261,11 @@ def _explain(report: GradientReport, point: _Point, group, v, step: float, toler
     for i in group:
         g = point.gradients[i]
         order = np.argsort(-np.abs(g).ravel(), kind="stable")
-        some = order if g.size <= 512 else np.concatenate([order[:256], point.rng.choice(order[256:], 256, False)])
+        some = (
+            order
+            if g.size <= 512
+            else np.concatenate([order[:256], point.rng.choice(order[256:], 256, False)])
+        )
         for flat in some:
             index = tuple(int(k) for k in np.unravel_index(flat, g.shape))
             e = np.zeros_like(g)

@@ -167,7 +167,17 @@ class Conv2d(Module):
     """
 
     def __init__(
-        self, channels_in, channels_out, kernel, rng, stride=1, padding=None, dilation=1, groups=1, bias=True, gain=2.0
+        self,
+        channels_in,
+        channels_out,
+        kernel,
+        rng,
+        stride=1,
+        padding=None,
+        dilation=1,
+        groups=1,
+        bias=True,
+        gain=2.0,
     ):
         shape = (channels_out, channels_in // groups, kernel, kernel)
         self.weight = Parameter(he_normal(rng, shape, shape[1] * kernel * kernel, gain))
@@ -226,14 +236,19 @@ class BatchNorm2d(_Norm):
     """Batch norm that learns, and keeps running statistics for inference (momentum 0.1, as torch)."""
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
-        self.weight, self.bias = Parameter(np.ones(channels, np.float32)), Parameter(np.zeros(channels, np.float32))
+        self.weight, self.bias = (
+            Parameter(np.ones(channels, np.float32)),
+            Parameter(np.zeros(channels, np.float32)),
+        )
         self.running_mean = Buffer(np.zeros(channels, np.float32))
         self.running_var = Buffer(np.ones(channels, np.float32))
         self.eps, self.momentum = eps, momentum
 
     def normalize(self, x):
         if not self.training:
-            return F.frozen_batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps)
+            return F.frozen_batch_norm(
+                x, self.weight, self.bias, self.running_mean, self.running_var, self.eps
+            )
         y, mean, var = F.batch_norm(x, self.weight, self.bias, self.eps)
         values = x.size // x.shape[1]
         unbiased = var.data * (values / max(values - 1, 1))
@@ -264,7 +279,10 @@ class GroupNorm(_Norm):
     """Group norm: independent of the batch, so it trains from scratch with two images."""
 
     def __init__(self, channels: int, groups: int = 8, eps: float = 1e-5):
-        self.weight, self.bias = Parameter(np.ones(channels, np.float32)), Parameter(np.zeros(channels, np.float32))
+        self.weight, self.bias = (
+            Parameter(np.ones(channels, np.float32)),
+            Parameter(np.zeros(channels, np.float32)),
+        )
         self.groups, self.eps = groups, eps
 
     def forward(self, x, relu: bool = False):
@@ -274,9 +292,7 @@ class GroupNorm(_Norm):
 def conv_norm(conv: Conv2d, norm: Module, x, relu: bool = True, residual=None):
     """norm(conv(x)) [+ residual] [-> ReLU], in one Function where the norm is frozen."""
     if isinstance(norm, FrozenBatchNorm2d):
-        return F.conv_frozen_norm(
-            x, conv.weight, norm.scale_and_shift(), residual, relu=relu, **conv.options
-        )
+        return F.conv_frozen_norm(x, conv.weight, norm.scale_and_shift(), residual, relu=relu, **conv.options)
     if residual is None:
         return norm(conv(x), relu)
     y = norm(conv(x)) + residual

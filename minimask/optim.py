@@ -37,7 +37,8 @@ class SGD:
         self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
         self.lr, self.momentum = lr, momentum
         self.decay = {
-            name: weight_decay if p.ndim > 1 or decay_norms_and_biases else 0.0 for name, p in self.parameters.items()
+            name: weight_decay if p.ndim > 1 or decay_norms_and_biases else 0.0
+            for name, p in self.parameters.items()
         }
         self.velocity = {
             name: backend.array_module(p.data).zeros_like(p.data) for name, p in self.parameters.items()
@@ -75,15 +76,20 @@ class SGD:
         """
         for name, v in self.velocity.items():
             if name not in state or state[name].shape != v.shape:
-                raise InputError(f"the optimizer state is of another model: entry {name} is missing or has another shape")
+                raise InputError(
+                    f"the optimizer state is of another model: entry {name} is missing or has another shape"
+                )
         self.velocity = {
-            name: backend.array_module(v).array(state[name], dtype=v.dtype) for name, v in self.velocity.items()
+            name: backend.array_module(v).array(state[name], dtype=v.dtype)
+            for name, v in self.velocity.items()
         }
 
 
 def gradient_norm(parameters: Sequence) -> float:
     """Euclidean norm of all gradients taken together."""
-    squares = [float((p.grad * p.grad).sum(dtype=np.float64)) for p in parameters if p.grad is not None]  # sync
+    squares = [
+        float((p.grad * p.grad).sum(dtype=np.float64)) for p in parameters if p.grad is not None
+    ]  # sync
     return math.sqrt(sum(squares))
 
 

@@ -31,7 +31,10 @@ def spread_out(model, rng):
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             p.data = rng.normal(size=p.shape) * 0.1
-        if any(part in name for part in ("cls_score", "bbox_pred", "cls_logits", "mask_fcn_logits")) and p.ndim > 1:
+        if (
+            any(part in name for part in ("cls_score", "bbox_pred", "cls_logits", "mask_fcn_logits"))
+            and p.ndim > 1
+        ):
             p.data = rng.normal(size=p.shape) * 0.3 / np.sqrt(np.prod(p.shape[1:]))
 
 
@@ -64,7 +67,8 @@ def test_the_gradient_of_the_whole_loss_agrees_with_finite_differences_in_every_
             v = rng.choice([-1.0, 1.0], p.shape) / np.sqrt(p.size)
             analytic = (p.grad * v).sum()
             wide, narrow = (
-                slope(loss_along(model, images, targets, p, v, record, step), step) for step in (STEP, STEP / 4)
+                slope(loss_along(model, images, targets, p, v, record, step), step)
+                for step in (STEP, STEP / 4)
             )
             # Another direction where the slope is near 0, or a ReLU's kink lies between the two steps' ends
             if abs(analytic) > 0.1 * np.linalg.norm(p.grad) / np.sqrt(p.size) and error(wide, narrow) < 5e-6:
@@ -84,7 +88,9 @@ def test_finite_differences_disagree_when_the_proposals_may_move(training):
     heads = ("loss_classifier", "loss_box_reg", "loss_mask")
     for name in heads:
         assert held[0][name] == held[3][name]  # the analytic gradient of the heads' losses is 0 here ...
-    assert any(abs(moving[3][name] - moving[0][name]) / (4 * STEP) > 1e-3 for name in heads)  # ... they do move
+    assert any(
+        abs(moving[3][name] - moving[0][name]) / (4 * STEP) > 1e-3 for name in heads
+    )  # ... they do move
 
 
 def test_the_mask_loss_reaches_no_class_or_box_predictor_and_no_other_classs_mask():
@@ -126,7 +132,9 @@ def torchvision_like(**options):
 
 def test_inference_gives_torchvisions_detections():
     d = np.load(REFERENCE)
-    model = torchvision_like(box_score_thresh=0.0, rpn_pre_nms_top_n_test=500, rpn_post_nms_top_n_test=200).eval()
+    model = torchvision_like(
+        box_score_thresh=0.0, rpn_pre_nms_top_n_test=500, rpn_post_nms_top_n_test=200
+    ).eval()
     result = model([d["image"].astype(np.float32) / 255])[0]
     assert np.array_equal(result["labels"][:20], d["det_labels"][:20])
     np.testing.assert_allclose(result["scores"], d["det_scores"], rtol=5e-4)
@@ -167,7 +175,9 @@ def test_an_image_without_objects_trains_the_classifiers_and_has_no_box_or_mask_
     model, rng = tiny_model(), np.random.default_rng(0)
     image, target = discs(rng, 0)
     losses = model.loss([image], [target])
-    assert float(losses["loss_box_reg"]) == float(losses["loss_mask"]) == float(losses["loss_rpn_box_reg"]) == 0
+    assert (
+        float(losses["loss_box_reg"]) == float(losses["loss_mask"]) == float(losses["loss_rpn_box_reg"]) == 0
+    )
     assert float(losses["loss_classifier"]) > 0 and float(losses["loss_objectness"]) > 0
     sum(losses.values()).backward()
     for p in model.mask_head.parameters():
@@ -243,7 +253,9 @@ def test_a_target_that_cannot_be_is_named(change, message):
         tiny_model().loss([image], [target | change])
 
 
-@pytest.mark.parametrize("image", [np.zeros((64, 64, 3)), np.zeros((3, 64, 64), np.uint8), np.zeros((64, 64))])
+@pytest.mark.parametrize(
+    "image", [np.zeros((64, 64, 3)), np.zeros((3, 64, 64), np.uint8), np.zeros((64, 64))]
+)
 def test_an_image_of_another_form_is_named(image):
     with pytest.raises(InputError, match=r"images\[0\]: must be \(3, H, W\)"):
         tiny_model().eval()([image])

@@ -136,7 +136,9 @@ class MatMul(Function):
 
     def forward(self, a, b):  # (..., I, J), (..., J, K) -> (..., I, K)
         if a.ndim < 2 or b.ndim < 2:
-            raise ValueError(f"matmul: both sides must be matrices or stacks of them, not {a.shape} @ {b.shape}")
+            raise ValueError(
+                f"matmul: both sides must be matrices or stacks of them, not {a.shape} @ {b.shape}"
+            )
         self.save(a, b)
         return a @ b
 
@@ -364,4 +366,6 @@ Tensor.__getitem__ = getitem
 Tensor.sum = sum
 Tensor.mean = mean
 Tensor.reshape = lambda self, *shape: reshape(self, shape[0] if isinstance(shape[0], tuple) else shape)
-Tensor.transpose = lambda self, *axes: transpose(self, axes[0] if axes and isinstance(axes[0], tuple) else axes or None)
+Tensor.transpose = lambda self, *axes: transpose(
+    self, axes[0] if axes and isinstance(axes[0], tuple) else axes or None
+)

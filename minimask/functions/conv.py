@@ -40,7 +40,9 @@ class ConvTranspose2d(Function):
 
     def forward(self, x, w, b):  # (N, C, H, W), (C, O/G, KH, KW), (O,) or None -> (N, O, P, Q)
         if x.shape[1] != w.shape[0]:
-            raise ValueError(f"conv_transpose2d: x has {x.shape[1]} channels, weight {w.shape} takes {w.shape[0]}")
+            raise ValueError(
+                f"conv_transpose2d: x has {x.shape[1]} channels, weight {w.shape} takes {w.shape[0]}"
+            )
         size = [
             (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
             for n, s, p, d, k, extra in zip(
@@ -50,7 +52,9 @@ class ConvTranspose2d(Function):
         y_shape = (x.shape[0], w.shape[1] * self.groups, *size)
         self.geometry = Geometry.of(y_shape, w.shape, self.stride, self.padding, self.dilation, self.groups)
         if self.geometry.out_size != x.shape[2:]:
-            raise ValueError(f"conv_transpose2d: output_padding {self.output_padding} must be below the stride")
+            raise ValueError(
+                f"conv_transpose2d: output_padding {self.output_padding} must be below the stride"
+            )
         self.save(x if self.needs[1] else None, w if self.needs[0] else None)
         y = convolution.input_gradient(x, w, self.geometry)
         if b is not None:
@@ -134,7 +138,9 @@ def conv_transpose2d(
     ValueError
         If channels, groups and kernel do not fit the input, or output_padding is not below the stride.
     """
-    options = dict(stride=stride, padding=padding, output_padding=output_padding, dilation=dilation, groups=groups)
+    options = dict(
+        stride=stride, padding=padding, output_padding=output_padding, dilation=dilation, groups=groups
+    )
     return ConvTranspose2d.apply(x, weight, bias, **options)
 
 

@@ -45,7 +45,9 @@ def _where_positive(g, y):
     return g * (y > 0)
 
 
-def conv_frozen_norm(x, weight, norm, residual=None, stride=1, padding=0, dilation=1, groups=1, relu=True) -> Tensor:
+def conv_frozen_norm(
+    x, weight, norm, residual=None, stride=1, padding=0, dilation=1, groups=1, relu=True
+) -> Tensor:
     """Convolution followed by a batch norm with constant statistics, an optional residual and a ReLU.
 
     Parameters
@@ -71,7 +73,9 @@ def scale_and_shift(weight, bias, mean, var, eps: float = 1e-5):
     return scale, bias - mean * scale
 
 
-def conv_frozen_norm_reference(x, weight, norm, residual=None, stride=1, padding=0, dilation=1, groups=1, relu=True):
+def conv_frozen_norm_reference(
+    x, weight, norm, residual=None, stride=1, padding=0, dilation=1, groups=1, relu=True
+):
     """`conv_frozen_norm` from small Functions."""
     scale, shift = norm
     y = conv2d(x, weight, None, stride, padding, dilation, groups)

@@ -29,7 +29,9 @@ class MaskHead(Function):
             geometries.append(g)
         r, _, size, _ = x.shape
         up = Geometry.of((r, deconv.shape[1], 2 * size, 2 * size), deconv.shape, 2, 0, 1, 1)
-        t = convolution.input_gradient(hs[-1], deconv, up)  # a deconvolution is a convolution's input gradient
+        t = convolution.input_gradient(
+            hs[-1], deconv, up
+        )  # a deconvolution is a convolution's input gradient
         t += d[:, None, None]
         self.xp.maximum(t, 0, out=t)
         point = Geometry.of(t.shape, p.shape, 1, 0, 1, 1)
@@ -40,7 +42,10 @@ class MaskHead(Function):
         weights, hs, t, geometries, up, point = self.saved
         xp = self.xp
         # y = p t + q
-        g_weights = [gy.sum(axis=(0, 2, 3)), convolution.weight_gradient(gy, t, point)]  # q, p: collected backwards
+        g_weights = [
+            gy.sum(axis=(0, 2, 3)),
+            convolution.weight_gradient(gy, t, point),
+        ]  # q, p: collected backwards
         gt = convolution.input_gradient(gy, weights[-2], point)
         # t = relu(D^T h_n + d): the transpose of a transpose is the convolution itself
         gt = xp.multiply(gt, t > 0, out=gt)

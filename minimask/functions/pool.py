@@ -14,7 +14,9 @@ class MaxPool2d(Function):
         self.kernel, self.padding = pair(kernel_size), pair(padding)
         self.stride = self.kernel if stride is None else pair(stride)
         if any(2 * p > k for p, k in zip(self.padding, self.kernel)):
-            raise ValueError(f"max_pool2d: padding {self.padding} is more than half of the window {self.kernel}")
+            raise ValueError(
+                f"max_pool2d: padding {self.padding} is more than half of the window {self.kernel}"
+            )
 
     def forward(self, x):  # (N, C, H, W) -> (N, C, P, Q)
         n, c, h, w = x.shape

@@ -57,7 +57,9 @@ def as_rois(boxes) -> np.ndarray:
         return np.concatenate([np.concatenate(pair, axis=1) for pair in zip(index, boxes)])
     boxes = boxes.data if isinstance(boxes, Tensor) else np.asarray(boxes)
     if boxes.ndim != 2 or boxes.shape[1] != 5:
-        raise ValueError(f"RoIs must be (R, 5): image index, x1, y1, x2, y2; or a list of (R, 4); got {boxes.shape}")
+        raise ValueError(
+            f"RoIs must be (R, 5): image index, x1, y1, x2, y2; or a list of (R, 4); got {boxes.shape}"
+        )
     return boxes
 
 
@@ -105,7 +107,9 @@ def roi_align(
     xs = tuple(x) if isinstance(x, (list, tuple)) else (x,)
     scales = tuple(spatial_scale) if isinstance(spatial_scale, (list, tuple)) else (spatial_scale,)
     if len(xs) != len(scales) or (len(xs) > 1 and levels is None):
-        raise ValueError(f"roi_align: {len(xs)} maps need as many scales ({len(scales)}), and the RoIs' levels")
+        raise ValueError(
+            f"roi_align: {len(xs)} maps need as many scales ({len(scales)}), and the RoIs' levels"
+        )
     sampling = align.Sampling(pair(output_size), sampling_ratio, aligned, sampling_points, aggregation)
     levels = None if len(xs) == 1 else backend.to_cpu(levels)
     return RoIAlign.apply(as_rois(rois), *xs, sampling=sampling, scales=scales, levels=levels)

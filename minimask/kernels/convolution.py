@@ -19,7 +19,9 @@ import numpy as np
 
 from minimask import backend
 
-BLOCK = 1 << 18  # floats in the buffer of patches of one block: 1 MiB, about half of a core's second-level cache
+BLOCK = (
+    1 << 18
+)  # floats in the buffer of patches of one block: 1 MiB, about half of a core's second-level cache
 
 NARROW = 32  # columns up to which rows are copied several at once (14 in the mask head)
 
@@ -42,7 +44,9 @@ class Geometry:
         if len(x_shape) != 4 or len(w_shape) != 4:
             raise ValueError(f"conv2d: x and weight must have 4 axes, not shapes {x_shape} and {w_shape}")
         if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or groups < 1:
-            raise ValueError(f"conv2d: stride {stride}, padding {padding}, dilation {dilation}, groups {groups}")
+            raise ValueError(
+                f"conv2d: stride {stride}, padding {padding}, dilation {dilation}, groups {groups}"
+            )
         if x_shape[1] != w_shape[1] * groups or w_shape[0] % groups:
             raise ValueError(
                 f"conv2d: x has {x_shape[1]} channels; weight {w_shape} with groups={groups} reads "
@@ -50,14 +54,18 @@ class Geometry:
             )
         geometry = cls(tuple(x_shape), tuple(w_shape), stride, padding, dilation, groups)
         if min(geometry.out_size) < 1:
-            raise ValueError(f"conv2d: a {w_shape[2:]} kernel does not fit into {x_shape[2:]} padded by {padding}")
+            raise ValueError(
+                f"conv2d: a {w_shape[2:]} kernel does not fit into {x_shape[2:]} padded by {padding}"
+            )
         return geometry
 
     @property
     def out_size(self) -> tuple[int, int]:
         return tuple(
             (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(self.x_shape[2:], self.w_shape[2:], self.stride, self.padding, self.dilation)
+            for n, k, s, p, d in zip(
+                self.x_shape[2:], self.w_shape[2:], self.stride, self.padding, self.dilation
+            )
         )
 
     @property
@@ -98,7 +106,9 @@ class Geometry:
         n, c, h, w = self.x_shape
         o, _, kh, kw = self.w_shape
         padding = tuple(d * (k - 1) - p for d, k, p in zip(self.dilation, (kh, kw), self.padding))
-        return Geometry(self.y_shape, (c, o // self.groups, kh, kw), (1, 1), padding, self.dilation, self.groups)
+        return Geometry(
+            self.y_shape, (c, o // self.groups, kh, kw), (1, 1), padding, self.dilation, self.groups
+        )
 
 
 def pair(value) -> tuple[int, int]:
@@ -196,7 +206,9 @@ def forward_im2col(x, w, b, g: Geometry, xp=np):
 def input_gradient_im2col(gy, w, g: Geometry, xp=np):
     """patches' gradient = w^T @ gy, then added into place."""
     n, groups = gy.shape[0], g.groups
-    cols = w.reshape(groups, -1, g.patch_size).swapaxes(1, 2) @ gy.reshape(n, groups, g.w_shape[0] // groups, g.out_pixels)
+    cols = w.reshape(groups, -1, g.patch_size).swapaxes(1, 2) @ gy.reshape(
+        n, groups, g.w_shape[0] // groups, g.out_pixels
+    )
     return col2im(cols.reshape(n, g.x_shape[1], *g.w_shape[2:], *g.out_size), g, xp)
 
 
@@ -323,11 +335,15 @@ def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
         for n0, n1, first, last in _blocks(g, part, parts):
             out = _rows(y, g, n0, n1, first, last)  # (n, G, O/G, R, Q)
             direct = g.pitch == g.out_size[1]
-            block = out.reshape(*out.shape[:3], -1) if direct else _product_buffer(out, g.pitch)  # (n, G, O/G, L)
+            block = (
+                out.reshape(*out.shape[:3], -1) if direct else _product_buffer(out, g.pitch)
+            )  # (n, G, O/G, L)
             _product(w3, _patches(x[n0:n1], g, first, last), block)
             if b3 is not None:
                 block += b3
-            computed = block.reshape(*out.shape[:4], g.pitch)[..., : out.shape[4]]  # without what straddles two rows
+            computed = block.reshape(*out.shape[:4], g.pitch)[
+                ..., : out.shape[4]
+            ]  # without what straddles two rows
             if residual is not None:
                 computed = np.add(computed, _rows(residual, g, n0, n1, first, last), out=out)
             if relu:
@@ -346,7 +362,9 @@ def _rows(y, g: Geometry, n0: int, n1: int, first: int, last: int):
 
 def _product_buffer(out, pitch: int):
     n, groups, depth, rows, _ = out.shape
-    return backend.scratch("product", n * groups * depth * rows * pitch, out.dtype).reshape(n, groups, depth, -1)
+    return backend.scratch("product", n * groups * depth * rows * pitch, out.dtype).reshape(
+        n, groups, depth, -1
+    )
 
 
 def input_gradient(gy, w, g: Geometry):

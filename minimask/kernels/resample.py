@@ -13,7 +13,9 @@ from minimask import backend
 
 def nearest_index(size: int, out: int, xp=np):
     """For each of `out` output pixels the input pixel under its left edge: floor(i size / out), in torch's float32."""
-    return xp.minimum(xp.floor(xp.arange(out, dtype=np.float32) * np.float32(size / out)).astype(np.int64), size - 1)
+    return xp.minimum(
+        xp.floor(xp.arange(out, dtype=np.float32) * np.float32(size / out)).astype(np.int64), size - 1
+    )
 
 
 def nearest(x, out_size: tuple[int, int]):

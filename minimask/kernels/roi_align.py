@@ -48,7 +48,9 @@ class Sampling:
         if min(self.output_size) < 1:
             raise ValueError(f"roi_align: output_size must be positive, is {self.output_size}")
         if self.points not in ("centers", "crossings"):
-            raise ValueError(f'roi_align: sampling_points must be "centers" or "crossings", not {self.points!r}')
+            raise ValueError(
+                f'roi_align: sampling_points must be "centers" or "crossings", not {self.points!r}'
+            )
         if self.aggregation not in ("average", "max"):
             raise ValueError(f'roi_align: aggregation must be "average" or "max", not {self.aggregation!r}')
 
@@ -74,7 +76,9 @@ def roi_align_loop(x, rois, scale: float, s: Sampling):
                 for u in s.fractions(nx)
             ]
             if values:  # an adaptive grid of a box without area has no points
-                y[r, :, i, j] = np.mean(values, axis=0) if s.aggregation == "average" else np.max(values, axis=0)
+                y[r, :, i, j] = (
+                    np.mean(values, axis=0) if s.aggregation == "average" else np.max(values, axis=0)
+                )
     return y
 
 
@@ -152,7 +156,10 @@ def _matrix(rois, shape, scale: float, s: Sampling, dtype) -> csr_matrix:
         most = s.ratio**2
     else:  # RoIs with equally many points are served together
         ny, nx = (np.maximum(np.ceil(b), 0).astype(np.int64) for b in (bin_h, bin_w))
-        groups = [(np.flatnonzero((ny == a) & (nx == b)), a, b) for a, b in sorted(set(zip(ny.tolist(), nx.tolist())))]
+        groups = [
+            (np.flatnonzero((ny == a) & (nx == b)), a, b)
+            for a, b in sorted(set(zip(ny.tolist(), nx.tolist())))
+        ]
         most = max((a * b for _, a, b in groups), default=0)
 
     rows_each = most if s.aggregation == "max" else 1
@@ -179,12 +186,17 @@ def _matrix(rois, shape, scale: float, s: Sampling, dtype) -> csr_matrix:
     columns, values = _in_order(pieces, len(rois))
     indptr = np.concatenate([[0], np.cumsum(lengths.ravel())])
     shape = (lengths.size, n_images * height * width)
-    return csr_matrix((values, columns, indptr.astype(columns.dtype if indptr[-1] < 2**31 else np.int64)), shape=shape)
+    return csr_matrix(
+        (values, columns, indptr.astype(columns.dtype if indptr[-1] < 2**31 else np.int64)), shape=shape
+    )
 
 
 def _axis(start, bin_size, bins: int, fractions, length: int):
     """The two pixels that each sampling point of one axis reads, and their weights: two (R, bins, S, 2)."""
-    at = start[:, None, None] + (np.arange(bins)[:, None] + fractions).astype(start.dtype) * bin_size[:, None, None]
+    at = (
+        start[:, None, None]
+        + (np.arange(bins)[:, None] + fractions).astype(start.dtype) * bin_size[:, None, None]
+    )
     inside = (at >= -1) & (at <= length)
     at = np.clip(at, 0, length - 1)
     low = at.astype(np.int32)
@@ -233,10 +245,14 @@ def forward(xs, plan: Plan):
         rois = np.arange(plan.count)[own]
         per_roi = matrix.shape[0] // len(rois)  # rows: a bin, or a sampling point, each
 
-        def write(begin, end, read, matrix=matrix, rois=rois, per_roi=per_roi):  # read: (rows, C) of some RoIs
+        def write(
+            begin, end, read, matrix=matrix, rois=rois, per_roi=per_roi
+        ):  # read: (rows, C) of some RoIs
             some = rois[begin:end]
             if is_max:
-                read, argmax[some] = _largest(read, matrix.indptr[begin * per_roi : end * per_roi + 1], len(some), ph * pw)
+                read, argmax[some] = _largest(
+                    read, matrix.indptr[begin * per_roi : end * per_roi + 1], len(some), ph * pw
+                )
             y[some] = read.reshape(len(some), ph * pw, channels).swapaxes(1, 2)
 
         multiply(matrix, channels_last(x, "features"), per_roi, write)

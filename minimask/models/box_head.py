@@ -158,7 +158,9 @@ class BoxHead(Module):
             first = np.cumsum([0] + [len(t.boxes) for t in targets])[image]
             objects = np.concatenate([t.boxes for t in targets])[first + rois.matches[positive]]
             encoded[positive] = self.coder.encode(objects, rois.boxes[positive, 1:])
-        classification, box = F.box_head_loss(out.logits, out.deltas, rois.labels, encoded, beta=self.options.beta)
+        classification, box = F.box_head_loss(
+            out.logits, out.deltas, rois.labels, encoded, beta=self.options.beta
+        )
         return {"loss_classifier": classification, "loss_box_reg": box}
 
     def detect(self, out: BoxOutput, proposals: list[np.ndarray], batch: Batch) -> list[Detections]:

@@ -15,7 +15,9 @@ class FPN(Module):
     """1x1 laterals, top-down additions, 3x3 smoothing, and P6 by subsampling P5."""
 
     def __init__(self, channels_in: Sequence[int], channels: int, rng):
-        self.inner_blocks = Sequential(*(Sequential(Conv2d(c, channels, 1, rng, gain=1.0)) for c in channels_in))
+        self.inner_blocks = Sequential(
+            *(Sequential(Conv2d(c, channels, 1, rng, gain=1.0)) for c in channels_in)
+        )
         self.layer_blocks = Sequential(
             *(Sequential(Conv2d(channels, channels, 3, rng, gain=1.0)) for _ in channels_in)
         )

@@ -35,7 +35,9 @@ class MaskHead(Module):
     def forward(self, levels, boxes) -> Tensor:  # P2..P5, (R, 5) -> (R, K+1, M, M)
         x = self.pooler(levels, boxes)  # (R, C, 14, 14)
         convs = [block[0].pair for block in self.mask_head]
-        return F.mask_head(x, convs, self.mask_predictor.conv5_mask.pair, self.mask_predictor.mask_fcn_logits.pair)
+        return F.mask_head(
+            x, convs, self.mask_predictor.conv5_mask.pair, self.mask_predictor.mask_fcn_logits.pair
+        )
 
     def targets(self, rois: RoIs, targets: list[Target], size: int) -> np.ndarray:
         """(R, M, M): what each positive RoI sees of its object's mask."""

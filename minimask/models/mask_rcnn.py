@@ -42,7 +42,9 @@ class MaskRCNN(Module):
 
     paths = {"box_head": "roi_heads", "mask_head": "roi_heads"}  # torchvision's names in the state
 
-    def __init__(self, transform: Transform, backbone: Backbone, rpn: RPN, box_head: BoxHead, mask_head: MaskHead):
+    def __init__(
+        self, transform: Transform, backbone: Backbone, rpn: RPN, box_head: BoxHead, mask_head: MaskHead
+    ):
         self.transform = transform
         self.backbone, self.rpn, self.box_head, self.mask_head = backbone, rpn, box_head, mask_head
         self.calls = 0
@@ -74,7 +76,9 @@ class MaskRCNN(Module):
         """
         return self.training_record(images, targets, draws).losses
 
-    def training_record(self, images, targets, draws: Draws | None = None, held: TrainingRecord | None = None):
+    def training_record(
+        self, images, targets, draws: Draws | None = None, held: TrainingRecord | None = None
+    ):
         """The training step in full. With `held`, proposals, samples and matches are those of an earlier record.
 
         That is how training defines its gradient: they are constants, though they depend on the parameters.
@@ -86,9 +90,13 @@ class MaskRCNN(Module):
         rpn = self.rpn(levels, batch)  # logits (N, A), deltas (N, A, 4), anchors (A, 4)
         anchors = held.anchors if held else self.rpn.sample(rpn, targets, draws)
         proposals = held.proposals if held else self.rpn.propose(rpn, batch)  # N of (P, 4); no gradient
-        rois = held.rois if held else self.box_head.sample(proposals, targets, draws)  # R, with labels and matches
+        rois = (
+            held.rois if held else self.box_head.sample(proposals, targets, draws)
+        )  # R, with labels and matches
         box = self.box_head(levels, rois.boxes)  # logits (R, K+1), deltas (R, 4(K+1))
-        mask = self.mask_head(levels, rois.positive.boxes)  # (R+, K+1, M, M), in parallel: needs neither of them
+        mask = self.mask_head(
+            levels, rois.positive.boxes
+        )  # (R+, K+1, M, M), in parallel: needs neither of them
         losses = (
             self.box_head.loss(box, rois, targets)
             | self.mask_head.loss(mask, rois.positive, targets)

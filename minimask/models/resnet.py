@@ -90,7 +90,9 @@ class ResNet(Module):
 
     def freeze(self, trainable_stages: int) -> None:
         """Freeze all but the last stages; 5 trains everything, stem included."""
-        kept = ["layer4", "layer3", "layer2", "layer1", "conv1", "bn1"][: trainable_stages + (trainable_stages == 5)]
+        kept = ["layer4", "layer3", "layer2", "layer1", "conv1", "bn1"][
+            : trainable_stages + (trainable_stages == 5)
+        ]
         for name, parameter in self.named_parameters():
             parameter.requires_grad = name.split(".")[0] in kept
 

@@ -77,7 +77,9 @@ class Transform:
         The longer side does not exceed this.
     """
 
-    def __init__(self, conventions: Conventions, min_size: int | None, max_size: int, size_divisible: int = 32):
+    def __init__(
+        self, conventions: Conventions, min_size: int | None, max_size: int, size_divisible: int = 32
+    ):
         self.conventions, self.min_size, self.max_size = conventions, min_size, max_size
         self.size_divisible = size_divisible
 
@@ -104,7 +106,9 @@ class Transform:
         return Batch(batch, [r.shape[1:] for r in resized], [tuple(i.shape[1:]) for i in images])
 
     def _normalize(self, image):
-        mean, std = (np.array(v, image.dtype)[:, None, None] for v in (self.conventions.mean, self.conventions.std))
+        mean, std = (
+            np.array(v, image.dtype)[:, None, None] for v in (self.conventions.mean, self.conventions.std)
+        )
         return (image - mean) / std
 
     def _resize(self, image):
@@ -155,7 +159,9 @@ def _check(boxes, labels, masks, n: int, size) -> None:
             f"targets[{n}]: {len(boxes)} boxes, {len(labels)} labels and masks {masks.shape} do not belong "
             f"together; for an image of {size} masks must be {(len(boxes), *size)}"
         )
-    bad = np.flatnonzero(~(np.isfinite(boxes).all(1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])))
+    bad = np.flatnonzero(
+        ~(np.isfinite(boxes).all(1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+    )
     if len(bad):
         raise InputError(
             f"targets[{n}]: box {bad[0]} is {boxes[bad[0]].tolist()}; boxes are x1, y1, x2, y2 with x1 < x2, y1 < y2 "

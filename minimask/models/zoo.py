@@ -155,7 +155,9 @@ def maskrcnn_small(
     return _assemble(transform, body, fpn_channels, box_width, num_classes, anchor_sizes, rpn, box, rng)
 
 
-def _assemble(transform, body, channels: int, box_width: int, num_classes: int, sizes, rpn, box, rng) -> MaskRCNN:
+def _assemble(
+    transform, body, channels: int, box_width: int, num_classes: int, sizes, rpn, box, rng
+) -> MaskRCNN:
     conventions = transform.conventions
     anchors = AnchorGenerator(
         tuple((s,) for s in sizes),
@@ -170,4 +172,3 @@ def _assemble(transform, body, channels: int, box_width: int, num_classes: int, 
         BoxHead(channels, box_width, num_classes, Pooler(7, conventions), box, rng),
         MaskHead(channels, num_classes, Pooler(14, conventions), rng),
     )
-

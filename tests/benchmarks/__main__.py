@@ -31,7 +31,9 @@ def alternate(ours, theirs, rounds: int) -> tuple[list[float], list[float]]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"one of {', '.join(rows.ROWS)}; all by default")
+    parser.add_argument(
+        "rows", nargs="*", metavar="ROW", help=f"one of {', '.join(rows.ROWS)}; all by default"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="counted runs of each (default 7)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args(argv)

@@ -25,7 +25,9 @@ class _Block(nn.Module):
         self.bn2 = _norm(channels)
         self.downsample = None
         if stride != 1 or before != channels:
-            self.downsample = nn.Sequential(nn.Conv2d(before, channels, 1, stride, bias=False), _norm(channels))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(before, channels, 1, stride, bias=False), _norm(channels)
+            )
 
     def forward(self, x):
         y = torch.relu(self.bn1(self.conv1(x)))
