@@ -106,7 +106,7 @@ class Tensor:
         return float(self.item())
 
     def backward(self, gradient=None) -> None:
-        """Add d(self)/d(leaf), weighted by `gradient`, to ``.grad`` of every leaf that self was computed from.
+        """Add d(self)/d(leaf), weighted by `gradient`, to ``.grad`` of every leaf that self came from.
 
         Parameters
         ----------
@@ -179,7 +179,7 @@ class Function:
 
     def _record(self, inputs, outputs) -> None:
         self.order = next(_created)
-        # An edge is (creator, slot) for a computed input, the leaf Tensor itself for a parameter, None for a constant.
+        # An edge is (creator, slot) of a computed input, the Tensor itself of a leaf, None for a constant.
         self.edges = [
             None if not need else (x.creator, x.slot) if x.creator else x
             for x, need in zip(inputs, self.needs)
@@ -205,7 +205,7 @@ class Function:
 
 
 def _run_backward(creator: Function, slot: int, gradient) -> None:
-    """Visit the graph from `creator` in the reverse of the order of creation, freeing each node on the way."""
+    """Visit the graph from `creator` against the order of creation, freeing each node on the way."""
     pending: dict[
         Function, list
     ] = {}  # for each node reached, [gradient, owned] or None for each of its outputs

@@ -17,7 +17,7 @@ import numpy as np
 from minimask import backend
 from minimask.autograd import Tensor, no_grad
 
-STEP = 1e-5  # of the 4th-order difference: short of most kinks; rounding leaves errors near 1e-10 for values of order 1
+STEP = 1e-5  # short of most kinks; rounding leaves errors near 1e-10 for values of order 1
 NEAR_ZERO = (
     1e-2  # a directional derivative this much below the typical one is dominated by cancellation: redraw
 )
@@ -103,10 +103,10 @@ def gradcheck(
     Parameters
     ----------
     function : callable
-        Gets a Tensor for each floating point input, returns a Tensor or a tuple of them. It must give the same
+        Gets a Tensor for each floating point input, returns a Tensor or several. It must give the same
         output for the same inputs: seed whatever it draws.
     inputs : sequence of arrays
-        Floating point arrays are checked, in float64; a Tensor that requires no gradient, an array of integers
+        Floats are checked, in float64; a Tensor that requires no gradient, an array of integers
         and whatever is no array is passed on as a constant.
     tolerance : float
         Bound of the relative error in each direction.
@@ -235,7 +235,7 @@ class _Point:
         return numeric, analytic, v
 
     def noise(self, h: float) -> float:
-        """What rounding alone may make of a slope that is 0: some tens of units in the last place of the values."""
+        """What rounding alone may make of a slope of 0: some tens of units in the values' last place."""
         return 1e-14 * self.scale / h
 
     def has_kink(self, v: dict[int, np.ndarray], h: float, tolerance: float) -> bool:
@@ -255,7 +255,8 @@ class _Point:
 def _explain(report: GradientReport, point: _Point, group, v, step: float, tolerance: float) -> None:
     """After an error along v: a kink, or which element of which input is wrong."""
     if point.has_kink(v, step, tolerance):
-        report.kink = f"the function is not differentiable within {2 * step:g} of the inputs ({report.where}): move them"
+        where = f"within {2 * step:g} of the inputs ({report.where})"
+        report.kink = f"the function is not differentiable {where}: move them"
         return
     worst, wrong, checked = None, 0, 0
     for i in group:

@@ -1,4 +1,4 @@
-"""Layers with parameters: Module, the layers that the models are made of, and names as torchvision gives them."""
+"""Layers with parameters: Module, what the models are made of, with names as torchvision gives them."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class SGD:
         }
 
     def step(self, lr: float | None = None) -> None:
-        """Update every parameter that has a gradient, with learning rate `lr` or the one given at the start."""
+        """Update every parameter that has a gradient; `lr` replaces the learning rate given at the start."""
         lr = self.lr if lr is None else lr
         for name, p in self.parameters.items():
             if p.grad is None:
@@ -104,7 +104,7 @@ def clip_gradients(parameters: Sequence, max_norm: float) -> float:
 
 
 def scaled_learning_rate(base: float, batch_size: int, reference_batch: int) -> float:
-    """The linear rule: the learning rate stated for `reference_batch` images, times batch_size / reference_batch."""
+    """The linear rule: the rate stated for `reference_batch` images, times batch_size / reference_batch."""
     return base * batch_size / reference_batch
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a draw is for: the second word of its key. The numbers are part of every trained run; never reuse one."""
+    """What a draw is for: the second word of its key. Trained runs depend on the numbers: never reuse one."""
 
     WEIGHTS = 1
     ORDER = 2

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.model_data import discs, fill, tiny_model
 
 from minimask import InputError, Tensor, models, no_grad
 from minimask.models.box_head import RoIs
 from minimask.randomness import Draws
+from tests.model_data import discs, fill, tiny_model
 
 REFERENCE = Path(__file__).parent / "reference" / "maskrcnn_resnet50_fpn.npz"
 STEP = 3e-6
@@ -27,7 +27,7 @@ def training():
 
 
 def spread_out(model, rng):
-    """Move the weights off their start: predictors near 0 hide what lies below, biases of 0 sit on ReLU's kink."""
+    """Move the weights off their start: predictors near 0 hide what lies below, ReLU has a kink at 0."""
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             p.data = rng.normal(size=p.shape) * 0.1

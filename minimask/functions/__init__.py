@@ -1,4 +1,4 @@
-"""Every differentiable operation: a class with forward and backward, and under it the function people call."""
+"""Every differentiable operation: a class with forward and backward, and the function people call."""
 
 from minimask.functions.activation import dropout, log_softmax, relu, sigmoid, softmax
 from minimask.functions.array import (
@@ -36,4 +36,48 @@ from minimask.functions.norm import batch_norm, frozen_batch_norm, group_norm
 from minimask.functions.pool import max_pool2d, upsample_bilinear, upsample_nearest
 from minimask.functions.roi import roi_align, roi_pool
 
-__all__ = [name for name in dir() if not name.startswith("_")]
+__all__ = [
+    "add",
+    "batch_norm",
+    "box_head_loss",
+    "concatenate",
+    "conv2d",
+    "conv_frozen_norm",
+    "conv_transpose2d",
+    "divide",
+    "dropout",
+    "exp",
+    "frozen_batch_norm",
+    "getitem",
+    "group_norm",
+    "l1",
+    "linear",
+    "log",
+    "log_softmax",
+    "mask_head",
+    "mask_loss",
+    "matmul",
+    "max_pool2d",
+    "mean",
+    "multiply",
+    "power",
+    "relu",
+    "reshape",
+    "roi_align",
+    "roi_pool",
+    "rpn_head",
+    "rpn_loss",
+    "scale_and_shift",
+    "sigmoid",
+    "sigmoid_cross_entropy",
+    "smooth_l1",
+    "softmax",
+    "softmax_cross_entropy",
+    "sqrt",
+    "subtract",
+    "sum",
+    "take",
+    "transpose",
+    "upsample_bilinear",
+    "upsample_nearest",
+]

@@ -24,7 +24,7 @@ class Conv2d(Function):
 
     def backward(self, gy):  # (N, O, P, Q)
         x, w = self.saved
-        # y is linear in each: a product w x in y sends gy w to x, gy x to w (a correlation of x with gy), gy to b
+        # linear in each: a product w x in y sends gy w to x, gy x to w (x correlated with gy), and b gets gy
         gx = convolution.input_gradient(gy, w, self.geometry) if self.needs[0] else None
         gw = convolution.weight_gradient(gy, x, self.geometry) if self.needs[1] else None
         gb = gy.sum(axis=(0, 2, 3)) if self.needs[2] else None
@@ -32,7 +32,7 @@ class Conv2d(Function):
 
 
 class ConvTranspose2d(Function):
-    """The transpose of the convolution that has the same weights: its forward is that one's input gradient."""
+    """The transpose of the convolution by the same weights: forward is that one's input gradient."""
 
     def __init__(self, stride=1, padding=0, output_padding=0, dilation=1, groups: int = 1):
         self.stride, self.padding, self.output_padding = pair(stride), pair(padding), pair(output_padding)
@@ -63,7 +63,7 @@ class ConvTranspose2d(Function):
 
     def backward(self, gy):  # (N, O, P, Q)
         x, w = self.saved
-        # forward is x -> A^T x with A the convolution by w: so gx = A gy, and w's gradient has x and gy exchanged
+        # y = A^T x with A the convolution by w: so gx = A gy, and w's gradient has x and gy exchanged
         gx = convolution.forward(gy, w, None, self.geometry) if self.needs[0] else None
         gw = convolution.weight_gradient(x, gy, self.geometry) if self.needs[1] else None
         gb = gy.sum(axis=(0, 2, 3)) if self.needs[2] else None
@@ -119,7 +119,7 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups: int = 
 def conv_transpose2d(
     x, weight, bias=None, stride=1, padding=0, output_padding=0, groups: int = 1, dilation=1
 ) -> Tensor:
-    """Transposed convolution ("deconvolution"), which with stride 2 doubles a mask's side (section 4 of the paper).
+    """Transposed convolution ("deconvolution"); with stride 2 it doubles a mask's side (figure 4).
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """The RPN's head over all pyramid levels as one Function, its backward pass derived by hand.
 
-Shapes: N images, C channels, a anchors at each position, levels (N, C, H_l, W_l), A = sum_l H_l W_l a anchors.
+Shapes: N images, C channels, levels (N, C, H_l, W_l), a anchors a position, A = sum_l H_l W_l a in all.
 
     h = relu(w * x + b)   3x3          for each level with the same weights (Faster R-CNN, section 3.1;
     o = u h + c           1x1, a       FPN, section 4.1)
@@ -18,7 +18,7 @@ from minimask.kernels.convolution import Geometry
 
 
 class RPNHead(Function):
-    """Objectness logits (N, A) and box deltas (N, A, 4) of every anchor, level by level, position by position."""
+    """Objectness logits (N, A) and box deltas (N, A, 4), level by level, position by position."""
 
     def forward(self, w, b, u, c, v, e, *xs):
         xp = self.xp

@@ -11,7 +11,7 @@ import numpy as np
 from minimask.autograd import Function, Tensor
 from minimask.functions.activation import sigmoid_array, softmax_array
 
-# ------------------------------------------------------------------- the pieces, as (value, derivative) of arrays
+# -------------------------------------------------------- the pieces, as (value, derivative) of arrays
 
 
 def _softmax_cross_entropy(logits, labels, xp):  # (R, K), (R,) -> sum over rows, (R, K)
@@ -81,7 +81,7 @@ class SigmoidCrossEntropy(Function):
 
 
 class SmoothL1(Function):
-    """y = sum of f(x - t) / normalizer, f(d) = d^2 / (2 beta) within beta, |d| - beta / 2 beyond; |d| for beta 0."""
+    """y = sum of f(x - t) / normalizer, f(d) = d^2 / (2 beta) within beta, |d| - beta / 2 beyond."""
 
     def __init__(self, beta: float = 1.0, normalizer: float | None = None):
         if beta < 0:

@@ -12,7 +12,7 @@ from minimask.autograd import Function, Tensor
 
 
 class BatchNorm(Function):
-    """y = (x - mean) / sqrt(var + eps) * weight + bias, mean and variance over the batch, for each channel."""
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, with each channel's mean and variance."""
 
     def __init__(self, eps: float):
         self.eps = eps
@@ -35,7 +35,7 @@ class BatchNorm(Function):
             return None, g_weight, g_bias
         # x_hat = (x - mean) inv_std, and mean and variance depend on every x of the channel:
         # gx = inv_std (g - mean(g) - x_hat mean(g x_hat)), with g = gy weight;
-        # and as outputs of their own, d mean / dx = 1 / m and d var / dx = 2 (x - mean) / m = 2 x_hat / (m inv_std)
+        # and as outputs: d mean / dx = 1 / m and d var / dx = 2 (x - mean) / m = 2 x_hat / (m inv_std)
         m = max(gy.size // gy.shape[1], 1)
         r = inv_std.reshape(-1)  # (C,)
         slope, a, b = (

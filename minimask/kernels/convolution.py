@@ -103,7 +103,7 @@ class Geometry:
 
     def transposed(self) -> Geometry:
         """The convolution, of stride 1, that takes gradients of y to gradients of x."""
-        n, c, h, w = self.x_shape
+        c = self.x_shape[1]
         o, _, kh, kw = self.w_shape
         padding = tuple(d * (k - 1) - p for d, k, p in zip(self.dilation, (kh, kw), self.padding))
         return Geometry(
@@ -225,7 +225,7 @@ def weight_gradient_im2col(gy, x, g: Geometry, xp=np):
 
 
 def _blocks(g: Geometry, part: int, parts: int, block: int | None = None):
-    """This part's share of all output rows, in blocks of bounded size: (first image, past it, first row, past it)."""
+    """This part's share of all output rows, in blocks: (first image, past it, first row, past it)."""
     images, height = g.x_shape[0], g.out_size[0]
     rows = max(1, (block or BLOCK) // max(1, g.groups * g.patch_size * g.pitch))
     if rows >= 2 * height and images >= 2 * parts:  # small images, several at once: the RoIs of the mask head
@@ -272,7 +272,7 @@ def _patches(x, g: Geometry, first: int, last: int):
 
 
 def _padded(x, g: Geometry, first: int, rows: int):
-    """The input rows that `rows` output rows read, with zeros around, each image and channel laid out flat."""
+    """The input rows that `rows` output rows read, zeros around, each image and channel laid out flat."""
     n, channels, height, width = x.shape
     (kh, kw), (ph, pw) = g.w_shape[2:], g.padding
     rows_in, slack = rows + (kh - 1) * g.dilation[0], (kw - 1) * g.dilation[1]
@@ -291,7 +291,7 @@ def _padded(x, g: Geometry, first: int, rows: int):
 
 
 def _shares(g: Geometry, first: int, rows: int):
-    """`windows` for the output rows from `first` on, counted from there; every kernel element, some of them empty."""
+    """`windows` for the output rows from `first` on, counted from there; some may be empty."""
     for i, j in np.ndindex(*g.w_shape[2:]):
         v, h = i * g.dilation[0] - g.padding[0] + first * g.stride[0], j * g.dilation[1] - g.padding[1]
         top, bottom = overlap(v, g.stride[0], g.x_shape[2], rows)
@@ -305,7 +305,7 @@ def _shares(g: Geometry, first: int, rows: int):
 
 
 def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
-    """Convolution of a batch, with what often follows it done to each block of the result while it is in cache.
+    """Convolution of a batch; what often follows is done to each block while it is in cache.
 
     Parameters
     ----------
@@ -374,8 +374,8 @@ def input_gradient(gy, w, g: Geometry):
         return input_gradient_im2col(gy, w, g, xp)
     back = g.transposed()
     if g.stride == (1, 1) and min(back.padding) >= 0:
-        # Stride 1: x[u] was read by y[u - i + pad] with w[i], so gx is the convolution of gy with w turned by 180
-        # degrees, input and output channels exchanged.
+        # Stride 1: x[u] was read by y[u - i + pad] with w[i], so gx is the convolution of gy with w turned
+        # by 180 degrees, input and output channels exchanged.
         o, c, kh, kw = g.w_shape
         turned = w.reshape(g.groups, o // g.groups, c, kh, kw)[:, :, :, ::-1, ::-1].swapaxes(1, 2)
         return forward(gy, np.ascontiguousarray(turned).reshape(back.w_shape), None, back)

@@ -1,7 +1,7 @@
 """Upsampling and resizing, nearest and bilinear, as separable maps: one small matrix or index a direction.
 
-A pixel i covers [i, i + 1) and has its centre at i + 1/2; an output pixel's centre, scaled, is where the input
-is read (what torch calls ``align_corners=False``).
+A pixel i covers [i, i + 1) and has its centre at i + 1/2; an output pixel's centre, scaled, is where the
+input is read (what torch calls ``align_corners=False``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from minimask import backend
 
 
 def nearest_index(size: int, out: int, xp=np):
-    """For each of `out` output pixels the input pixel under its left edge: floor(i size / out), in torch's float32."""
+    """The input pixel under each output pixel's left edge: floor(i size / out), in torch's float32."""
     return xp.minimum(
         xp.floor(xp.arange(out, dtype=np.float32) * np.float32(size / out)).astype(np.int64), size - 1
     )

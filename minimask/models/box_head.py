@@ -81,7 +81,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class Pooler:
-    """The RoI layer over levels P2..P5: a box of 224 pixels reads P4, one of half the side P3 (FPN, equation 1)."""
+    """The RoI layer over P2..P5: a box of 224 pixels reads P4, one of half that P3 (FPN, equation 1)."""
 
     output_size: int
     conventions: Conventions
@@ -164,7 +164,7 @@ class BoxHead(Module):
         return {"loss_classifier": classification, "loss_box_reg": box}
 
     def detect(self, out: BoxOutput, proposals: list[np.ndarray], batch: Batch) -> list[Detections]:
-        """Final boxes of each image: every class of every RoI that scores, without doubles of the same class."""
+        """Final boxes of each image: every class of every RoI that scores, without doubles in a class."""
         begin, results = 0, []
         for boxes, size in zip(proposals, batch.sizes):
             rows = slice(begin, begin + len(boxes))

@@ -1,6 +1,6 @@
 """What the systems do differently, as one frozen object that is passed to the stages.
 
-A checkpoint trained under one convention reads shifted boxes and masks under another; nothing else would tell.
+A checkpoint trained under one convention gives shifted boxes and masks under another, and nothing tells.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Conventions:
     mask_threshold : float or None
         Make mask targets binary at this value; None leaves them soft.
     resize_masks : bool
-        Resize target masks with the image (nearest neighbour); otherwise they are read at their own resolution.
+        Resize target masks with the image (nearest neighbour), instead of reading them as they are.
     anchors_rounded : bool
     anchor_offset : float
         In strides (see `minimask.anchors.AnchorGenerator`).

@@ -1,6 +1,6 @@
 """Mask R-CNN (He et al. 2017), top to bottom: read `loss` and `predict`, and click.
 
-Shapes: N images (3, H, W), A anchors, R RoIs of which R+ with an object, K classes and background, M x M masks.
+Shapes: N images (3, H, W), A anchors, R RoIs (R+ with an object), K classes and background, M x M masks.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class MaskRCNN(Module):
         self.calls = 0
 
     def __call__(self, images, targets=None):
-        """In training mode the dict of losses, in inference mode the list of results, as torchvision has it."""
+        """The dict of losses in training mode, the list of results in inference mode, as torchvision."""
         if not self.training:
             return self.predict(images)
         self.calls += 1
@@ -79,7 +79,7 @@ class MaskRCNN(Module):
     def training_record(
         self, images, targets, draws: Draws | None = None, held: TrainingRecord | None = None
     ):
-        """The training step in full. With `held`, proposals, samples and matches are those of an earlier record.
+        """The training step in full. With `held`, proposals, samples and matches are an earlier record's.
 
         That is how training defines its gradient: they are constants, though they depend on the parameters.
         """
@@ -115,8 +115,8 @@ class MaskRCNN(Module):
 
         Returns
         -------
-        N dicts: ``boxes`` (D, 4) in the image's pixels, ``labels`` (D,), ``scores`` (D,) falling, and ``masks``,
-        a `Masks` of D probabilities, pasted when asked for.
+        N dicts: ``boxes`` (D, 4) in the image's pixels, ``labels`` (D,), ``scores`` (D,) falling, and
+        ``masks``, a `Masks` of D probabilities, pasted when asked for.
         """
         batch = self.transform(images, self.dtype)  # (N, 3, H', W')
         levels = self.backbone(Tensor(batch.images))  # P2..P6

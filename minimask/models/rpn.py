@@ -1,4 +1,4 @@
-"""The region proposal network (Faster R-CNN, section 3; FPN, section 4.1): its net, its proposals, its losses.
+"""The region proposal network (Faster R-CNN, section 3; FPN, section 4.1): net, proposals, losses.
 
 Shapes: N images, A anchors an image over all levels, P proposals, G objects.
 """
@@ -85,7 +85,7 @@ class RPN(Module):
         return RPNOutput(logits, deltas, np.concatenate(anchors), [len(a) for a in anchors])
 
     def propose(self, out: RPNOutput, batch: Batch) -> list[np.ndarray]:
-        """The best boxes of each image, (P, 4), by falling score; constants: no gradient flows through them."""
+        """The best boxes of each image, (P, 4), by falling score; no gradient flows through them."""
         return [self._propose(out, n, size) for n, size in enumerate(batch.sizes)]
 
     def _propose(self, out: RPNOutput, n: int, size) -> np.ndarray:

@@ -124,8 +124,8 @@ class Transform:
         Parameters
         ----------
         targets : N of dict
-            ``boxes`` (G, 4) x1, y1, x2, y2 in pixels of the original image, ``labels`` (G,) from 1 up, ``masks``
-            (G, H, W), and optionally ``crowd_boxes`` (C, 4).
+            ``boxes`` (G, 4) x1, y1, x2, y2 in pixels of the original image, ``labels`` (G,) from 1 up,
+            ``masks`` (G, H, W), and optionally ``crowd_boxes`` (C, 4).
 
         Raises
         ------
@@ -164,8 +164,8 @@ def _check(boxes, labels, masks, n: int, size) -> None:
     )
     if len(bad):
         raise InputError(
-            f"targets[{n}]: box {bad[0]} is {boxes[bad[0]].tolist()}; boxes are x1, y1, x2, y2 with x1 < x2, y1 < y2 "
-            "(x, y, width, height must be converted)"
+            f"targets[{n}]: box {bad[0]} is {boxes[bad[0]].tolist()}; boxes are x1, y1, x2, y2 with "
+            "x1 < x2, y1 < y2 (x, y, width, height must be converted)"
         )
     if len(labels) and labels.min() < 1:
         raise InputError(f"targets[{n}]: label {labels.min()}; classes are numbered from 1, 0 is background")

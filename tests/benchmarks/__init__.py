@@ -1,1 +1,1 @@
-"""Ratios against torch and torchvision, side by side in one run; see ``python -m tests.benchmarks --help``."""
+"""Ratios against torch and torchvision in one run; see ``python -m tests.benchmarks --help``."""

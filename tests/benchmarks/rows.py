@@ -106,7 +106,7 @@ def discs(rng: np.random.Generator, count: int, size: int) -> dict:
 
 
 def resnet50_inference():
-    """`maskrcnn_resnet50_fpn` on one image of 480 x 640, resized to 800 x 1067; same random weights for both."""
+    """`maskrcnn_resnet50_fpn` on one image of 480 x 640, resized to 800 x 1067; equal random weights."""
     import torch
     import torchvision
 
