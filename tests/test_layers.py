@@ -1,0 +1,183 @@
+"""The order of the modules: who may import whom, which packages are needed, and how large a file may grow."""
+
+import ast
+import graphlib
+import io
+import subprocess
+import sys
+import tokenize
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "minimask"
+
+# From the bottom up; a module imports from its own layer and those above it in this list, never from below.
+LAYERS = (
+    "_version errors randomness files",
+    "backend",
+    "kernels",
+    "boxes masks anchors matching",
+    "data",
+    "autograd",
+    "gradient_check",
+    "functions",
+    "ops nn",
+    "models",
+    "optim checkpoint weights",
+    "minimask",  # the public names
+    "config progress visualize evaluate gradient_cases info",
+    "detector train",
+    "demo",
+    "commands",
+    "cli",
+    "__main__",
+)
+FOUNDATION = LAYERS.index("minimask")  # layers below it have 6000 code lines, the others 2500
+
+NEEDED = {"numpy", "scipy"}  # of `import minimask`; the others are imported where they are used
+OPTIONAL = {"PIL", "matplotlib", "pycocotools", "tqdm", "threadpoolctl", "cupy"}
+
+
+def modules() -> dict[str, Path]:
+    """All modules of the package by dotted name; a package is its __init__."""
+    names = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = ["minimask", *path.relative_to(PACKAGE).with_suffix("").parts]
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+MODULES = modules()
+
+
+def imports(tree: ast.AST, importer: str) -> set[str]:
+    """What a piece of module `importer` imports: modules of the package; of others, the top name."""
+    package = importer if MODULES[importer].name == "__init__.py" else importer.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), package)
+            within = {f"{source}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else source for name in within}
+    return {name if name.split(".")[0] == "minimask" else name.split(".")[0] for name in found}
+
+
+def at_module_level(name: str) -> set[str]:
+    """What is imported when the module is: not what functions import, nor what only type checkers read."""
+    found, waiting = set(), list(TREES[name].body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= imports(node, name)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+IMPORTS = {name: imports(tree, name) for name, tree in TREES.items()}
+GRAPH = {name: found & MODULES.keys() for name, found in IMPORTS.items()}
+
+
+def layer(name: str) -> int:
+    top = name.split(".")[1] if "." in name else name
+    places = [i for i, names in enumerate(LAYERS) if top in names.split()]
+    assert places, f"{name} stands in no layer: give it a place in LAYERS"
+    return places[0]
+
+
+def test_the_walk_sees_the_package():
+    assert len(MODULES) > 40 and "minimask.kernels.convolution" in MODULES
+    assert "minimask.backend" in GRAPH["minimask.autograd"]
+    assert "minimask._version" in GRAPH["minimask.backend"], "imports inside functions count"
+    assert "minimask._version" not in at_module_level("minimask.backend")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_from_its_own_layer_and_below(name):
+    wrong = sorted(other for other in GRAPH[name] if layer(other) > layer(name))
+    assert not wrong, f"{name} must not import {', '.join(wrong)}"
+
+
+def test_imports_have_no_cycle():
+    try:
+        graphlib.TopologicalSorter(GRAPH).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+def test_only_the_backend_imports_cupy():
+    assert [name for name, found in IMPORTS.items() if "cupy" in found] == ["minimask.backend"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_other_packages_are_imported_where_they_are_used(name):
+    known = sys.stdlib_module_names | MODULES.keys()
+    assert IMPORTS[name] - known <= NEEDED | OPTIONAL, "a dependency that setup.py does not name"
+    assert at_module_level(name) - known <= NEEDED
+
+
+def python(code: str, *arguments: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_minimask_loads_none_of_the_optional_packages():
+    loaded = python(
+        "import sys, minimask; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    ).split()
+    assert "minimask" in loaded and "numpy" in loaded
+    assert not set(loaded) & (OPTIONAL | {"torch", "torchvision", "pytest", "IPython"})
+
+
+def test_every_module_can_be_imported_with_numpy_and_scipy_alone():
+    names = [name for name in MODULES if name != "minimask.__main__"]
+    code = """
+import importlib, sys
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None  # an import of it fails
+for name in sys.argv[2].split(","):
+    importlib.import_module(name)
+from minimask.gradient_cases import run_table
+assert run_table(["conv2d", "roi_align"], out=lambda line: None)
+"""
+    python(code, ",".join(OPTIONAL), ",".join(names))
+
+
+def code_lines(path: Path) -> int:
+    """Lines that hold code: neither blank nor comments nor docstrings."""
+    source = path.read_text(encoding="utf-8")
+    skipped = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in skipped:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        has_body = isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))
+        if has_body and ast.get_docstring(node, clean=False) is not None:
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def test_no_file_is_longer_than_400_code_lines_and_the_package_keeps_its_budget():
+    counts = {name: code_lines(path) for name, path in MODULES.items()}
+    assert not {name: n for name, n in counts.items() if n > 400}
+    below = sum(n for name, n in counts.items() if layer(name) < FOUNDATION)
+    above = sum(n for name, n in counts.items() if layer(name) >= FOUNDATION)
+    assert below <= 6000 and above <= 2500, (below, above)
