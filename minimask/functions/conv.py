@@ -27,7 +27,7 @@ class Conv2d(Function):
         # linear in each: a product w x in y sends gy w to x, gy x to w (x correlated with gy), and b gets gy
         gx = convolution.input_gradient(gy, w, self.geometry) if self.needs[0] else None
         gw = convolution.weight_gradient(gy, x, self.geometry) if self.needs[1] else None
-        gb = gy.sum(axis=(0, 2, 3)) if self.needs[2] else None
+        gb = convolution.bias_gradient(gy) if self.needs[2] else None
         return gx, gw, gb
 
 
@@ -66,7 +66,7 @@ class ConvTranspose2d(Function):
         # y = A^T x with A the convolution by w: so gx = A gy, and w's gradient has x and gy exchanged
         gx = convolution.forward(gy, w, None, self.geometry) if self.needs[0] else None
         gw = convolution.weight_gradient(x, gy, self.geometry) if self.needs[1] else None
-        gb = gy.sum(axis=(0, 2, 3)) if self.needs[2] else None
+        gb = convolution.bias_gradient(gy) if self.needs[2] else None
         return gx, gw, gb
 
 

@@ -43,18 +43,18 @@ class MaskHead(Function):
         xp = self.xp
         # y = p t + q
         g_weights = [
-            gy.sum(axis=(0, 2, 3)),
+            convolution.bias_gradient(gy),
             convolution.weight_gradient(gy, t, point),
         ]  # q, p: collected backwards
         gt = convolution.input_gradient(gy, weights[-2], point)
         # t = relu(D^T h_n + d): the transpose of a transpose is the convolution itself
         gt = xp.multiply(gt, t > 0, out=gt)
-        g_weights += [gt.sum(axis=(0, 2, 3)), convolution.weight_gradient(hs[-1], gt, up)]
+        g_weights += [convolution.bias_gradient(gt), convolution.weight_gradient(hs[-1], gt, up)]
         gh = convolution.forward(gt, weights[-4], None, up)
         # h_i = relu(w_i * h_(i-1) + b_i)
         for i in reversed(range(len(geometries))):
             gz = xp.multiply(gh, hs[i + 1] > 0, out=gh)
-            g_weights += [gz.sum(axis=(0, 2, 3)), convolution.weight_gradient(gz, hs[i], geometries[i])]
+            g_weights += [convolution.bias_gradient(gz), convolution.weight_gradient(gz, hs[i], geometries[i])]
             if i > 0 or self.needs[0]:
                 gh = convolution.input_gradient(gz, weights[2 * i], geometries[i])
         return gh if self.needs[0] else None, *reversed(g_weights)

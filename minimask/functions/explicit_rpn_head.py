@@ -50,11 +50,11 @@ class RPNHead(Function):
             )
             begin = end
             # o = uv h + ce
-            g_uv, g_ce = convolution.weight_gradient(go, h, g1), go.sum(axis=(0, 2, 3))
+            g_uv, g_ce = convolution.weight_gradient(go, h, g1), convolution.bias_gradient(go)
             gh = convolution.input_gradient(go, uv, g1)
             # h = relu(z), z = w * x + b: h > 0 just where z > 0
             gz = xp.multiply(gh, h > 0, out=gh)
-            gw, gb = convolution.weight_gradient(gz, x, g3), gz.sum(axis=(0, 2, 3))
+            gw, gb = convolution.weight_gradient(gz, x, g3), convolution.bias_gradient(gz)
             gxs.append(convolution.input_gradient(gz, w, g3) if self.needs[6 + i] else None)
             # the levels share their weights, so the weights' gradients add up
             level = [gw, gb, g_uv, g_ce]

@@ -449,6 +449,21 @@ def weight_gradient(gy, x, g: Geometry):
     return gw.reshape(g.w_shape)
 
 
+def bias_gradient(gy):
+    """d loss / d b (O,): the sum over images and positions, contiguous ones first."""
+    if backend.array_module(gy) is not np or backend.use_reference():
+        return gy.sum(axis=(0, 2, 3))
+    n, o, p, q = gy.shape
+    rows, sums = gy.reshape(n * o, p * q), np.empty(n * o, gy.dtype)
+
+    def work(part, parts):
+        own = slice(*backend.share(n * o, part, parts))
+        rows[own].sum(axis=1, out=sums[own])
+
+    backend.parallel(work)
+    return sums.reshape(n, o).sum(axis=0)
+
+
 def _product(a, b, out) -> None:
     """out = a @ b for stacks of matrices; NumPy gives single ones to BLAS without copying."""
     if out.shape[:2] == (1, 1):

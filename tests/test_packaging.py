@@ -1,0 +1,47 @@
+"""What is in the wheel, and that an installed copy works away from the source tree."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", folder, ROOT]
+    subprocess.run(command, check=True)
+    return next(folder.glob("minimask-*.whl"))
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_sample_the_configurations_and_every_module(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = ROOT / "minimask"
+    wanted = [*package.rglob("*.py"), *package.rglob("*.toml"), *package.rglob("*.cu")]
+    wanted += [p for p in (package / "data" / "nuclei").rglob("*") if p.is_file()]
+    assert {p.relative_to(ROOT).as_posix() for p in wanted} <= names
+    assert any(name.endswith(".png") for name in names)
+    assert not any(name.startswith(("tests/", "tutorials/")) for name in names)
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_finds_its_data_far_from_the_source_tree(wheel, tmp_path):
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", site, wheel]
+    subprocess.run(install, check=True)
+    code = (
+        "import minimask, minimask.config as c; from minimask.data import nuclei_sample\n"
+        "print(minimask.__file__); print(len(nuclei_sample('train')), len(nuclei_sample('val')))\n"
+        "nuclei_sample('val')[0]; print(c.read_config('demo').model.name)"
+    )
+    environment = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"}
+    run = [sys.executable, "-c", code]
+    result = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    lines = result.stdout.split()
+    assert lines[0].startswith(str(site))
+    assert lines[1:] == ["32", "10", "maskrcnn_small"]

@@ -1,0 +1,78 @@
+"""That training learns: four images to the pixel, and the packaged and the whole set of nuclei."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minimask.config import read_config
+from minimask.data import nuclei_sample, read_coco
+from minimask.detector import load_detector
+from minimask.evaluate import evaluate
+from minimask.train import train
+
+
+class First:
+    """The first images of a dataset."""
+
+    def __init__(self, dataset, count: int):
+        self.dataset, self.count = dataset, count
+        self.class_names, self.category_ids = dataset.class_names, dataset.category_ids
+        self.image_ids, self.name, self.notes = dataset.image_ids[:count], dataset.name, []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int):
+        return self.dataset[index]
+
+    def describe(self, index: int) -> str:
+        return self.dataset.describe(index)
+
+    def coco_document(self) -> dict:
+        document, kept = self.dataset.coco_document(), set(self.image_ids)
+        return document | {
+            "images": [image for image in document["images"] if image["id"] in kept],
+            "annotations": [a for a in document["annotations"] if a["image_id"] in kept],
+        }
+
+
+@pytest.mark.slow
+def test_four_images_are_learnt_to_a_mask_ap_of_three_quarters(tmp_path):
+    four = First(nuclei_sample("train"), 4)
+    config = read_config("demo")
+    data = replace(config.data, flip_horizontal=False, flip_vertical=False)
+    settings = replace(config.train, steps=350)
+    outcome = train(replace(config, data=data, train=settings), four, tmp_path)
+    evaluation = evaluate(load_detector(outcome.checkpoint, detections=300).model, four, 300)
+    assert evaluation.mask["AP"] >= 0.75
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_whole_set_of_nuclei_is_learnt_in_1500_steps(tmp_path, seed):
+    if "MINIMASK_DATA" not in os.environ:
+        pytest.skip("MINIMASK_DATA is not set: the whole set of nuclei is not here")
+    nuclei = Path(os.environ["MINIMASK_DATA"]) / "nuclei"
+    config = read_config("nuclei")
+    config = replace(config, train=replace(config.train, seed=seed))
+    outcome = train(config, read_coco(nuclei / "train.json", nuclei / "images"), tmp_path)
+    validation = read_coco(nuclei / "val.json", nuclei / "images")
+    evaluation = evaluate(load_detector(outcome.checkpoint, detections=400).model, validation, 400)
+    print(f"seed {seed}: box {evaluation.box}, mask {evaluation.mask}")
+    assert evaluation.mask["AP"] >= 0.38
+    assert evaluation.mask["AP50"] >= 0.72
+
+
+@pytest.mark.full
+def test_the_demo_reaches_a_mask_ap50_of_a_half_as_the_median_of_three_seeds(tmp_path):
+    found = []
+    for seed in range(3):
+        config = read_config("demo")
+        config = replace(config, train=replace(config.train, seed=seed))
+        outcome = train(config, nuclei_sample("train"), tmp_path / str(seed))
+        model = load_detector(outcome.checkpoint, detections=config.evaluate.max_detections).model
+        found.append(evaluate(model, nuclei_sample("val"), config.evaluate.max_detections).mask["AP50"])
+    print(f"mask AP50 of three seeds: {found}")
+    assert sorted(found)[1] >= 0.5
