@@ -163,10 +163,11 @@ class SharedViews(Shared):
 
 @pytest.mark.parametrize("shared", [Shared, SharedViews])
 def test_the_engine_does_not_write_into_a_gradient_that_two_inputs_share(shared):
-    """Both a and b are used again, so that their pending gradients are added to."""
+    """Both a and b were used before, so that later their gradients are added to what came from `shared`."""
     x, z = leaf(3), leaf(3, seed=1)
     a, b = x * 2.0, z * 3.0
-    (shared.apply(a, b) + a * 10.0 + b * 100.0).sum().backward()
+    before = a * 10.0 + b * 100.0
+    (before + shared.apply(a, b)).sum().backward()
     np.testing.assert_array_equal(x.grad, np.full(3, 2.0 * 11))
     np.testing.assert_array_equal(z.grad, np.full(3, 3.0 * 101))
 
@@ -186,11 +187,12 @@ class KeepsItsGradient(Function):
 def test_the_engine_does_not_write_into_a_saved_array():
     x = leaf(3)
     a = x * 1.0
+    before = a * 2.0
     y = KeepsItsGradient.apply(a, leaf(3, seed=1))
     saved = y.creator.saved[0]
-    (y + a).sum().backward()
+    (before + y).sum().backward()
     np.testing.assert_array_equal(saved, np.full(3, 5.0))
-    np.testing.assert_array_equal(x.grad, np.full(3, 6.0))
+    np.testing.assert_array_equal(x.grad, np.full(3, 7.0))
 
 
 # ------------------------------------------------------------------------------------------------ memory
