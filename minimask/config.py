@@ -66,10 +66,10 @@ class TrainConfig:
     steps: int = option(1500, "optimizer steps", low=1)
     batch_size: int = option(2, "images a step", low=1)
     learning_rate: float = option(
-        0.01, "greatest learning rate, for a batch of reference_batch images", above=0
+        0.02, "greatest learning rate, for a batch of reference_batch images", above=0
     )
     reference_batch: int = option(2, "the rate used is learning_rate * batch_size / reference_batch", low=1)
-    warmup_steps: int = option(50, "steps over which the rate rises to its greatest, linearly", low=0)
+    warmup_steps: int = option(100, "steps over which the rate rises to its greatest, linearly", low=0)
     schedule: str = option("cosine", "how the rate falls afterwards", choices=("cosine", "step", "constant"))
     milestones: tuple[int, ...] = option((), "for 'step': the steps at which the rate falls", low=1)
     gamma: float = option(0.1, "for 'step': what it is multiplied by there", above=0, high=1)

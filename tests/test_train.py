@@ -209,8 +209,8 @@ def test_what_makes_a_resumed_run_another_one_is_said(tmp_path, unbroken):
     older = dataclasses.replace(checkpoint, environment=environment, step=5)
     save_checkpoint(tmp_path / "checkpoint.npz", older)
     notes = []
-    train(config("train.learning_rate=0.02"), Shapes(7, 3, size=64), tmp_path, resume=True, note=notes.append)
-    assert "train.learning_rate is 0.02, was 0.01" in notes[0] and "training images are others" in notes[0]
+    train(config("train.learning_rate=0.05"), Shapes(7, 3, size=64), tmp_path, resume=True, note=notes.append)
+    assert "train.learning_rate is 0.05, was 0.02" in notes[0] and "training images are others" in notes[0]
     assert "threads 64 then" in notes[1] and "last bits" in notes[1]
 
 

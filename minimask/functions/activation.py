@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minimask.autograd import Function, Tensor
+from minimask.kernels import elementwise
 
 
 def sigmoid_array(x, xp=np):
@@ -23,13 +24,13 @@ class ReLU(Function):
     """y = max(x, 0); its derivative at 0 is taken as 0."""
 
     def forward(self, x):
-        y = self.xp.maximum(x, 0)
+        y = elementwise.relu(x)
         self.save(y)
         return y
 
     def backward(self, gy):
         (y,) = self.saved
-        return gy * (y > 0)  # y > 0 just where x > 0: the input need not be kept
+        return elementwise.relu_gradient(gy, y)  # y > 0 just where x > 0: the input need not be kept
 
 
 class Sigmoid(Function):

@@ -13,7 +13,7 @@ from minimask.autograd import Function, Tensor
 from minimask.functions.activation import relu as relu_function
 from minimask.functions.conv import conv2d
 from minimask.functions.norm import frozen_batch_norm
-from minimask.kernels import convolution
+from minimask.kernels import convolution, elementwise
 from minimask.kernels.convolution import Geometry
 
 
@@ -32,17 +32,13 @@ class ConvFrozenNorm(Function):
 
     def backward(self, gy):  # (N, O, P, Q)
         x, sw, s, y = self.saved
-        gz = _where_positive(gy, y) if self.relu else gy  # z = (s w) * x + t + r
+        gz = elementwise.relu_gradient(gy, y) if self.relu else gy  # z = (s w) * x + t + r
         gx = convolution.input_gradient(gz, sw, self.geometry) if self.needs[0] else None
         gw = None
         if self.needs[1]:
             gw = convolution.weight_gradient(gz, x, self.geometry)  # of s w
             gw *= s[:, None, None, None]
         return gx, gw, None, None, gz if self.needs[4] else None
-
-
-def _where_positive(g, y):
-    return g * (y > 0)
 
 
 def conv_frozen_norm(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from minimask.autograd import Function, Tensor
 from minimask.functions.activation import relu
 from minimask.functions.conv import conv2d, conv_transpose2d
-from minimask.kernels import convolution
+from minimask.kernels import convolution, elementwise
 from minimask.kernels.convolution import Geometry
 
 
@@ -40,7 +40,6 @@ class MaskHead(Function):
 
     def backward(self, gy):  # (R, K+1, M, M)
         weights, hs, t, geometries, up, point = self.saved
-        xp = self.xp
         # y = p t + q
         g_weights = [
             convolution.bias_gradient(gy),
@@ -48,12 +47,12 @@ class MaskHead(Function):
         ]  # q, p: collected backwards
         gt = convolution.input_gradient(gy, weights[-2], point)
         # t = relu(D^T h_n + d): the transpose of a transpose is the convolution itself
-        gt = xp.multiply(gt, t > 0, out=gt)
+        gt = elementwise.relu_gradient(gt, t, in_place=True)
         g_weights += [convolution.bias_gradient(gt), convolution.weight_gradient(hs[-1], gt, up)]
         gh = convolution.forward(gt, weights[-4], None, up)
         # h_i = relu(w_i * h_(i-1) + b_i)
         for i in reversed(range(len(geometries))):
-            gz = xp.multiply(gh, hs[i + 1] > 0, out=gh)
+            gz = elementwise.relu_gradient(gh, hs[i + 1], in_place=True)
             g_weights += [convolution.bias_gradient(gz), convolution.weight_gradient(gz, hs[i], geometries[i])]
             if i > 0 or self.needs[0]:
                 gh = convolution.input_gradient(gz, weights[2 * i], geometries[i])

@@ -13,7 +13,7 @@ from minimask.autograd import Function, Tensor
 from minimask.functions.activation import relu
 from minimask.functions.array import concatenate
 from minimask.functions.conv import conv2d
-from minimask.kernels import convolution
+from minimask.kernels import convolution, elementwise
 from minimask.kernels.convolution import Geometry
 
 
@@ -53,7 +53,7 @@ class RPNHead(Function):
             g_uv, g_ce = convolution.weight_gradient(go, h, g1), convolution.bias_gradient(go)
             gh = convolution.input_gradient(go, uv, g1)
             # h = relu(z), z = w * x + b: h > 0 just where z > 0
-            gz = xp.multiply(gh, h > 0, out=gh)
+            gz = elementwise.relu_gradient(gh, h, in_place=True)
             gw, gb = convolution.weight_gradient(gz, x, g3), convolution.bias_gradient(gz)
             gxs.append(convolution.input_gradient(gz, w, g3) if self.needs[6 + i] else None)
             # the levels share their weights, so the weights' gradients add up

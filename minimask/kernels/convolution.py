@@ -14,6 +14,7 @@ blocks divided over the threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class Geometry:
             )
         return geometry
 
-    @property
+    @cached_property
     def out_size(self) -> tuple[int, int]:
         return tuple(
             (n + 2 * p - d * (k - 1) - 1) // s + 1
@@ -68,7 +69,7 @@ class Geometry:
             )
         )
 
-    @property
+    @cached_property
     def y_shape(self) -> tuple[int, int, int, int]:
         return (self.x_shape[0], self.w_shape[0], *self.out_size)
 
@@ -77,17 +78,17 @@ class Geometry:
         """P Q: spelt out in reshapes, where a -1 could not be resolved for a batch of no images."""
         return self.out_size[0] * self.out_size[1]
 
-    @property
+    @cached_property
     def patch_size(self) -> int:
         """Elements of one group's patch: C/G KH KW."""
         return self.w_shape[1] * self.w_shape[2] * self.w_shape[3]
 
-    @property
+    @cached_property
     def pitch(self) -> int:
         """Columns that the fast kernels compute for a row of Q outputs: Q, or more where `is_flat`."""
         return self.x_shape[3] + 2 * self.padding[1] if self.is_flat else self.out_size[1]
 
-    @property
+    @cached_property
     def is_flat(self) -> bool:
         """Whether patches are copied from the padded image laid out flat.
 
@@ -96,7 +97,7 @@ class Geometry:
         """
         return self.stride == (1, 1) and not self.is_pointwise and self.out_size[1] <= NARROW
 
-    @property
+    @cached_property
     def is_pointwise(self) -> bool:
         """A 1x1 kernel of stride 1: the image itself is the matrix of patches."""
         return self.w_shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
@@ -260,9 +261,12 @@ def _patches(x, g: Geometry, first: int, last: int):
     cols = cols.reshape(n, channels, kh, kw, rows, g.pitch)
     if g.is_flat:
         flat = _padded(x, g, first, rows)  # (n, C, (rows + (KH - 1) d) pitch + slack)
-        for i, j in np.ndindex(kh, kw):
-            shift = i * g.dilation[0] * g.pitch + j * g.dilation[1]
-            cols[:, :, i, j] = flat[:, :, shift : shift + rows * g.pitch].reshape(n, channels, rows, g.pitch)
+        image, channel, one = flat.strides
+        shifts = (g.dilation[0] * g.pitch * one, g.dilation[1] * one)
+        shape = (n, channels, kh, kw, rows * g.pitch)
+        # all shifted copies at once: a view in which the kernel's element is an axis
+        shifted = np.lib.stride_tricks.as_strided(flat, shape, (image, channel, *shifts, one), writeable=False)
+        cols.reshape(shape)[...] = shifted
     else:
         for i, j, out, pixels in _shares(g, first, rows):
             target = cols[:, :, i, j]
