@@ -227,7 +227,7 @@ class _Point:
             v = {i: d * self.rng.choice([-1.0, 1.0], d.shape) for i, d in v.items()}
             numeric = self.slope(v, step)
             analytic = float(sum((self.gradients[i] * v[i]).sum() for i in group))
-            if abs(numeric) + abs(analytic) > NEAR_ZERO * norm:
+            if abs(numeric) + abs(analytic) >= NEAR_ZERO * norm:
                 break
         # Gradients that are 0 leave differences of rounding errors, which no ratio should be formed of
         if size == 0 or abs(numeric) + abs(analytic) < self.noise(step):

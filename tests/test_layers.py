@@ -29,7 +29,7 @@ LAYERS = (
     "minimask",  # the public names
     "config progress visualize evaluate gradient_cases info",
     "detector train",
-    "demo",
+    "demo tutorial exercises inspection ablate report",
     "commands",
     "cli",
     "__main__",

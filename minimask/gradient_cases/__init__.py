@@ -108,7 +108,7 @@ def run_table(names: Sequence[str] = (), out: Callable[[str], None] = print) -> 
         For an unknown name.
     """
     functions = named_functions(names)
-    row = "{:<19} {:<29} {:>8}  {:<10} {}".format
+    row = "{:<19} {:<30} {:>7}  {:<10} {}".format
     out(row("Function", "case", "error", "worst at", "verdict").rstrip())
     checked = failed = 0
     for cls in functions:
