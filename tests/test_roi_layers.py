@@ -1,5 +1,6 @@
-"""RoIAlign and RoIPool: torchvision's numbers, what must hold on a ramp, and what can be counted by hand."""
+"""The five RoI layers: torchvision's numbers, what must hold on a ramp, and what can be counted by hand."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,19 @@ from minimask.functions.roi import as_rois
 from minimask.kernels import roi_align as align
 from minimask.kernels import roi_pool as pool
 from minimask.kernels.roi_align import Plan, Sampling, roi_align_loop
+from minimask.kernels.roi_warp import roi_warp_loop
+from minimask.models.box_head import Pooler
+from minimask.models.conventions import MINIMASK, TORCHVISION
+from tests.model_data import discs, tiny_model
 
+FIVE = {  # the rows of Table 2c
+    "RoIPool": F.roi_pool,
+    "RoIWarp, max": partial(F.roi_warp, aggregation="max"),
+    "RoIWarp, average": F.roi_warp,
+    "RoIAlign, max": partial(F.roi_align, aggregation="max"),
+    "RoIAlign, average": F.roi_align,
+}
+five = pytest.mark.parametrize("layer", FIVE.values(), ids=FIVE)
 REFERENCE = Path(__file__).parent / "reference"
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -285,11 +298,32 @@ def test_the_sparse_matrix_reads_what_the_loop_reads(rois, ratio, aligned, point
 
 @quick
 @given(
-    rois=any_rois(), size=st.tuples(st.integers(1, 3), st.integers(1, 3)), scale=st.sampled_from([1.0, 0.5])
+    rois=any_rois(),
+    ratio=st.integers(0, 3),
+    aligned=st.booleans(),
+    points=st.sampled_from(["centers", "crossings"]),
+    aggregation=st.sampled_from(["average", "max"]),
+    scale=st.sampled_from([1.0, 0.5, 0.3]),
 )
-def test_roi_pool_by_bins_of_equal_size_is_that_of_the_loop(rois, size, scale):
+def test_roi_warp_reads_what_its_loop_reads(rois, ratio, aligned, points, aggregation, scale):
+    x = np.random.default_rng(0).normal(size=(2, 3, 8, 6))
+    options = dict(sampling_ratio=ratio, aligned=aligned, sampling_points=points, aggregation=aggregation)
+    got = F.roi_warp(x, rois, (2, 3), scale, **options).numpy()
+    want = roi_warp_loop(x, rois, scale, Sampling((2, 3), ratio, aligned, points, aggregation))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+
+
+@quick
+@given(
+    rois=any_rois(),
+    size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    scale=st.sampled_from([1.0, 0.5]),
+    aligned=st.booleans(),
+)
+def test_roi_pool_by_bins_of_equal_size_is_that_of_the_loop(rois, size, scale, aligned):
     x = np.random.default_rng(0).integers(0, 5, (2, 3, 8, 6)).astype(float)  # many equal ones: the first wins
-    for got, want in zip(pool.roi_pool(x, rois, size, scale), pool.roi_pool_loop(x, rois, size, scale)):
+    options = x, rois, size, scale, aligned
+    for got, want in zip(pool.roi_pool(*options), pool.roi_pool_loop(*options)):
         np.testing.assert_array_equal(got, want)
 
 
@@ -378,39 +412,41 @@ def test_rois_keep_their_order_over_the_levels():
     np.testing.assert_allclose(y, levels[:, None, None, None] * np.ones((1, 1, 2, 2)), rtol=1e-14)
 
 
-@pytest.mark.parametrize("aggregation", ["average", "max"])
-@pytest.mark.parametrize("ratio", [2, 0])
-def test_several_levels_in_one_call_are_each_level_by_itself(aggregation, ratio):
+@five
+@pytest.mark.parametrize("ratio", [-1, 2])
+def test_several_levels_in_one_call_are_each_level_by_itself(layer, ratio):
+    options = {} if layer is F.roi_pool else {"sampling_ratio": ratio}
     maps, scales = pyramid()
     rois, levels = rois_of_all_levels()
-    options = dict(sampling_ratio=ratio, aligned=True, aggregation=aggregation)
     leaves = [Tensor(x, requires_grad=True) for x in maps]
-    together = F.roi_align(leaves, rois, (2, 3), scales, levels=levels, **options)
+    together = layer(leaves, rois, (2, 3), scales, levels=levels, aligned=True, **options)
     gy = np.random.default_rng(2).normal(size=together.shape)
     together.backward(gy)
     for k, x in enumerate(maps):
         own = np.flatnonzero(levels == k)
         alone = Tensor(x, requires_grad=True)
-        y = F.roi_align(alone, rois[own], (2, 3), scales[k], **options)
+        y = layer(alone, rois[own], (2, 3), scales[k], aligned=True, **options)
         y.backward(gy[own])
         np.testing.assert_array_equal(together.numpy()[own], y.numpy())
         np.testing.assert_array_equal(leaves[k].grad, alone.grad)
 
 
-def test_a_permutation_of_the_rois_permutes_the_output():
+@five
+def test_a_permutation_of_the_rois_permutes_the_output(layer):
     maps, scales = pyramid()
     rois, levels = rois_of_all_levels()
     order = np.random.default_rng(3).permutation(len(rois))
-    y = F.roi_align(maps, rois, 2, scales, 0, True, levels=levels).numpy()
-    shuffled = F.roi_align(maps, rois[order], 2, scales, 0, True, levels=levels[order]).numpy()
+    y = layer(maps, rois, 2, scales, levels=levels).numpy()
+    shuffled = layer(maps, rois[order], 2, scales, levels=levels[order]).numpy()
     np.testing.assert_array_equal(shuffled, y[order])
 
 
-def test_a_level_that_no_roi_reads_gets_a_gradient_of_zeros():
+@five
+def test_a_level_that_no_roi_reads_gets_a_gradient_of_zeros(layer):
     maps, scales = pyramid()
     rois, levels = rois_of_all_levels()
     leaves = [Tensor(x, requires_grad=True) for x in maps]
-    y = F.roi_align(leaves, rois, 2, scales, 2, levels=np.where(levels == 1, 2, levels))
+    y = layer(leaves, rois, 2, scales, levels=list(np.where(levels == 1, 2, levels)))
     y.backward(np.ones(y.shape))
     assert leaves[1].grad.shape == maps[1].shape and not leaves[1].grad.any() and leaves[2].grad.any()
 
@@ -423,10 +459,10 @@ def test_a_list_of_boxes_an_image_is_the_same_as_rois():
     boxes = [np.array([[1.0, 1, 5, 6]]), np.zeros((0, 4)), np.array([[0.0, 2, 3, 4], [2, 2, 7, 7]])]
     rois = np.array([[0, 1.0, 1, 5, 6], [2, 0, 2, 3, 4], [2, 2, 2, 7, 7]])
     np.testing.assert_array_equal(as_rois(boxes), rois)
-    np.testing.assert_array_equal(F.roi_align(x, boxes, 2).numpy(), F.roi_align(x, rois, 2).numpy())
-    np.testing.assert_array_equal(
-        F.roi_pool(x, [Tensor(b) for b in boxes], 2).numpy(), F.roi_pool(x, rois, 2).numpy()
-    )
+    for layer in FIVE.values():
+        want = layer(x, rois, 2).numpy()
+        np.testing.assert_array_equal(layer(x, boxes, 2).numpy(), want)
+        np.testing.assert_array_equal(layer(x, [Tensor(b) for b in boxes], 2).numpy(), want)
 
 
 @pytest.mark.parametrize(
@@ -446,20 +482,137 @@ def test_a_list_of_boxes_an_image_is_the_same_as_rois():
     ],
 )
 def test_what_makes_no_sense_is_refused(rois, options, message):
+    for layer in (F.roi_align, F.roi_warp, F.roi_pool):
+        refusal = "does not apply" if layer is F.roi_pool and {*options} - {"spatial_scale"} else message
+        with pytest.raises(ValueError, match=refusal):
+            layer(np.zeros((1, 1, 4, 4)), rois, 2, **options)
+
+
+@pytest.mark.parametrize(
+    "levels, message",
+    [
+        (None, "2 maps need as many scales .* and the RoIs' levels"),
+        ([0], "levels must be one of 0 to 1 for each of 2 RoIs"),
+        ([0, 2], "levels must be one of 0 to 1"),
+        ([-1, 0], "levels must be one of 0 to 1"),
+    ],
+)
+@five
+def test_several_maps_need_the_level_of_each_roi(layer, levels, message):
     with pytest.raises(ValueError, match=message):
-        F.roi_align(np.zeros((1, 1, 4, 4)), rois, 2, **options)
+        layer([np.zeros((1, 1, 4, 4))] * 2, np.zeros((2, 5)), 2, (1.0, 0.5), levels=levels)
 
 
-def test_several_maps_need_the_levels_of_the_rois():
-    with pytest.raises(ValueError, match="and the RoIs' levels"):
-        F.roi_align([np.zeros((1, 1, 4, 4))] * 2, np.zeros((1, 5)), 2, (1.0, 0.5))
-
-
-def test_an_output_of_no_bins_is_refused():
+@five
+def test_an_output_of_no_bins_is_refused(layer):
     with pytest.raises(ValueError, match="output_size must be positive"):
-        F.roi_align(np.zeros((1, 1, 4, 4)), np.zeros((1, 5)), 0)
+        layer(np.zeros((1, 1, 4, 4)), np.zeros((1, 5)), 0)
 
 
-def test_no_gradient_flows_into_the_boxes():
+@pytest.mark.parametrize(
+    "option, default",
+    [
+        ({"sampling_ratio": 2}, "-1"),
+        ({"aggregation": "average"}, "'max'"),
+        ({"sampling_points": "crossings"}, "'centers'"),
+    ],
+)
+def test_roi_pool_refuses_what_has_no_meaning_for_it(option, default):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"roi_pool: {name} does not apply .* leave it at {default}"):
+        F.roi_pool(np.zeros((1, 1, 4, 4)), np.zeros((1, 5)), 2, **option)
+
+
+@five
+def test_no_gradient_flows_into_the_boxes(layer):
     x, rois = np.ones((1, 1, 4, 4)), Tensor(np.array([[0, 1.0, 1, 3, 3]]), requires_grad=True)
-    assert not F.roi_align(x, rois, 2).requires_grad
+    assert not layer(x, rois, 2).requires_grad
+
+
+# -------------------------------------------------------------------------------- the five beside each other
+
+
+def whole_boxes(count: int = 20):
+    """Corners on whole pixels, one pixel wide at least."""
+    rng = np.random.default_rng(4)
+    corner = rng.integers(0, 5, (count, 2))
+    return np.concatenate([np.zeros((count, 1)), corner, corner + rng.integers(1, 4, (count, 2))], axis=1)
+
+
+@pytest.mark.parametrize("aggregation", ["average", "max"])
+def test_roi_warp_of_a_box_of_whole_pixels_is_roi_align(aggregation):
+    """What is whole need not be rounded. In the original's reading the last pixel is inside, too."""
+    x, rois = np.random.default_rng(5).normal(size=(1, 3, 8, 8)), whole_boxes()
+    options = dict(sampling_ratio=2, aggregation=aggregation)
+    want = F.roi_align(x, rois, (2, 3), aligned=True, **options).numpy()
+    np.testing.assert_array_equal(F.roi_warp(x, rois, (2, 3), aligned=True, **options).numpy(), want)
+    named = rois - [0, 0, 0, 1, 1]  # by its first and last pixel
+    np.testing.assert_array_equal(F.roi_warp(x, named, (2, 3), aligned=False, **options).numpy(), want)
+
+
+def test_roi_pool_of_whole_pixels_a_bin_is_the_maximum_that_roi_align_finds_at_their_centres():
+    x, rois = np.random.default_rng(5).normal(size=(1, 3, 8, 8)), np.array([[0, 1.0, 2.0, 5.0, 6.0]])
+    want = F.roi_align(x, rois, 2, 1.0, 2, aligned=True, aggregation="max").numpy()  # 2 x 2 pixels a bin
+    np.testing.assert_array_equal(F.roi_pool(x, rois, 2, aligned=True).numpy(), want)
+    np.testing.assert_array_equal(F.roi_pool(x, rois - [0, 0, 0, 1, 1], 2).numpy(), want)
+
+
+@five
+@pytest.mark.parametrize("aligned", [True, False])
+def test_only_roi_align_sees_a_box_move_by_less_than_half_a_pixel(layer, aligned):
+    """Corners from -0.4 to +0.4 of whole numbers: the same rounded box."""
+    x, rois = np.random.default_rng(5).normal(size=(1, 3, 8, 8)), whole_boxes()
+    moved = rois + np.random.default_rng(6).uniform(-0.4, 0.4, rois.shape) * [0, 1, 1, 1, 1]
+    still, after = (layer(x, r, 2, aligned=aligned).numpy() for r in (rois, moved))
+    blind = layer not in (FIVE["RoIAlign, max"], FIVE["RoIAlign, average"])
+    assert (after == still).all() if blind else (after != still).any(axis=(1, 2, 3)).all()
+
+
+def test_half_a_pixel_is_rounded_away_from_zero_for_the_box_of_roi_warp_too():
+    x = ramp(1.0, 0.0, 0.0)
+    for box, want in (((0.5, 2.5), 2.0), ((0.4, 2.4), 1.0), ((1.0, 1.2), 1.5)):  # [1, 3), [0, 2), [1, 2)
+        rois = np.array([[0, box[0], 0.0, box[1], 1.0]])
+        assert F.roi_warp(x, rois, 1, 1.0, 2, aligned=True).item() == pytest.approx(want, abs=1e-14)
+
+
+def test_bins_of_roi_warp_are_not_rounded():
+    """3 pixels in 2 bins: RoIPool gives both bins 2 pixels, RoIWarp reads at 3/4 and 9/4."""
+    x, rois = ramp(1.0, 0.0, 0.0), np.array([[0, 1.2, 0.0, 4.4, 1.0]])
+    warped = F.roi_warp(x, rois, (1, 2), 1.0, 1, aligned=True).numpy().ravel()
+    np.testing.assert_allclose(warped, [1.75, 3.25], rtol=1e-15)
+    np.testing.assert_array_equal(F.roi_pool(x, rois, (1, 2), aligned=True).numpy().ravel(), [2.5, 3.5])
+
+
+@five
+def test_what_a_layer_reads_of_a_ramp_is_the_centre_of_gravity_of_its_gradient(layer):
+    """y = sum of w x with the gradient's weights w, whose sum is 1: one is misplaced as the other is."""
+    rois = np.array([[0, 2.3, 3.1, 7.8, 8.9]])
+    x = Tensor(ramp(1.0, 0.0, 0.0), requires_grad=True)
+    y = layer(x, rois, 3, aligned=True)
+    for i, j in np.ndindex(3, 3):
+        x.grad, gy = None, np.zeros(y.shape)
+        gy[0, 0, i, j] = 1
+        layer(x, rois, 3, aligned=True).backward(gy)
+        assert x.grad.sum() == pytest.approx(1, abs=1e-14)
+        assert (x.grad * x.data).sum() == pytest.approx(y.numpy()[0, 0, i, j], abs=1e-13)
+
+
+@five
+@pytest.mark.parametrize("conventions", [MINIMASK, TORCHVISION], ids=["minimask", "torchvision"])
+def test_mask_r_cnn_trains_with_each_layer(layer, conventions):
+    model, results = tiny_model(3), []
+    images, targets = zip(*(discs(np.random.default_rng(seed), 3) for seed in (0, 1)))
+    for roi_layer in (layer, F.roi_align):
+        for head, size in ((model.box_head, 7), (model.mask_head, 14)):
+            head.pooler = Pooler(size, conventions, roi_layer)
+        for parameter in model.parameters():
+            parameter.grad = None
+        losses = model.loss(list(images), list(targets))
+        sum(losses.values()).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert all(np.isfinite(g).all() for g in gradients.values())
+        assert any(gradients[n].any() for n in gradients if n.startswith("backbone"))
+        results.append((float(losses["loss_mask"]), gradients))
+    (loss, gradients), (of_align, align_gradients) = results
+    assert {*gradients} == {*align_gradients}
+    assert (loss == of_align) == (layer is F.roi_align)

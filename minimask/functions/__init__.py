@@ -34,7 +34,7 @@ from minimask.functions.loss import (
 )
 from minimask.functions.norm import batch_norm, frozen_batch_norm, group_norm
 from minimask.functions.pool import max_pool2d, upsample_bilinear, upsample_nearest
-from minimask.functions.roi import roi_align, roi_pool
+from minimask.functions.roi import roi_align, roi_pool, roi_warp
 
 __all__ = [
     "add",
@@ -65,6 +65,7 @@ __all__ = [
     "reshape",
     "roi_align",
     "roi_pool",
+    "roi_warp",
     "rpn_head",
     "rpn_loss",
     "scale_and_shift",

@@ -1,9 +1,16 @@
-"""RoI layers: fixed-size features of boxes of any size, from one feature map or all levels of a pyramid.
+"""The five RoI layers of the paper's Table 2c behind one signature: features of a fixed size from any box.
 
 Shapes: R RoIs (image index, x1, y1, x2, y2), L maps (N, C, H, W), output PH x PW.
+
+              box rounded   bins rounded   reads                  aggregation
+    RoIPool   yes           yes            whole pixels           max
+    RoIWarp   yes           no             bilinear at points     average, max
+    RoIAlign  no            no             bilinear at points     average, max
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,11 +18,12 @@ from minimask import backend
 from minimask.autograd import Function, Tensor
 from minimask.kernels import roi_align as align
 from minimask.kernels import roi_pool as pool
+from minimask.kernels import roi_warp as warp
 from minimask.kernels.convolution import pair
 
 
 class RoIAlign(Function):
-    """y = A x: each bin is the average (or maximum) of bilinear samples; nothing is rounded (section 3, RoIAlign)."""
+    """y = A x: each bin is the average (or maximum) of bilinear samples; nothing is rounded (section 3)."""
 
     def __init__(self, sampling: align.Sampling, scales: tuple[float, ...], levels=None):
         self.sampling, self.scales, self.levels = sampling, scales, levels
@@ -33,20 +41,41 @@ class RoIAlign(Function):
         return None, *align.backward(gy, argmax, shapes, plan)
 
 
+class RoIWarp(RoIAlign):
+    """y = A x with A of the rounded box: the box jumps from pixel to pixel, its bins divide it exactly."""
+
+    def __init__(self, sampling: align.Sampling, scales: tuple[float, ...], levels=None):
+        # RoIAlign gets the rounded box, in feature pixels, read as it is
+        super().__init__(replace(sampling, aligned=True), (1.0,) * len(scales), levels)
+        self.rounding = dict(levels=levels, scales=scales, aligned=sampling.aligned)
+
+    def forward(self, rois, *xs):  # (R, 5), L of (N, C, H, W) -> (R, C, PH, PW)
+        return super().forward(warp.quantised(rois, **self.rounding), *xs)
+
+
 class RoIPool(Function):
     """y = max over the pixels of a bin of the rounded box; the gradient goes to the maximum alone."""
 
-    def __init__(self, output_size: tuple[int, int], scale: float):
-        self.output_size, self.scale = output_size, scale
+    def __init__(self, output_size: tuple[int, int], scales: tuple[float, ...], aligned=False, levels=None):
+        self.output_size, self.scales, self.aligned = output_size, scales, aligned
+        self.served = [slice(None) if levels is None else levels == k for k in range(len(scales))]
 
-    def forward(self, rois, x):  # (R, 5), (N, C, H, W) -> (R, C, PH, PW)
-        y, argmax = pool.roi_pool(x, rois, self.output_size, self.scale)
-        self.save(rois, argmax, x.shape)
+    def forward(self, rois, *xs):  # (R, 5), L of (N, C, H, W) -> (R, C, PH, PW)
+        y = np.zeros((len(rois), xs[0].shape[1], *self.output_size), xs[0].dtype)
+        argmax = np.zeros(y.shape, np.int64)
+        for x, scale, own in zip(xs, self.scales, self.served):
+            y[own], argmax[own] = pool.roi_pool(x, rois[own], self.output_size, scale, self.aligned)
+        self.save(rois, argmax, [x.shape for x in xs])
         return y
 
-    def backward(self, gy):
-        rois, argmax, shape = self.saved
-        return None, pool.roi_pool_gradient(gy, argmax, rois, shape)
+    def backward(self, gy):  # (R, C, PH, PW) -> None, L of (N, C, H, W)
+        rois, argmax, shapes = self.saved
+        # y = x[argmax], so gx[argmax] += gy: the rounding, a step function, has no gradient to give the box
+        own_gx = (
+            pool.roi_pool_gradient(gy[own], argmax[own], rois[own], shape)
+            for own, shape in zip(self.served, shapes)
+        )
+        return None, *own_gx
 
 
 def as_rois(boxes) -> np.ndarray:
@@ -61,6 +90,22 @@ def as_rois(boxes) -> np.ndarray:
             f"RoIs must be (R, 5): image index, x1, y1, x2, y2; or a list of (R, 4); got {boxes.shape}"
         )
     return boxes
+
+
+def _inputs(name: str, x, rois, spatial_scale, levels):
+    """RoIs, maps, and the options `scales` and `levels`, checked."""
+    xs = tuple(x) if isinstance(x, (list, tuple)) else (x,)
+    scales = tuple(spatial_scale) if isinstance(spatial_scale, (list, tuple)) else (spatial_scale,)
+    if len(xs) != len(scales) or (len(xs) > 1 and levels is None):
+        raise ValueError(f"{name}: {len(xs)} maps need as many scales ({len(scales)}), and the RoIs' levels")
+    rois, n_images = as_rois(rois), xs[0].shape[0]
+    if len(rois) and not (0 <= rois[:, 0].min() and rois[:, 0].max() < n_images):
+        raise ValueError(f"{name}: image indices reach {int(rois[:, 0].max())}, with {n_images} images")
+    levels = np.asarray(levels) if isinstance(levels, (list, tuple)) else levels
+    levels = None if len(xs) == 1 else backend.to_cpu(levels)
+    if levels is not None and (levels.shape != (len(rois),) or not np.isin(levels, range(len(xs))).all()):
+        raise ValueError(f"{name}: levels must be one of 0 to {len(xs) - 1} for each of {len(rois)} RoIs")
+    return (rois, *xs), dict(scales=scales, levels=levels)
 
 
 def roi_align(
@@ -88,7 +133,8 @@ def roi_align(
     sampling_ratio : int
         n x n points a bin; 0 or less: adaptive, ceil(bin size).
     aligned : bool
-        True: a pixel's area is [i, i + 1), the exact reading. False: the original's, half a pixel off.
+        How a box coordinate is read. True: as a place, where pixel i covers [i, i + 1): exact. False, the
+        original's: as the name of a pixel, here its centre, so that all is read half a pixel off.
     levels : (R,) int, optional
         With several maps: which one each RoI reads. The RoIs' order is kept.
     aggregation : "average" or "max"
@@ -102,33 +148,80 @@ def roi_align(
     Raises
     ------
     ValueError
-        If an image index is out of range, the RoIs have another shape, or an option is unknown.
+        If an image index or a level is out of range, the RoIs have another shape, or an option is unknown.
     """
-    xs = tuple(x) if isinstance(x, (list, tuple)) else (x,)
-    scales = tuple(spatial_scale) if isinstance(spatial_scale, (list, tuple)) else (spatial_scale,)
-    if len(xs) != len(scales) or (len(xs) > 1 and levels is None):
-        raise ValueError(
-            f"roi_align: {len(xs)} maps need as many scales ({len(scales)}), and the RoIs' levels"
-        )
+    inputs, options = _inputs("roi_align", x, rois, spatial_scale, levels)
     sampling = align.Sampling(pair(output_size), sampling_ratio, aligned, sampling_points, aggregation)
-    levels = None if len(xs) == 1 else backend.to_cpu(levels)
-    return RoIAlign.apply(as_rois(rois), *xs, sampling=sampling, scales=scales, levels=levels)
+    return RoIAlign.apply(*inputs, sampling=sampling, **options)
 
 
-def roi_pool(x, rois, output_size, spatial_scale: float = 1.0) -> Tensor:
-    """RoIPool (Fast R-CNN, section 2.1), kept to show what its roundings cost.
+def roi_warp(
+    x,
+    rois,
+    output_size,
+    spatial_scale=1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    levels=None,
+    aggregation: str = "average",
+    sampling_points: str = "centers",
+) -> Tensor:
+    """RoIWarp as in the Mask R-CNN paper's Table 2c: the box is rounded as RoIPool's, then read bilinearly.
+
+    Parameters, results and errors are those of `roi_align`, but
 
     Parameters
     ----------
-    x : (N, C, H, W) float
-    rois : (R, 5) float, or a list of N arrays (R_n, 4)
-        Image index, x1, y1, x2, y2 in image pixels.
-    output_size : int or (PH, PW)
-    spatial_scale : float
-        Feature pixels per image pixel.
+    aligned : bool
+        True: the box covers the pixels [round(x1 s), round(x2 s)) of a map at scale s. False, the original's:
+        its last pixel too, [round(x1 s), round(x2 s) + 1). One pixel at least. A pixel i is the interval
+        [i, i + 1) in either case, and is read there: no half pixel is lost.
+
+    Notes
+    -----
+    RoI warping comes from Multi-task Network Cascades (Dai, He and Sun 2016, section 4), which also wants the
+    gradient of the box; the rounded box that Table 2c compares has none to give.
+    """
+    inputs, options = _inputs("roi_warp", x, rois, spatial_scale, levels)
+    sampling = align.Sampling(pair(output_size), sampling_ratio, aligned, sampling_points, aggregation)
+    return RoIWarp.apply(*inputs, sampling=sampling, **options)
+
+
+def roi_pool(
+    x,
+    rois,
+    output_size,
+    spatial_scale=1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    levels=None,
+    aggregation: str = "max",
+    sampling_points: str = "centers",
+) -> Tensor:
+    """RoIPool (Fast R-CNN, section 2.1), kept to show what its roundings cost.
+
+    Parameters, results and errors are those of `roi_align`, but
+
+    Parameters
+    ----------
+    aligned : bool
+        Which pixels the rounded box covers, as in `roi_warp`; False is Fast R-CNN's and torchvision's.
+    sampling_ratio, aggregation, sampling_points
+        Do not apply: RoIPool is the maximum over every pixel of a bin. Anything but the default is refused.
 
     Returns
     -------
     (R, C, PH, PW) Tensor; 0 in empty bins.
     """
-    return RoIPool.apply(as_rois(rois), x, output_size=pair(output_size), scale=spatial_scale)
+    unused = [("sampling_ratio", sampling_ratio, -1), ("aggregation", aggregation, "max")]
+    for name, value, default in [*unused, ("sampling_points", sampling_points, "centers")]:
+        if value != default:
+            raise ValueError(
+                f"roi_pool: {name} does not apply to the maximum over every pixel of a bin; "
+                f"leave it at {default!r} instead of {value!r}, or take roi_warp"
+            )
+    inputs, options = _inputs("roi_pool", x, rois, spatial_scale, levels)
+    size = align.Sampling(pair(output_size)).output_size  # refuses 0
+    return RoIPool.apply(*inputs, output_size=size, aligned=aligned, **options)

@@ -1,13 +1,16 @@
-"""Cases of RoIAlign and RoIPool: maps, boxes on them, and boxes that miss them."""
+"""Cases of RoIAlign, RoIWarp and RoIPool: maps, boxes on them, and boxes that miss them."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from minimask.functions.roi import RoIAlign, RoIPool
+from minimask.functions.roi import RoIAlign, RoIPool, RoIWarp
 from minimask.gradient_cases.case import Case, spread
 from minimask.kernels.roi_align import Sampling, roi_align_loop
 from minimask.kernels.roi_pool import roi_pool_loop
+from minimask.kernels.roi_warp import roi_warp_loop
 
 SIZE = 16.0  # of the images, in pixels; the maps have 8 x 8, 4 x 4 and 2 x 2
 
@@ -36,35 +39,55 @@ def _flat(rng, count: int) -> np.ndarray:
     return rois
 
 
-def _by_loops(rois, *xs, sampling, scales, levels=None):
+def _by_level(one_map, rois, xs, output_size, scales, levels):
+    """``one_map(x, roi, scale)`` of each RoI by itself: no level has anything to do with another."""
     levels = np.zeros(len(rois), np.int64) if levels is None else levels
-    y = np.zeros((len(rois), xs[0].shape[1], *sampling.output_size))
+    y = np.zeros((len(rois), xs[0].shape[1], *output_size))
     for r, level in enumerate(levels):
-        y[r : r + 1] = roi_align_loop(xs[level], rois[r : r + 1], scales[level], sampling)
+        y[r : r + 1] = one_map(xs[level], rois[r : r + 1], scales[level])
     return y
 
 
-def _align(name: str, boxes=_inside, count: int = 5, levels=None, images: int = 2, **options) -> Case:
-    sampling = Sampling((2, 3), **options)
+def _maps(levels):
+    """Sides of the maps, and their scales: one, or a pyramid of three."""
     sides = [8] if levels is None else [8, 4, 2]
-    scales = tuple(side / SIZE for side in sides)
+    return sides, tuple(side / SIZE for side in sides)
 
+
+def _inputs(sides, boxes, count: int, images: int):
     def inputs(rng):  # the largest of equal samples is a kink: values apart, in each channel of a map
         maps = [np.stack([spread(rng, (images, side, side)) for _ in range(2)], axis=1) for side in sides]
         return boxes(rng, count), *maps
 
+    return inputs
+
+
+def _points(loop, name: str, boxes=_inside, count: int = 5, levels=None, images: int = 2, **options) -> Case:
+    """A case of a layer that reads at points."""
+    sampling, (sides, scales) = Sampling((2, 3), **options), _maps(levels)
+
+    def reference(rois, *xs, sampling, scales, levels):
+        one_map = partial(loop, s=sampling)
+        return _by_level(one_map, rois, xs, sampling.output_size, scales, levels)
+
     options = dict(sampling=sampling, scales=scales, levels=levels)
-    return Case(name, inputs, options, reference=_by_loops, constants=(0,))
+    return Case(name, _inputs(sides, boxes, count, images), options, reference=reference, constants=(0,))
 
 
-def _pool(name: str, boxes=_inside, count: int = 5, images: int = 2) -> Case:
-    def inputs(rng):
-        return boxes(rng, count), spread(rng, (images, 2, 8, 8))
+_align, _warp = partial(_points, roi_align_loop), partial(_points, roi_warp_loop)
 
-    def reference(rois, x, output_size, scale):
-        return roi_pool_loop(x, rois, output_size, scale)[0]
 
-    return Case(name, inputs, dict(output_size=(2, 4), scale=8 / SIZE), reference=reference, constants=(0,))
+def _pool(name: str, boxes=_inside, count: int = 5, levels=None, images: int = 2, aligned=False) -> Case:
+    sides, scales = _maps(levels)
+
+    def reference(rois, *xs, output_size, scales, aligned, levels):
+        def one_map(x, roi, scale):
+            return roi_pool_loop(x, roi, output_size, scale, aligned)[0]
+
+        return _by_level(one_map, rois, xs, output_size, scales, levels)
+
+    options = dict(output_size=(2, 4), scales=scales, aligned=aligned, levels=levels)
+    return Case(name, _inputs(sides, boxes, count, images), options, reference=reference, constants=(0,))
 
 
 _LEVELS = np.array([1, 0, 2, 0, 1, 0])
@@ -94,11 +117,35 @@ CASES = {
         _align("no RoIs on three levels", count=0, levels=_LEVELS[:0]),
         _align("no images", count=0, images=0),
     ],
+    RoIWarp: [
+        _warp("average"),
+        _warp("average, aligned", aligned=True, ratio=3),
+        _warp("average, adaptive", ratio=0, count=8),
+        _warp("average at crossings", points="crossings", aligned=True),
+        _warp("maximum", aggregation="max"),
+        _warp("maximum, aligned", aggregation="max", aligned=True),
+        _warp("maximum, crossings, adaptive", aggregation="max", points="crossings", ratio=0, count=8),
+        _warp("outside the map", _astray, count=12),
+        _warp("maximum outside the map", _astray, count=12, aggregation="max", aligned=True),
+        _warp("without area", _flat, count=8, ratio=0),
+        _warp("without area, maximum", _flat, count=8, aggregation="max", aligned=True),
+        _warp("three levels", count=6, levels=_LEVELS),
+        _warp("three levels, maximum", count=6, levels=_LEVELS, aggregation="max", aligned=True),
+        _warp("no RoIs", count=0),
+        _warp("no RoIs on three levels", count=0, levels=_LEVELS[:0], aggregation="max"),
+        _warp("no images", count=0, images=0),
+    ],
     RoIPool: [
         _pool("inside"),
+        _pool("aligned", aligned=True),
         _pool("outside the map", _astray, count=12),
+        _pool("outside the map, aligned", _astray, count=12, aligned=True),
         _pool("without area", _flat, count=8),
+        _pool("without area, aligned", _flat, count=8, aligned=True),
+        _pool("three levels", count=6, levels=_LEVELS),
+        _pool("a level without RoIs", count=6, levels=np.where(_LEVELS == 1, 0, _LEVELS), aligned=True),
         _pool("no RoIs", count=0),
+        _pool("no RoIs on three levels", count=0, levels=_LEVELS[:0]),
         _pool("no images", count=0, images=0),
     ],
 }

@@ -28,7 +28,7 @@ class Sampling:
     ----------
     output_size : (PH, PW)
     ratio : int
-        Sampling points a bin in each direction; 0 or less: adaptive, ceil(bin size), one point a feature pixel.
+        Sampling points a bin in each direction; 0 or less: adaptive, ceil(bin size), one a feature pixel.
     aligned : bool
         Subtract half a pixel, so that a box edge at x lies x from the left edge of pixel 0. Without it (the
         original implementation) x lies that far from pixel 0's centre, and boxes are at least 1 pixel wide.
@@ -46,13 +46,11 @@ class Sampling:
 
     def __post_init__(self):
         if min(self.output_size) < 1:
-            raise ValueError(f"roi_align: output_size must be positive, is {self.output_size}")
+            raise ValueError(f"output_size must be positive, is {self.output_size}")
         if self.points not in ("centers", "crossings"):
-            raise ValueError(
-                f'roi_align: sampling_points must be "centers" or "crossings", not {self.points!r}'
-            )
+            raise ValueError(f'sampling_points must be "centers" or "crossings", not {self.points!r}')
         if self.aggregation not in ("average", "max"):
-            raise ValueError(f'roi_align: aggregation must be "average" or "max", not {self.aggregation!r}')
+            raise ValueError(f'aggregation must be "average" or "max", not {self.aggregation!r}')
 
     def fractions(self, n: int) -> np.ndarray:
         """Where the n points of a bin lie, as fractions of the bin."""
@@ -145,8 +143,6 @@ class Plan:
 def _matrix(rois, shape, scale: float, s: Sampling, dtype) -> csr_matrix:
     """CSR (R PH PW, N H W) for the average, (R PH PW S, N H W) for the maximum over S points."""
     n_images, _, height, width = shape
-    if len(rois) and not (0 <= rois[:, 0].min() and rois[:, 0].max() < n_images):
-        raise ValueError(f"roi_align: image indices reach {int(rois[:, 0].max())}, with {n_images} images")
     x1, y1, x2, y2 = (rois[:, 1:] * float(scale)).T
     shift, least = (0.5, 0.0) if s.aligned else (0.0, 1.0)
     bin_h = np.maximum(y2 - y1, least) / s.output_size[0]  # (R,)
@@ -322,7 +318,7 @@ def multiply(matrix: csr_matrix, x, unit: int, write) -> None:
 
 
 def channels_last(x, name: str):
-    """(N, C, H, W) -> (N H W, C), in the buffer of that name; a block of pixels at a time, to stay in cache."""
+    """(N, C, H, W) -> (N H W, C) in the buffer of that name; some pixels at a time, to stay in cache."""
     n, c, h, w = x.shape
     x, out = x.reshape(n, c, h * w), backend.scratch(name, x.size, x.dtype).reshape(n, h * w, c)
 

@@ -11,41 +11,63 @@ import numpy as np
 LARGEST_GATHER = 1 << 24  # elements gathered at once: 64 MiB of float32
 
 
-def bin_edges(begin, end, bins: int, length: int, xp=np):
+def box_pixels(begin, end, aligned: bool, xp=np):
+    """The whole pixels [first, past) that a box takes along one axis: the first quantisation.
+
+    Parameters
+    ----------
+    begin, end : (R,) float
+        Edges in feature pixels, rounded here half away from zero, as C's round does.
+    aligned : bool
+        True: an edge is a place, pixel i covers [i, i + 1), and the box takes [round(begin), round(end)).
+        False, the original's: an edge names a pixel, and both edge pixels belong to the box:
+        [round(begin), round(end) + 1). One pixel at least, in either reading.
+
+    Returns
+    -------
+    first, past : (R,) float
+        Whole numbers.
+    """
+    first, last = (xp.floor(xp.abs(e) + 0.5) * xp.sign(e) for e in (begin, end))
+    return first, xp.maximum(last if aligned else last + 1, first + 1)
+
+
+def bin_edges(begin, end, bins: int, length: int, aligned: bool = False, xp=np):
     """First and past-the-last pixel of each bin along one axis, from box edges in feature pixels.
 
     Parameters
     ----------
     begin, end : (R,) float
-        Rounded here, half away from zero, as C's round does: the first quantisation. Both edge pixels belong
-        to the box.
     bins, length : int
         Bins along the axis, pixels of the feature map.
+    aligned : bool
+        See `box_pixels`.
 
     Returns
     -------
     first, past : (R, bins) int
-        floor and ceil of the bin's edges: the second quantisation; clipped to the map, and empty where outside.
+        floor and ceil of the bin's edges: the second quantisation; clipped to the map, so empty outside.
     """
-    first_pixel, last_pixel = (xp.floor(xp.abs(e) + 0.5) * xp.sign(e) for e in (begin, end))
-    bin_size = xp.maximum(last_pixel - first_pixel + 1, 1) / bins
+    first_pixel, past_pixel = box_pixels(begin, end, aligned, xp)
+    bin_size = (past_pixel - first_pixel) / bins
     k = xp.arange(bins).astype(bin_size.dtype)
     first = xp.floor(k * bin_size[:, None]) + first_pixel[:, None]
     past = xp.ceil((k + 1) * bin_size[:, None]) + first_pixel[:, None]
     return tuple(xp.clip(e, 0, length).astype(np.int64) for e in (first, past))
 
 
-def _edges(rois, output_size, scale: float, height: int, width: int):
+def _edges(rois, output_size, scale: float, height: int, width: int, aligned: bool):
     x1, y1, x2, y2 = (np.asarray(rois)[:, 1:] * float(scale)).T
-    return *bin_edges(y1, y2, output_size[0], height), *bin_edges(x1, x2, output_size[1], width)
+    rows = bin_edges(y1, y2, output_size[0], height, aligned)
+    return *rows, *bin_edges(x1, x2, output_size[1], width, aligned)
 
 
-def roi_pool_loop(x, rois, output_size: tuple[int, int], scale: float):
+def roi_pool_loop(x, rois, output_size: tuple[int, int], scale: float, aligned: bool = False):
     """Values (R, C, PH, PW) and flat pixel indices of the maxima (-1: empty bin), bin by bin (slow)."""
     (ph, pw), (_, channels, height, width) = output_size, x.shape
     y = np.zeros((len(rois), channels, ph, pw), x.dtype)
     argmax = np.full(y.shape, -1, np.int64)
-    top, bottom, left, right = _edges(rois, output_size, scale, height, width)
+    top, bottom, left, right = _edges(rois, output_size, scale, height, width, aligned)
     for r, c, i, j in np.ndindex(*y.shape):
         best = -np.inf
         for v in range(top[r, i], bottom[r, i]):
@@ -56,7 +78,7 @@ def roi_pool_loop(x, rois, output_size: tuple[int, int], scale: float):
     return y, argmax
 
 
-def roi_pool(x, rois, output_size: tuple[int, int], scale: float):
+def roi_pool(x, rois, output_size: tuple[int, int], scale: float, aligned: bool = False):
     """Maximum over the pixels of each bin.
 
     Parameters
@@ -66,6 +88,8 @@ def roi_pool(x, rois, output_size: tuple[int, int], scale: float):
         Image index, x1, y1, x2, y2 in image pixels.
     scale : float
         Feature pixels per image pixel.
+    aligned : bool
+        See `box_pixels`; False is Fast R-CNN's and torchvision's.
 
     Returns
     -------
@@ -74,7 +98,7 @@ def roi_pool(x, rois, output_size: tuple[int, int], scale: float):
         Flat pixel index v W + u of the first maximum; -1 for an empty bin.
     """
     (ph, pw), (n, channels, height, width) = output_size, x.shape
-    top, bottom, left, right = _edges(rois, output_size, scale, height, width)
+    top, bottom, left, right = _edges(rois, output_size, scale, height, width, aligned)
     rows = np.ascontiguousarray(x.reshape(n, channels, height * width).swapaxes(1, 2)).reshape(
         -1, channels
     )  # (N HW, C)

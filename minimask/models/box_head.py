@@ -93,7 +93,9 @@ class Pooler:
         count = len(self.strides)
         assigned = assign_fpn_levels(rois[:, 1:], 2, 1 + count, canonical_scale=self.canonical_scale) - 2
         scales = tuple(1.0 / s for s in self.strides)
-        options = dict(sampling_ratio=self.conventions.sampling_ratio, aligned=self.conventions.aligned)
+        options = dict(aligned=self.conventions.aligned)
+        if self.roi_layer is not F.roi_pool:  # which reads every pixel of a bin, not some points
+            options["sampling_ratio"] = self.conventions.sampling_ratio
         return self.roi_layer(levels[:count], rois, self.output_size, scales, levels=assigned, **options)
 
 
