@@ -91,8 +91,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """Write pictures of what a checkpoint sees in image files."""
-    from minimask.detector import check_images, load_detector, predict_files
+    from minimask.detector import load_detector
     from minimask.files import check_output_directory
+    from minimask.predict import check_images, predict_files
     from minimask.progress import each
 
     _device(arguments)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from minimask.config import Config, read_config
 from minimask.data import nuclei_sample
-from minimask.detector import confident, load_detector
+from minimask.detector import load_detector
 from minimask.evaluate import Evaluation, evaluate
+from minimask.predict import confident
 from minimask.progress import each
 from minimask.train import LOSSES, Outcome, read_losses, train
 from minimask.visualize import comparison, loss_curves, save_picture

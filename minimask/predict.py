@@ -1,0 +1,90 @@
+"""From image files to what a detector sees in them: pictures, label maps, a COCO document."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from minimask.data import read_image
+from minimask.detector import Detector
+from minimask.errors import InputError
+from minimask.evaluate import coco_results
+from minimask.files import make_output_directory, write_json
+from minimask.visualize import draw_instances, label_maps, save_picture
+
+
+def confident(prediction: dict, threshold: float) -> dict:
+    """The part of an image's prediction that scores at least `threshold`."""
+    keep = np.asarray(prediction["scores"]) >= threshold
+    return {name: values[keep] for name, values in prediction.items()}
+
+
+def check_images(paths: Sequence[str | Path]) -> None:
+    """See that every file is an image that can be decoded, and that their results will not collide.
+
+    Raises
+    ------
+    InputError
+        For the first that is not.
+    """
+    stems: dict[str, Path] = {}
+    for path in map(Path, paths):
+        other = stems.setdefault(path.stem, path)
+        if other != path:
+            raise InputError(
+                f"{path} and {other}: results are named after the image, and both would be {path.stem}; "
+                "rename one, or predict them into two directories"
+            )
+        read_image(path)
+
+
+def predict_files(
+    detector: Detector,
+    paths: Sequence[str | Path],
+    output: str | Path,
+    json: bool = False,
+    with_label_maps: bool = False,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> list[int]:
+    """Predict image files and write a picture of each.
+
+    Parameters
+    ----------
+    output : str or Path
+        Gets NAME-instances.png; with `with_label_maps` NAME-ids.png (16 bits: the instance's number) and
+        NAME-classes.png (8 bits: the label); with `json` predictions.json, a COCO document whose annotations
+        have a score, which `read_coco` reads back.
+
+    Returns
+    -------
+    list of int
+        How many objects were found in each image.
+    """
+    output = make_output_directory(output)
+    images: list[dict] = []
+    annotations: list[dict] = []
+    counts = []
+    for number, path in enumerate(progress(list(map(Path, paths))), start=1):
+        image = read_image(path)
+        height, width = image.shape[1:]
+        (found,) = detector.model.predict([image])
+        counts.append(len(found["scores"]))
+        picture = draw_instances(
+            image, found["boxes"], found["labels"], found["masks"], detector.class_names, found["scores"]
+        )
+        save_picture(output / f"{path.stem}-instances.png", picture)
+        if with_label_maps:
+            ids, classes = label_maps(found, height, width)
+            save_picture(output / f"{path.stem}-ids.png", ids)
+            save_picture(output / f"{path.stem}-classes.png", classes)
+        images.append({"id": number, "file_name": path.name, "height": height, "width": width})
+        annotations += coco_results(found, number, detector.category_ids)
+    if json:
+        names = zip(detector.category_ids, detector.class_names)
+        document = {
+            "images": images,
+            "categories": [{"id": number, "name": name} for number, name in names],
+            "annotations": [{"id": i, "iscrowd": 0} | found for i, found in enumerate(annotations, start=1)],
+        }
+        write_json(output / "predictions.json", document)
+    return counts
