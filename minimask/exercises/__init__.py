@@ -1,0 +1,67 @@
+"""Exercises that check themselves: ``check("roi_align_backward", mine)``.
+
+The reader writes a forward or backward pass; `check` says that it is right, or what is wrong: the worst
+element, and which usual mistake it looks like. `names` lists the exercises, `describe` gives a task.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from minimask.errors import InputError
+from minimask.exercises import detection, layers
+from minimask.exercises.exercise import Exercise, Text, Verdict
+
+__all__ = ["check", "describe", "names"]
+
+EXERCISES: dict[str, Exercise] = {e.name: e for e in (*layers.EXERCISES, *detection.EXERCISES)}
+
+
+def names() -> list[str]:
+    """The exercises, in the order of the notebooks."""
+    return list(EXERCISES)
+
+
+def describe(name: str) -> Text:
+    """The task: what the function takes and gives, with shapes.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, naming the nearest.
+    """
+    return _find(name).describe()
+
+
+def check(name: str, mine: Callable) -> Verdict:
+    """Say whether a function solves an exercise, or what is wrong with it.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`.
+    mine : callable
+        The reader's function: NumPy arrays in, arrays out, as `describe` says.
+
+    Returns
+    -------
+    Verdict
+        True where it is right. Its text has been printed.
+
+    Raises
+    ------
+    InputError
+        For an unknown name. Whatever the function itself does wrong is said, not raised.
+    """
+    verdict = _find(name).check(mine)
+    print(verdict.text)
+    return verdict
+
+
+def _find(name: str) -> Exercise:
+    if name not in EXERCISES:
+        near = difflib.get_close_matches(str(name), EXERCISES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(EXERCISES)}"
+        raise InputError(f"exercises: no exercise is called {name!r}; {hint}")
+    return EXERCISES[name]

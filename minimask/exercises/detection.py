@@ -1,0 +1,3 @@
+"""Exercises about boxes, RoI layers and masks."""
+
+EXERCISES = []

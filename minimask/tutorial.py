@@ -1,0 +1,163 @@
+"""What the notebooks share: minimask's own source, and the error of finite differences over the step."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minimask.autograd import Tensor, no_grad
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # told apart by the colour-blind, too
+GREY = "#666666"
+
+# (f(x + a h) times its weight, summed over a) / h; the power of h that the error falls with
+STENCILS = {
+    "one-sided": ({0: -1.0, 1: 1.0}, 1),
+    "central": ({-1: -0.5, 1: 0.5}, 2),
+    "five points": ({-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}, 4),
+}
+
+
+class Source:
+    """Source text that a notebook shows in colours, anything else as it is."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        return f"```python\n{self.text}\n```"
+
+
+def source(*objects: Any) -> Source:
+    """The installed source of functions, classes or methods; in a notebook, a cell's last line shows it."""
+    parts = []
+    for thing in objects:
+        path = inspect.getmodule(thing).__name__.replace(".", "/")
+        parts.append(f"# {path}.py\n{textwrap.dedent(inspect.getsource(thing)).rstrip()}")
+    return Source("\n\n\n".join(parts))
+
+
+@dataclass(frozen=True)
+class StepErrors:
+    """Relative errors of finite differences against one derived gradient.
+
+    Attributes
+    ----------
+    steps : (S,) float
+    errors : dict of (S,) float
+        For each kind of difference: |numeric - derived| / |derived|, along one random direction.
+    rounding : (S,) float
+        The size that rounding alone gives a difference: the values' last place, over the step.
+    """
+
+    steps: np.ndarray
+    errors: dict[str, np.ndarray]
+    rounding: np.ndarray
+
+    def best(self, kind: str = "central") -> float:
+        """The smallest error of a kind: where truncation and rounding meet."""
+        return float(self.errors[kind].min())
+
+    def plot(self, axes=None, title: str = ""):
+        """Draw the errors over the step on doubly logarithmic axes, with the two straight lines of theory.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            A new figure's by default.
+
+        Returns
+        -------
+        The Axes.
+        """
+        import matplotlib.pyplot as plt
+
+        if axes is None:
+            _, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        axes.loglog(self.steps, self.rounding, "--", color=GREY, lw=1, label="rounding: last place / h")
+        for (kind, errors), colour in zip(self.errors.items(), (ORANGE, BLUE, GREEN)):
+            drawn = np.maximum(errors, 1e-17)  # an error of exactly 0 has no logarithm
+            order = STENCILS[kind][1]
+            axes.loglog(self.steps, drawn, ".-", color=colour, lw=1, ms=4, label=kind)
+            at = int(np.abs(np.log(self.steps / 0.03)).argmin())  # there, truncation shows if anywhere
+            if drawn[at] > 100 * self.rounding[at]:
+                line = drawn[at] * (self.steps / self.steps[at]) ** order
+                power = "h" if order == 1 else f"$h^{order}$"
+                axes.loglog(self.steps, line, ":", color=colour, lw=1, label=f"truncation: {power}")
+        axes.set(xlabel="step h", ylabel="relative error", title=title, ylim=(3e-18, 10))
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+        return axes
+
+
+def step_errors(
+    function: Callable,
+    inputs: Sequence,
+    *,
+    kinds: Sequence[str] = tuple(STENCILS),
+    steps=None,
+    dtype=np.float64,
+    seed: int = 0,
+) -> StepErrors:
+    """Compare a derived gradient with finite differences of many step sizes.
+
+    The outputs are weighted by a random u and all floating point inputs moved along a random v, as in
+    `minimask.gradcheck`; the derived <backward(u), v> is computed in float64.
+
+    Parameters
+    ----------
+    function : callable
+        Gets a Tensor for each floating point input; gives a Tensor, or several.
+    inputs : sequence of arrays
+        Those of integers, and what is no array, are constants.
+    kinds : sequence of "one-sided", "central", "five points"
+    steps : (S,) float, optional
+        From 1e-13 to 1 by default.
+    dtype : float dtype
+        Of the finite differences.
+    seed : int
+        Of u and v.
+    """
+    rng = np.random.default_rng([seed, *b"steps"])
+    steps = np.logspace(-13, 0, 53) if steps is None else np.asarray(steps, np.float64)
+    moving = [isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in inputs]
+    points = [x.astype(np.float64) if moves else x for x, moves in zip(inputs, moving)]
+    v = [
+        rng.choice([-1.0, 1.0], x.shape) * rng.uniform(0.5, 1, x.shape) if m else None
+        for x, m in zip(points, moving)
+    ]
+
+    def outputs(tensors) -> list[Tensor]:
+        result = function(*tensors)
+        return list(result) if isinstance(result, (tuple, list)) else [result]
+
+    tensors = [Tensor(x, True) if moves else x for x, moves in zip(points, moving)]
+    ys = outputs(tensors)
+    weights = [rng.normal(size=y.shape) for y in ys]
+    sum((y * u).sum() for y, u in zip(ys, weights)).backward()
+    derived = sum(
+        float((x.grad * d).sum()) for x, d in zip(tensors, v) if d is not None and x.grad is not None
+    )
+    scale = sum(float(np.abs(y.numpy() * u).sum()) for y, u in zip(ys, weights))
+
+    def value(t: float) -> float:  # <u, f(x + t v)>
+        moved = [x if d is None else Tensor((x + t * d).astype(dtype)) for x, d in zip(points, v)]
+        with no_grad():
+            return float(
+                sum((y.numpy().astype(np.float64) * u).sum() for y, u in zip(outputs(moved), weights))
+            )
+
+    errors = {}
+    for kind in kinds:
+        stencil = STENCILS[kind][0].items()
+        numeric = [sum(w * value(a * h) for a, w in stencil) / h for h in steps]
+        errors[kind] = np.abs(np.array(numeric) - derived) / abs(derived)
+    return StepErrors(steps, errors, np.finfo(dtype).eps * scale / steps / abs(derived))

@@ -1,0 +1,221 @@
+"""Notebooks from their sources: ``python tools/notebooks.py build|check|run [NAME...]``.
+
+``tutorials/src/NAME.py`` (py:percent: ``# %% [markdown]`` and ``# %%`` begin a cell) is what people edit and
+review; ``tutorials/NAME.ipynb`` is what they read, with outputs, on GitHub and Colab.
+
+build   execute the source and write the notebook: fixed cell ids, no times, nothing of the machine
+check   say where a notebook differs from its source or breaks a rule of tutorials/README.md
+run     execute the source from a folder of its own, write nothing; MINIMASK_FAST=1 for the fast setting
+
+A NAME may be shortened to its number; none means all.
+"""
+
+import argparse
+import base64
+import io
+import os
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from PIL import Image
+
+TUTORIALS = Path(__file__).parent.parent / "tutorials"
+MAX_BYTES = 1_000_000
+MAX_SECONDS = 240  # top to bottom; 40 in the fast setting
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+MARKER = re.compile(r"^# %%(.*)$")
+SETUP = """\
+# Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+
+cupy = [f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name.startswith("cupy")]
+if importlib.util.find_spec("minimask") is None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
+
+import minimask
+
+FAST = os.environ.get("MINIMASK_FAST") == "1"  # fewer points and steps: how the tests run this notebook
+print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and none is needed'}")"""
+"""The first code cell of every notebook."""
+
+FOREIGN = {
+    "an address in memory": re.compile(r" at 0x[0-9a-f]{6,}"),
+    "an absolute path": re.compile(r"(?<![\w.:/<\\])(/[\w.-]+){2,}|\b[A-Za-z]:\\\w"),
+    "a figure without axes": re.compile(r"<Figure .* with 0 Axes>"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell's type, "markdown" or "code", and its text."""
+
+    kind: str
+    source: str
+
+
+def names(wanted: list[str]) -> list[str]:
+    """Names of notebooks, given in full or by their first letters; all for none."""
+    known = sorted(path.stem for path in (TUTORIALS / "src").glob("*.py"))
+    for prefix in wanted:
+        if not any(name.startswith(prefix) for name in known):
+            sys.exit(f"notebooks: no tutorials/src/{prefix}*.py; there are {', '.join(known)}")
+    return [name for name in known if not wanted or name.startswith(tuple(wanted))]
+
+
+def parse(text: str) -> list[Cell]:
+    """The cells of a py:percent source, without what stands before the first marker (a note to linters)."""
+    cells: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        if marker := MARKER.match(line):
+            cells.append(("markdown" if marker.group(1).strip() == "[markdown]" else "code", []))
+        elif cells:
+            cells[-1][1].append(re.sub(r"^# ?", "", line) if cells[-1][0] == "markdown" else line)
+    return [Cell(kind, "\n".join(lines).strip("\n")) for kind, lines in cells]
+
+
+def source_cells(name: str) -> list[Cell]:
+    return parse((TUTORIALS / "src" / f"{name}.py").read_text(encoding="utf-8"))
+
+
+def notebook(name: str, cells: list[Cell]) -> nbformat.NotebookNode:
+    """The notebook of these cells, not yet executed."""
+    made = nbformat.v4.new_notebook(metadata=METADATA)
+    for i, cell in enumerate(cells):
+        new = nbformat.v4.new_markdown_cell if cell.kind == "markdown" else nbformat.v4.new_code_cell
+        made.cells.append(new(cell.source, id=f"{name[:2]}-{i}"))
+    return made
+
+
+def execute(name: str) -> nbformat.NotebookNode:
+    """Run a source's cells in a fresh kernel and an empty folder; a failing cell ends the program."""
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError
+
+    made = notebook(name, source_cells(name))
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            made,
+            timeout=MAX_SECONDS,
+            kernel_name="python3",
+            resources={"metadata": {"path": folder}},
+            record_timing=False,
+            coalesce_streams=True,
+        )
+        try:
+            client.execute()
+        except (CellExecutionError, CellTimeoutError) as error:
+            sys.exit(f"notebooks: {name}: {re.sub(chr(27) + r'[[][0-9;]*m', '', str(error))}")
+    return made
+
+
+def build(name: str) -> None:
+    """Execute a source and write its notebook."""
+    made = execute(name)
+    made.metadata = nbformat.from_dict(METADATA)  # the kernel has added its version
+    for cell in made.cells:
+        cell.metadata = nbformat.from_dict({})
+    nbformat.write(made, TUTORIALS / f"{name}.ipynb")
+
+
+def check(name: str) -> list[str]:
+    """What is wrong with a committed notebook, a line each."""
+    path, cells = TUTORIALS / f"{name}.ipynb", source_cells(name)
+    if not path.exists():
+        return ["is not built"]
+    made = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(made)
+    problems = [*_recipe(cells)]
+    if path.stat().st_size > MAX_BYTES:
+        problems.append(f"has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}")
+    if made.metadata != METADATA or any(cell.metadata for cell in made.cells):
+        problems.append("has metadata of the machine that made it")
+    if len(made.cells) != len(cells):
+        problems.append(f"has {len(made.cells)} cells, its source {len(cells)}")
+    executed = 0
+    for i, (cell, source) in enumerate(zip(made.cells, cells)):
+        if (cell.cell_type, cell.source) != (source.kind, source.source):
+            problems.append(f"cell {i} differs from the source")
+        if cell.id != f"{name[:2]}-{i}":
+            problems.append(f"cell {i} has the id {cell.id}")
+        if cell.cell_type == "code":
+            executed += 1
+            if cell.execution_count != executed:
+                problems.append(f"cell {i} has execution count {cell.execution_count}, not {executed}")
+            problems += [f"cell {i} {what}" for output in cell.outputs for what in _of_output(output)]
+    return problems
+
+
+def _recipe(cells: list[Cell]) -> list[str]:
+    """What every notebook has: see tutorials/README.md."""
+    prose = "\n".join(cell.source for cell in cells if cell.kind == "markdown")
+    code = [cell.source for cell in cells if cell.kind == "code"]
+    wanted = {
+        "no first cell with a title, **Time** and **Needs**": cells
+        and cells[0].source.startswith("# ")
+        and all(word in cells[0].source for word in ("**Time**", "**Needs**")),
+        "not the common first code cell (SETUP in tools/notebooks.py)": code and code[0] == SETUP,
+        "no '## Exercises'": "\n## Exercises" in "\n" + prose,
+        "no assertions": any(re.search(r"^ *assert ", source, re.MULTILINE) for source in code),
+        "no error over the step size (tutorial.step_errors)": any(
+            "step_errors(" in source for source in code
+        ),
+        "no source printed (tutorial.source)": any("source(" in source for source in code),
+    }
+    return [f"has {what}" for what, there in wanted.items() if not there]
+
+
+def _of_output(output) -> list[str]:
+    """What is wrong with one output of a cell."""
+    if output.output_type == "error":
+        return [f"ends in {output.ename}"]
+    if output.output_type == "stream":
+        stderr = ["writes to stderr"] if output.name == "stderr" else []
+        return stderr + [f"shows {what}" for what, pattern in FOREIGN.items() if pattern.search(output.text)]
+    text = "\n".join(value for kind, value in output.data.items() if kind.startswith("text/"))
+    problems = [f"shows {what}" for what, pattern in FOREIGN.items() if pattern.search(text)]
+    if "image/png" in output.data:
+        picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
+        if picture.getcolors(8):  # None where there are more: the edges of any letter have more
+            problems.append("shows an empty figure")
+    return problems
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; the status is 1 where a check found something."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=["build", "check", "run"])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    arguments = parser.parse_args(argv)
+    wrong = 0
+    for name in names(arguments.names):
+        begin = time.perf_counter()
+        if arguments.action == "build":
+            os.environ.pop("MINIMASK_FAST", None)
+            build(name)
+        if arguments.action == "run":
+            execute(name)
+        else:
+            for problem in check(name):
+                wrong += 1
+                print(f"{name}: {problem}")
+        print(f"{name}: {arguments.action}, {time.perf_counter() - begin:.1f} s")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
