@@ -158,7 +158,6 @@ class Function:
     xp = np
     needs: tuple[bool, ...] = ()
     saved: tuple = ()
-    differentiable = True
 
     @classmethod
     def apply(cls, *inputs, **options):

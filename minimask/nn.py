@@ -251,6 +251,8 @@ class BatchNorm2d(_Norm):
             )
         y, mean, var = F.batch_norm(x, self.weight, self.bias, self.eps)
         values = x.size // x.shape[1]
+        if not values:
+            return y  # nothing was seen: the running statistics stay
         unbiased = var.data * (values / max(values - 1, 1))
         for running, new in ((self.running_mean, mean.data), (self.running_var, unbiased)):
             running.data = (1 - self.momentum) * running.data + self.momentum * new

@@ -597,3 +597,10 @@ def test_a_tensor_shows_where_it_comes_from():
     x = leaf(2)
     assert "requires_grad" in repr(x)
     assert "from Exp" in repr(F.exp(x)) and "float64" in repr(F.exp(x))
+
+
+def test_a_float64_constant_beside_a_float32_tensor_gives_a_float32_gradient():
+    for operation in (lambda x, c: x * c, lambda x, c: c / x, lambda x, c: x - c, lambda x, c: x + c):
+        x = Tensor(np.array([1.0, 2.0], np.float32), requires_grad=True)
+        operation(x, np.array([3.0, 4.0])).sum().backward()
+        assert x.grad.dtype == np.float32

@@ -8,17 +8,17 @@ from __future__ import annotations
 from minimask.autograd import Function, Tensor
 
 
-def unbroadcast(g, shape: tuple[int, ...]):
-    """Sum a gradient over the axes along which its input of `shape` was broadcast."""
-    if g.shape == shape:
-        return g
-    extra = g.ndim - len(shape)
-    stretched = [i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1]
-    return g.sum(axis=(*range(extra), *stretched), keepdims=True).reshape(shape)
+def unbroadcast(g, shape: tuple[int, ...], dtype):
+    """Sum a gradient over the axes along which its input was broadcast, and give it the input's dtype."""
+    if g.shape != shape:
+        extra = g.ndim - len(shape)
+        stretched = [i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1]
+        g = g.sum(axis=(*range(extra), *stretched), keepdims=True).reshape(shape)
+    return g.astype(dtype, copy=False)
 
 
-def _shape(x) -> tuple[int, ...]:
-    return getattr(x, "shape", ())
+def _kind(x) -> tuple:  # (shape, dtype); a plain number has none and needs no gradient
+    return getattr(x, "shape", ()), getattr(x, "dtype", None)
 
 
 # --------------------------------------------------------------------------------------------- arithmetic
@@ -28,25 +28,24 @@ class Add(Function):
     """y = a + b."""
 
     def forward(self, a, b):
-        self.save(_shape(a), _shape(b))
+        self.save(_kind(a), _kind(b))
         return a + b
 
     def backward(self, gy):
-        a_shape, b_shape = self.saved
-        return tuple(unbroadcast(gy, s) if need else None for s, need in zip((a_shape, b_shape), self.needs))
+        return tuple(unbroadcast(gy, *kind) if need else None for kind, need in zip(self.saved, self.needs))
 
 
 class Subtract(Function):
     """y = a - b."""
 
     def forward(self, a, b):
-        self.save(_shape(a), _shape(b))
+        self.save(_kind(a), _kind(b))
         return a - b
 
     def backward(self, gy):
-        a_shape, b_shape = self.saved
-        ga = unbroadcast(gy, a_shape) if self.needs[0] else None
-        gb = unbroadcast(-gy, b_shape) if self.needs[1] else None
+        a_kind, b_kind = self.saved
+        ga = unbroadcast(gy, *a_kind) if self.needs[0] else None
+        gb = unbroadcast(-gy, *b_kind) if self.needs[1] else None
         return ga, gb
 
 
@@ -59,8 +58,8 @@ class Multiply(Function):
 
     def backward(self, gy):
         a, b = self.saved
-        ga = unbroadcast(gy * b, _shape(a)) if self.needs[0] else None
-        gb = unbroadcast(gy * a, _shape(b)) if self.needs[1] else None
+        ga = unbroadcast(gy * b, *_kind(a)) if self.needs[0] else None
+        gb = unbroadcast(gy * a, *_kind(b)) if self.needs[1] else None
         return ga, gb
 
 
@@ -73,8 +72,8 @@ class Divide(Function):
 
     def backward(self, gy):
         a, b = self.saved
-        ga = unbroadcast(gy / b, _shape(a)) if self.needs[0] else None
-        gb = unbroadcast(-gy * a / (b * b), _shape(b)) if self.needs[1] else None
+        ga = unbroadcast(gy / b, *_kind(a)) if self.needs[0] else None
+        gb = unbroadcast(-gy * a / (b * b), *_kind(b)) if self.needs[1] else None
         return ga, gb
 
 
@@ -145,8 +144,8 @@ class MatMul(Function):
     def backward(self, gy):
         a, b = self.saved
         # y_ik = sum_j a_ij b_jk, so dL/da_ij = sum_k gy_ik b_jk and dL/db_jk = sum_i a_ij gy_ik
-        ga = unbroadcast(gy @ b.swapaxes(-1, -2), a.shape) if self.needs[0] else None
-        gb = unbroadcast(a.swapaxes(-1, -2) @ gy, b.shape) if self.needs[1] else None
+        ga = unbroadcast(gy @ b.swapaxes(-1, -2), *_kind(a)) if self.needs[0] else None
+        gb = unbroadcast(a.swapaxes(-1, -2) @ gy, *_kind(b)) if self.needs[1] else None
         return ga, gb
 
 
