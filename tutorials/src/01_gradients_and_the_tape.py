@@ -1,0 +1,793 @@
+# ruff: noqa: E402, E501
+
+# %% [markdown]
+# # 01 Gradients and the tape
+#
+# **Time** 60 minutes to read, derive and try; it runs in 20 seconds.
+# **Needs** Python, NumPy, and to know what a derivative and the chain rule are. No GPU, no downloads.
+#
+# Mask R-CNN learns by one vector: the gradient of its loss. Nobody will hand it to us here. Every layer of
+# minimask has a backward pass that was derived on paper, and a *tape* of about a hundred lines chains them.
+# So the first question of this course is the one that decides all others: **how do you know that a gradient
+# is right?** That the loss falls does not answer it. At the end of this notebook a network learns, and learns
+# well, from a gradient that points 60 to 85 degrees away from the true one.
+#
+# Afterwards you can
+#
+# 1. derive the backward pass of a layer, and write it;
+# 2. say what the tape keeps, in which order it is walked, and why a recursion would be a mistake;
+# 3. check a gradient so that you would bet on it, and read what a failing check tells you.
+
+# %%
+# Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+
+cupy = [f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name.startswith("cupy")]
+if importlib.util.find_spec("minimask") is None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
+
+import minimask
+
+FAST = os.environ.get("MINIMASK_FAST") == "1"  # fewer points and steps: how the tests run this notebook
+print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and none is needed'}")
+
+# %%
+import time
+import tracemalloc
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minimask import Function, GradientError, Tensor, exercises, gradcheck, tutorial
+from minimask import functions as F
+from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
+
+# %% [markdown]
+# ## The idea in a picture
+#
+# Take $y = \max(x w + x,\, 0)$ at $x = 2,\ w = 3$. To compute it is to call three Functions: a product, a sum,
+# a ReLU. While they are called, minimask writes down who read whose result: that is the **tape**. Then
+# `y.backward()` walks it from the end to the beginning, with the derivative of $y$ in its hands.
+#
+# The picture below is not drawn by hand: it is read off the tape. Blue is what flowed forward, red is what
+# flows back.
+
+# %%
+x, w = Tensor(2.0, requires_grad=True), Tensor(3.0, requires_grad=True)
+y = F.relu(x * w + x)
+
+
+def nodes_behind(tensor):
+    """The calls that led to a Tensor, in the order in which they were made, each with its edges."""
+    edges, waiting = {}, [tensor.creator]
+    while waiting:
+        node = waiting.pop()
+        if node not in edges:
+            edges[node] = list(node.edges)
+            waiting += [edge[0] for edge in node.edges if isinstance(edge, tuple)]
+    return dict(sorted(edges.items(), key=lambda item: item[0].order))
+
+
+def eavesdrop(nodes, sent):
+    """Let every node note, when the backward pass comes by, what it sends to each of its inputs."""
+
+    def note(node, backward):
+        def noting(*upstream):
+            gradients = backward(*upstream)
+            sent[node] = gradients if isinstance(gradients, tuple) else (gradients,)
+            return gradients
+
+        return noting
+
+    for node in nodes:
+        node.backward = note(node, node.backward)
+
+
+def draw_tape(names, values, nodes, sent):
+    """Leaves on the left, calls in the order of creation; an arrow from whoever made a value to whoever read it."""
+    _, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
+    place = {leaf: (0.0, 1.0 - 2.0 * i) for i, leaf in enumerate(names)}
+    place |= {node: (1.6 * (i + 1), 0.0) for i, node in enumerate(nodes)}
+    for thing, (u, v) in place.items():
+        label = names.get(thing) or type(thing).__name__
+        style = dict(boxstyle="round,pad=0.5", fc="white" if thing in names else "#eeeeee", ec=GREY)
+        axes.text(u, v, label, ha="center", va="center", fontsize=12, bbox=style, zorder=3)
+    for node, edges in nodes.items():
+        for edge, g in zip(edges, sent[node]):
+            begin = edge[0] if isinstance(edge, tuple) else edge
+            (u0, v0), (u1, v1) = place[begin], place[node]
+            bend = -0.45 if u1 - u0 > 2 else 0.0
+            arrow = dict(
+                arrowstyle="-|>", color=GREY, shrinkA=28, shrinkB=28, connectionstyle=f"arc3,rad={bend}"
+            )
+            axes.annotate("", (u1, v1), (u0, v0), arrowprops=arrow)
+            u, v = (u0 + u1) / 2, (v0 + v1) / 2 + (0.72 if bend else 0.0)
+            axes.text(u - 0.06, v + 0.1, f"{values[begin]:g}", color=BLUE, ha="right", fontsize=12)
+            axes.text(u + 0.06, v + 0.1, f"{float(g):g}", color=RED, ha="left", fontsize=12)
+    axes.set(xlim=(-0.6, 5.6), ylim=(-1.5, 1.9))
+    axes.axis("off")
+
+
+nodes, sent = nodes_behind(y), {}
+made_by = dict(zip(nodes, (6.0, 8.0, 8.0)))  # x w, x w + x, max(x w + x, 0)
+eavesdrop(nodes, sent)
+y.backward()
+draw_tape({x: "x", w: "w"}, {x: 2.0, w: 3.0} | made_by, nodes, sent)
+plt.show()
+
+print(f"y = {y.item():g}, dy/dx = {x.grad:g}, dy/dw = {w.grad:g}")
+assert x.grad == 4.0 and w.grad == 2.0  # dy/dx = w + 1, dy/dw = x
+
+# %% [markdown]
+# Two red numbers arrive at $x$: 3 through the product and 1 through the sum. They are **added**, 3 + 1 = 4,
+# because $x$ reaches $y$ on two ways and a change of $x$ travels on both. Forgetting that is the most common
+# bug in hand-written backward passes; you meet it again in the convolution (a pixel lies in several windows),
+# in RoIAlign (a pixel lies in several boxes) and in the exercises.
+#
+# ## The mathematics
+#
+# Number the values in the order in which they are computed, $v_1, \dots, v_n$, each from some earlier ones,
+# and let $L$ be the last. Write $\bar v_i = \partial L / \partial v_i$. If $v_i$ changes, $L$ changes only
+# through the values $v_j$ that *read* $v_i$, so
+#
+# $$\bar v_i \;=\; \sum_{j \text{ reads } i} \Big(\frac{\partial v_j}{\partial v_i}\Big)^{\!\top} \bar v_j ,
+# \qquad \bar v_n = 1 .$$
+#
+# That is all of backpropagation. Read three things off the formula:
+#
+# * **A sum over the readers.** Gradients that arrive at one value are added.
+# * **An order.** $\bar v_i$ is complete only when all its readers are done; since a reader has a higher number,
+#   going through the numbers backwards is always right.
+# * **Locality.** A layer $y = f(x)$ needs to know nothing of the network. It is handed $\bar y$, called `gy` in
+#   minimask, and gives back $\bar x = J^\top \bar y$ with its own Jacobian $J = \partial y / \partial x$. It never
+#   *forms* $J$: for a 3 x 3 convolution of 256 channels on a 200 x 300 map that would be $2 \cdot 10^{14}$ numbers.
+#
+# ### What it costs
+#
+# Finite differences need two evaluations of the network *for each parameter*. The backward pass gives all the
+# derivatives at once, for the price of about two evaluations: one product forward becomes two products backward,
+# as we are about to see.
+#
+# ### One layer on paper: the matrix product
+#
+# $y_{ik} = \sum_j a_{ij} b_{jk}$. Who reads $a_{ij}$? Every $y_{ik}$ of row $i$, with the factor $b_{jk}$:
+#
+# $$\bar a_{ij} = \sum_k \bar y_{ik}\, b_{jk} = (\bar y\, b^\top)_{ij}, \qquad
+#   \bar b_{jk} = \sum_i a_{ij}\, \bar y_{ik} = (a^\top \bar y)_{jk}.$$
+#
+# No rule to remember: write the formula with indices, ask who reads the element, sum over the rest. If the
+# shapes fit, there is usually just one way to put the factors.
+#
+# ### And one with a full Jacobian: softmax
+#
+# $y_i = e^{x_i} / \sum_k e^{x_k}$. Every output reads every input: $\partial y_i / \partial x_j =
+# y_i (\delta_{ij} - y_j)$. Then
+#
+# $$\bar x_j = \sum_i \bar y_i\, y_i (\delta_{ij} - y_j) = y_j \Big(\bar y_j - \sum_i \bar y_i y_i\Big),$$
+#
+# which costs a sum and a product, and no $K \times K$ matrix. Here is how both stand in minimask (this is
+# printed from the package that you run, not copied into the notebook):
+
+# %%
+source(F.array.MatMul, F.activation.Softmax)
+
+# %% [markdown]
+# `forward` gets arrays, computes, and says `self.save(...)` for what `backward` will read, and for nothing else.
+# `backward` gets the gradient of the output and gives one gradient for each input. That is the whole contract of
+# a **Function**. Let us write one.
+#
+# ## Your own Function
+#
+# Softplus, $y = \log(1 + e^x)$, a ReLU without the corner. Its derivative is the sigmoid,
+# $e^x / (1 + e^x)$. As written, $e^{1000}$ overflows in the forward pass *and* in the derivative, although both
+# results are harmless (1000 and 1). So the code below uses two identities that never exponentiate a
+# positive number: $\log(1 + e^x) = \max(x, 0) + \log(1 + e^{-|x|})$ and
+# $e^x/(1+e^x) = \tfrac12 (1 + \tanh \tfrac x2)$.
+
+
+# %%
+class Softplus(Function):
+    """y = log(1 + exp x)."""
+
+    def forward(self, x):
+        self.save(x)
+        return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+    def backward(self, gy):
+        (x,) = self.saved
+        return gy * 0.5 * (1 + np.tanh(x / 2))
+
+
+x = Tensor(np.array([-1000.0, -1.0, 0.0, 1.0, 1000.0]), requires_grad=True)
+y = Softplus.apply(x)
+y.backward(np.ones(5))
+print("y      ", y.numpy())
+print("dy / dx", x.grad)
+assert np.isfinite(y.numpy()).all() and np.array_equal(x.grad[[0, 2, 4]], [0, 0.5, 1])
+
+# %% [markdown]
+# ## What the tape is
+#
+# `Softplus.apply(x)` makes an object, and calls it. The call runs `forward`, and if some input needs a gradient,
+# records. Here is all of the recording:
+
+# %%
+source(Function.__call__, Function._record, Function.save)
+
+# %% [markdown]
+# The object itself is the node of the graph. An **edge** says where the gradient of an input has to go:
+# `(creator, slot)`, "output number *slot* of that call", for something computed; the Tensor itself for a leaf,
+# whose `.grad` is wanted; `None` for a constant. `order` is a counter: who was created when.
+#
+# What is *not* there is the input Tensors. The tape holds the call that made a value, but not the value. An
+# array lives on only if some backward pass has saved it; we measure in a moment what that is worth.
+
+# %%
+rng = np.random.default_rng(0)
+a, b = Tensor(rng.normal(size=(3, 4)), True), Tensor(rng.normal(size=(4, 2)), True)
+labels = np.array([0, 1, 1])
+loss = F.softmax_cross_entropy(F.relu(a @ b) * 2.0, labels)
+
+
+def shown(edge):
+    if isinstance(edge, tuple):
+        return f"{type(edge[0]).__name__} (output {edge[1]})"
+    return f"leaf {'ab'[(edge is b)]}" if edge is not None else "constant"
+
+
+for node, edges in nodes_behind(loss).items():
+    print(f"{type(node).__name__:<20} reads {', '.join(shown(edge) for edge in edges)}")
+
+# %% [markdown]
+# ## Walking it back
+#
+# The other half of the tape is the walk. `pending` holds, for each call reached, the gradients of its outputs as
+# far as they have arrived; a heap gives the call that was created last.
+
+# %%
+source(minimask.autograd._run_backward)
+
+# %% [markdown]
+# Why a heap and a counter, when three lines of recursion ("send the gradient to my creators, and they
+# to theirs") look as if they would do? Because recursion does not wait. A call that is reached on two ways is
+# walked twice, and everything behind it four times. Each way gives a right part of the sum; there are just too many ways.
+# Watch it: `x = x + x`, over and over.
+
+
+# %%
+def recursive_backward(node, gradient, count):
+    """What one writes first: pass every gradient on as soon as it arrives."""
+    count[0] += 1
+    gradients = node.backward(gradient)
+    for edge, g in zip(node.edges, gradients if isinstance(gradients, tuple) else (gradients,)):
+        if isinstance(edge, tuple):
+            recursive_backward(edge[0], g, count)
+        elif edge is not None:
+            edge.grad = g if edge.grad is None else edge.grad + g
+
+
+def doubled(depth):
+    leaf = top = Tensor(np.ones(1), requires_grad=True)
+    for _ in range(depth):
+        top = top + top
+    return leaf, top
+
+
+depths, calls = np.arange(1, 13 if FAST else 17), []
+for depth in depths:
+    leaf, top = doubled(depth)
+    count = [0]
+    recursive_backward(top.creator, np.ones(1), count)
+    calls.append(count[0])
+    assert leaf.grad[0] == 2.0**depth  # right, but at what a price
+
+_, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+axes.semilogy(depths, calls, "o-", color=ORANGE, label="recursion: a call for each way")
+axes.semilogy(depths, depths, "s-", color=BLUE, label="heap: a call for each node")
+axes.set(xlabel="additions, one behind the other", ylabel="calls of backward")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# Every residual block of a ResNet is such a fork: a ResNet-50 has 16 of them, so at least $2^{16} = 65\,536$ ways
+# lead from the loss to its first layer. And there is a second trap: Python's stack ends at a depth of about a thousand.
+
+# %%
+x = chain = Tensor(np.ones(1), requires_grad=True)
+for _ in range(20_000):
+    chain = chain + 1.0
+try:
+    recursive_backward(chain.creator, np.ones(1), [0])
+except RecursionError as error:
+    print("recursion:", error)
+x.grad = None
+begin = time.perf_counter()
+chain.backward()
+print(f"minimask: 20,000 calls in {time.perf_counter() - begin:.2f} s, gradient {x.grad[0]:g}")
+assert x.grad[0] == 1.0
+
+# %% [markdown]
+# ## What the tape keeps, and when it lets go
+#
+# The memory of training is the memory of the tape, so look at it. `Probe` is a Function that does nothing and
+# notes how many bytes are alive when it is passed, forward and backward. We put one after each of 24 blocks
+# $x \leftarrow \max(0.9\, x + 0.1,\, 0)$ on arrays of 1 MiB: three calls a block, of which the sum saves nothing and
+# the product's input *is* the array that the ReLU before it saved.
+
+# %%
+source(F.array.Add, F.array.Multiply, F.activation.ReLU)
+
+
+# %%
+class Probe(Function):
+    """Hands everything on, and notes the memory in use."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def forward(self, x):
+        self.log.append(tracemalloc.get_traced_memory()[0] / 2**20)
+        return x
+
+    def backward(self, gy):
+        self.log.append(tracemalloc.get_traced_memory()[0] / 2**20)
+        return gy
+
+
+def memory(blocks, hold):
+    """MiB in use along a forward and a backward pass; with `hold`, every Tensor is kept till the end."""
+    log, held = [], []
+    tracemalloc.start()
+    x = Tensor(np.ones(2**17), requires_grad=True)  # 1 MiB
+    for _ in range(blocks):
+        for step in (lambda x: x * 0.9, lambda x: x + 0.1, F.relu, lambda x: Probe.apply(x, log=log)):
+            x = step(x)
+            held.append(x if hold else None)
+    x.sum().backward()
+    tracemalloc.stop()
+    return log
+
+
+blocks = 24
+_, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+curves = {}
+for hold, colour, label in (
+    (True, ORANGE, "a tape that holds its inputs"),
+    (False, BLUE, "minimask: saved arrays only"),
+):
+    curves[hold] = memory(blocks, hold)
+    axes.plot(curves[hold], ".-", color=colour, label=label)
+axes.axvline(blocks - 0.5, color=GREY, lw=1)
+axes.text(blocks - 1, 4, "forward", ha="right", color=GREY)
+axes.text(blocks, 4, "backward", ha="left", color=GREY)
+axes.set(xlabel="blocks passed", ylabel="MiB alive", ylim=(0, None))
+axes.legend(loc="upper left")
+plt.show()
+print(f"peaks: {max(curves[True]):.0f} and {max(curves[False]):.0f} MiB")
+assert max(curves[True]) > 2 * max(curves[False])
+assert curves[False][-1] < 8  # at the end, nothing but the last block is left
+
+# %% [markdown]
+# Forward, the tape grows by one array a block instead of three. Backward, it shrinks: a node is freed as soon
+# as it is done. The price is that the graph is gone afterwards, and minimask says so rather than give
+# you half a gradient:
+
+# %%
+try:
+    loss.backward()
+    loss.backward()
+except RuntimeError as error:
+    print(error)
+
+# %% [markdown]
+# ## Is it right? Finite differences, and their two errors
+#
+# A derivative is a limit, so compare with a difference. For $\varphi(t) = \langle u, f(x + t v) \rangle$, with random
+# directions $v$ of the inputs and weights $u$ of the outputs,
+#
+# $$\varphi'(0) = \langle u, J v\rangle = \langle J^\top u, v \rangle .$$
+#
+# The left side we estimate without any derivative, the right side is what `backward(u)` gives, times $v$. One number
+# each. If $J^\top u$ is wrong in any element, then a random $v$ will see it.
+#
+# How small should the step be? By Taylor,
+#
+# $$\frac{\varphi(h) - \varphi(-h)}{2h} = \varphi'(0) + \frac{h^2}{6} \varphi'''(0) + \dots$$
+#
+# so **truncation** falls with $h^2$. But $\varphi$ is computed to a relative $\varepsilon \approx 2 \cdot 10^{-16}$ only, and the division
+# by $h$ magnifies this **rounding** to about $\varepsilon |\varphi| / h$. Smaller steps are better until they are worse; the two
+# meet where $h^3 \approx \varepsilon$:
+#
+# $$h \approx \varepsilon^{1/3} \approx 6 \cdot 10^{-6}, \qquad \text{error} \approx \varepsilon^{2/3} \approx 4 \cdot 10^{-11}.$$
+#
+# With five points the truncation is $h^4$, and they meet at $h \approx \varepsilon^{1/5}$, error $\varepsilon^{4/5} \approx 3 \cdot 10^{-13}$;
+# the textbook's $(\varphi(h) - \varphi(0))/h$ never gets below $\varepsilon^{1/2} \approx 10^{-8}$. All of that can be seen, in a network of a
+# matrix product, our Softplus, and a softmax:
+
+# %%
+inputs = [rng.normal(size=(5, 6)), rng.normal(size=(6, 4))]
+steps = np.logspace(-13, 0, 27 if FAST else 79)
+
+
+def network(x, w):
+    return F.softmax(Softplus.apply(x @ w))
+
+
+_, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
+double = tutorial.step_errors(network, inputs, steps=steps)
+double.plot(axes[0], "values in float64")
+single = tutorial.step_errors(network, inputs, steps=steps, dtype=np.float32)
+single.plot(axes[1], "values in float32")
+plt.show()
+
+for kind in double.errors:
+    print(f"{kind:<12} best error: float64 {double.best(kind):.0e}, float32 {single.best(kind):.0e}")
+assert (
+    double.best("one-sided") < 1e-6 and double.best("central") < 1e-9 and double.best("five points") < 1e-11
+)
+assert single.best("central") > 1e-7
+
+# %% [markdown]
+# Look at the right half. Where $\varepsilon = 10^{-7}$ there is no good step any more: the best of central differences is near
+# $\varepsilon^{2/3} \approx 2 \cdot 10^{-5}$, at a step that you must guess, and at the step that is best for float64 the error is above
+# one percent. **Check gradients in float64**, even if you train in float32.
+#
+# `minimask.gradcheck` does just that: five points, $h = 10^{-5}$, several random $v$, for each input alone and for all together.
+# It wants a relative error below $10^{-6}$, which leaves four orders of magnitude for a wrong gradient to be noticed in.
+
+# %%
+report = gradcheck(network, inputs)
+print(f"worst relative error {report.worst_error:.1e}, at {report.where}")
+assert report.worst_error < 1e-8
+
+# %% [markdown]
+# ### Plant a bug
+#
+# A check that has never failed proves nothing, so make it fail. Six wrong versions of softmax's backward pass, from
+# the crude to the subtle, and what the check says of each. Where random directions disagree, it looks at single
+# elements, and names the worst and its ratio, which often tells the mistake.
+
+# %%
+BUGS = {
+    "the sign": lambda gy, y: -y * (gy - (gy * y).sum(-1, keepdims=True)),
+    "a factor 2": lambda gy, y: 2 * y * (gy - (gy * y).sum(-1, keepdims=True)),
+    "no sum: a diagonal Jacobian": lambda gy, y: y * gy * (1 - y),
+    "the sum over the wrong axis": lambda gy, y: y * (gy - (gy * y).sum(0, keepdims=True)),
+    "zeros": lambda gy, y: 0 * y,
+    "one element of 20 off by 1 %": lambda gy, y: (
+        y
+        * (gy - (gy * y).sum(-1, keepdims=True))
+        * np.where(np.arange(y.size).reshape(y.shape) == 7, 1.01, 1.0)
+    ),
+}
+
+
+class Buggy(F.activation.Softmax):
+    def __init__(self, bug):
+        super().__init__()
+        self.bug = BUGS[bug]
+
+    def backward(self, gy):
+        return self.bug(gy, *self.saved)
+
+
+def buggy(bug):
+    return lambda x: Buggy.apply(x, bug=bug)
+
+
+x = rng.normal(size=(5, 4))
+for bug in BUGS:
+    try:
+        gradcheck(buggy(bug), [x])
+        raise AssertionError(f"{bug} was not noticed")
+    except GradientError as error:
+        print(f"{bug}\n    {error}\n")
+
+# %% [markdown]
+# ### Blind checks
+#
+# Many tutorials check `f(x).sum()`, as if $u$ were all ones. For softmax that is worthless: the outputs sum to 1
+# whatever $x$ is, so the true gradient of the sum is 0, and a backward pass with the wrong sign, or with all zeros, gives 0
+# as well. Batch and group normalisation are blind in the same way.
+
+
+# %%
+def check_of_the_sum(bug):
+    return gradcheck(lambda x: buggy(bug)(x).sum(), [x], raise_error=False)
+
+
+blind = [bug for bug in BUGS if check_of_the_sum(bug)]
+print("pass the check of the sum:", "; ".join(blind))
+assert blind == ["the sign", "a factor 2", "zeros", "one element of 20 off by 1 %"]
+
+# %% [markdown]
+# ## Kinks
+#
+# A ReLU has no derivative at 0, and near 0 a difference of step $h$ reaches over the corner. Below, one of ten inputs
+# lies at a distance of $10^{-4}$ from it. Elsewhere the network is linear: there is no truncation at all, and the *largest*
+# step would be the best one, until $h$ reaches the corner.
+
+
+# %%
+def with_corner(distance):
+    x = np.linspace(1.0, 2.0, 10)
+    x[3] = distance
+    return x
+
+
+_, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+for axis, distance in zip(axes, (1e-4, 5.0)):
+    kinds = ("central", "five points")
+    errors = tutorial.step_errors(F.relu, [with_corner(distance)], kinds=kinds, steps=steps)
+    errors.plot(axis, f"one input {distance:g} away from the corner")
+    axis.axvline(distance, color=RED, lw=1)
+plt.show()
+
+report = gradcheck(F.relu, [with_corner(0.0)], raise_error=False)
+print("gradcheck at the corner:", report.kink)
+assert report.kink and report.mismatch is None  # not a wrong gradient, and not called one
+
+# %% [markdown]
+# A check has to tell the two apart, for it would be useless if it cried "wrong!" at every ReLU. `gradcheck` compares the
+# slopes on both sides, with several steps. A kink says nothing about the gradient: move the inputs.
+#
+# At the corner itself there is no right answer, and minimask takes 0. That has a consequence which surprises even people
+# who have used such tapes for years. Mathematically, $\max(x, 0) - \max(-x, 0) = x$, so its derivative is 1, everywhere.
+
+# %%
+x = Tensor(np.array([-1.0, 0.0, 1.0]), requires_grad=True)
+y = F.relu(x) - F.relu(x * -1.0)
+y.backward(np.ones(3))
+print("y      ", y.numpy())
+print("dy / dx", x.grad)
+assert np.array_equal(y.numpy(), x.numpy()) and np.array_equal(x.grad, [1, 0, 1])
+
+# %% [markdown]
+# Each part is right, the chain rule is right, and the result at 0 is wrong: the chain rule asks for derivatives to exist.
+# (In every other framework it is the same. It is harmless because nothing stays *exactly* on a corner, unless
+# someone initialises it there: think of all-zero biases behind an all-zero image border.)
+#
+# ## The experiment: learning from a wrong gradient
+#
+# "The loss goes down, so the backward pass must be right." Let us see. A network of three layers has to tell two
+# spirals from each other. In the backward pass of its linear layers, $\bar x = \bar y\, W$, we replace $W$ by another
+# matrix $B$:
+#
+# * `right`: $B = W$;
+# * `random`: $B$ is drawn once, at random, and never changed. What the lower layers are told has nothing to do with how
+#   the upper layers use them;
+# * `nothing`: $B = 0$, so that only the last layer learns. This is the control.
+
+
+# %%
+class FeedbackLinear(Function):
+    """y = x W^T, whose backward pass uses B in place of W."""
+
+    def forward(self, x, w, b):
+        self.save(x, b)
+        return x @ w.T
+
+    def backward(self, gy):
+        x, b = self.saved
+        return gy @ b, gy.T @ x, None  # the gradient of W itself is right
+
+
+WIDTH, POINTS = 24, 400
+
+
+def spirals(rng):
+    t, label = rng.uniform(0.3, 1.0, POINTS), rng.integers(0, 2, POINTS)
+    angle = 12 * t + np.pi * label
+    x = np.stack([t * np.cos(angle), t * np.sin(angle)], axis=1) + rng.normal(0, 0.02, (POINTS, 2))
+    return np.concatenate([x, np.ones((POINTS, 1))], axis=1), label  # the column of ones: a bias
+
+
+def logits(x, weights, feedback):
+    for i, (w, b) in enumerate(zip(weights, feedback)):
+        x = FeedbackLinear.apply(F.relu(x) if i else x, w, b)
+    return x
+
+
+def gradient(x, label, weights, feedback):
+    for w in weights:
+        w.grad = None
+    F.softmax_cross_entropy(logits(x, weights, feedback), label).backward()
+    return [w.grad for w in weights]
+
+
+def degrees(a, b):
+    """The angle between two lists of arrays, each taken as one long vector."""
+    a, b = (np.concatenate([part.ravel() for part in parts]) for parts in (a, b))
+    return np.degrees(np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1, 1)))
+
+
+def learn(kind, steps, seed):
+    """Every 50 steps: step, accuracy, angle between used and true gradient, and that of the middle layer alone."""
+    rng = np.random.default_rng(seed)
+    shapes = ((WIDTH, 3), (WIDTH, WIDTH), (2, WIDTH))
+    weights, drawn = ([rng.normal(0, np.sqrt(2 / s[1]), s) for s in shapes] for _ in range(2))
+    weights = [Tensor(w, requires_grad=True) for w in weights]
+    true = [w.data for w in weights]  # these very arrays: they change along
+    feedback = {"right": true, "random": drawn, "nothing": [np.zeros(s) for s in shapes]}[kind]
+    (x, label), velocity, log = spirals(np.random.default_rng(7)), [np.zeros(s) for s in shapes], []
+    for step in range(steps + 1):
+        used = gradient(x, label, weights, feedback)
+        if step % 50 == 0:
+            right = (logits(x, weights, feedback).numpy().argmax(axis=1) == label).mean()
+            wanted = gradient(x, label, weights, true)
+            angles = (degrees(used, wanted), degrees(used[1:2], wanted[1:2])) if kind == "random" else (0, 0)
+            log.append((step, right, *angles))
+        for w, v, g in zip(weights, velocity, used):
+            v *= 0.9
+            v -= 0.05 * g
+            w.data += v
+    return np.array(log).T
+
+
+_, (left, right) = plt.subplots(1, 2, figsize=(11, 3.9), layout="constrained")
+seeds, steps, final = (0,) if FAST else (0, 1, 2), 300 if FAST else 2000, {}
+for kind, colour in (("right", BLUE), ("random", ORANGE), ("nothing", GREEN)):
+    runs = [learn(kind, steps, seed) for seed in seeds]
+    final[kind] = [float(run[1, -1]) for run in runs]
+    for i, (step, accuracy, whole, middle) in enumerate(runs):
+        left.plot(step, accuracy, color=colour, label=kind if i == 0 else None)
+        if kind == "random":
+            right.plot(step, whole, color=ORANGE, label="all weights" if i == 0 else None)
+            right.plot(step, middle, color=RED, ls="--", label="the middle layer's" if i == 0 else None)
+            assert whole[1:].max() < 90  # so that a small step along it goes downhill
+left.set(xlabel="step", ylabel="share of points told right", ylim=(0.4, 1.02), title="learning with B ...")
+left.legend(loc="lower right")
+right.axhline(90, color=GREY, lw=1)
+right.text(0, 91, "no relation", color=GREY, va="bottom")
+right.set(
+    xlabel="step", ylabel="degrees", ylim=(0, 130), title="random B: angle between used and true gradient"
+)
+right.legend(loc="lower left")
+plt.show()
+print(final)
+if not FAST:
+    assert min(final["right"]) > 0.99 and min(final["random"]) > 0.95 and max(final["nothing"]) < 0.8
+
+# %% [markdown]
+# The network learns the spirals from a gradient that is off by 60 to 85 degrees, with lower layers that are told random things.
+# Watch the dashed lines for the reason: they begin near 90 degrees, where there is no relation at all, and then
+# *fall*. Nobody turns the feedback towards the weights; the weights turn towards the feedback, because the last layer, whose
+# gradient is right, finds use for whatever the layers below can be taught. This is *feedback alignment* (Lillicrap et al., 2016).
+#
+# What it means for us: every direction within 90 degrees of the gradient leads downhill. A missing factor, a lost term, a
+# gradient that is overwritten where it should be added: training goes on, a little worse, and nothing complains. A falling
+# loss says that the angle is below 90 degrees. The check says that it is 0.
+
+# %%
+x, label = spirals(rng)
+w, b = rng.normal(size=(2, 2, 3))
+report = gradcheck(lambda x, w: FeedbackLinear.apply(x, w, Tensor(b)), [x[:5], w], raise_error=False)
+print("gradcheck:", report.mismatch)
+assert not report
+
+# %% [markdown]
+# ## Everything in minimask is checked
+#
+# A walk over the package finds every Function there is; one that has no row in the table of cases fails the tests. Here are
+# three of them. `minimask gradcheck` on the command line prints all.
+
+# %%
+from minimask.gradient_cases import all_functions, run_table
+
+print(len(all_functions()), "Functions in the package\n")
+assert run_table(["relu", "softmax", "matmul"])
+
+# %% [markdown]
+# ## Exercises
+#
+# `exercises.check` runs your function on several inputs and says that it is right, or where it is wrong, and which of the
+# usual mistakes it looks like. Change the cells until it says "right". Solutions are in `tutorials/solutions/`; a wrong try
+# teaches more than they do.
+#
+# **1.** The backward pass of a ReLU. The try below is what one writes first.
+
+# %%
+exercises.describe("relu_backward")
+
+
+# %%
+def my_relu_backward(gy, x):
+    return (x > 0).astype(x.dtype)
+
+
+exercises.check("relu_backward", my_relu_backward)
+
+# %% [markdown]
+# **2.** Softmax and cross-entropy in one. Derive it first: with $p = \mathrm{softmax}(x)$ and $L = -\log p_t$, insert
+# $\bar p_i = -\delta_{it} / p_t$ into the formula for softmax above. Almost everything cancels.
+
+# %%
+exercises.describe("softmax_cross_entropy_backward")
+
+
+# %%
+def my_softmax_cross_entropy_backward(gy, logits, labels):
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    p[np.arange(len(p)), labels] -= 1
+    return gy * p
+
+
+exercises.check("softmax_cross_entropy_backward", my_softmax_cross_entropy_backward)
+
+# %% [markdown]
+# **3.** The tape itself. The list is in the order of creation, so you need no heap; but a value may be used twice, a call may
+# lead nowhere, and a call may hand you the same array for two inputs.
+
+# %%
+exercises.describe("tape_backward")
+
+
+# %%
+def my_tape_backward(tape, output, gradient):
+    gradients = {output: gradient}
+    for call in reversed(tape):
+        for name, g in zip(call.inputs, call.backward(gradients[call.output])):
+            gradients[name] = g
+    return gradients
+
+
+exercises.check("tape_backward", my_tape_backward)
+
+# %% [markdown]
+# **4.** On paper: $y = x / \lVert x \rVert$ for a vector $x$. Derive $\bar x$, write it as a Function, and let `gradcheck` be the judge.
+#
+# <details><summary>Answer</summary>
+#
+# With $n = \lVert x \rVert$: $\partial y_i / \partial x_j = \delta_{ij} / n - x_i x_j / n^3$, so
+# $\bar x = (\bar y - y \langle y, \bar y \rangle) / n$. What points along $y$ is removed: a change of length does not change $y$.
+#
+# </details>
+#
+# **5.** Which of Add, Multiply, ReLU, Softmax, MatMul, Sum save an array of the size of their input? Which of them could save
+# *less* than they do, and what would it cost?
+#
+# <details><summary>Answer</summary>
+#
+# Add and Sum save shapes only. ReLU and Softmax save their output, which the next layer often holds anyway; ReLU could save one bit for
+# each element. Multiply and MatMul need both inputs, but each only for the other's gradient: when the weights are
+# frozen, the activations need not be kept (look how `Conv2d` does it: `source(F.conv.Conv2d)`).
+#
+# </details>
+#
+# **6.** There is a difference without rounding. If $f$ is analytic, $\operatorname{Im} f(x + i h v) / h$ is the derivative up to $O(h^2)$, and nothing is
+# subtracted, so $h = 10^{-200}$ is fine. Do it for `np.exp(x) / np.exp(x).sum()` and compare with `F.softmax`. Why does
+# it not work for `np.abs`, for a ReLU, or for the softmax that first subtracts `x.max()`?
+#
+# <details><summary>Answer</summary>
+#
+# The error is $10^{-16}$ at every $h$ below $10^{-8}$. `np.abs` of a complex number is its modulus, which is not analytic: its imaginary part is 0.
+# `max` compares complex numbers by real part first and takes the imaginary part of the winner along, which happens to
+# be right; but a comparison `x > 0` has no complex meaning, and any cast to float silently drops the imaginary part.
+#
+# </details>
+#
+# **7.** Give `gradcheck` a function of ten thousand inputs whose gradient is wrong in one element. How often does one
+# random direction overlook it, at a tolerance of $10^{-6}$, if the error is 1 %? If it is 0.01 %? What do four directions change?
+#
+# <details><summary>Answer</summary>
+#
+# The sum of ten thousand terms of random sign is about 100 times one term. An element that is off by 1 % changes it by $10^{-4}$ of itself:
+# seen at once. Off by 0.01 %, it changes it by $10^{-6}$, at the tolerance: about every second direction overlooks it, all four
+# in about one of sixteen tries. This is why `gradcheck` takes several, with no element near 0 in any of them.
+#
+# </details>
+#
+# ## Read on
+#
+# * minimask's tape in full: `source(minimask.autograd)`, 280 lines with its comments. The check: `source(minimask.gradient_check)`.
+# * A. Griewank, A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008: the cost of a backward pass, and trading memory for time.
+# * T. Lillicrap, D. Cownden, D. Tweed, C. Akerman, *Random synaptic feedback weights support error backpropagation for deep
+#   learning*, Nature Communications 7, 2016.
+# * W. Squire, G. Trapp, *Using complex variables to estimate derivatives of real functions*, SIAM Review 40, 1998 (exercise 6).
+#
+# Next: **02 Convolution**, where the pixel that lies in several windows gets its sum.
