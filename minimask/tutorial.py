@@ -15,11 +15,11 @@ from minimask.autograd import Tensor, no_grad
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # told apart by the colour-blind, too
 GREY = "#666666"
 
-# (f(x + a h) times its weight, summed over a) / h; the power of h that the error falls with
+# f(x + a h) times its weight, summed over a, over h; the power of h that the error falls with; a colour
 STENCILS = {
-    "one-sided": ({0: -1.0, 1: 1.0}, 1),
-    "central": ({-1: -0.5, 1: 0.5}, 2),
-    "five points": ({-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}, 4),
+    "one-sided": ({0: -1.0, 1: 1.0}, 1, ORANGE),
+    "central": ({-1: -0.5, 1: 0.5}, 2, BLUE),
+    "five points": ({-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}, 4, GREEN),
 }
 
 
@@ -83,19 +83,28 @@ class StepErrors:
         if axes is None:
             _, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
         axes.loglog(self.steps, self.rounding, "--", color=GREY, lw=1, label="rounding: last place / h")
-        for (kind, errors), colour in zip(self.errors.items(), (ORANGE, BLUE, GREEN)):
+        for kind, errors in self.errors.items():
+            _, order, colour = STENCILS[kind]
             drawn = np.maximum(errors, 1e-17)  # an error of exactly 0 has no logarithm
-            order = STENCILS[kind][1]
             axes.loglog(self.steps, drawn, ".-", color=colour, lw=1, ms=4, label=kind)
-            at = int(np.abs(np.log(self.steps / 0.03)).argmin())  # there, truncation shows if anywhere
-            if drawn[at] > 100 * self.rounding[at]:
-                line = drawn[at] * (self.steps / self.steps[at]) ** order
+            anchor = self._truncation(drawn, order)
+            if anchor is not None:
+                line = drawn[anchor] * (self.steps / self.steps[anchor]) ** order
                 power = "h" if order == 1 else f"$h^{order}$"
                 axes.loglog(self.steps, line, ":", color=colour, lw=1, label=f"truncation: {power}")
         axes.set(xlabel="step h", ylabel="relative error", title=title, ylim=(3e-18, 10))
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
         return axes
+
+    def _truncation(self, errors, order: int) -> int | None:
+        """The largest step around which the errors go with its power `order`; None if there is none."""
+        x, y = np.log(self.steps), np.log(errors)
+        for i in range(len(x) - 1, -1, -1):
+            below = int(np.abs(x - x[i] + np.log(4)).argmin())  # a quarter of the step
+            if x[i] > x[below] and abs((y[i] - y[below]) / (x[i] - x[below]) - order) < 0.15:
+                return i if errors[below] > self.rounding[below] else None
+        return None
 
 
 def step_errors(

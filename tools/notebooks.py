@@ -32,6 +32,7 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 MARKER = re.compile(r"^# %%(.*)$")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 SETUP = """\
 # Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
 import importlib.metadata
@@ -117,7 +118,7 @@ def execute(name: str) -> nbformat.NotebookNode:
         try:
             client.execute()
         except (CellExecutionError, CellTimeoutError) as error:
-            sys.exit(f"notebooks: {name}: {re.sub(chr(27) + r'[[][0-9;]*m', '', str(error))}")
+            sys.exit(f"notebooks: {name}: {ANSI.sub('', str(error))}")
     return made
 
 
