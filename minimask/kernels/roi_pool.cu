@@ -1,0 +1,107 @@
+// RoIPool (Fast R-CNN, section 2.1), forward and backward, over all levels of a pyramid in one launch.
+// Beside it, in NumPy: roi_pool.py. How to launch it, and how it runs without a GPU: docs/kernels.md.
+//
+// Shapes: R RoIs, PH x PW bins, L maps of (N, C, height, width), each with its own height and width.
+//
+// One after the other, it would be this loop. On the right: who takes a share of it.
+//
+//   for r in range(R):                                                  blockIdx.x
+//       x, x1, y1, x2, y2 = what RoI r reads, and its box there
+//       for c, i, j in ndindex(C, PH, PW):                              blockIdx.y, threadIdx.x
+//           forward:
+//               top, bottom = bin_edges(y1, y2, i)
+//               left, right = bin_edges(x1, x2, j)
+//               for v in range(top, bottom):                            a thread takes all pixels of its bin
+//                   for u in range(left, right):
+//                       if x[c, v, u] > best:
+//                           best, argmax[r, c, i, j] = x[c, v, u], v * width + u
+//               y[r, c, i, j] = best
+//           backward:
+//               gx[c].flat[argmax[r, c, i, j]] += gy[r, c, i, j]
+//
+// Bins overlap, and so do RoIs: a pixel may be the maximum of many bins. Therefore atomicAdd backward.
+
+// The levels lie wherever they were computed; passed by value, their addresses cost no copy to the GPU.
+template <typename T>
+struct Maps {
+    T* data[8];  // (N, C, height, width) each
+    int height[8], width[8];
+    T scale[8];  // feature pixels per image pixel
+    int count;   // L
+};
+
+// What a RoI reads. All zero if its level or image does not exist: then there is nothing to read.
+template <typename T>
+struct Map {
+    T* x;  // (C, height, width), the map of its level and image
+    int height, width;
+    T scale;
+};
+
+template <typename T>
+__device__ Map<T> locate(const T* roi, int level, const Maps<T>& xs, int N, int C) {
+    if (!(0 <= level && level < xs.count && 0 <= roi[0] && roi[0] < N)) return {};
+    const int height = xs.height[level], width = xs.width[level];
+    return {xs.data[level] + (long long)roi[0] * C * height * width, height, width, xs.scale[level]};
+}
+
+// First and past-the-last pixel of bin k along one axis: the box is rounded, and so are the bin's edges.
+// aligned: the box takes the pixels [round(begin), round(end)); else the last one, too. One at least.
+template <typename T>
+__device__ void bin_edges(T begin, T end, bool aligned, int bins, int length, int k, int& first, int& past) {
+    const T first_pixel = round(begin), past_pixel = max(round(end) + (aligned ? 0 : 1), first_pixel + 1);
+    const T bin_size = (past_pixel - first_pixel) / bins;
+    first = (int)min(max(floor(k * bin_size) + first_pixel, T(0)), T(length));
+    past = (int)min(max(ceil((k + 1) * bin_size) + first_pixel, T(0)), T(length));
+}
+
+// y (R, C, PH, PW), 0 in an empty bin. argmax of the same shape: flat index of the first maximum, or -1.
+// A RoI whose level or image does not exist reads NaN: to raise, the host would have to wait for the GPU.
+template <typename T>
+__global__ void roi_pool_forward(Maps<T> xs, const T* rois, const int* levels, T* y, int* argmax,
+                                 int R, int N, int C, int ph, int pw, bool aligned) {
+    const int outputs = C * ph * pw;  // of a RoI
+    for (int r = blockIdx.x; r < R; r += gridDim.x) {
+        const T* roi = rois + 5LL * r;
+        const Map<T> map = locate(roi, levels[r], xs, N, C);
+        const int height = map.height, width = map.width;
+        const T x1 = roi[1] * map.scale, y1 = roi[2] * map.scale;
+        const T x2 = roi[3] * map.scale, y2 = roi[4] * map.scale;
+        for (int k = blockIdx.y * blockDim.x + threadIdx.x; k < outputs; k += gridDim.y * blockDim.x) {
+            const int c = k / (ph * pw), i = k / pw % ph, j = k % pw;
+            const T* x = map.x + (long long)c * height * width;
+            int top, bottom, left, right, winner = -1;
+            bin_edges(y1, y2, aligned, ph, height, i, top, bottom);
+            bin_edges(x1, x2, aligned, pw, width, j, left, right);
+            T best = 0;
+            for (int v = top; v < bottom; v++) {
+                for (int u = left; u < right; u++) {
+                    const T value = x[v * width + u];
+                    if (winner < 0 || value > best || value != value) {  // a NaN wins, as in NumPy
+                        best = value;
+                        winner = v * width + u;
+                    }
+                }
+            }
+            const long long out = (long long)r * outputs + k;
+            y[out] = map.x ? best : T(nan(""));
+            argmax[out] = winner;
+        }
+    }
+}
+
+// Adds to gxs, which the caller has set to zero. gy and argmax (R, C, PH, PW).
+template <typename T>
+__global__ void roi_pool_backward(const T* gy, const int* argmax, const T* rois, const int* levels,
+                                  Maps<T> gxs, int R, int N, int C, int ph, int pw) {
+    const int outputs = C * ph * pw;
+    for (int r = blockIdx.x; r < R; r += gridDim.x) {
+        const Map<T> map = locate(rois + 5LL * r, levels[r], gxs, N, C);
+        for (int k = blockIdx.y * blockDim.x + threadIdx.x; k < outputs; k += gridDim.y * blockDim.x) {
+            const int c = k / (ph * pw);
+            T* gx = map.x + (long long)c * map.height * map.width;
+            const long long out = (long long)r * outputs + k;
+            if (map.x && argmax[out] >= 0) atomicAdd(gx + argmax[out], gy[out]);
+        }
+    }
+}
