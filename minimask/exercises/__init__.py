@@ -10,12 +10,10 @@ import difflib
 from collections.abc import Callable
 
 from minimask.errors import InputError
-from minimask.exercises import detection, layers
-from minimask.exercises.exercise import Exercise, Text, Verdict
+from minimask.exercises import layers, regions  # noqa: F401  (they fill EXERCISES, in this order)
+from minimask.exercises.exercise import EXERCISES, Exercise, Verdict
 
 __all__ = ["check", "describe", "names"]
-
-EXERCISES: dict[str, Exercise] = {e.name: e for e in (*layers.EXERCISES, *detection.EXERCISES)}
 
 
 def names() -> list[str]:
@@ -23,15 +21,15 @@ def names() -> list[str]:
     return list(EXERCISES)
 
 
-def describe(name: str) -> Text:
-    """The task: what the function takes and gives, with shapes.
+def describe(name: str) -> None:
+    """Print the task: what the function takes and gives, with shapes.
 
     Raises
     ------
     InputError
         For an unknown name, naming the nearest.
     """
-    return _find(name).describe()
+    print(_find(name).describe())
 
 
 def check(name: str, mine: Callable) -> Verdict:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from minimask.autograd import Tensor
 
-TOLERANCE = 1e-9  # of the largest right value: float64 leaves room for another order of summation
-
-
-class Text(str):
-    """A string that a notebook shows as it reads."""
-
-    __repr__ = str.__str__
+OVERWRITTEN = "overwritten instead of added: right where one contribution arrives, wrong where several meet"
 
 
 @dataclass(frozen=True)
@@ -47,137 +43,145 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Pattern:
-    """A usual mistake that is known by where the result is wrong: ``matches(mine, right, *inputs)``."""
-
-    matches: Callable[..., bool]
-
-
-@dataclass(frozen=True)
 class Exercise:
     """A task, what solves it, and what people usually get wrong.
 
     Parameters
     ----------
     answer : callable
-        Gives what is right. Its docstring is the task, its signature the reader's.
+        Gives what is right. Its signature is the reader's, its docstring the task, in which the words after
+        "Give" name the results (of a dict, its keys do).
     cases : callable
         Generator -> {what is special: inputs}; the most telling first.
     mistakes : dict
-        {what the reader did: Pattern, or a callable that does the same to the same inputs}.
-    returns : tuple of str
-        Names of the results; those of a dict are its keys.
+        {what the reader did: what that gives}: a callable as `answer` is, or {parameter: change} for
+        `answer` with that parameter changed, ``change(namespace of all inputs)``.
+    contributions : dict
+        {result: inputs -> how many terms are added up in each of its elements}.
     """
 
     answer: Callable
     cases: Callable[[np.random.Generator], dict[str, tuple]]
-    mistakes: dict[str, Callable | Pattern]
-    returns: tuple[str, ...]
+    mistakes: dict[str, Callable | dict[str, Callable]]
+    contributions: dict[str, Callable] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        return self.answer.__name__
+    def parameters(self) -> list[str]:
+        return list(inspect.signature(self.answer).parameters)
 
-    def describe(self) -> Text:
+    @property
+    def results(self) -> list[str]:
+        return re.search(r"Give ([\w, ]+?) ?[:(]", self.answer.__doc__).group(1).split(", ")
+
+    def describe(self) -> str:
         """The signature and the task."""
-        task = inspect.getdoc(self.answer)
-        return Text(f"def {self.name}{inspect.signature(self.answer)}:\n\n{task}")
+        return f"{self.answer.__name__}({', '.join(self.parameters)})\n\n{inspect.getdoc(self.answer)}"
 
     def check(self, mine: Callable) -> Verdict:
-        """Run a reader's function on all cases, and stop at the first that is wrong."""
-        if not callable(mine):
-            return self._wrong(f"give the function itself, not {_a(mine)}: check({self.name!r}, mine)")
-        cases = self.cases(np.random.default_rng(0))
+        """Run a reader's function on all cases, the first again in float32, and stop where it is wrong."""
+        name, cases = self.answer.__name__, self.cases(np.random.default_rng(0))
+        cases["float32"] = tuple(map(_narrow, next(iter(cases.values()))))
+        passed: list[tuple] = []
         for case, inputs in cases.items():
             problem, mistakes = self._judge(mine, inputs)
-            if problem:
-                return self._wrong(f"case {case!r}: {problem}", mistakes)
-        if self._widens(mine, next(iter(cases.values()))):
-            return self._wrong(
-                "the numbers are right, but float32 inputs give float64: np.zeros, for one, makes float64 "
-                "unless told dtype="
-            )
-        return Verdict(True, f"{self.name}: right, in {len(cases)} cases ({'; '.join(cases)})")
+            if problem:  # a mistake that would have shown before was not made
+                mistakes = tuple(m for m in mistakes if all(self._hidden(m, before) for before in passed))
+                looks = "".join(f"\n  It looks like a usual mistake: {mistake}." for mistake in mistakes)
+                return Verdict(False, f"{name}: not yet right. Case {case!r}: {problem}.{looks}", mistakes)
+            passed.append(inputs)
+        return Verdict(True, f"{name}: right, in {len(cases)} cases ({'; '.join(cases)})")
 
-    def _wrong(self, problem: str, mistakes: tuple[str, ...] = ()) -> Verdict:
-        looks = "".join(f"\n  It looks like this usual mistake: {mistake}." for mistake in mistakes)
-        return Verdict(False, f"{self.name}: not yet right; {problem}.{looks}", mistakes)
+    def mistaken(self, mistake: str, inputs: tuple):
+        """What a usual mistake gives for these inputs."""
+        made, given = self.mistakes[mistake], dict(zip(self.parameters, inputs))
+        if callable(made):
+            return made(*inputs)
+        return self.answer(**given | {name: to(SimpleNamespace(**given)) for name, to in made.items()})
 
     def _judge(self, mine: Callable, inputs: tuple) -> tuple[str, tuple[str, ...]]:
         """What is wrong with the function on these inputs ("" if nothing), and which mistakes give that."""
         result, problem = self._run(mine, inputs)
         if problem:
             return problem, ()
-        rights = self._parts(self.answer(*inputs))
-        parts = self._parts(result)
-        if parts.keys() != rights.keys() and not (isinstance(result, dict) and rights.keys() <= parts.keys()):
-            wanted = ", ".join(rights)
-            return f"your function gives {_a(result)}; wanted: {wanted}", self._mistakes(
-                parts, rights, inputs
-            )
+        rights, parts = self._parts(self.answer(*inputs)), self._parts(result)
+        if not rights.keys() <= parts.keys():
+            missing = f"your function gives {_a(result)}; wanted: {', '.join(rights)}"
+            return missing, tuple(m for m in self.mistakes if self._like(m, parts, rights, inputs))
         for name, right in rights.items():
-            problem = _not_an_array(parts[name], np.asarray(right))
-            if problem:
+            mine, right = parts[name], np.asarray(right)
+            if problem := _not_comparable(mine, right):
                 return f"{name} is {problem}", ()
-        for name, right in rights.items():
-            if not same(parts[name], right):
-                mistakes = self._mistakes({name: parts[name]}, {name: right}, inputs)
-                return f"{name} {_difference(np.asarray(parts[name]), np.asarray(right))}", mistakes
+            mine = np.asarray(mine)
+            if not same(mine, right):
+                like = (m for m in self.mistakes if self._like(m, {name: mine}, [name], inputs))
+                mistakes = tuple(like) or self._overwritten(name, mine, right, inputs) or _of_any(mine, right)
+                return f"{name} {_difference(mine, right)}", mistakes
+            if mine.dtype.itemsize > right.dtype.itemsize == 4:
+                return f"{name} is right, but float64: np.zeros, for one, makes that unless told dtype=", ()
         return "", ()
 
     def _run(self, mine: Callable, inputs: tuple) -> tuple[Any, str]:
         """What the function gives; or, in words, why there is nothing."""
-        names = list(inspect.signature(self.answer).parameters)
         copies = [x.copy() if isinstance(x, np.ndarray) else x for x in inputs]
-        if not _takes(mine, copies):
-            return None, f"your function must take ({', '.join(names)})"
         try:
             result = mine(*copies)
         except Exception as error:
+            if error.__traceback__.tb_next is None:  # raised by the call itself
+                return None, f"give a function of ({', '.join(self.parameters)}): {error}"
             return None, _raised(error, mine)
-        for name, old, new in zip(names, inputs, copies):
+        for name, old, new in zip(self.parameters, inputs, copies):
             if isinstance(old, np.ndarray) and not np.array_equal(old, new, equal_nan=True):
-                return (
-                    None,
-                    f"your function changes its input {name} in place; others still read it: work on a copy",
-                )
+                return None, f"your function changes its input {name}, which others still read: copy it"
         return result, ""
 
-    def _parts(self, result) -> dict[str, Any]:
-        """Results by name; of a wrong number of them, some names are missing or are numbers."""
+    def _parts(self, result) -> dict:
+        """Results by name; none of them if their number is wrong."""
         if isinstance(result, dict):
             return result
-        if len(self.returns) > 1:
-            result = result if isinstance(result, (tuple, list)) else [result]
-            return dict(zip([*self.returns, *range(len(result))], result))
-        return {self.returns[0]: result}
+        if len(self.results) == 1:
+            return {self.results[0]: result}
+        fits = isinstance(result, (tuple, list)) and len(result) == len(self.results)
+        return dict(zip(self.results, result)) if fits else {}
 
-    def _mistakes(self, parts: dict, rights: dict, inputs: tuple) -> tuple[str, ...]:
-        """The usual mistakes that give these results, and only then what any function may get wrong."""
-        found = []
-        for text, mistake in self.mistakes.items():
-            if isinstance(mistake, Pattern):
-                hit = all(np.shape(parts[n]) == np.shape(rights[n]) for n in rights) and all(
-                    mistake.matches(parts[n], rights[n], *inputs) for n in rights
-                )
-            else:
-                wrong = self._parts(mistake(*inputs))
-                hit = all(same(parts.get(n), wrong.get(n)) for n in rights)
-            found += [text] * hit
-        return tuple(found) or _of_any_function(parts, rights)
+    def _like(self, mistake: str, parts: dict, names, inputs: tuple) -> bool:
+        """Whether a usual mistake gives the same results of these names."""
+        wrong = self._parts(self.mistaken(mistake, inputs))
+        return all(same(parts.get(name), wrong.get(name)) for name in names)
 
-    def _widens(self, mine: Callable, inputs: tuple) -> bool:
-        """Whether float32 inputs give float64 where they need not."""
-        is_float = [isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in inputs]
-        narrow = [x.astype(np.float32) if f else x for x, f in zip(inputs, is_float)]
-        rights, parts = self._parts(self.answer(*narrow)), self._parts(mine(*narrow))
-        return any(
-            np.asarray(parts[n]).dtype.itemsize > np.asarray(y).dtype.itemsize for n, y in rights.items()
-        )
+    def _hidden(self, mistake: str, inputs: tuple) -> bool:
+        """Whether these inputs do not show a usual mistake."""
+        rights = self._parts(self.answer(*inputs))
+        return mistake not in self.mistakes or self._like(mistake, rights, rights, inputs)
+
+    def _overwritten(self, name: str, mine, right, inputs: tuple) -> tuple[str, ...]:
+        if name not in self.contributions or mine.shape != right.shape:
+            return ()
+        counts = np.broadcast_to(self.contributions[name](*inputs), right.shape)
+        return (OVERWRITTEN,) if (counts[_differs(mine, right)] > 1).all() else ()
+
+
+EXERCISES: dict[str, Exercise] = {}
+
+
+def exercise(cases: Callable, mistakes: dict, contributions: dict | None = None) -> Callable:
+    """Make an exercise of the function that answers it: see `Exercise`."""
+
+    def register(answer):
+        EXERCISES[answer.__name__] = Exercise(answer, cases, mistakes, contributions or {})
+        return answer
+
+    return register
+
+
+def gradients(function: Callable, gy, *inputs) -> tuple:
+    """Gradients of some inputs, by minimask's own tape."""
+    tensors = [Tensor(x, True) for x in inputs]
+    function(*tensors).backward(gy)
+    return tuple(x.grad for x in tensors)
 
 
 def same(mine, right) -> bool:
-    """Whether two results agree, in shape and to `TOLERANCE` of the largest element; two Nones do."""
+    """Whether two results agree in shape and, as far as rounding lets them, in value; two Nones do."""
     if mine is None or right is None:
         return mine is right
     mine, right = np.asarray(mine), np.asarray(right)
@@ -186,91 +190,64 @@ def same(mine, right) -> bool:
 
 def _differs(mine, right):
     """Where two arrays of one shape differ; NaN does from all."""
-    return ~(np.abs(mine - right) <= TOLERANCE * max(np.abs(right).max(initial=0), 1e-30))
+    tolerance = 1e-4 if right.dtype == np.float32 else 1e-9  # room for another order of summation
+    return ~(np.abs(mine - right) <= tolerance * max(np.abs(right).max(initial=0), 1e-30))
+
+
+def _narrow(x):
+    return x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
 
 
 def _a(thing) -> str:
     """A thing in words."""
     if thing is None:
         return "None (is a return missing?)"
-    if isinstance(thing, np.ndarray):
-        return f"an array {thing.shape}"
-    if isinstance(thing, dict):
-        return f"a dict of {', '.join(map(str, thing)) or 'nothing'}"
-    if isinstance(thing, (tuple, list)):
-        return f"a {type(thing).__name__} of {len(thing)}"
-    return f"a {type(thing).__name__}"
+    if isinstance(thing, (dict, tuple, list)):
+        what = ", ".join(map(str, thing)) if isinstance(thing, dict) else f"{len(thing)}"
+        return f"a {type(thing).__name__} of {what}"
+    return f"an array {thing.shape}" if isinstance(thing, np.ndarray) else f"a {type(thing).__name__}"
 
 
-def _not_an_array(mine, right: np.ndarray) -> str:
+def _not_comparable(mine, right: np.ndarray) -> str:
     """In words: why a result cannot be compared; "" if it can."""
-    if isinstance(mine, Tensor):
-        return "a Tensor: take and give plain arrays here"
     if not isinstance(mine, (np.ndarray, np.generic, int, float)):
         return f"{_a(mine)}, not an array"
-    mine = np.asarray(mine)
-    if right.dtype.kind == "f" and mine.dtype.kind != "f":
-        return f"of {mine.dtype}, which cannot hold fractions: it should be of {right.dtype}"
-    if right.dtype.kind == "i" and mine.dtype.kind not in "iu":
-        return f"of {mine.dtype}; it holds indices, so it should be of {right.dtype}"
-    return ""
-
-
-def _takes(mine: Callable, inputs: list) -> bool:
-    try:
-        inspect.signature(mine).bind(*inputs)
-    except TypeError:
-        return False
-    except ValueError:  # nothing known of its signature, as of some of NumPy's: the call will tell
-        return True
-    return True
+    dtype = np.asarray(mine).dtype
+    fits = dtype.kind == right.dtype.kind or (dtype.kind in "iu" and right.dtype.kind == "i")
+    return "" if fits else f"of {dtype}, not of {right.dtype}"
 
 
 def _raised(error: Exception, mine: Callable) -> str:
     """An exception of the reader's function in words, with the line of that function that led to it."""
     path = getattr(getattr(mine, "__code__", None), "co_filename", None)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-    where = f" at line {frames[-1].lineno}, {frames[-1].line}" if frames else ""
+    where = f" in line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
     return f"your function raises {type(error).__name__} ({' '.join(str(error).split())}){where}"
 
 
 def _difference(mine: np.ndarray, right: np.ndarray) -> str:
-    """How many elements are wrong, where, and the worst."""
+    """How many elements are wrong, the worst, and which image, row or column all lie in, if one."""
     if mine.shape != right.shape:
         return f"has the shape {mine.shape}, not {right.shape}"
     wrong = _differs(mine, right)
     error = np.where(wrong, np.nan_to_num(np.abs(mine - right), nan=np.inf), -1.0)
     worst = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
-    where = _where(wrong) if wrong.ndim > 1 else ""
+    hits = [np.unique(indices) for indices in wrong.nonzero()] if wrong.ndim > 1 else []
+    places = [str(hit[0]) if len(hit) == 1 < n else ":" for hit, n in zip(hits, wrong.shape)]
+    where = f", all in [{', '.join(places)}]" if set(places) > {":"} else ""
     return (
         f"has {wrong.sum()} of {wrong.size} elements wrong{where}; the worst at {list(worst)}: "
         f"yours {mine[worst]:.6g}, right {right[worst]:.6g}"
     )
 
 
-def _where(wrong: np.ndarray) -> str:
-    """Which image, row or column all wrong elements lie in, if one."""
-    places = []
-    for axis, length in enumerate(wrong.shape):
-        hit = np.flatnonzero(wrong.any(axis=tuple(a for a in range(wrong.ndim) if a != axis)))
-        places.append(str(hit[0]) if len(hit) == 1 < length else ":")
-    return f", all in [{', '.join(places)}]" if set(places) != {":"} else ""
-
-
-def _of_any_function(parts: dict, rights: dict) -> tuple[str, ...]:
+def _of_any(mine: np.ndarray, right: np.ndarray) -> tuple[str, ...]:
     """Mistakes that any result may show: a factor, axes in another order."""
-    if len(rights) != 1:
-        return ()
-    mine, right = (np.asarray(next(iter(p.values()), None)) for p in (parts, rights))
-    if mine.dtype.kind != "f" or not right.size:
-        return ()
-    if mine.shape == right.shape:
-        factor = float((mine * right).sum() / max((right * right).sum(), 1e-300))
-        if same(mine, np.zeros_like(right)):
-            return ("all zeros: nothing is ever written",)
+    if mine.shape == right.shape and right.dtype.kind == "f" and right.any():
+        factor = float((mine * right).sum() / (right * right).sum())
         if same(mine, factor * right):
-            return ("the sign",) if same(mine, -right) else (f"a factor of {factor:.6g} too much",)
+            return ({-1.0: "the sign", 0.0: "all zeros"}.get(round(factor, 9), f"a factor of {factor:.6g}"),)
     for axes in itertools.permutations(range(mine.ndim)):
-        if list(axes) != sorted(axes) and same(mine.transpose(axes), right):
+        if right.size and list(axes) != sorted(axes) and same(mine.transpose(axes), right):
             return (f"axes swapped: your result's transpose{axes} is right",)
     return ()

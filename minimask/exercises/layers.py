@@ -1,4 +1,4 @@
-"""Exercises about the tape and the layers: the answers come from minimask's own functions and loops.
+"""Exercises about the tape and the layers: the answers come from minimask's own functions.
 
 Shapes: R rows, K classes; N images, C channels in, O channels out, H x W in, P x Q out, kernel KH x KW.
 """
@@ -12,28 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minimask import functions as F
-from minimask.autograd import Tensor
-from minimask.exercises.exercise import Exercise
-
-EXERCISES: list[Exercise] = []
-
-
-def exercise(cases: Callable, mistakes: dict, returns: tuple[str, ...]) -> Callable:
-    """Make an exercise of the function that answers it."""
-
-    def register(answer):
-        EXERCISES.append(Exercise(answer, cases, mistakes, returns))
-        return answer
-
-    return register
-
-
-def gradients(function: Callable, gy, *inputs) -> tuple:
-    """Gradients of some inputs, by minimask's own tape."""
-    tensors = [Tensor(x, True) for x in inputs]
-    function(*tensors).backward(gy)
-    return tuple(x.grad for x in tensors)
-
+from minimask.exercises.exercise import exercise, gradients
+from minimask.functions.activation import softmax_array
+from minimask.kernels import convolution
 
 # --------------------------------------------------------------------------------------------- the tape
 
@@ -72,15 +53,14 @@ def _walk(tape, output, gradient, order: int = -1, add: Callable = operator.add)
 @exercise(
     _tapes,
     {
-        "overwritten instead of added: a value that is used twice gets a gradient from each use": (
-            lambda *inputs: _walk(*inputs, add=lambda old, new: new)
+        "overwritten: a value used twice gets a gradient from each use": lambda *a: _walk(
+            *a, add=lambda _, g: g
         ),
-        "added in place, into an array that another value's gradient shares: make a new sum": (
-            lambda *inputs: _walk(*inputs, add=operator.iadd)
+        "added in place, into another value's gradient: make a new sum": lambda *a: _walk(
+            *a, add=operator.iadd
         ),
-        "walked forwards: the last call comes first": lambda *inputs: _walk(*inputs, order=1),
+        "walked forwards: the last call comes first": lambda *a: _walk(*a, order=1),
     },
-    ("gradients",),
 )
 def tape_backward(tape, output, gradient):
     """The backward pass over a tape.
@@ -91,7 +71,7 @@ def tape_backward(tape, output, gradient):
     output : str, name of the value to differentiate
     gradient : array, the gradient of that value
 
-    Give a dict: the gradient of every value that output was computed from, by name, output itself included.
+    Give gradients : dict, by name the gradient of every value that output was computed from, and its own.
     """
     return _walk(tape, output, gradient)
 
@@ -102,12 +82,11 @@ def tape_backward(tape, output, gradient):
 @exercise(
     lambda rng: {"normal numbers": tuple(rng.normal(size=(2, 3, 4))), "no rows": (np.zeros((0, 4)),) * 2},
     {
-        "gy left out: this is the slope, the chain rule multiplies it by gy": lambda gy, x: 1.0 * (x > 0),
-        "the mask is taken from gy: it says where x was positive": lambda gy, x: gy * (gy > 0),
+        "gy left out: the chain rule multiplies the slope by it": dict(gy=lambda a: a.gy**0),
+        "the mask is taken from gy: it says where x was positive": dict(x=lambda a: a.gy),
+        "let through where x is negative": dict(x=lambda a: -a.x),
         "this is the forward pass": lambda gy, x: np.maximum(x, 0),
-        "let through where x is negative": lambda gy, x: gy * (x < 0),
     },
-    ("gx",),
 )
 def relu_backward(gy, x):
     """The gradient of y = max(x, 0).
@@ -120,35 +99,22 @@ def relu_backward(gy, x):
     return gradients(F.relu, gy, x)[0]
 
 
-def _softmax(x, axis=1):
-    e = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
-    return e / e.sum(axis=axis, keepdims=True)
-
-
-def _one_hot(logits, labels):
-    return (np.arange(logits.shape[1]) == labels[:, None]).astype(logits.dtype)
+def _cross_entropy(gy, logits, labels, axis: int = 1, at_label: float = 1.0):
+    hit = np.arange(logits.shape[1]) == labels[:, None]
+    return gy * (softmax_array(logits, axis) - at_label * hit) / len(logits)
 
 
 @exercise(
     lambda rng: {
-        "five rows": (np.float64(0.7), rng.normal(size=(5, 4)), rng.integers(0, 4, 5)),
-        "large logits": (np.float64(1.0), 1000 * rng.normal(size=(5, 4)), rng.integers(0, 4, 5)),
-        "no rows": (np.float64(1.0), np.zeros((0, 4)), np.zeros(0, np.int64)),
+        "five rows": (np.array(0.7), rng.normal(size=(5, 4)), rng.integers(0, 4, 5)),
+        "large logits": (np.array(1.0), 1000 * rng.normal(size=(5, 4)), rng.integers(0, 4, 5)),
     },
     {
-        "not divided by the number of rows: the loss is their mean": (
-            lambda gy, x, t: gy * (_softmax(x) - _one_hot(x, t))
-        ),
-        "gy left out": lambda gy, x, t: (_softmax(x) - _one_hot(x, t)) / max(len(x), 1),
-        "1 is not subtracted at the labels": lambda gy, x, t: gy * _softmax(x) / max(len(x), 1),
-        "softmax along the wrong axis: a row's classes compete": (
-            lambda gy, x, t: gy * (_softmax(x, 0) - _one_hot(x, t)) / max(len(x), 1)
-        ),
-        "the sign: it is softmax minus one-hot": lambda gy, x, t: (
-            gy * (_one_hot(x, t) - _softmax(x)) / max(len(x), 1)
-        ),
+        "not divided by the number of rows: the loss is a mean": dict(gy=lambda a: a.gy * len(a.labels)),
+        "gy left out": dict(gy=lambda a: a.gy**0),
+        "1 is not subtracted at the labels": lambda *a: _cross_entropy(*a, at_label=0.0),
+        "softmax along the wrong axis": lambda *a: _cross_entropy(*a, axis=0),
     },
-    ("gx",),
 )
 def softmax_cross_entropy_backward(gy, logits, labels):
     """The gradient of y = mean over rows of -log softmax(logits)[label].
@@ -157,6 +123,189 @@ def softmax_cross_entropy_backward(gy, logits, labels):
     logits : (R, K) float; may be large: exp(1000) overflows
     labels : (R,) int in [0, K)
 
-    Give gx : (R, K), gradient of the logits. R may be 0.
+    Give gx : (R, K), gradient of the logits.
     """
     return gradients(lambda x: F.softmax_cross_entropy(x, labels), gy, logits)[0]
+
+
+# -------------------------------------------------------------------------------------------- convolution
+
+FLIPPED = (Ellipsis, slice(None, None, -1), slice(None, None, -1))
+ONE_SIDED = "padded on one side only: window p begins at p stride - padding"
+
+
+def _late(x, padding: int):  # all of the padding behind: the first window begins at pixel 0
+    return np.pad(x, ((0, 0), (0, 0), (0, 2 * padding), (0, 2 * padding)))
+
+
+def _convolutions(rng, *wanted: str) -> dict[str, tuple]:
+    cases = {}
+    for name, n, stride, padding in (("stride 2", 2, 2, 1), ("no padding", 1, 1, 0), ("no images", 0, 1, 1)):
+        x, w, b = rng.normal(size=(n, 3, 7, 7)), rng.normal(size=(4, 3, 3, 3)), rng.normal(size=4)
+        gy = rng.normal(size=F.conv2d(x, w, b, stride, padding).shape)
+        known = dict(x=x, w=w, b=b, gy=gy, kernel=(3, 3), stride=stride, padding=padding)
+        cases[name] = tuple(known[k] for k in wanted)
+    return cases
+
+
+@exercise(
+    lambda rng: _convolutions(rng, "x", "kernel", "stride", "padding"),
+    {
+        ONE_SIDED: dict(x=lambda a: _late(a.x, a.padding), padding=lambda a: 0),
+        "the kernel's elements upside down": lambda *a: im2col(*a)[:, :, ::-1, ::-1],
+        "the stride left out: window p begins at p stride": lambda x, kernel, stride, padding: im2col(
+            x, kernel, 1, padding
+        )[..., : -(-x.shape[2] // stride), : -(-x.shape[3] // stride)],
+    },
+)
+def im2col(x, kernel, stride, padding):
+    """The windows that a convolution reads, as one array.
+
+    x : (N, C, H, W) float
+    kernel : (KH, KW)
+    stride, padding : int, the same in both directions
+
+    Give cols : (N, C, KH, KW, P, Q), P = (H + 2 padding - KH) // stride + 1, Q likewise;
+    cols[n, c, i, j, p, q] = x[n, c, p stride + i - padding, q stride + j - padding], 0 where that is outside.
+    """
+    return convolution.im2col(
+        x, convolution.Geometry.of(x.shape, (1, x.shape[1], *kernel), stride, padding, 1, 1)
+    )
+
+
+@exercise(
+    lambda rng: _convolutions(rng, "x", "w", "b", "stride", "padding"),
+    {
+        "the kernel upside down: networks correlate, they do not convolve": dict(w=lambda a: a.w[FLIPPED]),
+        "the kernel's rows and columns swapped": dict(w=lambda a: a.w.swapaxes(2, 3)),
+        "the bias left out": dict(b=lambda a: 0 * a.b),
+        ONE_SIDED: dict(x=lambda a: _late(a.x, a.padding), padding=lambda a: 0),
+    },
+)
+def conv2d_forward(x, w, b, stride, padding):
+    """A convolution.
+
+    x : (N, C, H, W) float
+    w : (O, C, KH, KW) float
+    b : (O,) float
+    stride, padding : int, the same in both directions
+
+    Give y : (N, O, P, Q), y[n, o, p, q] = b[o] + sum over c, i, j of
+    w[o, c, i, j] x[n, c, p stride + i - padding, q stride + j - padding], where pixels outside are 0.
+    """
+    return F.conv2d(x, w, b, stride, padding).data
+
+
+def _late_gradients(gy, x, w, stride, padding):
+    gx, gw, gb = conv2d_backward(gy, _late(x, padding), w, stride, 0)
+    return gx[..., : x.shape[2], : x.shape[3]], gw, gb
+
+
+def _flipped_gradients(gy, x, w, stride, padding):
+    gx, gw, gb = conv2d_backward(gy, x, w[FLIPPED], stride, padding)
+    return gx, gw[FLIPPED], gb
+
+
+def _mean_of_bias(gy, *rest):
+    gx, gw, gb = conv2d_backward(gy, *rest)
+    return gx, gw, gb / max(gy[:, 0].size, 1)
+
+
+def _windows_of_pixel(gy, x, w, stride, padding):
+    return conv2d_backward(gy[:, :1] ** 0, x, w[:1] ** 0, stride, padding)[0]
+
+
+@exercise(
+    lambda rng: _convolutions(rng, "gy", "x", "w", "stride", "padding"),
+    {
+        "the kernel upside down": _flipped_gradients,
+        "the kernel's rows and columns swapped": dict(w=lambda a: a.w.swapaxes(2, 3)),
+        ONE_SIDED: _late_gradients,
+        "a mean over the images: their gradients add up": dict(gy=lambda a: a.gy / max(len(a.gy), 1)),
+        "overwritten by the last image": dict(gy=lambda a: a.gy[-1:], x=lambda a: a.x[-1:]),
+        "a mean: b is in every output": _mean_of_bias,
+    },
+    contributions={"gx": _windows_of_pixel},
+)
+def conv2d_backward(gy, x, w, stride, padding):
+    """The three gradients of a convolution: each product w x in y sends gy w to x and gy x to w.
+
+    gy : (N, O, P, Q) float, gradient of y
+    x : (N, C, H, W) float
+    w : (O, C, KH, KW) float
+    stride, padding : int, the same in both directions
+
+    Give gx, gw, gb : (N, C, H, W), (O, C, KH, KW), (O,).
+    """
+    return gradients(lambda x, w, b: F.conv2d(x, w, b, stride, padding), gy, x, w, w[:, 0, 0, 0])
+
+
+# -------------------------------------------------------------------------------------- pooling and norms
+
+
+def _to_all_maxima(gy, x, kernel, stride):
+    y, gx = F.max_pool2d(x, kernel, stride).data[..., None, None], np.zeros_like(x)
+    for p, q in np.ndindex(gy.shape[2:]):
+        window = (..., slice(p * stride, p * stride + kernel), slice(q * stride, q * stride + kernel))
+        gx[window] += gy[:, :, p, q, None, None] * (x[window] == y[:, :, p, q])
+    return gx
+
+
+@exercise(
+    lambda rng: {
+        "windows overlap": (rng.normal(size=(2, 3, 3, 3)), rng.normal(size=(2, 3, 7, 7)), 3, 2),
+        "equal values": (rng.normal(size=(1, 2, 3, 3)), np.maximum(rng.normal(size=(1, 2, 6, 6)), 0), 2, 2),
+    },
+    {
+        "each of several equal maxima gets the gradient: only the first does": _to_all_maxima,
+        "spread, as average pooling does": lambda gy, x, k, s: _to_all_maxima(gy / k**2, 0 * x, k, s),
+    },
+    contributions={"gx": lambda gy, *rest: max_pool_backward(gy**0, *rest)},
+)
+def max_pool_backward(gy, x, kernel, stride):
+    """The gradient of max pooling without padding.
+
+    gy : (N, C, P, Q) float, gradient of y
+    x : (N, C, H, W) float
+    kernel, stride : int; windows overlap where the kernel is larger than the stride
+
+    Give gx : (N, C, H, W). A window's gradient goes to its largest element; of equals, to the first by row.
+    """
+    return gradients(lambda x: F.max_pool2d(x, kernel, stride), gy, x)[0]
+
+
+def _constant(gy, x, weight, groups, eps, mean: bool):  # gx with mean, or variance, taken for a constant
+    rows = x.reshape(len(x), groups, -1)
+    x_hat = (rows - rows.mean(axis=2, keepdims=True)) / np.sqrt(rows.var(axis=2, keepdims=True) + eps)
+    g = (gy * weight[:, None, None]).reshape(rows.shape) / np.sqrt(rows.var(axis=2, keepdims=True) + eps)
+    term = g.mean(axis=2, keepdims=True) if mean else x_hat * (g * x_hat).mean(axis=2, keepdims=True)
+    gx, *others = group_norm_backward(gy, x, weight, groups, eps)
+    return gx + np.broadcast_to(term, rows.shape).reshape(x.shape), *others
+
+
+@exercise(
+    lambda rng: {
+        "two groups": (*rng.normal(size=(2, 2, 4, 3, 3)), rng.uniform(0.5, 2, 4), 2, 1e-5),
+        "one group": (*rng.normal(size=(2, 1, 3, 2, 2)), rng.uniform(0.5, 2, 3), 1, 0.1),
+    },
+    {
+        "the mean taken for a constant: every x of the group is in it": lambda *a: _constant(*a, mean=True),
+        "the variance taken for a constant: every x of the group is in it": lambda *a: _constant(
+            *a, mean=False
+        ),
+        "weight left out": dict(weight=lambda a: a.weight**0),
+        "mean and variance of a channel, not of its group": dict(groups=lambda a: a.x.shape[1]),
+    },
+)
+def group_norm_backward(gy, x, weight, groups, eps):
+    """The gradients of y = (x - mean) / sqrt(var + eps) weight + bias, mean and var over a group of channels.
+
+    gy : (N, C, H, W) float, gradient of y
+    x : (N, C, H, W) float
+    weight : (C,) float
+    groups : int, divides C; each has C / groups channels, one after another, of one image
+    eps : float
+
+    Give gx, g_weight, g_bias : (N, C, H, W), (C,), (C,).
+    """
+    return gradients(lambda x, w, b: F.group_norm(x, groups, w, b, eps), gy, x, weight, weight)

@@ -1,3 +1,0 @@
-"""Exercises about boxes, RoI layers and masks."""
-
-EXERCISES = []

@@ -1,0 +1,212 @@
+"""The notebooks: built from their sources, complete and clean; run, in their fast setting, from a wheel."""
+
+import base64
+import importlib.metadata
+import importlib.util
+import io
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+TOOL = ROOT / "tools" / "notebooks.py"
+FAST_SECONDS = 40
+
+spec = importlib.util.spec_from_file_location("notebooks", TOOL)
+notebooks = importlib.util.module_from_spec(spec)
+sys.modules["notebooks"] = notebooks  # its dataclass looks its own module up
+spec.loader.exec_module(notebooks)
+
+NAMES = notebooks.names([])
+
+
+def test_there_is_a_notebook_for_every_source_and_the_other_way_round():
+    assert NAMES and NAMES == sorted(path.stem for path in (ROOT / "tutorials").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_notebook_is_built_from_its_source_and_keeps_the_rules(name):
+    assert notebooks.check(name) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_of_the_readme_has_the_notebook(name):
+    assert f"({name}.ipynb)" in (ROOT / "tutorials" / "README.md").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------- the check can fail
+
+
+def png(colours: int) -> str:
+    picture = Image.new("RGB", (32, 32), "white")
+    for i in range(colours):
+        picture.putpixel((i, i), (0, 0, i))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def displayed(**data) -> nbformat.NotebookNode:
+    return nbformat.v4.new_output("display_data", {kind.replace("_", "/"): v for kind, v in data.items()})
+
+
+def stream(text: str, name: str = "stdout") -> nbformat.NotebookNode:
+    return nbformat.v4.new_output("stream", name=name, text=text)
+
+
+BROKEN = {
+    "cell 1 differs from the source": lambda book: book.cells[1].update(source="print(1)"),
+    "has 2 cells, its source": lambda book: book.update(cells=book.cells[:2]),
+    "cell 1 has the id other": lambda book: book.cells[1].update(id="other"),
+    "cell 1 has execution count 7, not 1": lambda book: book.cells[1].update(execution_count=7),
+    "cell 1 has execution count None, not 1": lambda book: book.cells[1].update(execution_count=None),
+    "has metadata of the machine": lambda book: book.cells[0].metadata.update(tags=["x"]),
+    "cell 1 ends in ValueError": lambda book: book.cells[1].update(
+        outputs=[nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])]
+    ),
+    "cell 1 writes to stderr": lambda book: book.cells[1].update(outputs=[stream("Warning", "stderr")]),
+    "cell 1 shows an absolute path": lambda book: book.cells[1].update(outputs=[stream("in /home/me/a.py")]),
+    "cell 1 shows an address in memory": lambda book: book.cells[1].update(
+        outputs=[displayed(text_plain="<Line2D at 0x7f3a5c0d1e80>")]
+    ),
+    "cell 1 shows a figure without axes": lambda book: book.cells[1].update(
+        outputs=[displayed(text_plain="<Figure size 640x480 with 0 Axes>")]
+    ),
+    "cell 1 shows an empty figure": lambda book: book.cells[1].update(outputs=[displayed(image_png=png(2))]),
+    "has 1,": lambda book: book.cells[1].update(outputs=[stream("x" * 1_000_000)]),
+}
+
+
+@pytest.mark.parametrize("problem", BROKEN)
+def test_the_check_says_what_is_wrong(problem, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "tutorials", tmp_path / "tutorials")
+    monkeypatch.setattr(notebooks, "TUTORIALS", tmp_path / "tutorials")
+    path = tmp_path / "tutorials" / f"{NAMES[0]}.ipynb"
+    book = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    BROKEN[problem](book)
+    nbformat.write(book, path)
+    assert any(found.startswith(problem) for found in notebooks.check(NAMES[0]))
+
+
+def test_ordinary_outputs_are_no_problem():
+    for output in (
+        displayed(image_png=png(20)),
+        displayed(text_html="<div>1/2 <b>a</b></div>", text_plain="3/4 of https://example.org/a/b"),
+        stream("minimask/autograd.py, 10 images/s, tutorials/src"),
+    ):
+        assert notebooks._of_output(output) == []
+
+
+def test_pictures_get_smaller_and_look_the_same():
+    rng = np.random.default_rng(0)
+    drawing = np.full((200, 300, 3), 255, np.uint8)
+    drawing[rng.integers(0, 200, 900), rng.integers(0, 300, 900)] = (0, 114, 178)
+    photo = rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    for pixels in (drawing, photo):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).convert("RGBA").save(buffer, "PNG", compress_level=1)
+        before = base64.b64encode(buffer.getvalue()).decode()
+        after = notebooks.smaller(before)
+        assert len(after) < len(before)
+        assert np.array_equal(np.asarray(notebooks._picture(after)), pixels)
+
+
+def test_a_source_without_the_recipe_is_told_what_it_lacks():
+    cells = notebooks.parse("# %% [markdown]\n# # Title\n# %%\nprint(1)\n")
+    assert [cell.kind for cell in cells] == ["markdown", "code"]
+    problems = " ".join(notebooks._recipe(cells))
+    for lacking in ("**Time**", "SETUP", "## Exercises", "assertions", "step_errors", "source printed"):
+        assert lacking in problems
+
+
+def test_cells_are_parsed_as_they_read():
+    text = "# ruff: noqa: E402\n\n# %% [markdown]\n# # T\n#\n#   * a\n\n\n"
+    text += "# %%\nx = 1\n\n\ndef f():\n    # %% no\n    pass\n"
+    assert notebooks.parse(text) == [
+        notebooks.Cell("markdown", "# T\n\n  * a"),
+        notebooks.Cell("code", "x = 1\n\n\ndef f():\n    # %% no\n    pass"),
+    ]
+
+
+# ------------------------------------------------------------------------------------- the first code cell
+
+
+class Distribution:
+    def __init__(self, name, version):
+        self.name, self.version = name, version
+
+
+@pytest.mark.parametrize("cupy", [[], ["cupy-cuda12x==13.3.0"]], ids=["no CuPy", "CuPy"])
+@pytest.mark.parametrize("missing", [True, False], ids=["minimask missing", "minimask there"])
+def test_the_first_cell_installs_minimask_where_it_is_missing_and_leaves_cupy_as_it_is(
+    missing, cupy, monkeypatch, capsys
+):
+    commands = []
+    known = [Distribution("numpy", "2.2.0"), *[Distribution(*entry.split("==")) for entry in cupy]]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: known)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if missing else spec)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    exec(compile(notebooks.SETUP, "setup", "exec"), {})
+    if missing:
+        ((*pip, name), kept) = (
+            commands[0][: len(commands[0]) - len(cupy)],
+            commands[0][len(commands[0]) - len(cupy) :],
+        )
+        assert pip[0] == sys.executable and "--upgrade" not in pip
+        assert name == "minimask" and kept == cupy  # pinned at the version that is there
+    assert len(commands) == missing
+    assert (cupy[0] if cupy else "none") in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------- from a wheel, elsewhere
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The Python of a virtual environment into which a wheel of this tree is installed."""
+    work = tmp_path_factory.mktemp("wheel")
+    tree = (
+        work / "tree"
+    )  # a copy: building leaves a build directory behind, which would find its way into wheels
+    shutil.copytree(ROOT / "minimask", tree / "minimask", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", work, tree], check=True)
+    venv.create(work / "venv", with_pip=False)
+    python = work / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    (wheel,) = work.glob("minimask-*.whl")
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
+    query = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
+    # The dependencies are those of the tests; a path in a .pth file is searched last, and its own .pth files,
+    # an editable minimask's among them, are not read.
+    Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_notebook_runs_from_an_installed_wheel_in_its_fast_setting(name, installed, tmp_path):
+    where = [installed, "-c", "import minimask; print(minimask.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+    assert Path(found).is_relative_to(installed.parent.parent)
+    result = subprocess.run(
+        [installed, TOOL, "run", name],
+        cwd=tmp_path,
+        env=os.environ | {"MINIMASK_FAST": "1", "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    seconds = float(result.stdout.split()[-2])
+    assert seconds <= FAST_SECONDS, f"{name} takes {seconds} s in its fast setting"
