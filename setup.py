@@ -53,7 +53,7 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14,<15"],
         "cuda13": ["cupy-cuda13x[ctk]>=14,<15"],
         "notebooks": ["jupyter", "ipywidgets"],
-        "test": ["pytest>=8.0", "hypothesis>=6.100"],
+        "test": ["pytest>=8.0", "hypothesis>=6.100", "nbformat>=5.7", "nbclient>=0.10.1", "ipykernel>=6.0"],
         "docs": ["sphinx>=7.0", "myst-nb>=1.1", "numpydoc>=1.6", "pydata-sphinx-theme>=0.15"],
     },
     entry_points={"console_scripts": ["minimask = minimask.cli:entry_point"]},
