@@ -1,16 +1,16 @@
-# ruff: noqa: E402, E501
+# ruff: noqa: E402
 
 # %% [markdown]
 # # 01 Gradients and the tape
 #
-# **Time** 60 minutes to read, derive and try; it runs in 20 seconds.
-# **Needs** Python, NumPy, and to know what a derivative and the chain rule are. No GPU, no downloads.
+# **Time** 60 minutes to read, derive and try; it runs in 15 seconds. **Needs** Python, NumPy, and to know
+# what a derivative and the chain rule are. No GPU, no downloads.
 #
 # Mask R-CNN learns by one vector: the gradient of its loss. Nobody will hand it to us here. Every layer of
 # minimask has a backward pass that was derived on paper, and a *tape* of about a hundred lines chains them.
 # So the first question of this course is the one that decides all others: **how do you know that a gradient
-# is right?** That the loss falls does not answer it. At the end of this notebook a network learns, and learns
-# well, from a gradient that points 60 to 85 degrees away from the true one.
+# is right?** That the loss falls does not answer it. At the end of this notebook a network learns, and
+# learns well, from a gradient that points 60 to 85 degrees away from the true one.
 #
 # Afterwards you can
 #
@@ -50,12 +50,13 @@ from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
 # %% [markdown]
 # ## The idea in a picture
 #
-# Take $y = \max(x w + x,\, 0)$ at $x = 2,\ w = 3$. To compute it is to call three Functions: a product, a sum,
-# a ReLU. While they are called, minimask writes down who read whose result: that is the **tape**. Then
+# Take $y = \max(x w + x,\, 0)$ at $x = 2,\ w = 3$. To compute it is to call three Functions: a product, a
+# sum, a ReLU. While they are called, minimask writes down who read whose result: that is the **tape**. Then
 # `y.backward()` walks it from the end to the beginning, with the derivative of $y$ in its hands.
 #
-# The picture below is not drawn by hand: it is read off the tape. Blue is what flowed forward, red is what
-# flows back.
+# The picture below is not drawn by hand: it is read off the tape. Blue is what flowed forward, red (dashed)
+# what flows back: at each arrow, the derivative of $y$ with respect to what the blue arrow carries *on this
+# way*.
 
 # %%
 x, w = Tensor(2.0, requires_grad=True), Tensor(3.0, requires_grad=True)
@@ -88,28 +89,40 @@ def eavesdrop(nodes, sent):
         node.backward = note(node, node.backward)
 
 
-def draw_tape(names, values, nodes, sent):
-    """Leaves on the left, calls in the order of creation; an arrow from whoever made a value to whoever read it."""
-    _, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
-    place = {leaf: (0.0, 1.0 - 2.0 * i) for i, leaf in enumerate(names)}
-    place |= {node: (1.6 * (i + 1), 0.0) for i, node in enumerate(nodes)}
-    for thing, (u, v) in place.items():
-        label = names.get(thing) or type(thing).__name__
-        style = dict(boxstyle="round,pad=0.5", fc="white" if thing in names else "#eeeeee", ec=GREY)
-        axes.text(u, v, label, ha="center", va="center", fontsize=12, bbox=style, zorder=3)
+def draw_tape(labels, values, nodes, sent, output):
+    """Leaves on the left, then the calls as they were made: blue arrows forward, red ones back."""
+    _, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    places = {leaf: (0.0, 1.1 - 2.2 * i) for i, leaf in enumerate(labels)}
+    places |= {node: (2.0 * (i + 1), 0.0) for i, node in enumerate(nodes)} | {
+        output: (2.0 * len(nodes) + 1.6, 0.0)
+    }
+    boxes = {}
+    for thing, (u, v) in places.items():
+        label = labels.get(thing) or ("y" if thing is output else type(thing).__name__)
+        box = dict(boxstyle="round,pad=0.5", fc="#eeeeee" if thing in nodes else "white", ec=GREY)
+        boxes[thing] = axes.text(
+            u, v, label, ha="center", va="center", fontsize=12, bbox=box
+        ).get_bbox_patch()
+
+    def arrows(begin, end, forward, back, bend):
+        for one, other, colour, style in ((begin, end, BLUE, "-"), (end, begin, RED, "--")):
+            rad = -bend if colour == BLUE else bend - 0.24
+            shape = dict(arrowstyle="-|>", color=colour, ls=style, connectionstyle=f"arc3,rad={rad}")
+            hold = dict(patchA=boxes[one], patchB=boxes[other], shrinkA=3, shrinkB=3)
+            axes.annotate("", places[other], places[one], arrowprops=shape | hold)
+        (u0, v0), (u1, v1) = places[begin], places[end]
+        across = np.array([v0 - v1, u1 - u0])  # at right angles to the arrow
+        for text, colour, where in ((forward, BLUE, bend / 2), (back, RED, bend / 2 - 0.12)):
+            side = 0.2 if colour == BLUE else -0.2
+            at = np.array([u0 + u1, v0 + v1]) / 2 + across * where + side * across / np.linalg.norm(across)
+            axes.text(*at, f"{float(text):g}", color=colour, ha="center", va="center", fontsize=13)
+
     for node, edges in nodes.items():
         for edge, g in zip(edges, sent[node]):
             begin = edge[0] if isinstance(edge, tuple) else edge
-            (u0, v0), (u1, v1) = place[begin], place[node]
-            bend = -0.45 if u1 - u0 > 2 else 0.0
-            arrow = dict(
-                arrowstyle="-|>", color=GREY, shrinkA=28, shrinkB=28, connectionstyle=f"arc3,rad={bend}"
-            )
-            axes.annotate("", (u1, v1), (u0, v0), arrowprops=arrow)
-            u, v = (u0 + u1) / 2, (v0 + v1) / 2 + (0.72 if bend else 0.0)
-            axes.text(u - 0.06, v + 0.1, f"{values[begin]:g}", color=BLUE, ha="right", fontsize=12)
-            axes.text(u + 0.06, v + 0.1, f"{float(g):g}", color=RED, ha="left", fontsize=12)
-    axes.set(xlim=(-0.6, 5.6), ylim=(-1.5, 1.9))
+            arrows(begin, node, values[begin], g, 0.45 if places[node][0] - places[begin][0] > 3 else 0.12)
+    arrows(list(nodes)[-1], output, output.item(), 1.0, 0.12)
+    axes.set(xlim=(-0.5, 8.2), ylim=(-1.5, 2.0), aspect="equal")
     axes.axis("off")
 
 
@@ -117,7 +130,7 @@ nodes, sent = nodes_behind(y), {}
 made_by = dict(zip(nodes, (6.0, 8.0, 8.0)))  # x w, x w + x, max(x w + x, 0)
 eavesdrop(nodes, sent)
 y.backward()
-draw_tape({x: "x", w: "w"}, {x: 2.0, w: 3.0} | made_by, nodes, sent)
+draw_tape({x: "x", w: "w"}, {x: 2.0, w: 3.0} | made_by, nodes, sent, y)
 plt.show()
 
 print(f"y = {y.item():g}, dy/dx = {x.grad:g}, dy/dw = {w.grad:g}")
@@ -125,9 +138,9 @@ assert x.grad == 4.0 and w.grad == 2.0  # dy/dx = w + 1, dy/dw = x
 
 # %% [markdown]
 # Two red numbers arrive at $x$: 3 through the product and 1 through the sum. They are **added**, 3 + 1 = 4,
-# because $x$ reaches $y$ on two ways and a change of $x$ travels on both. Forgetting that is the most common
-# bug in hand-written backward passes; you meet it again in the convolution (a pixel lies in several windows),
-# in RoIAlign (a pixel lies in several boxes) and in the exercises.
+# because $x$ reaches $y$ on two ways and a change of $x$ travels on both. Forgetting that is the most
+# common bug in hand-written backward passes; you meet it again in the convolution (a pixel lies in several
+# windows), in RoIAlign (a pixel lies in several boxes) and in the exercises.
 #
 # ## The mathematics
 #
@@ -141,18 +154,53 @@ assert x.grad == 4.0 and w.grad == 2.0  # dy/dx = w + 1, dy/dw = x
 # That is all of backpropagation. Read three things off the formula:
 #
 # * **A sum over the readers.** Gradients that arrive at one value are added.
-# * **An order.** $\bar v_i$ is complete only when all its readers are done; since a reader has a higher number,
-#   going through the numbers backwards is always right.
-# * **Locality.** A layer $y = f(x)$ needs to know nothing of the network. It is handed $\bar y$, called `gy` in
-#   minimask, and gives back $\bar x = J^\top \bar y$ with its own Jacobian $J = \partial y / \partial x$. It never
-#   *forms* $J$: for a 3 x 3 convolution of 256 channels on a 200 x 300 map that would be $2 \cdot 10^{14}$ numbers.
+# * **An order.** $\bar v_i$ is complete only when all its readers are done; since a reader has a higher
+#   number, going through the numbers backwards is always right.
+# * **Locality.** A layer $y = f(x)$ needs to know nothing of the network. It is handed $\bar y$, called
+#   `gy` in minimask, and gives back $\bar x = J^\top \bar y$ with its own Jacobian
+#   $J = \partial y / \partial x$. It never *forms* $J$: for a 3 x 3 convolution of 256 channels on a 200 x
+#   300 map that would be $2 \cdot 10^{14}$ numbers.
 #
 # ### What it costs
 #
-# Finite differences need two evaluations of the network *for each parameter*. The backward pass gives all the
-# derivatives at once, for the price of about two evaluations: one product forward becomes two products backward,
-# as we are about to see.
-#
+# Finite differences need two evaluations of the network *for each parameter*. The backward pass gives all
+# the derivatives at once, for the price of about two evaluations: one product forward becomes two products
+# backward, as we are about to see. Measured on a small network:
+
+# %%
+weights = [
+    Tensor(0.1 * np.random.default_rng(i).normal(size=(400, 400)), requires_grad=True) for i in range(3)
+]
+batch = np.ones((400, 400))
+
+
+def evaluate():
+    x = batch
+    for w in weights:
+        x = F.relu(x @ w)
+    return x.mean()
+
+
+def seconds(call, repeats=5):
+    """The fastest of some calls."""
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+with minimask.no_grad():
+    once = seconds(evaluate)
+both = seconds(lambda: evaluate().backward())
+count = sum(w.size for w in weights)
+print(
+    f"one evaluation {1e3 * once:.1f} ms; with its gradient {1e3 * both:.1f} ms, {both / once:.1f} times that"
+)
+print(f"{count:,} derivatives by central differences: {2 * count * once / 60:,.0f} minutes")
+
+# %% [markdown]
 # ### One layer on paper: the matrix product
 #
 # $y_{ik} = \sum_j a_{ij} b_{jk}$. Who reads $a_{ij}$? Every $y_{ik}$ of row $i$, with the factor $b_{jk}$:
@@ -165,8 +213,8 @@ assert x.grad == 4.0 and w.grad == 2.0  # dy/dx = w + 1, dy/dw = x
 #
 # ### And one with a full Jacobian: softmax
 #
-# $y_i = e^{x_i} / \sum_k e^{x_k}$. Every output reads every input: $\partial y_i / \partial x_j =
-# y_i (\delta_{ij} - y_j)$. Then
+# $y_i = e^{x_i} / \sum_k e^{x_k}$. Every output reads every input:
+# $\partial y_i / \partial x_j = y_i (\delta_{ij} - y_j)$. Then
 #
 # $$\bar x_j = \sum_i \bar y_i\, y_i (\delta_{ij} - y_j) = y_j \Big(\bar y_j - \sum_i \bar y_i y_i\Big),$$
 #
@@ -177,15 +225,15 @@ assert x.grad == 4.0 and w.grad == 2.0  # dy/dx = w + 1, dy/dw = x
 source(F.array.MatMul, F.activation.Softmax)
 
 # %% [markdown]
-# `forward` gets arrays, computes, and says `self.save(...)` for what `backward` will read, and for nothing else.
-# `backward` gets the gradient of the output and gives one gradient for each input. That is the whole contract of
-# a **Function**. Let us write one.
+# `forward` gets arrays, computes, and says `self.save(...)` for what `backward` will read, and for nothing
+# else. `backward` gets the gradient of the output and gives one gradient for each input. That is the whole
+# contract of a **Function**. Let us write one.
 #
 # ## Your own Function
 #
 # Softplus, $y = \log(1 + e^x)$, a ReLU without the corner. Its derivative is the sigmoid,
-# $e^x / (1 + e^x)$. As written, $e^{1000}$ overflows in the forward pass *and* in the derivative, although both
-# results are harmless (1000 and 1). So the code below uses two identities that never exponentiate a
+# $e^x / (1 + e^x)$. As written, $e^{1000}$ overflows in the forward pass *and* in the derivative, although
+# both results are harmless (1000 and 1). So the code below uses two identities that never exponentiate a
 # positive number: $\log(1 + e^x) = \max(x, 0) + \log(1 + e^{-|x|})$ and
 # $e^x/(1+e^x) = \tfrac12 (1 + \tanh \tfrac x2)$.
 
@@ -213,16 +261,16 @@ assert np.isfinite(y.numpy()).all() and np.array_equal(x.grad[[0, 2, 4]], [0, 0.
 # %% [markdown]
 # ## What the tape is
 #
-# `Softplus.apply(x)` makes an object, and calls it. The call runs `forward`, and if some input needs a gradient,
-# records. Here is all of the recording:
+# `Softplus.apply(x)` makes an object, and calls it. The call runs `forward`, and if some input needs a
+# gradient, records. Here is all of the recording:
 
 # %%
 source(Function.__call__, Function._record, Function.save)
 
 # %% [markdown]
 # The object itself is the node of the graph. An **edge** says where the gradient of an input has to go:
-# `(creator, slot)`, "output number *slot* of that call", for something computed; the Tensor itself for a leaf,
-# whose `.grad` is wanted; `None` for a constant. `order` is a counter: who was created when.
+# `(creator, slot)`, "output number *slot* of that call", for something computed; the Tensor itself for a
+# leaf, whose `.grad` is wanted; `None` for a constant. `order` is a counter: who was created when.
 #
 # What is *not* there is the input Tensors. The tape holds the call that made a value, but not the value. An
 # array lives on only if some backward pass has saved it; we measure in a moment what that is worth.
@@ -246,17 +294,22 @@ for node, edges in nodes_behind(loss).items():
 # %% [markdown]
 # ## Walking it back
 #
-# The other half of the tape is the walk. `pending` holds, for each call reached, the gradients of its outputs as
-# far as they have arrived; a heap gives the call that was created last.
+# The other half of the tape is the walk. `pending` holds, for each call reached, the gradients of its
+# outputs as far as they have arrived; a heap gives the call that was created last.
 
 # %%
-source(minimask.autograd._run_backward)
+source(minimask.autograd._run_backward, minimask.autograd._add, minimask.autograd._is_fresh)
 
 # %% [markdown]
-# Why a heap and a counter, when three lines of recursion ("send the gradient to my creators, and they
-# to theirs") look as if they would do? Because recursion does not wait. A call that is reached on two ways is
-# walked twice, and everything behind it four times. Each way gives a right part of the sum; there are just too many ways.
-# Watch it: `x = x + x`, over and over.
+# `_add` is careful about *whose* array it writes to. The backward pass of a sum hands one and the same
+# array to both of its inputs; to add to it in place for one of them would change the gradient of the other.
+# So the tape writes only into sums that it has made itself, and into arrays that nobody else holds. You
+# will be asked about this in the exercises.
+#
+# Why a heap and a counter, when three lines of recursion ("send the gradient to my creators, and they to
+# theirs") look as if they would do? Because recursion does not wait. A call that is reached on two ways is
+# walked twice, and everything behind it four times. Each way gives a right part of the sum; there are just
+# too many ways. Watch it: `x = x + x`, over and over.
 
 
 # %%
@@ -294,8 +347,9 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# Every residual block of a ResNet is such a fork: a ResNet-50 has 16 of them, so at least $2^{16} = 65\,536$ ways
-# lead from the loss to its first layer. And there is a second trap: Python's stack ends at a depth of about a thousand.
+# Every residual block of a ResNet is such a fork: a ResNet-50 has 16 of them, so at least
+# $2^{16} = 65\,536$ ways lead from the loss to its first layer. And there is a second trap: Python's stack
+# ends at a depth of about a thousand.
 
 # %%
 x = chain = Tensor(np.ones(1), requires_grad=True)
@@ -314,10 +368,10 @@ assert x.grad[0] == 1.0
 # %% [markdown]
 # ## What the tape keeps, and when it lets go
 #
-# The memory of training is the memory of the tape, so look at it. `Probe` is a Function that does nothing and
-# notes how many bytes are alive when it is passed, forward and backward. We put one after each of 24 blocks
-# $x \leftarrow \max(0.9\, x + 0.1,\, 0)$ on arrays of 1 MiB: three calls a block, of which the sum saves nothing and
-# the product's input *is* the array that the ReLU before it saved.
+# The memory of training is the memory of the tape, so look at it. `Probe` is a Function that does nothing
+# and notes how many bytes are alive when it is passed, forward and backward. We put one after each of 24
+# blocks $x \leftarrow \max(0.9\, x + 0.1,\, 0)$ on arrays of 1 MiB: three calls a block, of which the sum
+# saves nothing and the product's input *is* the array that the ReLU before it saved.
 
 # %%
 source(F.array.Add, F.array.Multiply, F.activation.ReLU)
@@ -373,8 +427,8 @@ assert max(curves[True]) > 2 * max(curves[False])
 assert curves[False][-1] < 8  # at the end, nothing but the last block is left
 
 # %% [markdown]
-# Forward, the tape grows by one array a block instead of three. Backward, it shrinks: a node is freed as soon
-# as it is done. The price is that the graph is gone afterwards, and minimask says so rather than give
+# Forward, the tape grows by one array a block instead of three. Backward, it shrinks: a node is freed as
+# soon as it is done. The price is that the graph is gone afterwards, and minimask says so rather than give
 # you half a gradient:
 
 # %%
@@ -387,27 +441,30 @@ except RuntimeError as error:
 # %% [markdown]
 # ## Is it right? Finite differences, and their two errors
 #
-# A derivative is a limit, so compare with a difference. For $\varphi(t) = \langle u, f(x + t v) \rangle$, with random
-# directions $v$ of the inputs and weights $u$ of the outputs,
+# A derivative is a limit, so compare with a difference. For $\varphi(t) = \langle u, f(x + t v) \rangle$,
+# with random directions $v$ of the inputs and weights $u$ of the outputs,
 #
 # $$\varphi'(0) = \langle u, J v\rangle = \langle J^\top u, v \rangle .$$
 #
-# The left side we estimate without any derivative, the right side is what `backward(u)` gives, times $v$. One number
-# each. If $J^\top u$ is wrong in any element, then a random $v$ will see it.
+# The left side we estimate without any derivative, the right side is what `backward(u)` gives, times $v$.
+# One number each. If $J^\top u$ is wrong in any element, then a random $v$ will see it.
 #
 # How small should the step be? By Taylor,
 #
 # $$\frac{\varphi(h) - \varphi(-h)}{2h} = \varphi'(0) + \frac{h^2}{6} \varphi'''(0) + \dots$$
 #
-# so **truncation** falls with $h^2$. But $\varphi$ is computed to a relative $\varepsilon \approx 2 \cdot 10^{-16}$ only, and the division
-# by $h$ magnifies this **rounding** to about $\varepsilon |\varphi| / h$. Smaller steps are better until they are worse; the two
-# meet where $h^3 \approx \varepsilon$:
+# so **truncation** falls with $h^2$. But $\varphi$ is computed to a relative
+# $\varepsilon \approx 2 \cdot 10^{-16}$ only, and the division by $h$ magnifies this **rounding** to about
+# $\varepsilon |\varphi| / h$. Smaller steps are better until they are worse; the two meet where
+# $h^3 \approx \varepsilon$:
 #
-# $$h \approx \varepsilon^{1/3} \approx 6 \cdot 10^{-6}, \qquad \text{error} \approx \varepsilon^{2/3} \approx 4 \cdot 10^{-11}.$$
+# $$h \approx \varepsilon^{1/3} \approx 6 \cdot 10^{-6}, \qquad
+# \text{error} \approx \varepsilon^{2/3} \approx 4 \cdot 10^{-11}.$$
 #
-# With five points the truncation is $h^4$, and they meet at $h \approx \varepsilon^{1/5}$, error $\varepsilon^{4/5} \approx 3 \cdot 10^{-13}$;
-# the textbook's $(\varphi(h) - \varphi(0))/h$ never gets below $\varepsilon^{1/2} \approx 10^{-8}$. All of that can be seen, in a network of a
-# matrix product, our Softplus, and a softmax:
+# With five points the truncation is $h^4$, and they meet at $h \approx \varepsilon^{1/5}$, error
+# $\varepsilon^{4/5} \approx 3 \cdot 10^{-13}$; the textbook's $(\varphi(h) - \varphi(0))/h$ never gets
+# below $\varepsilon^{1/2} \approx 10^{-8}$. All of that can be seen, in a network of a matrix product, our
+# Softplus, and a softmax:
 
 # %%
 inputs = [rng.normal(size=(5, 6)), rng.normal(size=(6, 4))]
@@ -433,12 +490,14 @@ assert (
 assert single.best("central") > 1e-7
 
 # %% [markdown]
-# Look at the right half. Where $\varepsilon = 10^{-7}$ there is no good step any more: the best of central differences is near
-# $\varepsilon^{2/3} \approx 2 \cdot 10^{-5}$, at a step that you must guess, and at the step that is best for float64 the error is above
-# one percent. **Check gradients in float64**, even if you train in float32.
+# Look at the right half. Where $\varepsilon = 10^{-7}$ there is no good step any more: the best of central
+# differences is near $\varepsilon^{2/3} \approx 2 \cdot 10^{-5}$, at a step that you must guess, and at the
+# step that is best for float64 the error is above one percent. **Check gradients in float64**, even if you
+# train in float32.
 #
-# `minimask.gradcheck` does just that: five points, $h = 10^{-5}$, several random $v$, for each input alone and for all together.
-# It wants a relative error below $10^{-6}$, which leaves four orders of magnitude for a wrong gradient to be noticed in.
+# `minimask.gradcheck` does just that: five points, $h = 10^{-5}$, several random $v$, for each input alone
+# and for all together. It wants a relative error below $10^{-6}$, which leaves four orders of magnitude for
+# a wrong gradient to be noticed in.
 
 # %%
 report = gradcheck(network, inputs)
@@ -448,9 +507,9 @@ assert report.worst_error < 1e-8
 # %% [markdown]
 # ### Plant a bug
 #
-# A check that has never failed proves nothing, so make it fail. Six wrong versions of softmax's backward pass, from
-# the crude to the subtle, and what the check says of each. Where random directions disagree, it looks at single
-# elements, and names the worst and its ratio, which often tells the mistake.
+# A check that has never failed proves nothing, so make it fail. Six wrong versions of softmax's backward
+# pass, from the crude to the subtle, and what the check says of each. Where random directions disagree, it
+# looks at single elements, and names the worst and its ratio, which often tells the mistake.
 
 # %%
 BUGS = {
@@ -491,9 +550,9 @@ for bug in BUGS:
 # %% [markdown]
 # ### Blind checks
 #
-# Many tutorials check `f(x).sum()`, as if $u$ were all ones. For softmax that is worthless: the outputs sum to 1
-# whatever $x$ is, so the true gradient of the sum is 0, and a backward pass with the wrong sign, or with all zeros, gives 0
-# as well. Batch and group normalisation are blind in the same way.
+# Many tutorials check `f(x).sum()`, as if $u$ were all ones. For softmax that is worthless: the outputs sum
+# to 1 whatever $x$ is, so the true gradient of the sum is 0, and a backward pass with the wrong sign, or
+# with all zeros, gives 0 as well. Batch and group normalisation are blind in the same way.
 
 
 # %%
@@ -508,23 +567,24 @@ assert blind == ["the sign", "a factor 2", "zeros", "one element of 20 off by 1 
 # %% [markdown]
 # ## Kinks
 #
-# A ReLU has no derivative at 0, and near 0 a difference of step $h$ reaches over the corner. Below, one of ten inputs
-# lies at a distance of $10^{-4}$ from it. Elsewhere the network is linear: there is no truncation at all, and the *largest*
-# step would be the best one, until $h$ reaches the corner.
+# A ReLU has no derivative at 0, and near 0 a difference of step $h$ reaches over the corner. Below, one of
+# ten inputs lies at a distance of $10^{-4}$ from it. Elsewhere the function is linear: there is no
+# truncation at all, and the *largest* step is the best one, until it reaches the corner (red line).
 
 
 # %%
 def with_corner(distance):
-    x = np.linspace(1.0, 2.0, 10)
+    x = np.linspace(4.0, 5.0, 10)
     x[3] = distance
     return x
 
 
 _, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
-for axis, distance in zip(axes, (1e-4, 5.0)):
-    kinds = ("central", "five points")
-    errors = tutorial.step_errors(F.relu, [with_corner(distance)], kinds=kinds, steps=steps)
-    errors.plot(axis, f"one input {distance:g} away from the corner")
+for axis, distance in zip(axes, (1e-4, 1.0)):
+    errors = tutorial.step_errors(
+        F.relu, [with_corner(distance)], kinds=("central", "five points"), steps=steps
+    )
+    errors.plot(axis, f"one input {distance:g} from the corner")
     axis.axvline(distance, color=RED, lw=1)
 plt.show()
 
@@ -533,11 +593,13 @@ print("gradcheck at the corner:", report.kink)
 assert report.kink and report.mismatch is None  # not a wrong gradient, and not called one
 
 # %% [markdown]
-# A check has to tell the two apart, for it would be useless if it cried "wrong!" at every ReLU. `gradcheck` compares the
-# slopes on both sides, with several steps. A kink says nothing about the gradient: move the inputs.
+# A check has to tell the two apart, for it would be useless if it cried "wrong!" at every ReLU. `gradcheck`
+# compares the slopes on both sides, with several steps. A kink says nothing about the gradient: move the
+# inputs.
 #
-# At the corner itself there is no right answer, and minimask takes 0. That has a consequence which surprises even people
-# who have used such tapes for years. Mathematically, $\max(x, 0) - \max(-x, 0) = x$, so its derivative is 1, everywhere.
+# At the corner itself there is no right answer, and minimask takes 0. That has a consequence which
+# surprises even people who have used such tapes for years. Mathematically, $\max(x, 0) - \max(-x, 0) = x$,
+# so its derivative is 1, everywhere.
 
 # %%
 x = Tensor(np.array([-1.0, 0.0, 1.0]), requires_grad=True)
@@ -548,19 +610,20 @@ print("dy / dx", x.grad)
 assert np.array_equal(y.numpy(), x.numpy()) and np.array_equal(x.grad, [1, 0, 1])
 
 # %% [markdown]
-# Each part is right, the chain rule is right, and the result at 0 is wrong: the chain rule asks for derivatives to exist.
-# (In every other framework it is the same. It is harmless because nothing stays *exactly* on a corner, unless
-# someone initialises it there: think of all-zero biases behind an all-zero image border.)
+# Each part is right, the chain rule is right, and the result at 0 is wrong: the chain rule asks for
+# derivatives to exist. (In every other framework it is the same. It is harmless because nothing stays
+# *exactly* on a corner, unless someone initialises it there: think of all-zero biases behind an all-zero
+# image border.)
 #
 # ## The experiment: learning from a wrong gradient
 #
-# "The loss goes down, so the backward pass must be right." Let us see. A network of three layers has to tell two
-# spirals from each other. In the backward pass of its linear layers, $\bar x = \bar y\, W$, we replace $W$ by another
-# matrix $B$:
+# "The loss goes down, so the backward pass must be right." Let us see. A network of three layers has to
+# tell two spirals from each other. In the backward pass of its linear layers, $\bar x = \bar y\, W$, we
+# replace $W$ by another matrix $B$:
 #
 # * `right`: $B = W$;
-# * `random`: $B$ is drawn once, at random, and never changed. What the lower layers are told has nothing to do with how
-#   the upper layers use them;
+# * `random`: $B$ is drawn once, at random, and never changed. What the lower layers are told has nothing to
+#   do with how the upper layers use them;
 # * `nothing`: $B = 0$, so that only the last layer learns. This is the control.
 
 
@@ -607,7 +670,7 @@ def degrees(a, b):
 
 
 def learn(kind, steps, seed):
-    """Every 50 steps: step, accuracy, angle between used and true gradient, and that of the middle layer alone."""
+    """Every 50 steps: step, accuracy, angle between used and true gradient, the middle layer's alone."""
     rng = np.random.default_rng(seed)
     shapes = ((WIDTH, 3), (WIDTH, WIDTH), (2, WIDTH))
     weights, drawn = ([rng.normal(0, np.sqrt(2 / s[1]), s) for s in shapes] for _ in range(2))
@@ -654,14 +717,16 @@ if not FAST:
     assert min(final["right"]) > 0.99 and min(final["random"]) > 0.95 and max(final["nothing"]) < 0.8
 
 # %% [markdown]
-# The network learns the spirals from a gradient that is off by 60 to 85 degrees, with lower layers that are told random things.
-# Watch the dashed lines for the reason: they begin near 90 degrees, where there is no relation at all, and then
-# *fall*. Nobody turns the feedback towards the weights; the weights turn towards the feedback, because the last layer, whose
-# gradient is right, finds use for whatever the layers below can be taught. This is *feedback alignment* (Lillicrap et al., 2016).
+# The network learns the spirals from a gradient that is off by 60 to 85 degrees, with lower layers that are
+# told random things. Watch the dashed lines for the reason: they begin near 90 degrees, where there is no
+# relation at all, and then *fall*. Nobody turns the feedback towards the weights; the weights turn towards
+# the feedback, because the last layer, whose gradient is right, finds use for whatever the layers below can
+# be taught. This is *feedback alignment* (Lillicrap et al., 2016).
 #
-# What it means for us: every direction within 90 degrees of the gradient leads downhill. A missing factor, a lost term, a
-# gradient that is overwritten where it should be added: training goes on, a little worse, and nothing complains. A falling
-# loss says that the angle is below 90 degrees. The check says that it is 0.
+# What it means for us: every direction within 90 degrees of the gradient leads downhill. A missing factor,
+# a lost term, a gradient that is overwritten where it should be added: training goes on, a little worse,
+# and nothing complains. A falling loss says that the angle is below 90 degrees. The check says that it is
+# 0.
 
 # %%
 x, label = spirals(rng)
@@ -673,8 +738,8 @@ assert not report
 # %% [markdown]
 # ## Everything in minimask is checked
 #
-# A walk over the package finds every Function there is; one that has no row in the table of cases fails the tests. Here are
-# three of them. `minimask gradcheck` on the command line prints all.
+# A walk over the package finds every Function there is; one that has no row in the table of cases fails the
+# tests. Here are three of them. `minimask gradcheck` on the command line prints all.
 
 # %%
 from minimask.gradient_cases import all_functions, run_table
@@ -685,9 +750,9 @@ assert run_table(["relu", "softmax", "matmul"])
 # %% [markdown]
 # ## Exercises
 #
-# `exercises.check` runs your function on several inputs and says that it is right, or where it is wrong, and which of the
-# usual mistakes it looks like. Change the cells until it says "right". Solutions are in `tutorials/solutions/`; a wrong try
-# teaches more than they do.
+# `exercises.check` runs your function on several inputs and says that it is right, or where it is wrong,
+# and which of the usual mistakes it looks like. Change the cells until it says "right". Solutions are in
+# `tutorials/solutions/`; a wrong try teaches more than they do.
 #
 # **1.** The backward pass of a ReLU. The try below is what one writes first.
 
@@ -703,8 +768,9 @@ def my_relu_backward(gy, x):
 exercises.check("relu_backward", my_relu_backward)
 
 # %% [markdown]
-# **2.** Softmax and cross-entropy in one. Derive it first: with $p = \mathrm{softmax}(x)$ and $L = -\log p_t$, insert
-# $\bar p_i = -\delta_{it} / p_t$ into the formula for softmax above. Almost everything cancels.
+# **2.** Softmax and cross-entropy in one. Derive it first: with $p = \mathrm{softmax}(x)$ and
+# $L = -\log p_t$, insert $\bar p_i = -\delta_{it} / p_t$ into the formula for softmax above. Almost
+# everything cancels.
 
 # %%
 exercises.describe("softmax_cross_entropy_backward")
@@ -720,8 +786,8 @@ def my_softmax_cross_entropy_backward(gy, logits, labels):
 exercises.check("softmax_cross_entropy_backward", my_softmax_cross_entropy_backward)
 
 # %% [markdown]
-# **3.** The tape itself. The list is in the order of creation, so you need no heap; but a value may be used twice, a call may
-# lead nowhere, and a call may hand you the same array for two inputs.
+# **3.** The tape itself. The list is in the order of creation, so you need no heap; but a value may be used
+# twice, a call may lead nowhere, and a call may hand you the same array for two inputs.
 
 # %%
 exercises.describe("tape_backward")
@@ -739,55 +805,65 @@ def my_tape_backward(tape, output, gradient):
 exercises.check("tape_backward", my_tape_backward)
 
 # %% [markdown]
-# **4.** On paper: $y = x / \lVert x \rVert$ for a vector $x$. Derive $\bar x$, write it as a Function, and let `gradcheck` be the judge.
+# **4.** On paper: $y = x / \lVert x \rVert$ for a vector $x$. Derive $\bar x$, write it as a Function, and
+# let `gradcheck` be the judge.
 #
 # <details><summary>Answer</summary>
 #
 # With $n = \lVert x \rVert$: $\partial y_i / \partial x_j = \delta_{ij} / n - x_i x_j / n^3$, so
-# $\bar x = (\bar y - y \langle y, \bar y \rangle) / n$. What points along $y$ is removed: a change of length does not change $y$.
+# $\bar x = (\bar y - y \langle y, \bar y \rangle) / n$. What points along $y$ is removed: a change of
+# length does not change $y$.
 #
 # </details>
 #
-# **5.** Which of Add, Multiply, ReLU, Softmax, MatMul, Sum save an array of the size of their input? Which of them could save
-# *less* than they do, and what would it cost?
+# **5.** Which of Add, Multiply, ReLU, Softmax, MatMul, Sum save an array of the size of their input? Which
+# of them could save *less* than they do, and what would it cost?
 #
 # <details><summary>Answer</summary>
 #
-# Add and Sum save shapes only. ReLU and Softmax save their output, which the next layer often holds anyway; ReLU could save one bit for
-# each element. Multiply and MatMul need both inputs, but each only for the other's gradient: when the weights are
-# frozen, the activations need not be kept (look how `Conv2d` does it: `source(F.conv.Conv2d)`).
+# Add and Sum save shapes only. ReLU and Softmax save their output, which the next layer often holds anyway;
+# ReLU could save one bit for each element. Multiply and MatMul need both inputs, but each only for the
+# other's gradient: when the weights are frozen, the activations need not be kept (look how `Conv2d` does
+# it: `source(F.conv.Conv2d)`).
 #
 # </details>
 #
-# **6.** There is a difference without rounding. If $f$ is analytic, $\operatorname{Im} f(x + i h v) / h$ is the derivative up to $O(h^2)$, and nothing is
-# subtracted, so $h = 10^{-200}$ is fine. Do it for `np.exp(x) / np.exp(x).sum()` and compare with `F.softmax`. Why does
-# it not work for `np.abs`, for a ReLU, or for the softmax that first subtracts `x.max()`?
+# **6.** There is a difference without rounding. If $f$ is analytic, $\operatorname{Im} f(x + i h v) / h$ is
+# the derivative up to $O(h^2)$, and nothing is subtracted, so $h = 10^{-200}$ is fine. Do it for `np.exp(x)
+# / np.exp(x).sum()` and compare with `F.softmax`. Why does it not work for `np.abs`, for a ReLU, or for the
+# softmax that first subtracts `x.max()`?
 #
 # <details><summary>Answer</summary>
 #
-# The error is $10^{-16}$ at every $h$ below $10^{-8}$. `np.abs` of a complex number is its modulus, which is not analytic: its imaginary part is 0.
-# `max` compares complex numbers by real part first and takes the imaginary part of the winner along, which happens to
-# be right; but a comparison `x > 0` has no complex meaning, and any cast to float silently drops the imaginary part.
+# The error is $10^{-16}$ at every $h$ below $10^{-8}$. `np.abs` of a complex number is its modulus, which
+# is not analytic: its imaginary part is 0. `max` compares complex numbers by real part first and takes the
+# imaginary part of the winner along, which happens to be right; but a comparison `x > 0` has no complex
+# meaning, and any cast to float silently drops the imaginary part.
 #
 # </details>
 #
-# **7.** Give `gradcheck` a function of ten thousand inputs whose gradient is wrong in one element. How often does one
-# random direction overlook it, at a tolerance of $10^{-6}$, if the error is 1 %? If it is 0.01 %? What do four directions change?
+# **7.** Give `gradcheck` a function of ten thousand inputs whose gradient is wrong in one element. How
+# often does one random direction overlook it, at a tolerance of $10^{-6}$, if the error is 1 %? If it is
+# 0.01 %? What do four directions change?
 #
 # <details><summary>Answer</summary>
 #
-# The sum of ten thousand terms of random sign is about 100 times one term. An element that is off by 1 % changes it by $10^{-4}$ of itself:
-# seen at once. Off by 0.01 %, it changes it by $10^{-6}$, at the tolerance: about every second direction overlooks it, all four
-# in about one of sixteen tries. This is why `gradcheck` takes several, with no element near 0 in any of them.
+# The sum of ten thousand terms of random sign is about 100 times one term. An element that is off by 1 %
+# changes it by $10^{-4}$ of itself: seen at once. Off by 0.01 %, it changes it by $10^{-6}$, at the
+# tolerance: about every second direction overlooks it, all four in about one of sixteen tries. This is why
+# `gradcheck` takes several, with no element near 0 in any of them.
 #
 # </details>
 #
 # ## Read on
 #
-# * minimask's tape in full: `source(minimask.autograd)`, 280 lines with its comments. The check: `source(minimask.gradient_check)`.
-# * A. Griewank, A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008: the cost of a backward pass, and trading memory for time.
-# * T. Lillicrap, D. Cownden, D. Tweed, C. Akerman, *Random synaptic feedback weights support error backpropagation for deep
-#   learning*, Nature Communications 7, 2016.
-# * W. Squire, G. Trapp, *Using complex variables to estimate derivatives of real functions*, SIAM Review 40, 1998 (exercise 6).
+# * minimask's tape in full: `source(minimask.autograd)`, 280 lines with its comments. The check:
+#   `source(minimask.gradient_check)`.
+# * A. Griewank, A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008: the cost of a backward pass, and
+#   trading memory for time.
+# * T. Lillicrap, D. Cownden, D. Tweed, C. Akerman, *Random synaptic feedback weights support error
+#   backpropagation for deep learning*, Nature Communications 7, 2016.
+# * W. Squire, G. Trapp, *Using complex variables to estimate derivatives of real functions*, SIAM Review
+#   40, 1998 (exercise 6).
 #
 # Next: **02 Convolution**, where the pixel that lies in several windows gets its sum.
