@@ -1,0 +1,1012 @@
+# ruff: noqa: E402, E501
+
+# %% [markdown]
+# # 03 Backbone and pyramid
+#
+# **Time** 75 minutes to read, derive and try; it runs in half a minute.
+# **Needs** notebook 01 (what a Function is, how a gradient is checked) and what a convolution is. No GPU, no
+# downloads.
+#
+# Mask R-CNN asks two things of an image that get in each other's way: *what is there?*, which needs a wide view,
+# and *where exactly?*, which needs a fine grid. The **backbone** (a ResNet) buys a wide view and pays with the
+# grid; the **feature pyramid** (FPN) gives the fine grid its view back. Between every two layers sits a **norm**,
+# and which norm it is decides more than one would think: whether a gradient is local, and whether your answer
+# depends on the image that happens to lie next to yours in the batch.
+#
+# Afterwards you can
+#
+# 1. say why a residual block has a shortcut, and show what happens without it;
+# 2. derive the backward pass of batch norm in four lines, read it as a projection, and say what "frozen" changes;
+# 3. compute the receptive field of any cell, measure it by a gradient, and explain where the two disagree;
+# 4. derive the gradient of nearest upsampling, and say what each level of the pyramid sees.
+
+# %%
+# Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+
+cupy = [f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name.startswith("cupy")]
+if importlib.util.find_spec("minimask") is None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
+
+import minimask
+
+FAST = os.environ.get("MINIMASK_FAST") == "1"  # fewer points and steps: how the tests run this notebook
+print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and none is needed'}")
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from minimask import Tensor, exercises, gradcheck, nn, no_grad, tutorial
+from minimask import functions as F
+from minimask.data import Shapes, nuclei_sample
+from minimask.functions.conv_norm import ConvFrozenNorm, conv_frozen_norm_reference
+from minimask.functions.norm import BatchNorm, FrozenBatchNorm, GroupNorm
+from minimask.functions.pool import UpsampleNearest
+from minimask.kernels import resample
+from minimask.models.conventions import MINIMASK
+from minimask.models.fpn import FPN, Backbone
+from minimask.models.resnet import BasicBlock, Bottleneck, ResNet
+from minimask.models.transform import Transform
+from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
+
+nuclei = nuclei_sample("train")
+to_batch = Transform(MINIMASK, min_size=None, max_size=1600)  # normalises, and pads to a multiple of 32
+
+# %% [markdown]
+# ## The idea in a picture
+#
+# A ResNet is a stem and four stages. Each stage halves the grid: a cell of **C2** stands for 4 x 4 pixels, of C3
+# for 8 x 8, of C4 for 16 x 16, of **C5** for 32 x 32. On the right you see what a grid that coarse leaves of an
+# image of nuclei (means over the cells): at stride 4 one could trace the outlines, at stride 32 a nucleus is about
+# one number.
+#
+# On the left is what the cell gets in exchange. The filled squares are the cells of the four stages at one place;
+# the frames are the pixels that *can* influence each of them in a ResNet-50. C2's cell decides from 35 x 35 pixels:
+# less than a nucleus. C5's reads 427 x 427: more than the whole image.
+
+# %%
+COLOURS, STAGES = (BLUE, GREEN, ORANGE, RED), ("C2", "C3", "C4", "C5")
+FIELDS = {"C2": 35, "C3": 91, "C4": 267, "C5": 427}  # pixels; computed and measured below
+image = nuclei[5].image  # (3, 360, 360)
+shown = np.clip(image.transpose(1, 2, 0) * 4, 0, 1)  # it is dark
+
+figure = plt.figure(figsize=(11, 4.8), layout="constrained")
+left, right = figure.subfigures(1, 2)
+axes = left.subplots()
+axes.set_facecolor("#dddddd")
+axes.imshow(shown, extent=(0, 360, 360, 0))
+x, y = 210, 150
+for i, (stage, width) in enumerate(FIELDS.items()):
+    stride = 4 * 2**i
+    column, row = x // stride * stride, y // stride * stride
+    corner = column - width // 2, row - width // 2  # cell 0 of C2 sees pixels -17 to 17, and so on
+    axes.add_patch(Rectangle(corner, width, width, fill=False, ec=COLOURS[i], lw=2))
+    axes.add_patch(Rectangle((column, row), stride, stride, fc=COLOURS[i], zorder=5 - i, label=stage))
+axes.set(xlim=(-45, 430), ylim=(400, -110), xlabel="x in pixels", ylabel="y in pixels")
+axes.set_title("a cell (filled) and what it can see (frame)")
+axes.legend(loc="lower left", ncols=4)
+for i, axis in enumerate(right.subplots(2, 2).flat):
+    stride = 4 * 2**i
+    n = 352 // stride
+    means = shown[:352, :352].reshape(n, stride, n, stride, 3).mean(axis=(1, 3))
+    axis.imshow(means, interpolation="nearest", extent=(0, 352, 352, 0))
+    axis.set_title(f"stride {stride}: {n} x {n} cells", fontsize=10)
+    axis.set(xlabel="x in pixels", ylabel="y in pixels")
+    axis.label_outer()
+plt.show()
+
+# %% [markdown]
+# The pyramid adds the maps up, from the coarse to the fine: P5 = C5, P4 = C4 + P5 enlarged, and so on (with small
+# convolutions that we come to). Everything behind it, the proposals, the boxes, the masks, reads P2 to P6.
+#
+# ## A residual block
+#
+# He et al. (2016) let a block compute what is to be *added* to its input: $y = \max(0,\; x + f(x))$. Here are the
+# two kinds that minimask knows. `Bottleneck` makes up ResNet-50 and ResNet-101; `BasicBlock` is cheaper, and the
+# small network uses it.
+
+# %%
+source(BasicBlock, Bottleneck, nn.conv_norm)
+
+# %% [markdown]
+# ### What the shortcut does to the gradient
+#
+# Leave the outer ReLU aside. With $J_l = \partial f_l / \partial x_l$, a block hands back
+#
+# $$\bar x = (I + J_l)^\top \bar y = \bar y + J_l^\top \bar y ,$$
+#
+# and a tower of $L$ blocks $(I + J_1)^\top \cdots (I + J_L)^\top$, where a plain tower has
+# $J_1^\top \cdots J_L^\top$. Multiply the first one out: it is a sum over all subsets of the blocks. The empty
+# subset is $I$: the gradient arrives at the bottom as it left the top, whatever the blocks do. The plain product
+# has one term only, with all the blocks in it, and a product of thirty random matrices is a wild thing.
+#
+# How wild? Take a network with one input number $t$ and one output number, so that we can simply plot it. Sixteen
+# blocks, as many as ResNet-50 has, of 64 channels on images of a single pixel; 256 images, one for each $t$. The
+# norms are calibrated on these inputs (each channel has mean 0 and variance 1), so nothing is out of scale
+# anywhere. `Plain` is the very same block, with the very same weights, but for the shortcut.
+
+
+# %%
+class Plain(BasicBlock):
+    """A basic block without its shortcut."""
+
+    def forward(self, x):
+        return nn.conv_norm(self.conv2, self.bn2, nn.conv_norm(self.conv1, self.bn1, x))
+
+
+def calibrated(channels):
+    return nn.BatchNorm2d(channels, momentum=1.0)  # running statistics: those of the last batch
+
+
+def tower(block, depth, seed):
+    """Output and gradient over t of `depth` random blocks."""
+    rng = np.random.default_rng(seed)
+    first, last = nn.Conv2d(1, 64, 1, rng), nn.Conv2d(64, 1, 1, rng, gain=1.0)
+    blocks = nn.Sequential(*(block(64, 64, 1, calibrated, rng) for _ in range(depth)))
+    net = nn.Sequential(first, calibrated(64), blocks, last)
+    t = Tensor(np.linspace(-2, 2, 256, dtype=np.float32).reshape(256, 1, 1, 1), requires_grad=True)
+    with no_grad():
+        net(t)  # measures mean and variance, layer by layer
+    y = net.eval()(t)  # uses them as constants, so that the 256 outputs have nothing to do with each other
+    y.backward(np.ones(y.shape))
+    return t.numpy().ravel(), y.numpy().ravel(), t.grad.ravel()
+
+
+_, axes = plt.subplots(2, 3, figsize=(11.5, 4.8), sharex=True, layout="constrained")
+towers = (
+    ("plain, 1 block", Plain, 1),
+    ("plain, 16 blocks", Plain, 16),
+    ("residual, 16 blocks", BasicBlock, 16),
+)
+for column, (title, block, depth), colour in zip(axes.T, towers, (GREY, ORANGE, BLUE)):
+    t, y, g = tower(block, depth, seed=0)
+    column[0].plot(t, y / y.std(), color=colour, lw=1.2)
+    column[1].plot(t, g / y.std(), color=colour, lw=1.2)
+    column[0].set_title(title)
+    column[1].set_xlabel("input t")
+axes[0, 0].set_ylabel("output / its std")
+axes[1, 0].set_ylabel("gradient / output's std")
+plt.show()
+
+
+def relation_of_neighbours(block, depth, seed):
+    _, y, g = tower(block, depth, seed)
+    return np.corrcoef(y[1:], y[:-1])[0, 1], np.abs(g).mean() / y.std()
+
+
+numbers = {
+    title: np.mean([relation_of_neighbours(b, d, s) for s in range(5)], axis=0) for title, b, d in towers
+}
+for title, (correlation, slope) in numbers.items():
+    print(f"{title:<20} correlation of neighbouring outputs {correlation:5.2f}; mean |gradient| {slope:6.1f}")
+assert numbers["plain, 16 blocks"][0] < 0.5 < 0.9 < numbers["residual, 16 blocks"][0]
+assert numbers["plain, 16 blocks"][1] > 10 * numbers["residual, 16 blocks"][1]
+
+# %% [markdown]
+# The plain network is noise: move $t$ by 1/64 and you get an unrelated number. Its gradient is hundreds of times
+# too large and tells nothing about what happens one small step further on, so no learning rate is right. The
+# residual network at the same depth is a curve one could follow. *That* is what the shortcut is for. (Balduzzi et
+# al., 2017, call it the *shattered gradient*.)
+#
+# ## Norms
+#
+# A norm takes $m$ numbers, subtracts their mean, divides by their standard deviation, and gives each channel a
+# scale $w$ and a shift $b$ of its own:
+#
+# $$\mu = \frac1m \sum_i x_i,\quad \sigma^2 = \frac1m \sum_i (x_i - \mu)^2,\quad
+#   \hat x_i = \frac{x_i - \mu}{\sqrt{\sigma^2 + \varepsilon}},\quad y_i = w\,\hat x_i + b .$$
+#
+# All that differs is *which* numbers belong together. Each column below is a channel, each row an image, each
+# square a whole map; squares of one colour share their mean and variance.
+
+# %%
+_, axes = plt.subplots(1, 3, figsize=(11, 2.5), layout="constrained")
+channel, row = np.meshgrid(np.arange(8), np.arange(4))
+for axis, (title, groups) in zip(
+    axes,
+    {
+        "batch norm: a channel of all images": channel,
+        "group norm: some channels of one image": 4 * row + channel // 2,
+        "frozen: constants, nobody shares": np.full((4, 8), -1),
+    }.items(),
+):
+    axis.imshow(np.where(groups < 0, np.nan, groups * 7 % 16), cmap="cividis", vmin=0, vmax=15)
+    for i in range(9):
+        axis.axvline(i - 0.5, color="white" if groups.min() >= 0 else GREY, lw=1.5)
+    for i in range(5):
+        axis.axhline(i - 0.5, color="white" if groups.min() >= 0 else GREY, lw=1.5)
+    axis.set(title=title, xlabel="channel", ylabel="image", xticks=range(8), yticks=range(4))
+plt.show()
+
+# %% [markdown]
+# ### The backward pass, in four lines
+#
+# The trap: $\mu$ and $\sigma$ depend on every $x_j$, so every $\hat x_i$ does. Write
+# $r = (\sigma^2 + \varepsilon)^{-1/2}$ and take differentials, with $\langle a \rangle = \frac1m \sum_i a_i$ for a
+# mean:
+#
+# $$\begin{aligned}
+# d\mu &= \langle dx \rangle, \qquad d(\sigma^2) = 2\, \langle (x - \mu)\, dx \rangle, \qquad dr = -\tfrac12\, r^3\, d(\sigma^2) \\
+# d\hat x_i &= r\,(dx_i - d\mu) + (x_i - \mu)\, dr \\
+#           &= r\, \big(dx_i - \langle dx \rangle - \hat x_i\, \langle \hat x\, dx \rangle \big) \\
+# J &= r\, \big( I - \tfrac1m \mathbf 1 \mathbf 1^\top - \tfrac1m \hat x\, \hat x^\top \big)
+# \end{aligned}$$
+#
+# $J$ is symmetric, so $J^\top = J$, and the backward pass is the *same* formula, applied to $g = w\,\bar y$:
+#
+# $$\bar x = r\, \big( g - \langle g \rangle - \hat x\, \langle \hat x\, g \rangle \big), \qquad
+#   \bar w = \sum_i \bar y_i\, \hat x_i, \qquad \bar b = \sum_i \bar y_i .$$
+#
+# Read it as geometry. The vectors $\mathbf 1$ and $\hat x$ are orthogonal and (up to $\varepsilon$) of length
+# $\sqrt m$, so the bracket is a **projection**: it takes from $g$ what points along $\mathbf 1$ and along $\hat x$.
+# It has to: adding a constant to all $x$, or multiplying all by a factor, does not change $y$, so the gradient
+# cannot ask for it. Here is the code; `BatchNorm` has mean and variance as further outputs, for the running
+# averages, so their gradients come in as well (two more terms of the same kind).
+
+# %%
+source(BatchNorm, GroupNorm.backward)
+
+# %%
+rng = np.random.default_rng(0)
+x = Tensor(rng.normal(2.0, 3.0, (4, 6, 5, 5)), requires_grad=True)
+w, b = rng.uniform(0.5, 2.0, 6), rng.normal(size=6)
+u = rng.normal(size=x.shape)
+
+for name, norm, axes_of in (
+    ("batch norm", lambda x: F.batch_norm(x, w, b)[0], (0, 2, 3)),
+    ("group norm, 2 groups", lambda x: F.group_norm(x, 2, w, b), None),
+):
+    x.grad = None
+    norm(x).backward(u)
+    values, g = x.numpy(), x.grad
+    if axes_of is None:
+        values, g, axes_of = values.reshape(4, 2, -1), g.reshape(4, 2, -1), (2,)
+    hat = (values - values.mean(axes_of, keepdims=True)) / values.std(axes_of, keepdims=True)
+    along_1, along_x = np.abs(g.mean(axes_of)).max(), np.abs((g * hat).mean(axes_of)).max()
+    print(
+        f"{name:<22} largest <gx> {along_1:.0e}, largest <gx x_hat> {along_x:.0e}, of |gx| {np.abs(g).mean():.2f}"
+    )
+    assert along_1 < 1e-15 and along_x < 1e-6  # the second is zero up to epsilon, 1e-5 of a variance of 9
+
+# %% [markdown]
+# A consequence that few people expect: if a convolution stands before the norm, multiplying its *weights* by a
+# factor changes nothing either. So the gradient of the weights is orthogonal to the weights, and a step along it
+# can only make them *longer* (Pythagoras), while a longer weight turns less for the same step. Weight decay in
+# front of a norm does not make the function simpler; it sets the pace at which the weights turn.
+
+# %%
+conv = nn.Conv2d(3, 6, 3, rng).astype(np.float64)
+image = Tensor(rng.normal(size=(2, 3, 8, 8)))
+for name, norm in (
+    ("batch norm", lambda y: F.batch_norm(y, w, b)[0]),
+    ("group norm", lambda y: F.group_norm(y, 2, w, b)),
+    ("frozen norm", lambda y: F.frozen_batch_norm(y, w, b, 0 * b, 1 + 0 * b)),
+):
+    conv.weight.grad = None
+    y = norm(conv(image))
+    y.backward(np.random.default_rng(1).normal(size=y.shape))
+    v, g = conv.weight.data.ravel(), conv.weight.grad.ravel()
+    cosine = v @ g / np.linalg.norm(v) / np.linalg.norm(g)
+    print(f"conv + {name:<12} cosine between weights and their gradient {cosine:+.1e}")
+    assert (abs(cosine) < 1e-5) == (name != "frozen norm")
+
+# %% [markdown]
+# ### Is it right? The error over the step
+#
+# As in notebook 01: finite differences along a random direction against the derived gradient. For the norms, that
+# is all inputs at once: $x$, $w$ and $b$. A block is checked through its shortcut, its norms and both its ReLUs,
+# with one of its weights. Its curve breaks off at large steps, where some ReLU's corner is crossed.
+
+# %%
+steps = np.logspace(-13, 0, 27 if FAST else 53)
+block = BasicBlock(4, 4, 1, lambda c: nn.GroupNorm(c, 2), np.random.default_rng(0)).astype(np.float64)
+
+
+def through_block(x, weight):
+    block.conv2.weight = weight
+    return block(x)
+
+
+cases = {
+    "batch norm, with its mean and variance": (F.batch_norm, [rng.normal(size=(3, 4, 3, 3)), w[:4], b[:4]]),
+    "group norm, 2 groups": (
+        lambda x, w, b: F.group_norm(x, 2, w, b),
+        [rng.normal(size=(2, 4, 3, 3)), w[:4], b[:4]],
+    ),
+    "a residual block": (through_block, [rng.normal(size=(2, 4, 5, 5)), block.conv2.weight.numpy()]),
+}
+_, axes = plt.subplots(1, 3, figsize=(12, 3.7), sharey=True, layout="constrained")
+for axis, (title, (function, inputs)) in zip(axes, cases.items()):
+    errors = tutorial.step_errors(function, inputs, steps=steps)
+    errors.plot(axis, title)
+    axis.label_outer()
+    if axis is not axes[0]:
+        axis.get_legend().remove()  # the same in all three
+    print(f"{title:<40} best error of central differences {errors.best():.0e}")
+    assert errors.best() < 1e-8
+plt.show()
+
+# %% [markdown]
+# And now the bug that everyone writes once: mean and variance taken for constants, $\bar x = r\,g$. It is not a
+# small term that is missing. The check says so at once; a training run does not.
+
+
+# %%
+class CarelessBatchNorm(BatchNorm):
+    """Batch norm whose backward pass forgets that mean and variance depend on x."""
+
+    def backward(self, gy, g_mean, g_var):
+        x_hat, inv_std, weight = self.saved
+        return gy * weight[:, None, None] * inv_std, (gy * x_hat).sum((0, 2, 3)), gy.sum((0, 2, 3))
+
+
+function, inputs = cases["batch norm, with its mean and variance"]
+report = gradcheck(lambda *x: CarelessBatchNorm.apply(*x, eps=1e-5)[0], inputs, raise_error=False)
+print("careless:", report.mismatch)
+assert not report and gradcheck(lambda *x: function(*x)[0], inputs)
+
+# %% [markdown]
+# ### Frozen batch norm
+#
+# Detection trains with one or two images a GPU. Statistics of two images are poor, and we shall see how poor. So
+# Mask R-CNN (section 3.1) starts from a ResNet trained for classification and *freezes* its norms: $\mu$, $\sigma$,
+# and also $w$ and $b$, are constants. What is left is a scale and a shift,
+#
+# $$y = s\,x + t, \qquad s = \frac{w}{\sqrt{\sigma^2 + \varepsilon}}, \quad t = b - \mu s, \qquad\qquad \bar x = s\,\bar y .$$
+#
+# The projection is gone: the careless formula above, wrong for batch norm, is *right* for the frozen one. And a
+# scale and a shift behind a convolution are again a convolution: $s\,(W * x) + t = (sW) * x + t$. minimask folds
+# them in, and with them the shortcut and the ReLU; four passes over memory become one. The weights' gradient comes
+# back through the fold: $\bar W = s\,\overline{(sW)}$.
+
+# %%
+source(FrozenBatchNorm.forward, ConvFrozenNorm, F.scale_and_shift)
+
+# %%
+x, r = rng.normal(size=(2, 3, 9, 9)), rng.normal(size=(2, 6, 9, 9))
+weight, norm = (
+    rng.normal(size=(6, 3, 3, 3)),
+    F.scale_and_shift(w, b, rng.normal(size=6), rng.uniform(0.5, 2, 6)),
+)
+results = []
+for function in (F.conv_frozen_norm, conv_frozen_norm_reference):  # one Function; four small ones
+    inputs = [Tensor(v, requires_grad=True) for v in (x, weight, r)]
+    y = function(*inputs[:2], norm, inputs[2], padding=1)
+    y.backward(np.random.default_rng(2).normal(size=y.shape))
+    results.append([y.numpy(), *(v.grad for v in inputs)])
+for name, folded, plain in zip(("y", "gx", "gW", "g of the shortcut"), *results):
+    print(f"{name:<18} largest difference {np.abs(folded - plain).max():.0e}")
+    assert np.allclose(folded, plain, rtol=0, atol=1e-12)
+
+# %% [markdown]
+# What freezing costs: nobody keeps the scale of the activations in check any more. It works because the statistics
+# fit the weights they were measured with. With *random* weights and statistics of 0 and 1, every block about
+# doubles the variance. Look at the standard deviation of the four stages, for one image and three norms:
+
+# %%
+NORMS = {
+    "frozen, never calibrated": nn.FrozenBatchNorm2d,
+    "batch norm": nn.BatchNorm2d,
+    "group norm": nn.GroupNorm,
+}
+
+
+def small_body(norm, seed=0, blocks=(3, 4, 6, 3)):
+    """ResNet-50's depth with an eighth of its channels: what follows does not depend on the channels."""
+    return ResNet(Bottleneck, blocks, (8, 16, 32, 64), norm, np.random.default_rng(seed))
+
+
+batch = Tensor(to_batch([nuclei[0].image]).images)
+spread = {}
+for name, norm in NORMS.items():
+    with no_grad():
+        spread[name] = [float(c.numpy().std()) for c in small_body(norm)(batch)]
+    print(f"{name:<25}", "  ".join(f"{stage} {value:7.2f}" for stage, value in zip(STAGES, spread[name])))
+assert spread["frozen, never calibrated"][3] > 50 * spread["group norm"][3]
+
+# %% [markdown]
+# ### The surprise: your answer depends on your neighbour
+#
+# Take one image $A$ of fluorescing nuclei on black, and put it into a batch of two: once beside another dark image
+# $B$, once beside a bright image $C$ of stained tissue. Nothing about $A$ changes. What happens to $A$'s own
+# feature map C5?
+
+# %%
+a, dark, bright = nuclei[0].image, nuclei[1].image, nuclei[28].image[:, :256, :256]
+change = {}
+for name, norm in NORMS.items():
+    body = small_body(norm)
+    with no_grad():
+        beside_dark, beside_bright = (
+            body(Tensor(to_batch([a, other]).images))[3].numpy()[0] for other in (dark, bright)
+        )
+    change[name] = np.linalg.norm(beside_dark - beside_bright) / np.linalg.norm(beside_dark)
+
+_, axes = plt.subplots(1, 4, figsize=(9.5, 2.4), layout="constrained", width_ratios=(1, 1, 1, 1.6))
+for axis, picture, title in zip(axes, (a, dark, bright), ("A", "B, dark", "C, bright")):
+    small = picture.reshape(3, 64, 4, 64, 4).mean(axis=(2, 4)).transpose(1, 2, 0)
+    axis.imshow(small, extent=(0, 256, 256, 0), interpolation="nearest")
+    axis.set(title=title, xlabel="x in pixels")
+axes[0].set_ylabel("y in pixels")
+bars = axes[3].barh(["frozen", "batch norm", "group norm"], [100 * v for v in change.values()], color=ORANGE)
+axes[3].bar_label(bars, fmt="%.0f %%", padding=3)
+axes[3].set(xlabel="% of its norm", xlim=(0, 130), title="change of A's C5, B to C")
+plt.show()
+print({name: f"{100 * value:.0f} %" for name, value in change.items()})
+assert change["group norm"] == 0 and change["frozen, never calibrated"] == 0 and change["batch norm"] > 0.5
+
+# %% [markdown]
+# With batch norm, the features of $A$ change by as much as they are large. With 32 images in a batch this averages
+# out; with two it is the noise that you train on, and at inference, where running averages are used, the network
+# meets statistics that it has never seen in training. Group norm has nothing to average out: $A$ is normalised by
+# $A$. So: **frozen** norms if you start from a trained ResNet, **group** norm if you train from nothing, as
+# `maskrcnn_small` does.
+#
+# ## Receptive fields
+#
+# Which pixels can a cell see at all? Go backwards. If you know that cells $a$ to $b$ of a map are wanted, then a
+# convolution of kernel $k$, stride $s$ and padding $p$ has read cells
+#
+# $$a\,s - p \quad\text{to}\quad b\,s - p + k - 1$$
+#
+# of its input. Do that from the cell to the image; a $3\times3$ convolution at a map of stride $j$ adds $2j$ pixels
+# to the width. At an addition (a shortcut, a lateral) take the union of both sides. For the network that is a dozen
+# lines, and it reads kernels and strides off the modules:
+
+
+# %%
+def before(conv, a, b):
+    """The input cells that output cells a to b of a convolution have read."""
+    kernel, stride, padding = conv.weight.shape[3], conv.options["stride"], conv.options["padding"]
+    return a * stride - padding, b * stride - padding + kernel - 1
+
+
+def field_of_stage(body, stage, a, b):
+    """First and last pixel that cells a to b of C_stage can see. A shortcut never sees more than its block."""
+    for i in range(stage, 1, -1):
+        for block in reversed(list(getattr(body, f"layer{i - 1}"))):
+            convs = [v for name, v in vars(block).items() if name.startswith("conv")]
+            for conv in reversed(convs):
+                a, b = before(conv, a, b)
+    a, b = a * 2 - 1, b * 2 - 1 + 2  # the max pooling: kernel 3, stride 2, padding 1
+    return before(body.conv1, a, b)
+
+
+def field_of_level(body, level, a, b):
+    """The same for P_level: its 3 x 3 smoothing, then C_level and, through the upsampling, all deeper stages."""
+    if level == 6:  # P6 is every second cell of P5
+        level, a, b = 5, 2 * a, 2 * b
+    a, b = a - 1, b + 1
+    ends = [field_of_stage(body, i, a >> (i - level), b >> (i - level)) for i in range(level, 6)]
+    return min(e[0] for e in ends), max(e[1] for e in ends)
+
+
+body = small_body(calibrated)
+for i, stage in enumerate(STAGES):
+    first, last = field_of_stage(body, i + 2, 0, 0)
+    print(
+        f"{stage}: stride {4 * 2**i:>2}, cell 0 sees pixels {first:>4} to {last:>3}: {last - first + 1} wide"
+    )
+    assert last - first + 1 == FIELDS[stage]
+
+# %% [markdown]
+# Two things to notice. C5's cell 0 sees 213 pixels to the left of the image: zeros of the padding, layer upon layer
+# of them. And its field reaches from -213 to 213, so it is centred on pixel 0 (whose middle is at 0.5), while the
+# cell "is" the square from 0 to 32, with its middle at 16. Convolutions with stride look at their cell's *corner*,
+# not its middle. Remember that when anchors and RoIAlign argue about half a pixel.
+#
+# ### Measured
+#
+# A derivation should be tested by something that does not know it. The gradient does not: put a random gradient on
+# all channels of one cell, zeros everywhere else, walk the tape back to the image, and see which pixels received
+# anything. "Anything" is exact: a pixel that is not connected gets 0.0, not $10^{-9}$.
+
+# %%
+SIDE = 704  # pixels: room for the largest field
+pyramid = Backbone(body, FPN(body.channels, 32, np.random.default_rng(1)))
+for parameter in pyramid.parameters():
+    parameter.requires_grad = False  # only the image's gradient is wanted
+picture = to_batch([Shapes(1, seed=1, size=SIDE, objects=(40, 40))[0].image]).images
+with no_grad():
+    pyramid(Tensor(picture))  # calibrates the norms ...
+pyramid.eval()  # ... and freezes them
+
+
+def energy(maps, k, cell, x):
+    """Squared gradient (H, W) of one cell of the k-th map with respect to each pixel, for random channel weights."""
+    y = maps(x)[k]
+    g = np.zeros(y.shape, np.float32)
+    g[0, :, cell, cell] = np.random.default_rng(3).normal(size=y.shape[1])
+    x.grad = None
+    y.backward(g)
+    return (x.grad[0].astype(np.float64) ** 2).sum(axis=0)
+
+
+def extent(e):
+    rows = np.flatnonzero(e.any(axis=1))
+    return int(rows[0]), int(rows[-1])
+
+
+x = Tensor(picture, requires_grad=True)
+seen = {}
+for k in range(4):
+    for name, maps, theory in ((f"C{k + 2}", body, field_of_stage), (f"P{k + 2}", pyramid, field_of_level)):
+        cell = SIDE // (4 * 2**k) // 2
+        seen[name] = energy(maps, k, cell, x)
+        first, last = theory(body, k + 2, cell, cell)
+        print(
+            f"{name} cell {cell:>2}: computed {first} to {last}, measured {extent(seen[name])}, {last - first + 1} wide"
+        )
+        assert extent(seen[name]) == (first, last)
+assert extent(energy(pyramid, 4, 5, x)) == field_of_level(body, 6, 5, 5)  # P6
+
+# %% [markdown]
+# Computed and measured agree to the pixel, on all nine maps. Look at the P rows: C2's cell sees 35 pixels, **P2's
+# sees almost as much as P5's**. That is the point of a pyramid with top-down additions, in a number: the finest
+# level has a view that is wider than a nucleus, a face or a car. (P6 sees what P5 sees: it *is* P5, every second
+# cell.)
+#
+# ### "Can see" is not "looks at"
+#
+# So does a cell of C5 look at 427 x 427 pixels? The gradient says more than zero or not zero. Take a plain stack of
+# $n$ 3 x 3 convolutions with random weights and ask for the *expected squared* gradient. With independent weights
+# of variance $v$, cross terms vanish, and one layer turns the squares $e$ into
+#
+# $$\mathbb E\, \bar x_p^2 \;\propto\; v \sum_{|q - p| \le 1} \bar y_q^2 ,$$
+#
+# a running mean over 3 (and a ReLU only halves it). $n$ layers are $n$ running means, one after another; by the
+# central limit theorem that is a **Gaussian**. A uniform step on $\{-1, 0, 1\}$ has variance $\frac23$, so
+#
+# $$\text{can see: } \pm n \text{ cells}, \qquad \text{looks at: a standard deviation of } \sqrt{2n/3} \text{ cells}.$$
+#
+# The field grows with the depth, what is looked at with its root (Luo et al., 2016).
+
+# %%
+depths, size, tries = (4, 8, 16, 32), 97, 2 if FAST else 6
+_, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+position = np.arange(size) - size // 2
+
+
+def profile(depth, rng):
+    """Share of the squared gradient in each column, of a stack of random 3 x 3 convolutions with ReLUs."""
+    x = y = Tensor(rng.normal(size=(1, 8, size, size)).astype(np.float32), requires_grad=True)
+    for _ in range(depth):
+        y = F.relu(F.conv2d(y, nn.he_normal(rng, (8, 8, 3, 3), 72), padding=1))
+    g = np.zeros(y.shape, np.float32)
+    g[0, :, size // 2, size // 2] = rng.normal(size=8)
+    y.backward(g)
+    e = (x.grad.astype(np.float64) ** 2).sum(axis=(0, 1, 2))
+    return e / e.sum()
+
+
+measured = []
+for depth, colour, style in zip(depths, COLOURS, ("-", "--", "-.", ":")):
+    p = np.mean([profile(depth, np.random.default_rng([depth, i])) for i in range(tries)], axis=0)
+    measured.append(np.sqrt((p * position**2).sum() - (p * position).sum() ** 2))
+    left.plot(position, p, color=colour, ls=style, label=f"{depth} layers: can see ±{depth}")
+left.set(
+    xlabel="cells from the middle",
+    ylabel="share of the squared gradient",
+    title="where a stack of 3 x 3 convolutions looks",
+)
+left.set_xlim(-33, 33)
+left.legend(fontsize=8)
+right.plot(depths, depths, "^-", color=GREY, label="can see: n")
+right.plot(depths, np.sqrt(2 * np.array(depths) / 3), "-", color=BLUE, label=r"looks at: $\sqrt{2n/3}$")
+right.plot(depths, measured, "o", color=ORANGE, label="measured")
+right.set(
+    xlabel="layers n", ylabel="cells to either side", title="the field, and one standard deviation of it"
+)
+right.legend(fontsize=8)
+plt.show()
+print("measured / derived:", np.round(measured / np.sqrt(2 * np.array(depths) / 3), 2))
+assert np.allclose(measured, np.sqrt(2 * np.array(depths) / 3), rtol=0.25)
+
+# %% [markdown]
+# Now the real thing, ResNet-50's depth, untrained. The shortcuts keep it even narrower: part of the gradient takes
+# no step at all. Red frames: what the cell can see. White: the squares with a half (dashed) and with 95 % of the
+# squared gradient; their sides, in pixels, stand in the titles.
+
+
+# %%
+def side_of(e, share):
+    """The side of the square around the middle of the image that holds a share of e."""
+    away = np.abs(np.arange(SIDE) - SIDE / 2)
+    distance = np.maximum(away[:, None], away).ravel()
+    order = distance.argsort()
+    return 2 * distance[order][np.searchsorted(e.ravel()[order].cumsum(), share * e.sum())]
+
+
+def blocks(e, n):
+    """Means over n x n pixels: a picture need not show each."""
+    return e.reshape(len(e) // n, n, -1, n).mean(axis=(1, 3))
+
+
+sides = {}
+_, axes = plt.subplots(2, 4, figsize=(12, 6.4), sharex=True, sharey=True, layout="constrained")
+for axis, (name, e) in zip(axes.T.flat, seen.items()):
+    first, last = extent(e)
+    density = blocks(e, 8)
+    drawn = axis.imshow(
+        np.log10(np.maximum(density / density.max(), 1e-8)),
+        cmap="cividis", vmin=-8, vmax=0, extent=(0, SIDE, SIDE, 0), interpolation="nearest",
+    )  # fmt: skip
+    axis.add_patch(Rectangle((first, first), last - first + 1, last - first + 1, fill=False, ec=RED, lw=1.5))
+    sides[name] = side_of(e, 0.5), side_of(e, 0.95)
+    for side, style in zip(sides[name], ("--", "-")):
+        corner = (SIDE - side) / 2
+        axis.add_patch(Rectangle((corner, corner), side, side, fill=False, ec="white", ls=style, lw=1.2))
+    axis.set_title(
+        f"{name}: sees {last - first + 1}; {sides[name][0]:.0f}, {sides[name][1]:.0f}", fontsize=10
+    )
+    axis.set(xlabel="x in pixels", ylabel="y in pixels")
+    axis.label_outer()
+plt.colorbar(drawn, ax=axes, label="squared gradient, log10 of the largest", shrink=0.7)
+plt.show()
+print(f"gradient of a cell, squared and summed: C2 {seen['C2'].sum():.1f}, C5 {seen['C5'].sum():.1f}")
+assert sides["C5"][1] < 427 / 2 and sides["P2"][1] > 5 * sides["C2"][1]
+assert seen["C5"].sum() > 5 * seen["C2"].sum()
+
+# %% [markdown]
+# C5 sees 427 pixels and, untrained, takes 95 % of its information from a square of less than half that side.
+# Training widens it, but a bell it remains. If an object fills the field to the rim, the cell hardly knows its rim.
+# This is one reason why a level is given objects well below the width of its field (in the paper P2's anchors have
+# 32 pixels, P5's 256).
+#
+# The lower row is the pyramid's doing: P2, P3 and P4 look as far as P5. Where is the fine position, then, P2's
+# reason to be? In what the lateral adds, a bright spot 35 pixels wide. One cannot see it here: a deep stage of an
+# untrained network has a larger gradient (150 times here: remember the towers), so the views from above drown the
+# one from the side. How much of each P2 should listen to is what training decides.
+#
+# ### A surprise: with group norm there is no receptive field
+#
+# The derivation above went through convolutions. But a norm computes a mean over the *whole map*, and its gradient
+# has the terms $\langle g \rangle$ and $\hat x \langle \hat x g \rangle$, which send something to every pixel.
+# Measure C2, which should see 35 x 35 pixels, in a batch of two images:
+
+# %%
+pair = to_batch([nuclei[0].image, nuclei[1].image]).images
+_, axes = plt.subplots(2, 3, figsize=(9.5, 6.2), sharex=True, sharey=True, layout="constrained")
+reach = {}
+for column, (name, norm) in zip(axes.T, NORMS.items()):
+    x = Tensor(pair, requires_grad=True)
+    c2 = small_body(norm)(x)[0]
+    g = np.zeros(c2.shape, np.float32)
+    g[0, :, 32, 32] = np.random.default_rng(3).normal(size=c2.shape[1])
+    c2.backward(g)
+    e = (x.grad.astype(np.float64) ** 2).sum(axis=1)  # (2, H, W)
+    reach[name] = [float((part > 0).mean()) for part in e]
+    inside = e[0, 110:150, 110:150].sum() / e.sum()
+    for axis, part, which in zip(column, e, ("own image", "the other image")):
+        drawn = axis.imshow(
+            np.log10(np.maximum(blocks(part, 4) / e.max(), 1e-14)),
+            cmap="cividis", vmin=-14, vmax=0, extent=(0, 256, 256, 0), interpolation="nearest",
+        )  # fmt: skip
+        axis.set_title(f"{name.split(',')[0]}: {which}", fontsize=10)
+        axis.set(xlabel="x in pixels", ylabel="y in pixels")
+        axis.label_outer()
+    print(
+        f"{name:<25} pixels reached: {100 * reach[name][0]:.0f} % and {100 * reach[name][1]:.0f} %; {100 * inside:.3f} % of it within 40 x 40"
+    )
+plt.colorbar(drawn, ax=axes, label="squared gradient, log10 of the largest", shrink=0.7)
+plt.show()
+assert reach["frozen, never calibrated"][0] < 0.05 and reach["frozen, never calibrated"][1] == 0
+assert reach["group norm"][0] > 0.99 and reach["group norm"][1] == 0
+assert min(reach["batch norm"]) > 0.99
+
+# %% [markdown]
+# Every pixel of the image reaches every cell of the *first* stage, with group norm; with batch norm, every pixel of
+# the *other image* too, which is the neighbour from above, seen as a gradient. By amount it is little (the last
+# number). But it means that one cannot cut a large image into tiles, run a group-norm network on each, and get what
+# the whole image would have given, however wide the tiles overlap. With frozen norms one can: tiles that begin at
+# multiples of 64 pixels and overlap by the field give the same numbers.
+#
+# ## The pyramid
+#
+# Here is all of it:
+
+# %%
+source(FPN)
+
+# %% [markdown]
+# In formulas, with laterals $L_i$ (1 x 1), smoothing $S_i$ (3 x 3) and nearest upsampling $U$:
+#
+# $$M_5 = L_5 C_5, \qquad M_i = L_i C_i + U M_{i+1}, \qquad P_i = S_i M_i, \qquad P_6 = P_5[::2, ::2].$$
+#
+# Why nearest upsampling, and not something smoother? It needs no arithmetic, and the 3 x 3 convolution behind it
+# can learn to smooth the steps away.
+#
+# ### The gradient of nearest upsampling
+#
+# $y_{pq} = x_{\lfloor p/2 \rfloor \lfloor q/2 \rfloor}$. Who reads $x_{ij}$? Four outputs, each with the factor 1:
+#
+# $$\bar x_{ij} = \bar y_{2i,2j} + \bar y_{2i,2j+1} + \bar y_{2i+1,2j} + \bar y_{2i+1,2j+1} .$$
+#
+# Again a sum over the readers. Written as a matrix, $U$ has a single 1 in each row, and the gradient is $U^\top$:
+# two 1s in each row, along each axis. For sizes that are not doubled exactly (a map of 5 cells over one of 3) the
+# index is $\lfloor p \cdot 3/5 \rfloor$, and the sums have as many terms as there are copies. (Here minimask pads
+# images to a multiple of 32, so within the pyramid the factor is always 2.)
+
+# %%
+source(UpsampleNearest, resample.nearest, resample.nearest_gradient)
+
+# %%
+x = Tensor(np.arange(1.0, 10.0).reshape(1, 1, 3, 3), requires_grad=True)
+y = F.upsample_nearest(x, (6, 6))
+gy = np.zeros((1, 1, 6, 6))
+gy[0, 0, 2:5, 1:4] = 1.0
+y.backward(gy)
+
+_, axes = plt.subplots(1, 4, figsize=(11.5, 2.9), layout="constrained")
+for axis, values, title in zip(
+    axes, (x.numpy(), y.numpy(), gy, x.grad), ("x", "y = U x", "gy", r"gx = U$^\top$ gy")
+):
+    values = values[0, 0]
+    axis.imshow(values, cmap="cividis")
+    for i, j in np.ndindex(values.shape):
+        dark_cell = values[i, j] < values.max() / 2
+        axis.text(
+            j, i, f"{values[i, j]:g}", ha="center", va="center", color="white" if dark_cell else "black"
+        )
+    axis.set(title=title, xlabel="column", ylabel="row", xticks=range(len(values)), yticks=range(len(values)))
+plt.show()
+assert np.array_equal(x.grad[0, 0], [[0, 0, 0], [2, 4, 0], [1, 2, 0]])
+assert x.grad.sum() == gy.sum()  # nothing is lost: each column of the transpose sums to 1
+
+# %% [markdown]
+# ### Who trains C5?
+#
+# Follow the additions back. $M_3$ gets its own gradient and the sums of four from $M_2$; $M_4$ its own, four from
+# $M_3$, and through it sixteen from $M_2$; $M_5$ gets $1 + 4 + 16 + 64 = 85$ terms. If these are independent and of
+# variance 1, the standard deviations are
+#
+# $$1, \quad \sqrt{1 + 4}, \quad \sqrt{1 + 4 + 16}, \quad \sqrt{1 + 4 + 16 + 64} \approx 9.2 ,$$
+#
+# and $64/85 = 75\,\%$ of what C5 is told (as a variance) was said at P2. Measured on minimask's own FPN, whose
+# initial weights keep the variance:
+
+# %%
+channels, cells = 64, 64
+pyramid_only = FPN([channels] * 4, channels, np.random.default_rng(4))
+rng = np.random.default_rng(5)
+cs = [
+    Tensor(rng.normal(size=(1, channels, cells >> i, cells >> i)).astype(np.float32), True) for i in range(4)
+]
+measured = np.zeros((4, 4))  # of the gradient put on P_k, what reaches C_i
+for k in range(4):
+    for c in cs:
+        c.grad = None
+    p = pyramid_only(cs)[k]
+    p.backward(rng.normal(size=p.shape).astype(np.float32))
+    measured[k] = [0.0 if c.grad is None else float(c.grad.var()) for c in cs]
+derived = np.array([[4.0 ** (i - k) if i >= k else 0.0 for i in range(4)] for k in range(4)])
+
+_, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+below = np.zeros(4)
+for k in range(4):
+    axes.bar(
+        STAGES,
+        measured[k],
+        bottom=below,
+        color=COLOURS[k],
+        label=f"said at P{k + 2}",
+        hatch=("", "//", "..", "xx")[k],
+    )
+    below += measured[k]
+axes.plot(STAGES, derived.sum(axis=0), "D", color="black", label="derived: 1, 5, 21, 85")
+axes.set(ylabel="variance of the gradient", title="what reaches each stage, if all levels speak equally loud")
+axes.legend()
+plt.show()
+print("standard deviations at C2..C5:", np.round(np.sqrt(measured.sum(axis=0)), 2))
+assert np.allclose(measured, derived, rtol=0.35)
+
+# %% [markdown]
+# So the deepest stage is trained mostly by small objects. (In real training the levels do not speak equally loud:
+# the losses read few cells of each, and those of large objects more often at the coarse levels.)
+#
+# ### What the top-down path costs: shifts
+#
+# A convolution of stride 1 does the same everywhere: shift the image by a pixel, and the map shifts by a pixel.
+# With strides that holds for shifts by whole cells only. C2 has a stride of 4, so it follows a shift of 4 pixels
+# exactly. Does P2, which has the same stride?
+
+# %%
+shifts = (4, 8, 16, 32)
+margin = 76  # cells of P2: further from the border than padding and shift reach
+kept = {"C2": [], "P2": []}
+with no_grad():
+    for name, maps in (("C2", body), ("P2", pyramid)):
+        still = maps(Tensor(picture))[0].numpy()
+        for shift in shifts:
+            moved = maps(Tensor(np.roll(picture, shift, axis=3)))[0].numpy()
+            difference = (np.roll(still, shift // 4, axis=3) - moved)[..., margin:-margin, margin:-margin]
+            kept[name].append(
+                np.linalg.norm(difference) / np.linalg.norm(still[..., margin:-margin, margin:-margin])
+            )
+
+_, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+place = np.arange(len(shifts))
+axes.bar(place - 0.2, 100 * np.array(kept["C2"]), 0.38, color=BLUE, label="C2")
+axes.bar(place + 0.2, 100 * np.array(kept["P2"]), 0.38, color=ORANGE, hatch="//", label="P2")
+axes.set(xticks=place, xticklabels=shifts, xlabel="shift of the image in pixels", ylabel="% of its norm")
+axes.set_title("by how much a map differs from its shifted self")
+axes.legend()
+plt.show()
+print({name: [f"{v:.0e}" for v in values] for name, values in kept.items()})
+assert max(kept["C2"]) < 1e-5 and kept["P2"][-1] < 1e-5 and min(kept["P2"][:-1]) > 0.05
+
+# %% [markdown]
+# C2 follows. P2 does not, until the shift is a multiple of 32: it contains C5, enlarged, and C5 has only one cell
+# for every 32 pixels. The same object, 4 pixels to the right, is another input to the heads. This is why training
+# images are cropped at random: the network has to *learn* what its grid does not give it. It is also where the
+# fields that you computed got their odd widths from: P2's view reaches further to one side, and on which side
+# depends on where in its C5 cell it lies.
+
+# %%
+for cell in range(88, 96):
+    first, last = field_of_level(body, 2, cell, cell)
+    print(
+        f"P2 cell {cell}, pixels {4 * cell} to {4 * cell + 3}: sees {4 * cell - first} to its left, {last - 4 * cell - 3} to its right"
+    )
+widths = {b - a + 1 for a, b in (field_of_level(body, 2, cell, cell) for cell in range(88, 96))}
+assert widths == {427, 459}
+
+# %% [markdown]
+# ## The whole backbone, checked
+#
+# A body and a pyramid in double precision, thin, but with every kind of part: group norm, stride, shortcut, max
+# pooling, laterals, upsampling, subsampling. Random weights on all five outputs, against finite differences of the
+# image and of three weights far apart. If an addition of the pyramid were lost on the way back, here it would show.
+
+# %%
+rng = np.random.default_rng(6)
+thin = ResNet(BasicBlock, (1, 1, 1, 1), (4, 4, 6, 6), lambda c: nn.GroupNorm(c, 2), rng, stem=3)
+whole = Backbone(thin, FPN(thin.channels, 4, rng)).astype(np.float64)
+
+
+def through_backbone(x, stem, deepest, lateral):
+    thin.conv1.weight, thin.layer4[0].conv2.weight = stem, deepest
+    whole.fpn.inner_blocks[3][0].weight = lateral
+    return tuple(whole(x))
+
+
+inputs = [rng.normal(size=(1, 3, 64, 64))]
+inputs += [
+    t.numpy() for t in (thin.conv1.weight, thin.layer4[0].conv2.weight, whole.fpn.inner_blocks[3][0].weight)
+]
+errors = tutorial.step_errors(through_backbone, inputs, steps=np.logspace(-12, -2, 21 if FAST else 41))
+errors.plot(title="backbone and pyramid, all five outputs")
+plt.show()
+print(f"best error of central differences {errors.best():.0e}")
+assert errors.best() < 1e-7
+
+# %% [markdown]
+# The rounding error is that of all layers together, and beyond a step of $10^{-6}$ or so some of the many thousand
+# ReLUs and max poolings switch. Between them is a valley of good steps, and it is narrow: the deeper a network, the
+# harder it is to check in one piece. So minimask checks every Function alone, and the whole only to see that the
+# parts are put together right.
+#
+# ## Exercises
+#
+# **1.** Group norm's backward pass. The try below makes the careless mistake on one of the two terms. Derive the
+# other one's place from the formula above.
+
+# %%
+exercises.describe("group_norm_backward")
+
+
+# %%
+def my_group_norm_backward(gy, x, weight, groups, eps):
+    rows = (len(x), groups, -1)
+    mean, var = (f(x.reshape(rows), axis=2, keepdims=True) for f in (np.mean, np.var))
+    r = 1 / np.sqrt(var + eps)
+    x_hat = (x.reshape(rows) - mean) * r
+    g = (gy * weight[:, None, None]).reshape(rows)
+    gx = r * (g - g.mean(axis=2, keepdims=True))
+    return gx.reshape(x.shape), (gy * x_hat.reshape(x.shape)).sum((0, 2, 3)), gy.sum((0, 2, 3))
+
+
+exercises.check("group_norm_backward", my_group_norm_backward)
+
+# %% [markdown]
+# **2.** The max pooling of the stem has overlapping windows (kernel 3, stride 2), so a pixel may win in several.
+# The try below is right for windows that do not overlap.
+
+# %%
+exercises.describe("max_pool_backward")
+
+
+# %%
+def my_max_pool_backward(gy, x, kernel, stride):
+    gx = np.zeros_like(x)
+    for n, c, p, q in np.ndindex(gy.shape):
+        window = x[n, c, p * stride : p * stride + kernel, q * stride : q * stride + kernel]
+        i, j = np.unravel_index(window.argmax(), window.shape)
+        gx[n, c, p * stride + i, q * stride + j] = gy[n, c, p, q]
+    return gx
+
+
+exercises.check("max_pool_backward", my_max_pool_backward)
+
+# %% [markdown]
+# **3.** Write the gradient of nearest upsampling to *any* size with `np.add.at` and `resample.nearest_index`, and
+# compare with `resample.nearest_gradient` for 3 x 4 enlarged to 5 x 9.
+#
+# <details><summary>Answer</summary>
+#
+# ```python
+# def gradient(gy, size):
+#     gx = np.zeros((*gy.shape[:-2], *size))
+#     rows, columns = (resample.nearest_index(n, m) for n, m in zip(size, gy.shape[-2:]))
+#     np.add.at(gx, (..., rows[:, None], columns), gy)  # adds where an index occurs again; gx[...] += gy would not
+#     return gx
+# ```
+#
+# </details>
+#
+# **4.** Batch norm in training, one image, a map of 1 x 1 pixel. What is $y$, and what is $\bar x$? Where in a Mask
+# R-CNN would that happen?
+#
+# <details><summary>Answer</summary>
+#
+# $m = 1$: $x = \mu$, so $\hat x = 0$, $y = b$, and $\bar x = 0$: the layer outputs a constant and nothing before it
+# learns. An image of 32 x 32 pixels has a C5 of one cell. With $m = 2$, $\hat x$ is $\pm 1$ (up to $\varepsilon$),
+# whatever $x$ is, and the gradient is zero again: two numbers minus their mean and their spread have no freedom
+# left. In general $m - 2$ are left.
+#
+# </details>
+#
+# **5.** `Bottleneck` has its stride in the 3 x 3 convolution (torchvision); the paper, and detectron2's older
+# models, have it in the first 1 x 1. Compute the receptive field of C5 for the latter. Which has the wider view,
+# and which skips pixels?
+#
+# <details><summary>Answer</summary>
+#
+# A 3 x 3 before the stride adds $2j$, after it $2 \cdot 2j$. Stages 3, 4 and 5 each have one such convolution, at
+# $j = 4, 8, 16$, so the view grows by $8 + 16 + 32 = 56$ pixels to 483. But a 1 x 1 convolution of stride 2 never
+# reads three of four cells: what only they knew is lost.
+#
+# </details>
+#
+# **6.** Replace the nearest upsampling by `F.upsample_bilinear` in a copy of `FPN.forward`. What are the variances
+# at C3, C4 and C5 now? Predict first: how much of a unit gradient's *square* does an input of bilinear upsampling
+# by 2 collect?
+#
+# <details><summary>Answer</summary>
+#
+# Along one axis, an input is read with the weights ¼, ¾, ¾, ¼, whose squares add up to 1.25 (nearest: $1 + 1 = 2$).
+# In two dimensions $1.25^2 \approx 1.56$ instead of 4. But the four neighbours' gradients are correlated after one
+# level, since they share outputs, so the next levels get more than $1.56^2$. The *sum* of the weights is 4 either
+# way: for gradients that agree with one another, nothing changes.
+#
+# </details>
+#
+# **7.** Give P2 a gradient at one cell and look at $\bar C_5$. How many cells are not zero? And of C2? Use `seen`'s
+# method on the FPN alone.
+#
+# <details><summary>Answer</summary>
+#
+# The smoothing reads 3 x 3 cells of $M_2$, so C2 gets 3 x 3. They lie in 1, 2 or 4 cells of $M_5$, depending on
+# where the cell is: in one where neither its row nor its column touches a border of C5's cells, 36 of 64 positions.
+#
+# </details>
+#
+# ## Read on
+#
+# * K. He, X. Zhang, S. Ren, J. Sun, *Deep residual learning for image recognition*, CVPR 2016; and *Identity
+#   mappings in deep residual networks*, ECCV 2016, where the product above is written out.
+# * D. Balduzzi et al., *The shattered gradients problem: if resnets are the answer, then what is the question?*,
+#   ICML 2017.
+# * S. Ioffe, C. Szegedy, *Batch normalization*, ICML 2015. Y. Wu, K. He, *Group normalization*, ECCV 2018.
+# * W. Luo, Y. Li, R. Urtasun, R. Zemel, *Understanding the effective receptive field in deep convolutional neural
+#   networks*, NeurIPS 2016.
+# * T.-Y. Lin et al., *Feature pyramid networks for object detection*, CVPR 2017.
+#
+# Next: **04 Anchors and the RPN**, which asks at every cell of these levels: is there an object, and where?
