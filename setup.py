@@ -32,6 +32,7 @@ setup(
     packages=find_packages(include=["minimask", "minimask.*"]),
     package_data={
         "minimask": [
+            "explorer.html",
             "kernels/*.cu",
             "configs/*.toml",
             "data/nuclei/*.json",

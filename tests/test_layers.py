@@ -30,7 +30,7 @@ LAYERS = (
     "train",
     "minimask",  # the public names
     "visualize evaluate gradient_cases info tutorial exercises",
-    "predict misalign explorer inspection ablate report",
+    "predict misalign misalign_figures explorer inspection ablate report",
     "demo",
     "commands",
     "cli",
@@ -39,7 +39,7 @@ LAYERS = (
 FOUNDATION = LAYERS.index("minimask")  # layers below it have 6000 code lines, the others 2500
 
 NEEDED = {"numpy", "scipy"}  # of `import minimask`; the others are imported where they are used
-OPTIONAL = {"PIL", "matplotlib", "pycocotools", "tqdm", "threadpoolctl", "cupy"}
+OPTIONAL = {"PIL", "matplotlib", "pycocotools", "tqdm", "threadpoolctl", "cupy", "IPython", "ipywidgets"}
 
 
 def modules() -> dict[str, Path]:

@@ -1,0 +1,281 @@
+"""An explorer of RoI layers: where each one's bins lie for a box, which points it reads, what comes out.
+
+Shapes: PH x PW bins, a feature map (H, W) of cells `stride` input pixels wide. A box is x1, y1, x2, y2 in
+input pixels, read as places: cell i covers [i stride, (i + 1) stride).
+
+`draw` makes the figure. `explore` gives it sliders in a notebook, and `write_page` gives one to readers who
+run no Python: frames of the figure along a path of boxes, in one file (explorer.html, filled in).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minimask import functions as F
+from minimask.autograd import Tensor
+from minimask.files import write_text
+from minimask.kernels import roi_pool as pool
+from minimask.kernels import roi_warp as warp
+from minimask.kernels.roi_align import Sampling
+from minimask.visualize import PALETTE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LAYERS = {"RoIPool": F.roi_pool, "RoIWarp": F.roi_warp, "RoIAlign": F.roi_align}
+COLOURS = {"RoIPool": PALETTE[4], "RoIWarp": PALETTE[0], "RoIAlign": PALETTE[6]}
+SAMPLING = Sampling((2, 2), ratio=2, aligned=True)
+TITLE = "What a RoI layer reads while its box moves"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one layer reads of a map for one box. Positions are places in input pixels.
+
+    Attributes
+    ----------
+    name : str
+    columns, rows : (PW, 2) and (PH, 2) float
+        Where the bins begin and end, along x and along y.
+    right : (PW, 2) and (PH, 2) float
+        Where they should: an even division of the box.
+    points : (K, 2) float
+        x, y of all sampling points; of RoIPool, the centres of the cells that are a maximum.
+    values : (PH, PW) float
+        What comes out.
+    off : float
+        The largest distance of a bin's edge from where it should be.
+    """
+
+    name: str
+    columns: np.ndarray
+    rows: np.ndarray
+    right: Sequence[np.ndarray]
+    points: np.ndarray
+    values: np.ndarray
+    off: float
+
+
+def reading(name: str, x, box, s: Sampling = SAMPLING, stride: int = 16) -> Reading:
+    """Ask a layer for its values, and its kernels for the places that they come from.
+
+    Parameters
+    ----------
+    name : "RoIPool", "RoIWarp" or "RoIAlign"
+    x : (H, W) float
+    box : (4,) float
+    s : Sampling
+        RoIPool heeds `output_size` and `aligned` alone.
+    stride : int
+        Input pixels a cell.
+    """
+    if name not in LAYERS:
+        raise ValueError(f"there is no layer {name!r} among {', '.join(LAYERS)}")
+    x, rois = Tensor(np.asarray(x, float)[None, None], requires_grad=True), np.array([[0.0, *box]])
+    how = dict(sampling_ratio=s.ratio, sampling_points=s.points, aggregation=s.aggregation)
+    how = dict(aligned=s.aligned) | (how if name != "RoIPool" else {})
+    y = LAYERS[name](x, rois, s.output_size, 1 / stride, **how)
+    y.backward(np.ones(y.shape))
+    cells, (ph, pw) = rois[0, 1:] / stride, s.output_size
+    if name == "RoIPool":
+        ends = zip(cells[:2, None], cells[2:, None], (pw, ph), x.shape[:1:-1])
+        edges = [np.stack(pool.bin_edges(*end, s.aligned), axis=-1)[0] for end in ends]
+        points = np.argwhere(x.grad[0, 0])[:, ::-1] + 0.5  # its gradient goes to the maxima
+    else:
+        if name == "RoIWarp":
+            cells = warp.quantised(rois, None, (1 / stride,), s.aligned)[0, 1:]
+        elif not s.aligned:  # a coordinate names a cell, and is read at its centre: half a cell off
+            cells = np.concatenate([cells[:2], np.maximum(cells[2:], cells[:2] + 1)]) + 0.5
+        edges = _divided(cells, s)
+        points = np.stack(np.meshgrid(*(_points(e, s) for e in edges)), axis=-1).reshape(-1, 2)
+    columns, rows = (e * float(stride) for e in edges)
+    right = _divided(box, s)
+    off = max(float(np.abs(got - want).max()) for got, want in zip((columns, rows), right))
+    return Reading(name, columns, rows, right, points * stride, y.numpy()[0, 0], off)
+
+
+def _divided(box, s: Sampling) -> list[np.ndarray]:
+    """Columns (PW, 2) and rows (PH, 2) that divide a box evenly."""
+    edges = (np.linspace(box[k], box[k + 2], s.output_size[1 - k] + 1) for k in (0, 1))
+    return [np.stack([e[:-1], e[1:]], axis=-1) for e in edges]
+
+
+def _points(edges, s: Sampling):  # (P, 2) -> (P S,)
+    begin, size = edges[:, :1], edges[:, 1:] - edges[:, :1]
+    n = s.ratio if s.ratio > 0 else math.ceil(size[0, 0])
+    return (begin + size * s.fractions(n)).ravel()
+
+
+# ------------------------------------------------------------------------------------------------ the figure
+
+
+def draw(x, box, s: Sampling = SAMPLING, stride: int = 16, layers: Sequence[str] = tuple(LAYERS)) -> Figure:
+    """A row for each layer: on the left the map with the bins, on the right what comes out of them.
+
+    Parameters
+    ----------
+    x : (H, W) float
+        A map of up to some 12 cells a side can be read.
+    box : (4,) float
+    s : Sampling
+    stride : int
+        Input pixels a cell.
+    layers : of "RoIPool", "RoIWarp", "RoIAlign"
+
+    Returns
+    -------
+    matplotlib Figure, of no pyplot state.
+
+    Raises
+    ------
+    ValueError
+        For a layer of another name.
+    """
+    return _figure(x, stride, [reading(name, x, box, s, stride) for name in layers])
+
+
+def _figure(x, stride: int, reads: Sequence[Reading]) -> Figure:
+    from matplotlib.figure import Figure
+
+    (height, width), low, high = np.shape(x), float(np.min(x)), float(np.max(x))
+    shades = dict(cmap="gray", vmin=low - 1.2 * (high - low), vmax=high)  # light enough to draw on
+    figure = Figure(figsize=(5.4, len(reads) * (0.75 + 3.1 * height / width)), layout="constrained")
+    grid = figure.subplots(len(reads), 2, squeeze=False, width_ratios=(1.7, 1))
+    for read, (where, what) in zip(reads, grid):
+        where.imshow(x, extent=(0, width * stride, height * stride, 0), **shades)
+        _draw_bins(where, read, stride, np.shape(x))
+        where.set_title(f"{read.name}: edges up to {read.off:.1f} px off", fontsize=11)
+        what.imshow(read.values, **shades)
+        what.set(xticks=[], yticks=[])
+        what.set_title("reads", fontsize=11)
+        for (i, j), value in np.ndenumerate(read.values if max(read.values.shape) <= 4 else []):
+            look = dict(ha="center", va="center", fontsize=10, backgroundcolor="#ffffffb0")
+            what.text(j, i, f"{value:.2f}", **look)
+    return figure
+
+
+def _draw_bins(axes, read: Reading, stride: int, shape) -> None:
+    from matplotlib.patches import Rectangle
+
+    (height, width), colour = np.multiply(shape, stride), COLOURS[read.name]
+    axes.vlines(np.arange(0, width, stride), 0, height, color="white", lw=0.6, zorder=0.5)
+    axes.hlines(np.arange(0, height, stride), 0, width, color="white", lw=0.6, zorder=0.5)
+    for i, (top, bottom) in enumerate(read.rows):
+        for j, (left, right) in enumerate(read.columns):
+            inset = 0.06 * stride * ((i + j) % 2) * (read.name == "RoIPool")  # whose bins overlap
+            size = right - left - 2 * inset, bottom - top - 2 * inset
+            axes.add_patch(Rectangle((left + inset, top + inset), *size, fc=colour + "38", ec=colour, lw=1.8))
+    columns, rows = read.right
+    dotted = dict(color="black", ls=(0, (1.2, 1.6)), lw=1.5)
+    axes.vlines(columns, rows.min(), rows.max(), **dotted)
+    axes.hlines(rows, columns.min(), columns.max(), **dotted)
+    axes.plot(*read.points.T, "o", color=colour, mec="white", mew=0.6, ms=4.5)
+    axes.set(xlim=(0, width), ylim=(height, 0), xlabel="input pixels")
+    axes.set(xticks=np.arange(0, width + 1, 2 * stride), yticks=np.arange(0, height + 1, 2 * stride))
+    axes.tick_params(labelsize=8)
+
+
+def describe(read: Reading) -> str:
+    """What a row of the figure shows, in words: its alternative text."""
+    columns, rows = (f"{edges.min():.1f} to {edges.max():.1f}" for edges in (read.columns, read.rows))
+    off = f"up to {read.off:.1f} pixels from" if read.off > 1e-9 else "exactly"
+    values = "; ".join(", ".join(f"{value:.2f}" for value in row) for row in read.values)
+    return (
+        f"{read.name}: {len(read.columns)} by {len(read.rows)} bins, x from {columns}, y from {rows}, their "
+        f"edges {off} where they should be. Row by row, it reads {values}."
+    )
+
+
+# ----------------------------------------------------------------------------- sliders, and a page of frames
+
+
+def explore(x, box, s: Sampling = SAMPLING, stride: int = 16, live: bool | None = None) -> Any:
+    """The figure with sliders that move the box, where there are ipywidgets and somebody to move them.
+
+    Parameters
+    ----------
+    x, box, s, stride
+        Of `draw`; where the sliders begin.
+    live : bool, optional
+        By default, whether this is a notebook whose cells somebody runs: what executes notebooks without a
+        person tells the kernel that no question can be answered.
+
+    Returns
+    -------
+    ipywidgets.interactive, or the Figure where nothing can be moved.
+    """
+    try:
+        from IPython import get_ipython
+        from ipywidgets import Dropdown, interactive
+    except ImportError:
+        return draw(x, box, s, stride)
+    kernel = getattr(get_ipython(), "kernel", None)
+    if live is None:
+        live = kernel is not None and kernel.get_parent("shell")["content"].get("allow_stdin", False)
+    if not live:
+        return draw(x, box, s, stride)
+
+    x1, y1, x2, y2 = map(float, box)
+
+    def drawn(left=x1, top=y1, width=x2 - x1, height=y2 - y1, bins=s.output_size[0], ratio=s.ratio, **how):
+        return draw(x, (left, top, left + width, top + height), Sampling((bins, bins), ratio, **how), stride)
+
+    down, across = ((0.0, float(side * stride), stride / 16) for side in np.shape(x))
+    places = dict(left=across, top=down, width=across, height=down, bins=(1, 7), ratio=(0, 5))
+    choices = [(s.points, "centers", "crossings"), (s.aggregation, "average", "max")]
+    points, aggregation = (Dropdown(value=value, options=options) for value, *options in choices)
+    return interactive(drawn, **places, aligned=s.aligned, points=points, aggregation=aggregation)
+
+
+def write_page(
+    path: str | Path, x, boxes, s: Sampling = SAMPLING, stride: int = 16, title: str = TITLE
+) -> Path:
+    """Write the figure for each of many boxes as one HTML file, with a slider that the arrow keys move, too.
+
+    The frames are pictures inside the file, each with its description; nothing else is loaded. Without
+    JavaScript, all frames stand below one another.
+
+    Parameters
+    ----------
+    path
+        Of the file; its directory exists.
+    x, s, stride
+        Of `draw`.
+    boxes : (F, 4) float
+        A box for each frame, as `misalign.moved` gives them, say.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    frames = []
+    for box in np.asarray(boxes, float):
+        where = "box from ({:g}, {:g}) to ({:g}, {:g}) in input pixels".format(*box)
+        pictures = "".join(_picture(x, stride, reading(name, x, box, s, stride)) for name in LAYERS)
+        hidden = " hidden" if frames else ""
+        frames.append(f'<div class="frame" role="group" aria-label="{where}"{hidden}>{pictures}</div>')
+    page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    parts = dict(title=escape(title), last=len(frames) - 1, frames="\n".join(frames))
+    write_text(path, page.substitute(parts))
+    return Path(path)
+
+
+def _picture(x, stride: int, read: Reading) -> str:
+    from PIL import Image
+
+    png, small = io.BytesIO(), io.BytesIO()
+    _figure(x, stride, [read]).savefig(png, format="png", dpi=150)
+    Image.open(png).convert("RGB").quantize(64).save(small, "png", optimize=True)
+    source = base64.b64encode(small.getvalue()).decode()
+    return f'<img decoding="sync" alt="{escape(describe(read))}" src="data:image/png;base64,{source}">'

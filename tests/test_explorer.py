@@ -1,0 +1,335 @@
+"""The explorer draws what the layers read; its page works alone in a browser, by keys and at any width."""
+
+import base64
+import io
+import itertools
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from minimask import explorer, misalign
+from minimask.errors import InputError
+from minimask.kernels.roi_align import Sampling
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+X = np.random.default_rng(0).normal(size=(8, 10))
+BOX = (37.0, 30.0, 79.0, 81.0)
+
+
+# -------------------------------------------------------------------------------------------- what is drawn
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("name", explorer.LAYERS)
+def test_bins_are_drawn_where_the_layer_is_measured_to_read(name, aligned):
+    """`misalign` finds the bins' edges from what a layer says of a map of positions, without a formula."""
+    rng = np.random.default_rng(1)
+    for box in 16 * misalign.random_boxes(rng, 20, 1, 4, 9):
+        read = explorer.reading(name, np.zeros((12, 12)), box, Sampling((3, 3), 2, aligned), 16)
+        columns, rows = misalign.bin_edges(name, box[None], 3, 16, aligned)[0]
+        np.testing.assert_allclose(read.columns, columns, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(read.rows, rows, rtol=0, atol=1e-11)
+        off = misalign.displacements(name, box[None], 3, 16, aligned)
+        assert read.off == pytest.approx(np.abs(off).max(), abs=1e-11)
+
+
+@pytest.mark.parametrize("points", ["centers", "crossings"])
+@pytest.mark.parametrize("aggregation, combine", [("average", np.mean), ("max", np.max)])
+@pytest.mark.parametrize("ratio", [0, 1, 3])
+@pytest.mark.parametrize("name", ["RoIWarp", "RoIAlign"])
+def test_points_are_drawn_where_their_values_give_what_the_bins_read(
+    name, ratio, aggregation, combine, points
+):
+    """On a plane, a point's value is known from its place alone."""
+    v, u = np.indices((8, 10)) + 0.5
+    s = Sampling((2, 3), ratio, True, points, aggregation)
+    read = explorer.reading(name, 3 * u - v, BOX, s)
+    values = read.points @ [3, -1] / 16
+    each_y, each_x = (ratio or int(np.ceil(np.diff(e[0])[0] / 16)) for e in (read.rows, read.columns))
+    bins = values.reshape(2, each_y, 3, each_x)
+    np.testing.assert_allclose(combine(bins, axis=(1, 3)), read.values, rtol=0, atol=1e-12)
+
+
+def test_the_points_of_roi_pool_are_the_maxima():
+    read = explorer.reading("RoIPool", X, BOX)
+    u, v = (read.points.T // 16).astype(int)
+    assert sorted(set(X[v, u])) == sorted(set(read.values.ravel()))
+
+
+def test_a_figure_has_a_row_for_each_layer_and_leaves_pyplot_alone():
+    figure = explorer.draw(X, BOX, layers=("RoIWarp", "RoIAlign"))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["RoIWarp: edges up to 5.0 px off", "reads", "RoIAlign: edges up to 0.0 px off", "reads"]
+    numbers = [text.get_text() for text in figure.axes[3].texts]
+    want = explorer.reading("RoIAlign", X, BOX).values
+    assert numbers == [f"{value:.2f}" for value in want.ravel()]
+    import matplotlib.pyplot as plt
+
+    assert not plt.get_fignums()
+
+
+def test_a_box_without_area_or_outside_the_map_is_drawn_and_an_unknown_layer_refused():
+    for box in ((40, 40, 40, 40), (-100, -100, -60, -60)):
+        for ratio in (0, 2):
+            figure = explorer.draw(X, box, Sampling((7, 7), ratio, True))
+            figure.savefig(io.BytesIO(), format="png", dpi=20)
+    with pytest.raises(ValueError, match="'RoiAlign' among RoIPool"):
+        explorer.draw(X, BOX, layers=("RoiAlign",))
+
+
+# --------------------------------------------------------------------------------------------------- sliders
+
+
+def test_without_a_person_the_figure_has_no_sliders():
+    assert isinstance(explorer.explore(X, BOX), Figure)
+    assert isinstance(explorer.explore(X, BOX, live=False), Figure)
+
+
+def test_sliders_move_the_box():
+    pytest.importorskip("ipywidgets", reason="ipywidgets is not installed")
+    shown = explorer.explore(X, BOX, live=True)
+    sliders = {child.description: child for child in shown.children[:-1]}
+    assert sliders["left"].value == 37 and sliders["height"].value == 51
+    for name, value in dict(left=40.0, width=48.0, top=16.0, height=64.0, points="crossings").items():
+        sliders[name].value = value
+    shown.update()
+    titles = [axes.get_title() for axes in shown.result.axes]
+    assert titles[0] == "RoIPool: edges up to 16.0 px off"  # half a cell, and 3 cells in 2 bins
+    points = shown.result.axes[4].lines[-1].get_xydata()
+    assert points[0] == pytest.approx([40 + 8, 16 + 32 / 3])
+
+
+# -------------------------------------------------------------------------------------------------- the page
+
+
+class Page(HTMLParser):
+    """Tags with their attributes."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("explorer") / "page.html"
+    boxes = misalign.moved(np.array(BOX), 16, 4.0)
+    assert explorer.write_page(path, X, boxes, title="$title <b> & more") == path
+    return path
+
+
+def test_the_page_is_one_file_whose_pictures_have_words(page):
+    text = page.read_text(encoding="utf-8")
+    tags = Page(text).tags
+    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(?!data:)[\w/]", text)
+    assert "<title>$title &lt;b&gt; &amp; more</title>" in text
+    pictures = [attributes for tag, attributes in tags if tag == "img"]
+    frames = [attributes for tag, attributes in tags if attributes.get("class") == "frame"]
+    assert len(frames) == 4 and len(pictures) == 12
+    assert ["hidden" in frame for frame in frames] == [False, True, True, True]
+    assert frames[1]["aria-label"] == "box from (41, 34) to (83, 85) in input pixels"
+    for (box, name), picture in zip(
+        itertools.product(misalign.moved(np.array(BOX), 16, 4.0), explorer.LAYERS), pictures
+    ):
+        assert picture["alt"] == explorer.describe(explorer.reading(name, X, box))
+        with Image.open(io.BytesIO(base64.b64decode(picture["src"].partition(",")[2]))) as image:
+            assert image.format == "PNG" and image.width > 700 and len(image.convert("RGB").getcolors()) > 20
+
+
+def test_alternative_text_says_what_the_picture_shows():
+    x = np.broadcast_to(16.0 * (np.arange(10) + 0.5), (8, 10))  # a cell holds its x: bins read their middles
+    assert explorer.describe(explorer.reading("RoIAlign", x, BOX)) == (
+        "RoIAlign: 2 by 2 bins, x from 37.0 to 79.0, y from 30.0 to 81.0, their edges exactly where they "
+        "should be. Row by row, it reads 47.50, 68.50; 47.50, 68.50."
+    )
+    assert "edges up to 10.0 pixels from where" in explorer.describe(explorer.reading("RoIPool", x, BOX))
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="cannot be written"):
+        explorer.write_page(tmp_path / "missing" / "page.html", X, [BOX])
+
+
+PIPES = """
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(pipes[0], 3), os.dup2(pipes[1], 4)  # where a browser with --remote-debugging-pipe listens and speaks
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+class Browser:
+    """A headless Chromium, spoken to in its DevTools protocol through two pipes."""
+
+    def __init__(self, folder):
+        its_ear, self.mouth = os.pipe()
+        self.ear, its_mouth = os.pipe()
+        command = [
+            *(sys.executable, "-c", PIPES, str(its_ear), str(its_mouth), BROWSER),
+            *("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+            *("--disable-dev-shm-usage", "--disable-background-networking", f"--user-data-dir={folder}"),
+        ]
+        quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, pass_fds=(its_ear, its_mouth), **quiet)
+        os.close(its_ear), os.close(its_mouth)
+        self.events, self.waiting, self.number, self.session = [], b"", 0, None
+
+    def open(self, url: str) -> None:
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network", "Accessibility"):
+            self.send(f"{domain}.enable")
+        self.size(1280, 900)
+        self.send("Page.navigate", url=url)
+        self.wait_for("Page.loadEventFired")
+
+    def send(self, method: str, **parameters) -> dict:
+        self.number += 1
+        message = dict(id=self.number, method=method, params=parameters)
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.mouth, json.dumps(message).encode() + b"\0")
+        while (answer := self.receive()).get("id") != self.number:
+            pass
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def receive(self, seconds: float = 30) -> dict:
+        end = time.monotonic() + seconds
+        while b"\0" not in self.waiting:
+            if not select.select([self.ear], [], [], max(0, end - time.monotonic()))[0]:
+                raise TimeoutError("the browser does not answer")
+            if not (more := os.read(self.ear, 1 << 20)):
+                raise EOFError("the browser has gone")
+            self.waiting += more
+        text, _, self.waiting = self.waiting.partition(b"\0")
+        message = json.loads(text)
+        if "method" in message:
+            self.events.append(message)
+        return message
+
+    def wait_for(self, method: str) -> None:
+        while not any(event["method"] == method for event in self.events):
+            self.receive()
+
+    def value(self, expression: str):
+        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def press(self, key: str, modifiers: int = 0) -> None:
+        code = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Tab": 9}[key]
+        for kind in ("rawKeyDown", "keyUp"):
+            keys = dict(type=kind, key=key, code=key, windowsVirtualKeyCode=code, modifiers=modifiers)
+            self.send("Input.dispatchKeyEvent", **keys)
+
+    def size(self, width: int, height: int) -> None:
+        of_screen = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.send("Emulation.setDeviceMetricsOverride", **of_screen)
+
+    def screenshot(self, path) -> None:
+        path.write_bytes(
+            base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+        )
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+        os.close(self.mouth), os.close(self.ear)
+
+
+@pytest.fixture(scope="module")
+def browser(page, tmp_path_factory):
+    if BROWSER is None:
+        pytest.skip("no Chromium to open the explorer's page in")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    try:
+        browser.open(page.as_uri())
+        yield browser
+    finally:
+        browser.close()
+
+
+FRAME = "frames.map((frame, i) => frame.getClientRects().length ? i : -1).filter((i) => i >= 0).join()"
+
+
+def test_in_a_browser_the_keys_move_the_box(browser):
+    assert browser.value(FRAME) == "0"
+    seen = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):  # nothing has the focus
+        browser.press(key)
+        seen.append(browser.value(FRAME))
+    browser.press("ArrowRight", modifiers=1)  # with Alt, the browser's own
+    assert (*seen, browser.value(FRAME)) == ("1", "2", "1", "1")
+    browser.press("Tab")
+    assert browser.value("document.activeElement.id") == "box", "the slider is reached first"
+    seen = []
+    for key in ("ArrowRight", "End", "ArrowRight", "Home", "ArrowLeft"):
+        browser.press(key)
+        seen.append(browser.value(FRAME))
+    assert seen == ["2", "3", "3", "0", "0"], "one frame a key, and none beyond the ends"
+    browser.press("ArrowRight")
+    assert browser.value("where.textContent") == "box from (41, 34) to (83, 85) in input pixels"
+
+
+def test_a_screen_reader_is_told_what_the_slider_does_and_where_it_is(browser):
+    nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
+    told = {
+        node["role"]["value"]: node["name"]["value"]
+        for node in nodes
+        if not node["ignored"] and node.get("name") and node["role"]["value"] in ("slider", "group", "image")
+    }
+    assert told["slider"] == "Move the box, here or with the arrow keys"
+    assert told["group"] == browser.value("slider.getAttribute('aria-valuetext')")
+    assert told["image"].startswith("RoIAlign: 2 by 2 bins, x from 41.0 to 83.0")
+
+
+@pytest.mark.parametrize("width, columns", [(1280, 3), (400, 1)])
+def test_at_any_width_nothing_is_cut_off(browser, width, columns, tmp_path):
+    browser.size(width, 900)
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    shown = "[...document.querySelectorAll('.frame:not([hidden]) img')]"
+    places = browser.value(
+        f"{shown}.map((i) => {{const r = i.getBoundingClientRect(); return [r.left, r.right]}})"
+    )
+    assert len({round(left) for left, _ in places}) == columns
+    assert all(0 <= left and right <= width and right - left >= 340 for left, right in places)
+    assert browser.value(f"{shown}.every((i) => i.complete && i.naturalWidth > 700)")
+    browser.screenshot(tmp_path / f"{width}.png")
+    with Image.open(tmp_path / f"{width}.png") as image:
+        assert image.width == width and len(image.convert("L").getcolors()) > 50
+
+
+def test_the_browser_has_no_complaint_and_asks_for_nothing(browser, page):
+    problems = [
+        event
+        for event in browser.events
+        if event["method"] in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+    ]
+    assert not problems
+    asked = {
+        event["params"]["request"]["url"].split(",")[0]
+        for event in browser.events
+        if event["method"] == "Network.requestWillBeSent"
+    }
+    assert asked <= {page.as_uri(), "data:image/png;base64", "data:"}
+    assert page.as_uri() in asked, "requests are seen"
+    browser.value("new Image().src = 'http://127.0.0.1:9/planted.png'; console.error('planted')")
+    browser.value("0")
+    methods = {event["method"] for event in browser.events}
+    assert {"Runtime.consoleAPICalled", "Log.entryAdded"} <= methods, "a planted error and request are seen"
