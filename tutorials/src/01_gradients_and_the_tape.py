@@ -54,9 +54,9 @@ from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
 # sum, a ReLU. While they are called, minimask writes down who read whose result: that is the **tape**. Then
 # `y.backward()` walks it from the end to the beginning, with the derivative of $y$ in its hands.
 #
-# The picture below is not drawn by hand: it is read off the tape. Blue is what flowed forward, red (dashed)
-# what flows back: at each arrow, the derivative of $y$ with respect to what the blue arrow carries *on this
-# way*.
+# The picture below is not drawn by hand: nodes, arrows and red numbers are read off the tape. Blue is what
+# flowed forward, red (dashed) what flows back: at each arrow, the derivative of $y$ with respect to what
+# the blue arrow carries *on this way*.
 
 # %%
 x, w = Tensor(2.0, requires_grad=True), Tensor(3.0, requires_grad=True)
@@ -127,7 +127,7 @@ def draw_tape(labels, values, nodes, sent, output):
 
 
 nodes, sent = nodes_behind(y), {}
-made_by = dict(zip(nodes, (6.0, 8.0, 8.0)))  # x w, x w + x, max(x w + x, 0)
+made_by = dict(zip(nodes, (6.0, 8.0, 8.0)))  # the tape does not keep the values: why, we see below
 eavesdrop(nodes, sent)
 y.backward()
 draw_tape({x: "x", w: "w"}, {x: 2.0, w: 3.0} | made_by, nodes, sent, y)
@@ -164,41 +164,37 @@ assert x.grad == 4.0 and w.grad == 2.0  # dy/dx = w + 1, dy/dw = x
 # ### What it costs
 #
 # Finite differences need two evaluations of the network *for each parameter*. The backward pass gives all
-# the derivatives at once, for the price of about two evaluations: one product forward becomes two products
-# backward, as we are about to see. Measured on a small network:
+# the derivatives at once, for the price of about two evaluations: one matrix product forward becomes two
+# products backward, as we are about to see. Let us count multiplications in a small network:
+
 
 # %%
-weights = [
-    Tensor(0.1 * np.random.default_rng(i).normal(size=(400, 400)), requires_grad=True) for i in range(3)
-]
-batch = np.ones((400, 400))
+class CountedMatMul(F.array.MatMul):
+    """A matrix product that counts its multiplications, forward and backward."""
+
+    multiplications = {"forward": 0, "backward": 0}
+
+    def forward(self, a, b):
+        self.multiplications["forward"] += a.shape[0] * a.shape[1] * b.shape[1]
+        return super().forward(a, b)
+
+    def backward(self, gy):
+        a, b = self.saved
+        self.multiplications["backward"] += sum(self.needs) * a.shape[0] * a.shape[1] * b.shape[1]
+        return super().backward(gy)
 
 
-def evaluate():
-    x = batch
-    for w in weights:
-        x = F.relu(x @ w)
-    return x.mean()
+layers = [Tensor(np.full((200, 200), 0.01), requires_grad=True) for _ in range(4)]
+x = np.ones((100, 200))
+for w in layers:
+    x = F.relu(CountedMatMul.apply(x, w))
+x.mean().backward()
 
-
-def seconds(call, repeats=5):
-    """The fastest of some calls."""
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return min(times)
-
-
-with minimask.no_grad():
-    once = seconds(evaluate)
-both = seconds(lambda: evaluate().backward())
-count = sum(w.size for w in weights)
-print(
-    f"one evaluation {1e3 * once:.1f} ms; with its gradient {1e3 * both:.1f} ms, {both / once:.1f} times that"
-)
-print(f"{count:,} derivatives by central differences: {2 * count * once / 60:,.0f} minutes")
+count, parameters = CountedMatMul.multiplications, sum(w.size for w in layers)
+print(f"forward   {count['forward']:>18,} multiplications")
+print(f"backward  {count['backward']:>18,}  ({count['backward'] / count['forward']:.2f} times that)")
+print(f"differences {2 * parameters * count['forward']:>16,}  ({parameters:,} parameters, moved to and fro)")
+assert count["backward"] == 1.75 * count["forward"]  # not 2: the batch itself needs no gradient
 
 # %% [markdown]
 # ### One layer on paper: the matrix product
@@ -611,9 +607,9 @@ assert np.array_equal(y.numpy(), x.numpy()) and np.array_equal(x.grad, [1, 0, 1]
 
 # %% [markdown]
 # Each part is right, the chain rule is right, and the result at 0 is wrong: the chain rule asks for
-# derivatives to exist. (In every other framework it is the same. It is harmless because nothing stays
-# *exactly* on a corner, unless someone initialises it there: think of all-zero biases behind an all-zero
-# image border.)
+# derivatives to exist. (In PyTorch it is the same. It is harmless because hardly anything stays *exactly*
+# on a corner, unless someone initialises it there: think of all-zero biases behind an all-zero image
+# border.)
 #
 # ## The experiment: learning from a wrong gradient
 #
@@ -723,10 +719,10 @@ if not FAST:
 # the feedback, because the last layer, whose gradient is right, finds use for whatever the layers below can
 # be taught. This is *feedback alignment* (Lillicrap et al., 2016).
 #
-# What it means for us: every direction within 90 degrees of the gradient leads downhill. A missing factor,
-# a lost term, a gradient that is overwritten where it should be added: training goes on, a little worse,
-# and nothing complains. A falling loss says that the angle is below 90 degrees. The check says that it is
-# 0.
+# What it means for us: a small step in any direction within 90 degrees of the right one leads downhill. A
+# missing factor, a lost term, a gradient that is overwritten where it should be added: training goes on, a
+# little worse, and nothing complains. A falling loss says that the angle is below 90 degrees. The check
+# says that it is 0.
 
 # %%
 x, label = spirals(rng)
@@ -829,16 +825,17 @@ exercises.check("tape_backward", my_tape_backward)
 # </details>
 #
 # **6.** There is a difference without rounding. If $f$ is analytic, $\operatorname{Im} f(x + i h v) / h$ is
-# the derivative up to $O(h^2)$, and nothing is subtracted, so $h = 10^{-200}$ is fine. Do it for `np.exp(x)
-# / np.exp(x).sum()` and compare with `F.softmax`. Why does it not work for `np.abs`, for a ReLU, or for the
-# softmax that first subtracts `x.max()`?
+# the derivative up to $O(h^2)$, and nothing is subtracted, so $h = 10^{-200}$ is fine. Do it for softmax,
+# `np.exp(x) / np.exp(x).sum()`, and compare with `F.softmax`. Then for `np.maximum(x, 0)` and for
+# `np.abs(x)`: which of the two fails, and does anything tell you?
 #
 # <details><summary>Answer</summary>
 #
-# The error is $10^{-16}$ at every $h$ below $10^{-8}$. `np.abs` of a complex number is its modulus, which
-# is not analytic: its imaginary part is 0. `max` compares complex numbers by real part first and takes the
-# imaginary part of the winner along, which happens to be right; but a comparison `x > 0` has no complex
-# meaning, and any cast to float silently drops the imaginary part.
+# For softmax the error is $10^{-16}$ at every $h$ below $10^{-8}$: no valley, no best step. `np.maximum`
+# compares the real parts and keeps the imaginary part of the winner, so it is right away from the corner.
+# `np.abs` of a complex number is its modulus, which is not analytic: the result has no imaginary part, the
+# "derivative" is 0, and nothing tells you. A cast to float does the same. So this check is for code that
+# one knows.
 #
 # </details>
 #
@@ -848,10 +845,12 @@ exercises.check("tape_backward", my_tape_backward)
 #
 # <details><summary>Answer</summary>
 #
-# The sum of ten thousand terms of random sign is about 100 times one term. An element that is off by 1 %
-# changes it by $10^{-4}$ of itself: seen at once. Off by 0.01 %, it changes it by $10^{-6}$, at the
-# tolerance: about every second direction overlooks it, all four in about one of sixteen tries. This is why
-# `gradcheck` takes several, with no element near 0 in any of them.
+# A sum of ten thousand terms of random sign is about 100 times as large as one term. An element that is off
+# by 1 % changes it by $10^{-4}$ of itself, a relative error of $5 \cdot 10^{-5}$: always seen. Off by 0.01
+# %, the error is $5 \cdot 10^{-7}$ for a typical direction, and only the directions whose sum happens to be
+# small see it: 37 in 100. Four directions overlook it in 16 of 100 tries. This is why `gradcheck` takes
+# several, with no element near 0 in any of them; and why one also checks small inputs, in which an element
+# counts for more.
 #
 # </details>
 #
