@@ -157,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example:\n  minimask gradcheck RoIAlign",
     )
     gradcheck.add_argument("names", nargs="*", metavar="NAME", help="Functions to check; all by default")
+    _add_misalign(command)
     command(
         commands.info,
         text="versions, BLAS, threads, GPU",
@@ -249,3 +250,22 @@ def _add_predict(command) -> None:
     text += "semantic segmentation); 0 is background"
     add("--label-maps", action="store_true", help=text)
     _take(predict, "device", "output")
+
+
+def _add_misalign(command) -> None:
+    misalign = command(
+        commands.misalign,
+        text="measure by how much RoI layers misplace their bins",
+        description="Measure RoIPool, RoIWarp and RoIAlign without training: the worst displacement of a "
+        "bin's edge beside its derived bound, for strides 4, 8, 16 and 32; and, on a ramp and on an image, "
+        "outputs and gradients of boxes moved over a stride, against the exact integral over each bin. "
+        "Prints tables; writes misalign.json and figures for slides (SVG and PNG, described inside).",
+        epilog="example:\n  minimask misalign --image photo.jpg --stride 32 --output misalign",
+    )
+    add = misalign.add_argument
+    add("--image", metavar="FILE", help="at least 8 strides wide and high (packaged nuclei)")
+    add("--bins", type=_whole(1), default=7, metavar="N", help="along each side of a box (7)")
+    add("--stride", type=_whole(1), default=16, metavar="N", help="image pixels a feature cell (16)")
+    add("--boxes", type=_whole(1), default=20_000, metavar="N", help="to search for the worst (20000)")
+    add("--seed", type=_whole(0), default=0, help="of the boxes (0)")
+    _take(misalign, "output")

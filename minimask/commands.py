@@ -122,6 +122,22 @@ def gradcheck(arguments: argparse.Namespace) -> int:
     return 0 if run_table(arguments.names, out=print) else 1
 
 
+def misalign(arguments: argparse.Namespace) -> int:
+    """Measure the RoI layers, print the tables, and say where the figures are."""
+    from minimask.files import check_output_directory, make_output_directory, write_json
+    from minimask.misalign import IMAGE, image_map, measure, table
+    from minimask.misalign_figures import draw
+
+    output, image = check_output_directory(arguments.output), Path(arguments.image or IMAGE)
+    x = image_map(image, arguments.stride)
+    found = measure(x, arguments.stride, arguments.bins, arguments.boxes, arguments.seed, image.name)
+    print(table(found))
+    found["figures"] = draw(found, x, make_output_directory(output))
+    write_json(output / "misalign.json", found, indent=1)
+    print(f"\n{output / 'misalign.json'}; figures: {output / 'misalign-*.svg'} and .png")
+    return 0
+
+
 def info(arguments: argparse.Namespace) -> int:
     """Print versions, BLAS, threads and GPU."""
     from minimask.info import report

@@ -1,0 +1,170 @@
+"""The figures of `minimask misalign`, for slides: SVG and PNG, with title and description inside the files.
+
+A figure's docstring is its description, with numbers to be filled in: what a reader of the source and whoever
+cannot see the picture need to know is the same. Each function gets what `misalign.measure` found, the image's
+feature map (H, W) and the box (4,) that moves over it, in input pixels. Colours are Okabe and Ito's; hatches
+and dashes say the same again for a print in black and white.
+"""
+
+from __future__ import annotations
+
+import io
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from minimask import misalign
+from minimask.files import replacing
+from minimask.kernels.roi_integral import edges_of_bins, roi_integral, roi_integral_gradient
+from minimask.visualize import PALETTE
+
+COLOURS = {"RoIPool": PALETTE[4], "RoIWarp": PALETTE[0], "RoIAlign": PALETTE[6]}
+HATCHES = {"RoIPool": "", "RoIWarp": "//", "RoIAlign": ".."}
+STYLE = {"font.size": 14, "svg.hashsalt": "minimask", "axes.spines.top": False, "axes.spines.right": False}
+
+
+def draw(found: dict, x, output: Path) -> dict[str, dict]:
+    """Draw what was found on the map x into `output`; returns title, alt text and files of each figure."""
+    import matplotlib
+
+    made = {}
+    with matplotlib.rc_context(STYLE):
+        for make in (bins, shift, worst, gradient):
+            figure, facts = make(found, x, np.array(found["box"]))
+            title = figure.get_suptitle()
+            alt = " ".join((make.__doc__ or title).split()).format(**found["options"] | facts)
+            files = _save(figure, output / f"misalign-{make.__name__}", title, alt)
+            made[make.__name__] = dict(title=title, alt=alt, files=files)
+    return made
+
+
+def _save(figure, path: Path, title: str, alt: str) -> list[str]:
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=100, metadata={"Title": title, "Description": alt})
+    head, close, rest = svg.getvalue().replace("<svg ", '<svg role="img" ', 1).partition("<metadata>")
+    texts = f"<title>{escape(title)}</title>\n <desc>{escape(alt)}</desc>\n "
+    files = {".svg": (head + texts + close + rest).encode(), ".png": png.getvalue()}
+    for suffix, content in files.items():
+        with replacing(path.with_suffix(suffix)) as file:
+            file.write(content)
+    return [path.with_suffix(suffix).name for suffix in files]
+
+
+def _canvas(title: str, rows: int = 1, columns: int = 1, **options):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13.33, 7.5), layout="constrained")  # 16:9
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    figure.suptitle(title, fontsize=20)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def bins(found, x, box):
+    """Bars for the {bins} bins of a box along one axis, over feature cells of 16 pixels. RoIAlign's lie
+    exactly between the dotted lines that divide the box evenly. RoIWarp's are even too, but divide a box
+    moved to whole cells. RoIPool's begin and end on whole cells and overlap; {text}.
+    """
+    count, stride = found["options"]["bins"], 16
+    box_of = {(r["layer"], r["stride"], r["aligned"]): r["box"] for r in found["worst"]}
+    boxes = np.array([box_of["RoIPool", stride, True]])
+    off = misalign.displacements("RoIPool", boxes, count, stride, True)[0]  # (2, P, 2)
+    axis, k, end = np.unravel_index(np.abs(off).argmax(), off.shape)
+    right, off = edges_of_bins(boxes, count)[0, axis], off[axis, k, end]
+    figure, ((axes,),) = _canvas(f"Where {count} bins lie, stride {stride}")
+    low, high = (np.floor(right[0] / stride) - 2) * stride, (np.ceil(right[-1] / stride) + 2) * stride
+    axes.vlines(np.arange(low, high + 1, stride), -1, 3, color="0.85", linewidth=1, zorder=0)
+    axes.vlines(right, -1, 3, color="black", linewidth=1.5, linestyle=":", zorder=3)
+    for lane, name in enumerate(misalign.GEOMETRIES):
+        for n, (begin, past) in enumerate(misalign.bin_edges(name, boxes, count, stride, True)[0, axis], 1):
+            y = lane + (-0.18 if n % 2 else 0.18)
+            axes.barh(y, past - begin, 0.34, begin, color=COLOURS[name], edgecolor="black")
+            look = dict(color="white" if name == "RoIAlign" else "black", backgroundcolor=COLOURS[name])
+            axes.text((begin + past) / 2, y, n, ha="center", va="center", zorder=4, **look)
+    arrow = dict(arrowstyle="-|>", linewidth=2.5, color="black", shrinkA=0, shrinkB=0)
+    axes.annotate("", (right[k + end] + off, -0.47), (right[k + end], -0.47), arrowprops=arrow)
+    text = f"bin {k + 1} {('begins', 'ends')[end]} {abs(off):.1f} pixels off"
+    axes.text(right[k + end] + off / 2, -0.57, text, ha="center", backgroundcolor="white", zorder=4)
+    axes.set(xlabel="input pixels; grey lines: feature cells; dotted: where the bins should be")
+    axes.set(xlim=(low, high), ylim=(2.6, -0.9), yticks=range(3), yticklabels=[*misalign.GEOMETRIES])
+    return figure, dict(text=text)
+
+
+def shift(found, x, box):
+    """Two line charts of what the middle bin of a box reads while the box moves. Left, by how much the error
+    of the place changes, in pixels: {text}; RoIPool's and RoIWarp's are saw teeth. Right, the brightness
+    of an image: RoIAlign changes smoothly, its average close to the exact integral; RoIWarp and RoIPool stay
+    as they are and then jump.
+    """
+    count, stride = found["options"]["bins"], found["options"]["stride"]
+    at, middle = misalign.moved(box, stride, 1 / 16), count // 2  # so fine that a jump looks like one
+    spans, moved = {}, at[:, 0] - box[0]
+    figure, (panels,) = _canvas(f"What a bin reads while its box moves over a stride, {stride} pixels", 1, 2)
+    for axes, values in zip(panels, (misalign.ramp_map(x.shape, stride), x)):
+        right = roi_integral(values, at / stride, count)[:, middle, middle]
+        zero = 0.0 if values is x else right
+        axes.plot(moved, right - zero, color="0.75", linewidth=8, label="exact integral")
+        for name, layer in misalign.LAYERS.items():
+            read = misalign.reading(layer, values, at, stride, count)[:, middle, middle] - zero
+            dash = "-" if "average" in name else "-." if name == "RoIPool" else "--"
+            axes.plot(moved, read, dash, color=COLOURS[name.split(",")[0]], linewidth=2.6, label=name)
+            spans.setdefault(name, f"{name} {np.ptp(read):.1f}")  # of the ramp
+        axes.set(xlabel="shift to the right and down, input pixels")
+        axes.grid(alpha=0.25)
+    panels[0].set(title="error of the place it reads (ramp)", ylabel="input pixels")
+    panels[1].set(title="what it reads of the image", ylabel="brightness, standard deviations")
+    legend = dict(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), **legend)
+    return figure, dict(text=", ".join(spans.values()))
+
+
+def worst(found, x, box):
+    """Bars of the largest displacement among {boxes} boxes, each under a line that is its derived bound. In
+    pixels at stride 16, edges of boxes read as places: {text[0]}, {text[1]}, {text[2]}; as the original reads
+    them: {text[3]}, {text[4]}, {text[5]}. All grow in proportion to the stride.
+    """
+    figure, (panels,) = _canvas("Worst displacement of a bin's edge", 1, 2, sharey=True)
+    text = []
+    for axes, aligned in zip(panels, (True, False)):
+        for k, (name, colour) in enumerate(COLOURS.items()):
+            rows = [r for r in found["worst"] if r["layer"] == name and r["aligned"] == aligned]
+            at, heights = np.arange(len(rows)) + 0.27 * (k - 1), [r["worst"] for r in rows]
+            look = dict(color=colour, edgecolor="black", hatch=HATCHES[name])
+            bars = axes.bar(at, heights, 0.25, label=name, **look)
+            axes.bar_label(bars, fmt="%.1f", padding=4, fontsize=11)
+            axes.hlines([r["bound"] for r in rows], at - 0.125, at + 0.125, color="black", linewidth=3.5)
+            text += [
+                f"{name} {r['worst']:.1f} of at most {r['bound']:.1f}" for r in rows if r["stride"] == 16
+            ]
+        axes.set(title="box edges read as places" if aligned else "as the original reads them")
+        axes.set(xlabel="stride", xticks=range(len(misalign.STRIDES)), xticklabels=misalign.STRIDES)
+    panels[0].set(ylabel="input pixels")
+    panels[0].plot([], [], color="black", linewidth=3.5, label="bound, derived")
+    panels[0].legend(frameon=False)
+    return figure, dict(text=text)
+
+
+def gradient(found, x, box):
+    """Six maps of the gradient that one box sends into the feature map, with the box outlined. That of the
+    exact integral is even inside and fades at the rim, and the average of RoIAlign looks much the same. That
+    of RoIWarp covers the box moved to whole cells. The maxima send more to some cells and less to others, and
+    RoIPool picks single ones. Distance from the exact one, relative to its length: {text}.
+    """
+    stride, gy = found["options"]["stride"], np.ones((found["options"]["bins"],) * 2)
+    right = roi_integral_gradient(gy, box[None] / stride, x.shape)[0]
+    images, titles = {"exact integral": right}, []
+    for name, layer in reversed(misalign.LAYERS.items()):
+        images[name] = misalign.gradient(layer, x, box[None], stride, gy)[0]
+    figure, axes = _canvas("Where the gradient of a box goes", 2, 3)
+    left, upper, end, lower = box / stride - 0.5  # imshow has cell 0's centre at 0
+    outline = [left, end, end, left, left], [upper, upper, lower, lower, upper]
+    for one, (name, image) in zip(axes.flat, images.items()):
+        drawn = one.imshow(image, cmap="cividis", vmin=0, vmax=2 * right.max())
+        one.plot(*outline, "black", linewidth=4)
+        one.plot(*outline, "white", linewidth=2)
+        miss = np.linalg.norm(image - right) / np.linalg.norm(right)
+        titles.append(f"{name}: off by {miss:.0%}" if miss else name)
+        one.set(title=titles[-1], xticks=[], yticks=[])
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="gradient of a cell", extend="max")
+    return figure, dict(text="; ".join(titles[1:]))
