@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from minimask.autograd import Tensor, no_grad
+from minimask.autograd import Tensor
+from minimask.gradient_check import _Point
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # told apart by the colour-blind, too
 GREY = "#666666"
@@ -63,7 +64,7 @@ class StepErrors:
     rounding: np.ndarray
 
     def best(self, kind: str = "central") -> float:
-        """The smallest error of a kind, where truncation and rounding meet: of three steps, the worst counts."""
+        """The smallest error of a kind, where truncation and rounding meet; of three steps the worst."""
         return float(np.lib.stride_tricks.sliding_window_view(self.errors[kind], 3).max(axis=1).min())
 
     def plot(self, axes=None, title: str = ""):
@@ -123,10 +124,8 @@ def step_errors(
 
     Parameters
     ----------
-    function : callable
-        Gets a Tensor for each floating point input; gives a Tensor, or several.
-    inputs : sequence of arrays
-        Those of integers, and what is no array, are constants.
+    function, inputs
+        As for `minimask.gradcheck`.
     kinds : sequence of "one-sided", "central", "five points"
     steps : (S,) float, optional
         From 1e-13 to 1 by default.
@@ -137,36 +136,18 @@ def step_errors(
     """
     rng = np.random.default_rng([seed, *b"steps"])
     steps = np.logspace(-13, 0, 53) if steps is None else np.asarray(steps, np.float64)
-    moving = [isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in inputs]
-    points = [x.astype(np.float64) if moves else x for x, moves in zip(inputs, moving)]
-    v = [
-        rng.choice([-1.0, 1.0], x.shape) * rng.uniform(0.5, 1, x.shape) if m else None
-        for x, m in zip(points, moving)
-    ]
-
-    def outputs(tensors) -> list[Tensor]:
-        result = function(*tensors)
-        return list(result) if isinstance(result, (tuple, list)) else [result]
-
-    tensors = [Tensor(x, True) if moves else x for x, moves in zip(points, moving)]
-    ys = outputs(tensors)
-    weights = [rng.normal(size=y.shape) for y in ys]
-    sum((y * u).sum() for y, u in zip(ys, weights)).backward()
-    derived = sum(
-        float((x.grad * d).sum()) for x, d in zip(tensors, v) if d is not None and x.grad is not None
+    point = _Point(function, inputs, rng)
+    shapes = {i: point.arrays[i].shape for i in point.variables}
+    v = {i: rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1, shape) for i, shape in shapes.items()}
+    derived = sum(float((point.gradients[i] * d).sum()) for i, d in v.items())
+    point.function = lambda *xs: function(
+        *(Tensor(x.data.astype(dtype)) if isinstance(x, Tensor) else x for x in xs)
     )
-    scale = sum(float(np.abs(y.numpy() * u).sum()) for y, u in zip(ys, weights))
-
-    def value(t: float) -> float:  # <u, f(x + t v)>
-        moved = [x if d is None else Tensor((x + t * d).astype(dtype)) for x, d in zip(points, v)]
-        with no_grad():
-            return float(
-                sum((y.numpy().astype(np.float64) * u).sum() for y, u in zip(outputs(moved), weights))
-            )
-
     errors = {}
     for kind in kinds:
         stencil = STENCILS[kind][0].items()
-        numeric = [sum(w * value(a * h) for a, w in stencil) / h for h in steps]
+        numeric = [
+            sum(w * point.value({i: a * h * d for i, d in v.items()}) for a, w in stencil) / h for h in steps
+        ]
         errors[kind] = np.abs(np.array(numeric) - derived) / abs(derived)
-    return StepErrors(steps, errors, np.finfo(dtype).eps * scale / steps / abs(derived))
+    return StepErrors(steps, errors, np.finfo(dtype).eps * point.scale / steps / abs(derived))

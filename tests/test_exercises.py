@@ -60,7 +60,6 @@ MISTAKES = {
     "im2col": [
         ("padded on one side", ("padding : padding + h, padding : padding + w", ":h, :w")),
         ("the kernel's elements upside down", ("cols[:, :, i, j] =", "cols[:, :, kh - 1 - i, kw - 1 - j] =")),
-        ("the stride left out", ("i + p * stride : stride", "i + p"), ("j + q * stride : stride", "j + q")),
         ("axes swapped", ("cols[:, :, i, j] =", "cols[:, :, j, i] =")),
     ],
     "conv2d_forward": [
@@ -84,7 +83,7 @@ MISTAKES = {
         ("a mean over the images", ('"nopq,ncpq->oc", gy,', '"nopq,ncpq->oc", gy / max(n, 1),')),
         ("overwritten by the last image", ("gy, padded[window]", "gy[-1:], padded[window][-1:]")),
         ("overwritten by the last image", ("gy.sum", "gy[-1:].sum")),
-        ("a mean: b is", ("gy.sum(axis=(0, 2, 3))", "gy.sum(axis=(0, 2, 3)) / max(gy[:, 0].size, 1)")),
+        ("a factor of 0.03125", ("gy.sum(axis=(0, 2, 3))", "gy.sum(axis=(0, 2, 3)) / max(gy[:, 0].size, 1)")),
         (OVERWRITTEN, ("g_padded[window] +=", "g_padded[window] =")),
     ],
     "max_pool_backward": [
@@ -124,7 +123,6 @@ MISTAKES = {
             "axes swapped",
             ("boxes[:, :2] + size / 2, size", "(boxes[:, :2] + size / 2)[:, ::-1], size[:, ::-1]"),
         ),
-        ("from corner to corner", ("boxes[:, :2] + size / 2", "boxes[:, :2]")),
         (
             "coded against the box",
             (
@@ -236,7 +234,7 @@ MISTAKES = {
     ],
     "mask_loss": [
         ("summed", ("max(targets.size, 1)", "1")),
-        ("averaged over RoIs", ("max(targets.size, 1)", "max(len(targets), 1)")),
+        ("a factor of 16", ("max(targets.size, 1)", "max(len(targets), 1)")),
         ("the channel before", ("np.arange(len(labels)), labels", "np.arange(len(labels)), labels - 1")),
         (
             "a softmax",

@@ -153,9 +153,6 @@ def _convolutions(rng, *wanted: str) -> dict[str, tuple]:
     {
         ONE_SIDED: dict(x=lambda a: _late(a.x, a.padding), padding=lambda a: 0),
         "the kernel's elements upside down": lambda *a: im2col(*a)[:, :, ::-1, ::-1],
-        "the stride left out: window p begins at p stride": lambda x, kernel, stride, padding: im2col(
-            x, kernel, 1, padding
-        )[..., : -(-x.shape[2] // stride), : -(-x.shape[3] // stride)],
     },
 )
 def im2col(x, kernel, stride, padding):
@@ -206,11 +203,6 @@ def _flipped_gradients(gy, x, w, stride, padding):
     return gx, gw[FLIPPED], gb
 
 
-def _mean_of_bias(gy, *rest):
-    gx, gw, gb = conv2d_backward(gy, *rest)
-    return gx, gw, gb / max(gy[:, 0].size, 1)
-
-
 def _windows_of_pixel(gy, x, w, stride, padding):
     return conv2d_backward(gy[:, :1] ** 0, x, w[:1] ** 0, stride, padding)[0]
 
@@ -223,7 +215,6 @@ def _windows_of_pixel(gy, x, w, stride, padding):
         ONE_SIDED: _late_gradients,
         "a mean over the images: their gradients add up": dict(gy=lambda a: a.gy / max(len(a.gy), 1)),
         "overwritten by the last image": dict(gy=lambda a: a.gy[-1:], x=lambda a: a.x[-1:]),
-        "a mean: b is in every output": _mean_of_bias,
     },
     contributions={"gx": _windows_of_pixel},
 )

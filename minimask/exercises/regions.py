@@ -59,17 +59,11 @@ def box_iou(a, b):
     return box_ops.box_iou(a, b)
 
 
-def _corners(boxes, anchors):
-    shift = (boxes - anchors)[:, :2] / (anchors[:, 2:] - anchors[:, :2])
-    return np.concatenate([shift, box_encode(boxes, anchors)[:, 2:]], axis=1)
-
-
 @exercise(
     lambda rng: {"normal boxes": (_boxes(rng, 6), _boxes(rng, 6)), "no boxes": (np.zeros((0, 4)),) * 2},
     {
         PLUS_ONE: dict(boxes=lambda a: a.boxes + ONE, anchors=lambda a: a.anchors + ONE),
         AXES: lambda *a: box_encode(*a)[:, SWAPPED],
-        "from corner to corner: dx and dy lead from centre to centre": _corners,
         "coded against the box, not against the anchor": lambda *a: box_encode(*a[::-1]),
         "no logarithm": lambda *a: np.where(ONE > 0, np.exp(box_encode(*a)), box_encode(*a)),
     },
@@ -325,7 +319,6 @@ def _of_all_channels(x, labels, targets):
     },
     {
         "summed, not averaged": lambda *a: _mask_loss(*a, scale=float(a[2].size)),
-        "averaged over RoIs, not over pixels": lambda *a: _mask_loss(*a, scale=float(a[2].shape[1] ** 2)),
         "the channel before the label's: channel 0 is the background's": dict(labels=lambda a: a.labels - 1),
         "a softmax: masks do not compete, each has its sigmoid": lambda *a: _mask_loss(
             *a, loss_of=_of_softmax
