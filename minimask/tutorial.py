@@ -64,7 +64,7 @@ class StepErrors:
     rounding: np.ndarray
 
     def best(self, kind: str = "central") -> float:
-        """The smallest error of a kind, where truncation and rounding meet; a single lucky step is ignored."""
+        """The smallest error of a kind, where truncation and rounding meet; one lucky step does not count."""
         return float(np.median(np.lib.stride_tricks.sliding_window_view(self.errors[kind], 3), axis=1).min())
 
     def plot(self, axes=None, title: str = ""):

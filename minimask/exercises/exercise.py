@@ -87,18 +87,19 @@ class Exercise:
             if problem:
                 looks = "".join(f"\n  It looks like a usual mistake: {mistake}." for mistake in mistakes)
                 return Verdict(False, f"{name}: not yet right. Case {case!r}: {problem}.{looks}", mistakes)
-            rights = self._parts(self.answer(*inputs))
-            suspects = [
-                m for m in suspects if self._like(m, rights, rights, inputs)
-            ]  # else it had shown here
+            rights = self._parts(
+                self.answer(*inputs)
+            )  # a mistake that this case would have shown was not made
+            suspects = [m for m in suspects if self._like(m, rights, rights, inputs)]
         return Verdict(True, f"{name}: right, in {len(cases)} cases ({'; '.join(cases)})")
 
     def mistaken(self, mistake: str, inputs: tuple):
         """What a usual mistake gives for these inputs."""
         made, given = self.mistakes[mistake], dict(zip(self.parameters, inputs))
-        if callable(made):
-            return made(*inputs)
-        return self.answer(**given | {name: to(SimpleNamespace(**given)) for name, to in made.items()})
+        with np.errstate(all="ignore"):
+            if callable(made):
+                return made(*inputs)
+            return self.answer(**given | {name: to(SimpleNamespace(**given)) for name, to in made.items()})
 
     def _judge(self, mine: Callable, inputs: tuple, suspects: list[str]) -> tuple[str, tuple[str, ...]]:
         """What is wrong with the function on these inputs ("" if nothing), and which mistakes give that."""
