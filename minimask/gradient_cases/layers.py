@@ -175,6 +175,7 @@ CASES = {
         _conv("7 x 7 over a smaller image", (1, 2, 5, 4), (2, 2, 7, 7), stride=2, padding=3),
         _conv("1 x 3, unequal strides", (1, 2, 4, 6), (2, 2, 1, 3), stride=(2, 1), padding=(0, 1)),
         _conv("padding beyond the kernel", (1, 2, 3, 3), (2, 2, 2, 2), padding=3),
+        _conv("more images than threads", (9, 2, 3, 3), (2, 2, 3, 3), padding=1),
         _conv("without bias", (1, 2, 4, 4), (3, 2, 3, 3), bias=False),
         _conv("no images", (0, 2, 4, 4), (3, 2, 3, 3), padding=1),
         _conv("no images, stride 2", (0, 2, 4, 4), (3, 2, 3, 3), stride=2),

@@ -108,7 +108,7 @@ CASES = {
     ],
     loss.SmoothL1: [
         _smooth_l1("beta 1", 4),
-        _smooth_l1("beta 1/9", 4, beta=1 / 9),
+        _smooth_l1("beta 1/9", 16, beta=1 / 9),  # rows enough for some to lie within beta
         _smooth_l1("beta 0: L1", 4, beta=0.0, normalizer=3.0),
         _smooth_l1("no rows", 0),
     ],
