@@ -35,13 +35,13 @@ MARKER = re.compile(r"^# %%(.*)$")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 SETUP = """\
 # Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
-import importlib.metadata
 import importlib.util
 import os
 import subprocess
 import sys
+from importlib.metadata import distributions
 
-cupy = [f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name.startswith("cupy")]
+cupy = [f"{d.name}=={d.version}" for d in distributions() if str(d.name).startswith("cupy")]
 if importlib.util.find_spec("minimask") is None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced

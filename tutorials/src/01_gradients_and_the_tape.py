@@ -20,13 +20,13 @@
 
 # %%
 # Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
-import importlib.metadata
 import importlib.util
 import os
 import subprocess
 import sys
+from importlib.metadata import distributions
 
-cupy = [f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name.startswith("cupy")]
+cupy = [f"{d.name}=={d.version}" for d in distributions() if str(d.name).startswith("cupy")]
 if importlib.util.find_spec("minimask") is None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
@@ -56,7 +56,8 @@ from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
 #
 # The picture below is not drawn by hand: nodes, arrows and red numbers are read off the tape. Blue is what
 # flowed forward, red (dashed) what flows back: at each arrow, the derivative of $y$ with respect to what
-# the blue arrow carries *on this way*.
+# the blue arrow carries *on this way*. The first cell below reads the tape; the second only draws, and may
+# be skipped.
 
 # %%
 x, w = Tensor(2.0, requires_grad=True), Tensor(3.0, requires_grad=True)
@@ -89,20 +90,27 @@ def eavesdrop(nodes, sent):
         node.backward = note(node, node.backward)
 
 
+nodes, sent = nodes_behind(y), {}
+made_by = dict(zip(nodes, (6.0, 8.0, 8.0)))  # the tape does not keep the values: why, we see below
+eavesdrop(nodes, sent)
+y.backward()
+print(f"y = {y.item():g}, dy/dx = {x.grad:g}, dy/dw = {w.grad:g}")
+assert x.grad == 4.0 and w.grad == 2.0  # dy/dx = w + 1, dy/dw = x
+
+
+# %%
 def draw_tape(labels, values, nodes, sent, output):
     """Leaves on the left, then the calls as they were made: blue arrows forward, red ones back."""
     _, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
     places = {leaf: (0.0, 1.1 - 2.2 * i) for i, leaf in enumerate(labels)}
-    places |= {node: (2.0 * (i + 1), 0.0) for i, node in enumerate(nodes)} | {
-        output: (2.0 * len(nodes) + 1.6, 0.0)
-    }
+    places |= {node: (2.0 * (i + 1), 0.0) for i, node in enumerate(nodes)}
+    places[output] = (2.0 * len(nodes) + 1.6, 0.0)
     boxes = {}
     for thing, (u, v) in places.items():
         label = labels.get(thing) or ("y" if thing is output else type(thing).__name__)
         box = dict(boxstyle="round,pad=0.5", fc="#eeeeee" if thing in nodes else "white", ec=GREY)
-        boxes[thing] = axes.text(
-            u, v, label, ha="center", va="center", fontsize=12, bbox=box
-        ).get_bbox_patch()
+        text = axes.text(u, v, label, ha="center", va="center", fontsize=12, bbox=box)
+        boxes[thing] = text.get_bbox_patch()
 
     def arrows(begin, end, forward, back, bend):
         for one, other, colour, style in ((begin, end, BLUE, "-"), (end, begin, RED, "--")):
@@ -126,15 +134,8 @@ def draw_tape(labels, values, nodes, sent, output):
     axes.axis("off")
 
 
-nodes, sent = nodes_behind(y), {}
-made_by = dict(zip(nodes, (6.0, 8.0, 8.0)))  # the tape does not keep the values: why, we see below
-eavesdrop(nodes, sent)
-y.backward()
 draw_tape({x: "x", w: "w"}, {x: 2.0, w: 3.0} | made_by, nodes, sent, y)
 plt.show()
-
-print(f"y = {y.item():g}, dy/dx = {x.grad:g}, dy/dw = {w.grad:g}")
-assert x.grad == 4.0 and w.grad == 2.0  # dy/dx = w + 1, dy/dw = x
 
 # %% [markdown]
 # Two red numbers arrive at $x$: 3 through the product and 1 through the sum. They are **added**, 3 + 1 = 4,
