@@ -1,0 +1,1065 @@
+# ruff: noqa: E402, E501
+
+# %% [markdown]
+# # 02 Convolution
+#
+# **Time** 75 minutes to read, derive and try; it runs in 30 seconds.
+# **Needs** notebook 01 (backward passes, finite differences), Python and NumPy. No GPU, no downloads.
+#
+# Nearly all the arithmetic of Mask R-CNN is convolution: backbone, pyramid, RPN and mask head consist of little else.
+# It is also the layer that most people use for years without ever having derived its backward pass. Yet there is just
+# one idea in it, and everything in this notebook follows from it: **a convolution is a list of products
+# $w \cdot x$, and the two gradients are the same list, summed up by other indices.**
+#
+# Afterwards you can
+#
+# 1. derive both gradients with stride, padding, dilation and groups, and say why one of them is a correlation and
+#    the other a convolution;
+# 2. write a convolution as loops, as one matrix product, by blocks of rows, and on shifted views without any copy, and
+#    say what each costs;
+# 3. say what a transposed convolution ("deconvolution") is, why the mask head's has a 2 x 2 kernel, and why, in a
+#    fresh network, the squared gradient of some pixels is sixty times that of their neighbours.
+
+# %%
+# Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib.metadata import distributions
+
+cupy = [f"{d.name}=={d.version}" for d in distributions() if str(d.name).startswith("cupy")]
+if importlib.util.find_spec("minimask") is None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
+
+import minimask
+
+FAST = os.environ.get("MINIMASK_FAST") == "1"  # fewer points and steps: how the tests run this notebook
+print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and none is needed'}")
+
+# %%
+import time
+import tracemalloc
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+from scipy.signal import convolve2d, correlate2d
+
+from minimask import Tensor, exercises, gradcheck, tutorial
+from minimask import functions as F
+from minimask.backend import reference_only
+from minimask.data import nuclei_sample
+from minimask.kernels import convolution
+from minimask.kernels.convolution import Geometry
+from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
+
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## The idea in a picture
+#
+# A convolution is linear in the image, so it is a matrix $A$: one row for each output, one column for each pixel. We
+# need no formula to see it. Column $k$ of a matrix is what it makes of the $k$-th unit vector; so feed in all the images that
+# are 1 in one pixel and 0 elsewhere. Below: a 3 x 3 kernel, its elements numbered 1 to 9, on an image of 6 x 6.
+
+
+# %%
+def matrix(operator, channels, size):
+    """The matrix of a linear operator on images: one column for each pixel."""
+    units = np.eye(channels * size * size).reshape(-1, channels, size, size)
+    return operator(units).numpy().reshape(len(units), -1).T  # (outputs, pixels)
+
+
+def numbered(axes, values, title="", xlabel="column", ylabel="row", top=None):
+    """A small array as coloured squares with their values, zeros left white."""
+    top = values.max() if top is None else top
+    axes.imshow(np.where(values == 0, np.nan, values), cmap="viridis", vmin=0, vmax=top)
+    for u, v in np.argwhere(values):
+        colour = "black" if values[u, v] > 0.6 * top else "white"
+        axes.text(v, u, f"{values[u, v]:g}", color=colour, ha="center", va="center", fontsize=9)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.set_xticks(np.arange(values.shape[1]))
+    axes.set_yticks(np.arange(values.shape[0]))
+
+
+kernel = np.arange(1.0, 10).reshape(1, 1, 3, 3)
+A = matrix(lambda x: F.conv2d(x, kernel), 1, 6)  # (16, 36): 4 x 4 outputs, 6 x 6 pixels
+output, pixel = 5, 15  # output (1, 1) and pixel (2, 3)
+
+figure, axes = plt.subplot_mosaic(
+    "AAAAR\nAAAAC", figsize=(12, 5.4), layout="constrained", gridspec_kw=dict(width_ratios=[1, 1, 1, 1, 1.7])
+)
+axes["A"].imshow(np.where(A == 0, np.nan, A), cmap="viridis", vmin=0, vmax=9, aspect="auto")
+axes["A"].add_patch(Rectangle((-0.5, output - 0.5), 36, 1, fill=False, ec=BLUE, lw=3))
+axes["A"].add_patch(Rectangle((pixel - 0.5, -0.5), 1, 16, fill=False, ec=RED, lw=3))
+axes["A"].set(title="the matrix A of the convolution", xlabel="pixel of the image", ylabel="output")
+numbered(axes["R"], A[output].reshape(6, 6), "a row, as an image:\nwhat output (1, 1) reads", top=9)
+numbered(axes["C"], A[:, pixel].reshape(4, 4), "a column, as an output:\nwho reads pixel (2, 3)", top=9)
+for name, colour in (("R", BLUE), ("C", RED)):
+    axes[name].spines[:].set(color=colour, lw=3)
+plt.show()
+
+assert np.array_equal(A[output].reshape(6, 6)[1:4, 1:4], kernel[0, 0])
+assert np.array_equal(A[:, pixel].reshape(4, 4)[0:3, 1:4], kernel[0, 0, ::-1, ::-1])
+
+# %% [markdown]
+# Here is the whole notebook in one picture.
+#
+# * Going **forward**, an output asks: which pixels do I read? The answer is a row of $A$: **the kernel**.
+# * Going **backward**, a pixel asks: which outputs read me, and with what weight? The answer is a column of $A$: **the kernel
+#   turned by 180 degrees**. The output *left* of the pixel reads it with the *right* side of its window.
+#   So the gradient of the image, $A^\top \bar y$, is a convolution with the turned kernel. Nobody had to remember to flip anything.
+# * Every diagonal of $A$ has one colour: **one weight sits in many places**, once for each output. Its gradient is the sum over
+#   those places, and they are arranged like the image itself. That sum will turn out to be a correlation.
+#
+# In mathematics, "convolution" means the sum with the turned kernel, and the sum without turning is called
+# (cross-)correlation. Deep learning calls the second one convolution, since a learnt kernel does not mind which way it is stored.
+# The gradient minds. Both in SciPy's terms:
+
+# %%
+x = rng.normal(size=(6, 6))
+y = F.conv2d(x[None, None], kernel).numpy()[0, 0]
+gy = rng.normal(size=y.shape)
+gx = (A.T @ gy.ravel()).reshape(6, 6)
+
+assert np.allclose(y, correlate2d(x, kernel[0, 0], mode="valid"))  # forward: a correlation
+assert np.allclose(gx, convolve2d(gy, kernel[0, 0], mode="full"))  # backward to the image: a convolution
+print("forward = correlate2d(x, w, 'valid')      gradient of x = convolve2d(gy, w, 'full')")
+
+# %% [markdown]
+# ## The formula, as loops
+#
+# With stride $s$, padding $P$ and dilation $d$ (the gap between the kernel's elements), for image $n$, output channel $o$, output position $(p, q)$:
+#
+# $$y_{n o p q} = b_o + \sum_{c, i, j} w_{o c i j}\; x_{n,\, c,\, p s + i d - P,\, q s + j d - P},$$
+#
+# where pixels outside the image count as 0. Now the one idea. The formula is a list of products $w \cdot x$, each of which is added to
+# one $y$. Let `_terms` enumerate that list: for each product the index of its $y$, of its $w$, of its $x$. Then look at the three functions.
+
+# %%
+source(
+    convolution._terms,
+    convolution.forward_loop,
+    convolution.input_gradient_loop,
+    convolution.weight_gradient_loop,
+)
+
+# %% [markdown]
+# The list is the same; only the place where the product goes differs:
+#
+# | | reads | adds to |
+# | --- | --- | --- |
+# | forward | $w, x$ | $y$ |
+# | gradient of the input | $\bar y, w$ | $\bar x$, where $x$ was |
+# | gradient of the weights | $\bar y, x$ | $\bar w$, where $w$ was |
+#
+# This *is* the derivation. If $x$ or $w$ changes a little, the loss changes by $\sum \bar y \, dy$, and $dy$ consists of the products
+# $w\,dx + dw\,x$. So with
+#
+# $$T(\bar y, w, x) = \sum_{\text{terms}} \bar y_{n o p q}\; w_{o c i j}\; x_{n c u v},
+# \qquad
+# y = \frac{\partial T}{\partial \bar y}, \quad \bar x = \frac{\partial T}{\partial x}, \quad \bar w = \frac{\partial T}{\partial w} .$$
+#
+# Three things follow at once.
+#
+# * **The cost.** Each of the three passes does the same number of multiplications. That is the origin of the rule that a backward
+#   pass costs twice a forward pass.
+# * **What has to be kept.** $\bar x$ needs $w$ but not $x$; $\bar w$ needs $x$ but not $w$. If the weights are frozen, as in
+#   the first stages of a pretrained backbone, the activations need not be kept.
+# * **A test for free.** $T$ is linear in each of its arguments, so
+#   $\langle \bar y, y\rangle = \langle \bar x, x\rangle = \langle \bar w, w\rangle = T$. Three numbers that have to agree to the last digits, without any
+#   finite difference.
+#
+# Here is the layer itself. `needs` says which gradients are wanted.
+
+# %%
+source(F.conv.Conv2d)
+
+# %%
+x, w = Tensor(rng.normal(size=(2, 3, 9, 8)), True), Tensor(rng.normal(size=(4, 3, 3, 2)), True)
+y = F.conv2d(x, w, stride=2, padding=1, dilation=2)
+gy = rng.normal(size=y.shape)
+y.backward(gy)
+three = [float((gy * y.numpy()).sum()), float((x.grad * x.data).sum()), float((w.grad * w.data).sum())]
+print("<gy, y>, <gx, x>, <gw, w> =", *(f"{number:.12f}" for number in three))
+assert np.ptp(three) < 1e-12
+
+# %% [markdown]
+# (Would it find every mistake? No: it says nothing about $\bar x$ across $x$. Use it with fresh random $x$ and $w$, and use the
+# gradient check as well, which moves in random directions of its own.)
+#
+# ## The mathematics: what kind of sum is each gradient?
+#
+# **Weights: a correlation.** Fix $w_{ocij}$ and sum over everything else:
+#
+# $$\bar w_{ocij} = \sum_{n, p, q} \bar y_{nopq}\; x_{n,\,c,\, i d + p s - P,\, j d + q s - P} .$$
+#
+# Put this line beside the formula of the forward pass. It *is* that formula, with other names: $(i, j)$ now counts the output's positions,
+# and $(p, q)$ the kernel's; the kernel is $\bar y$; **stride and dilation have changed places**; the sum runs over images instead of
+# channels. All signs are $+$, nothing is turned: a correlation of the image with the gradient that arrives.
+#
+# In words: *$\bar w_{ij}$ asks how well the image, moved by $(i, j)$, agrees with what the loss wants.* In a moment we use that to measure something.
+#
+# **Input: a convolution with the turned kernel.** Fix the pixel $u = p s + i d - P$. With stride 1, $p = u + P - i d$:
+#
+# $$\bar x_{ncuv} = \sum_{o, i, j} w_{ocij}\; \bar y_{n,\,o,\, u + P - i d,\, v + P - j d} .$$
+#
+# This time $i$ comes with a minus sign, because the pixel is fixed and the window moves. Count from the other end, $i = K - 1 - i'$:
+#
+# $$\bar x_{ncuv} = \sum_{o, i', j'} \underbrace{w_{o,\,c,\,K-1-i',\,K-1-j'}}_{\text{turned by } 180^\circ}\;
+#   \bar y_{n,\,o,\; u + i' d - P',\; v + j' d - P'}, \qquad P' = d (K - 1) - P ,$$
+#
+# the forward formula once more: padding $P'$, input and output channels exchanged. A 3 x 3 kernel with padding 1 has $P' = 1$.
+#
+# **With stride $s$**, only some $p = (u + P - i d)/s$ are whole numbers; the others do not exist. Equivalently: put $s - 1$ zeros between the
+# elements of $\bar y$, and continue as with stride 1.
+#
+# **Bias.** $b_o$ is in every output of its channel: $\bar b_o = \sum_{n, p, q} \bar y_{nopq}$.
+#
+# So no new code is needed to compute the gradients: `conv2d` gives them. We check all three claims.
+
+
+# %%
+def gradients(x, w, gy, **options):
+    """gx and gw, from minimask's tape."""
+    x, w = Tensor(x, True), Tensor(w, True)
+    F.conv2d(x, w, **options).backward(gy)
+    return x.grad, w.grad
+
+
+def turned(w):
+    return w[:, :, ::-1, ::-1].swapaxes(0, 1)  # (O, C, KH, KW) -> (C, O, KH, KW), by 180 degrees
+
+
+s, d, P, K, H = 3, 2, 2, 3, 18
+x, w = rng.normal(size=(5, 2, H, H)), rng.normal(size=(4, 2, K, K))
+gy = rng.normal(size=F.conv2d(x, w, stride=s, padding=P, dilation=d).shape)
+gx, gw = gradients(x, w, gy, stride=s, padding=P, dilation=d)
+
+# weights: x correlated with gy, images and channels exchanged, stride and dilation exchanged
+correlation = F.conv2d(x.swapaxes(0, 1), gy.swapaxes(0, 1), stride=d, padding=P, dilation=s).numpy()
+correlation = correlation.swapaxes(0, 1)  # (C, O, .., ..) -> (O, C, .., ..)
+print("gy as a kernel gives", correlation.shape[2:], "positions, of which the kernel has", gw.shape[2:])
+assert np.allclose(gw, correlation[:, :, :K, :K], rtol=0, atol=1e-12)
+
+# input: zeros between the elements of gy, then a convolution of stride 1 with the turned kernel
+spread = np.zeros((5, 4, H + 2 * P - d * (K - 1), H + 2 * P - d * (K - 1)))
+spread[:, :, ::s, ::s] = gy
+assert np.allclose(
+    gx, F.conv2d(spread, turned(w), padding=d * (K - 1) - P, dilation=d).numpy(), rtol=0, atol=1e-12
+)
+print("both gradients are convolutions themselves: agreed to 1e-12")
+
+# %% [markdown]
+# Two details that would cost you an evening. With a stride, the last rows of the image may be read by no window at all; then the correlation
+# has positions too many, and they are cut off. And if the padding exceeds $d (K - 1)$, then $P'$ is negative: cut $\bar y$ instead of padding it.
+#
+# ## An experiment: the weight gradient finds a displacement
+#
+# Take a piece $t$ of a microscope slide, and a piece $x$ of the same slide that is 12 pixels larger on each side, and not quite centred on $t$. We want a
+# 25 x 25 kernel that turns $x$ into $t$, we start it at **zero**, and look at nothing but its first gradient. With
+# $L = \frac{1}{2M} \sum (y - t)^2$ over $M$ pixels, the gradient that arrives at $w = 0$, where $y = 0$, is $\bar y = -t / M$, so
+#
+# $$-\bar w_{ij} = \frac{1}{M} \sum_{p, q} t_{pq}\; x_{p + i,\, q + j}$$
+#
+# is the correlation of the two pictures. It must be largest where they match.
+
+# %%
+slide = nuclei_sample("train").image(8).mean(axis=0).astype(np.float64)  # (256, 256), grey
+slide = (slide - slide.mean()) / slide.std()
+moved, size, reach = (-9, 5), 112, 12
+x = slide[60 : 60 + size + 2 * reach, 60 : 60 + size + 2 * reach]
+t = slide[72 + moved[0] : 72 + moved[0] + size, 72 + moved[1] : 72 + moved[1] + size]
+
+w = Tensor(np.zeros((1, 1, 2 * reach + 1, 2 * reach + 1)), requires_grad=True)
+
+
+def step_back(w):
+    """The loss, with its gradient in w.grad."""
+    w.grad = None
+    with reference_only():  # one matrix of patches; blocks (below) are made for many channels, small kernels
+        difference = F.conv2d(x[None, None], w) - t[None, None]
+        loss = (difference * difference).mean() * 0.5
+        loss.backward()
+    return loss.item()
+
+
+losses = [step_back(w)]
+first = -w.grad[0, 0]
+found = tuple(int(i) - reach for i in np.unravel_index(first.argmax(), first.shape))
+print(f"off the centre by {moved}; the largest element of the first gradient is at {found}")
+assert found == moved
+
+velocity = np.zeros_like(w.data)
+for _ in range(10 if FAST else 100):  # gradient descent with momentum
+    velocity = 0.9 * velocity - 0.01 * w.grad
+    w.data += velocity
+    losses.append(step_back(w))
+
+_, axes = plt.subplots(1, 4, figsize=(14, 3.7), layout="constrained")
+for axis, picture, title in ((axes[0], x, "x"), (axes[1], t, f"t, off x's centre by {moved}")):
+    axis.imshow(picture, cmap="gray")
+    axis.set(title=title, xlabel="column (pixels)", ylabel="row (pixels)")
+lost = f"after {len(losses) - 1} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}: w"
+for axis, picture, title in ((axes[2], first, "at w = 0: minus the gradient"), (axes[3], w.data[0, 0], lost)):
+    limit = np.abs(picture).max()
+    axis.imshow(
+        picture, cmap="PuOr_r", vmin=-limit, vmax=limit, extent=(-12.5, 12.5, 12.5, -12.5)
+    )  # centre: 0
+    axis.plot(moved[1], moved[0], "o", ms=16, mfc="none", mec=GREEN, mew=2)
+    axis.set(title=title, xlabel="j - 12 (pixels)", ylabel="i - 12 (pixels)")
+plt.show()
+assert losses[-1] < 0.5 * losses[0]
+
+# %% [markdown]
+# One gradient, from a kernel that knows nothing, and it knows the displacement (the circle). This is what the weight gradient of every
+# convolution in the network does: it correlates what is in its input with what is missing in its output.
+#
+# The peak is broad: about as broad as a nucleus. A picture moved by one pixel too many still looks alike, so the first gradient cannot tell; only
+# by descending further do the neighbours get subtracted. (Undoing this blur takes many steps of gradient descent, since the spectrum of natural
+# images spans orders of magnitude. It is the reason why *whitening* the input, and the norm layers of notebook 03, help.)
+#
+# ## Padding, stride, dilation, groups: six matrices
+#
+# Each option is a change of the matrix, and the gradient is always its transpose. The last panel is a transposed convolution, of which more
+# below: compare it with the one of stride 2.
+
+# %%
+OPTIONS = {
+    "padding 1": (lambda x: F.conv2d(x, kernel, padding=1), 1, 6),
+    "padding 1, stride 2": (lambda x: F.conv2d(x, kernel, padding=1, stride=2), 1, 6),
+    "dilation 2": (lambda x: F.conv2d(x, kernel, dilation=2), 1, 6),
+    "two channels to two": (lambda x: F.conv2d(x, np.tile(kernel, (2, 2, 1, 1))), 2, 4),
+    "groups 2": (lambda x: F.conv2d(x, np.tile(kernel, (2, 1, 1, 1)), groups=2), 2, 4),
+    "transposed, padding 1, stride 2": (
+        lambda x: F.conv_transpose2d(x, kernel, padding=1, stride=2, output_padding=1),
+        1,
+        3,
+    ),
+}
+matrices = {name: matrix(*what) for name, what in OPTIONS.items()}
+_, axes = plt.subplot_mosaic(
+    "000111155\n000222255\n000333355\n000444455", figsize=(13, 6.6), layout="constrained"
+)
+for axis, (name, made) in zip((axes[key] for key in "012345"), matrices.items()):
+    axis.imshow(np.where(made == 0, np.nan, made), cmap="viridis", vmin=0, vmax=9)
+    title = f"{name}\n{made.shape[0]} outputs, {made.shape[1]} pixels, {np.count_nonzero(made)} products"
+    axis.set(title=title, xlabel="pixel", ylabel="output")
+    axis.title.set_fontsize(10)
+    axis.set_yticks(range(0, len(made), 3 if len(made) < 10 else 5))
+plt.show()
+
+assert np.array_equal(matrices["transposed, padding 1, stride 2"], matrices["padding 1, stride 2"].T)
+assert not matrices["groups 2"][:4, 16:].any()  # the first group does not see the second channel
+
+# %% [markdown]
+# * **Padding** adds rows (outputs) whose windows reach beyond the image, and are cut there: near the border a row has fewer than nine colours.
+# * **Stride 2** leaves rows out. Columns get thinner as well: some pixels are read once, others four times. Keep that in mind.
+# * **Dilation** moves the diagonals apart; the number of weights stays.
+# * **Two channels** are two by two blocks, each with a kernel of its own (here, all alike). **Groups** keep the blocks on the diagonal.
+#
+# The number of weights never shows in the picture: nine numbers, or 36, fill it all. For one layer of ResNet-50's first stage the
+# matrix would have $64 \cdot 200 \cdot 304$ rows and as many columns, $1.5 \cdot 10^{13}$ elements, made of 36 864 weights. Nobody builds *that* matrix.
+#
+# ## From loops to one matrix product: im2col
+#
+# But there is a smaller one. Write the pixels that each output reads into a column: a matrix of **patches**, with
+# $C K_H K_W$ rows and $P Q$ columns. Then the convolution is $Y = W \cdot \text{patches}$ with $W$ the weights as an
+# $O \times C K_H K_W$ matrix, and the two gradients follow from the matrix product's of notebook 01:
+#
+# $$\bar W = \bar Y \cdot \text{patches}^\top, \qquad \overline{\text{patches}} = W^\top \bar Y ,$$
+#
+# after which the patches' gradient is added back into the image (`col2im`, the transpose of `im2col`): a pixel that was copied nine times
+# collects nine gradients. **Added**, not written.
+
+# %%
+source(
+    convolution.im2col,
+    convolution.col2im,
+    convolution.forward_im2col,
+    convolution.input_gradient_im2col,
+    convolution.weight_gradient_im2col,
+)
+
+# %% [markdown]
+# `im2col` has no loop over pixels: it loops over the kernel's elements, and copies for each of them the whole image, shifted. So the matrix of
+# patches can be read in two ways, and both will be useful:
+#
+# * its **columns** are the windows, one for each output;
+# * its **rows** are the image, moved by $(i, j)$, one for each element of the kernel.
+#
+# Below, a 3 x 3 kernel with dilation 6, so that the rows are moved far enough to be seen: nine moved images, and three windows.
+
+# %%
+crop = slide[132:180, 136:184][None, None]
+g = Geometry.of(crop.shape, (1, 1, 3, 3), stride=1, padding=6, dilation=6, groups=1)  # 6: so that one sees it
+patches = convolution.im2col(crop, g).reshape(9, -1)  # (9, 48 * 48)
+
+figure, axes = plt.subplot_mosaic(
+    "PPPPPP\n012abc\n345abc\n678abc",
+    figsize=(12, 7),
+    layout="constrained",
+    gridspec_kw=dict(height_ratios=[1.2, 1, 1, 1]),
+)
+axes["P"].imshow(
+    patches[:, 720:1200],
+    cmap="gray",
+    aspect="auto",
+    interpolation="nearest",
+    extent=(719.5, 1199.5, 8.5, -0.5),
+)
+axes["P"].set(
+    title="ten rows of outputs of the matrix of patches",
+    xlabel="column: output",
+    ylabel="row: kernel element",
+)
+axes["P"].set_yticks(range(0, 9, 2))
+for row, name in enumerate("012345678"):
+    axes[name].imshow(patches[row].reshape(48, 48), cmap="gray")
+    axes[name].set(title=f"row {row}", xticks=[], yticks=[])
+windows_at = (17 * 48 + 14, 20 * 48 + 24, 23 * 48 + 34)
+for column, name in zip(windows_at, "abc"):
+    window = patches[:, column].reshape(3, 3)
+    axes[name].imshow(window, cmap="gray", vmin=patches.min(), vmax=patches.max())
+    axes[name].set(title=f"column {column}", xticks=[], yticks=[])
+plt.show()
+
+counted = convolution.col2im(np.ones((1, 1, 3, 3, 48, 48)), g)[0, 0]
+print("copies of a pixel in the corner, at the border, inside:", counted[0, 0], counted[0, 9], counted[9, 9])
+assert np.array_equal(patches[4], crop.ravel())  # the kernel's centre: the image itself
+assert (counted[0, 0], counted[0, 9], counted[9, 9]) == (4, 6, 9)
+
+# %% [markdown]
+# ## Blocks of rows, and shifted views
+#
+# The price of im2col is memory: every pixel is there nine times. What would that be for one 3 x 3 convolution of the feature pyramid, 256
+# channels on the finest level of an 800 x 1216 image?
+
+# %%
+g = Geometry.of((1, 256, 200, 304), (256, 256, 3, 3), 1, 1, 1, 1)
+image_bytes = 4 * np.prod(g.x_shape)
+patch_bytes = 4 * g.patch_size * g.out_pixels
+print(f"image {image_bytes / 2**20:.0f} MiB, patches {patch_bytes / 2**20:.0f} MiB, for one image")
+assert patch_bytes == 9 * image_bytes
+
+# %% [markdown]
+# Half a GiB, written to memory and read back, for one layer and one image. There are two ways out, and they correspond to the two
+# readings of the matrix.
+#
+# **By columns: blocks.** Build the patches of a few rows of outputs, multiply, throw them away. The buffer is so small that it is still in the
+# processor's cache when the product reads it. Each thread has its own buffer and its own rows.
+
+# %%
+source(convolution._blocks, convolution.forward)
+
+# %% [markdown]
+# **By rows: shifted views.** Row $(i, j)$ of the patches is the moved image. Pad the image with zeros and lay it out flat, row after row: then the moved image
+# is *the same memory, read from a later position on*: $i \cdot \text{pitch} + j$, with the pitch the width of the padded image. Nothing is copied
+# at all; $Y = \sum_{ij} W_{ij} \cdot \text{view}_{ij}$. There is a catch: a window that begins near the end of a row continues at the beginning of the next
+# one. These outputs are nonsense. They are computed along, and thrown away.
+
+# %%
+source(convolution._padded, convolution._patches)
+
+# %% [markdown]
+# minimask combines both: where rows are short (14 columns in the mask head), it fills a block's buffer from shifted views, which are long pieces of memory,
+# rather than from short rows. The figure is a 6 x 6 image with padding 1, so a pitch of 8. Both outputs begin at some flat position and read on from
+# there; the orange one straddles two rows.
+
+# %%
+g = Geometry.of((1, 1, 6, 6), (1, 1, 3, 3), 1, 1, 1, 1)
+x = rng.uniform(0.3, 1.0, size=g.x_shape)
+flat = convolution._padded(x, g, 0, 6)[0, 0].copy()  # 8 rows of 8, and two more for the last view
+views = convolution._patches(x, g, 0, 6).reshape(9, -1).copy()  # (9, 6 * 8)
+
+_, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+left.imshow(flat[:64].reshape(8, 8), cmap="gray", vmin=0, vmax=1.2)
+right.imshow((kernel.reshape(1, 9) @ views).reshape(6, 8), cmap="gray")
+for begin, colour, style in ((11, BLUE, "-"), (23, ORANGE, "--")):
+    for i, j in np.ndindex(3, 3):
+        row, column = divmod(begin + i * g.pitch + j, g.pitch)
+        square = dict(fill=False, ec=colour, lw=3, ls=style)
+        left.add_patch(Rectangle((column - 0.4, row - 0.4), 0.8, 0.8, **square))
+    row, column = divmod(begin, g.pitch)
+    right.add_patch(Rectangle((column - 0.4, row - 0.4), 0.8, 0.8, **square))
+for column in (6, 7):
+    right.add_patch(Rectangle((column - 0.5, -0.5), 1, 6, fill=False, ec=RED, hatch="//", lw=0))
+left.set(title="the padded image; the windows of two flat positions", xlabel="column", ylabel="row")
+right.set(title="outputs; those hatched straddle two rows", xlabel="column", ylabel="row")
+plt.show()
+
+for i, j in np.ndindex(3, 3):  # row (i, j) of the patches is a piece of the flat image
+    assert np.array_equal(views[3 * i + j], flat[i * g.pitch + j :][: 6 * g.pitch])
+kept = (kernel.reshape(1, 9) @ views).reshape(6, 8)[:, :6]
+assert np.allclose(kept, F.conv2d(x, kernel, padding=1).numpy()[0, 0])
+
+# %% [markdown]
+# ### How fast, on your machine
+#
+# Five ways to the same numbers: the loops, im2col, minimask's blocks, the sum over shifted views without any copy (a function of six lines, below), and, as the
+# goal, the bare matrix product of ready-made patches. The figures are those of the machine that made this page. **Run it on yours**;
+# nothing is asserted about times, only about results and memory.
+
+
+# %%
+def forward_views(x, w, padding):
+    """Stride 1: one product for each kernel element, on views of the flat padded image; no patches."""
+    (n, c), (o, _, kh, kw) = x.shape[:2], w.shape
+    x = np.pad(
+        x, ((0, 0), (0, 0), (padding, padding + 1), (padding, padding))
+    )  # a row more for the last view
+    height, pitch = x.shape[2] - kh, x.shape[3]
+    flat, y = x.reshape(n, c, -1), np.zeros((n, o, height * pitch), x.dtype)
+    for image, out in zip(flat, y):
+        for i, j in np.ndindex(kh, kw):
+            out += w[:, :, i, j] @ image[:, i * pitch + j :][:, : height * pitch]
+    return y.reshape(n, o, height, pitch)[..., : pitch - kw + 1]
+
+
+def seconds(work, repeats):
+    """The best of some runs: the machine has other things to do."""
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def peak(work):
+    """MiB allocated by NumPy, at most, during a call."""
+    tracemalloc.start()
+    work()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most / 2**20
+
+
+side, repeats = (64, 3) if FAST else (128, 7)
+x = rng.normal(size=(1, 64, side, side)).astype(np.float32)
+w = rng.normal(size=(64, 64, 3, 3)).astype(np.float32)
+g = Geometry.of(x.shape, w.shape, 1, 1, 1, 1)
+small = Geometry.of((1, 8, 8, 8), (8, 8, 3, 3), 1, 1, 1, 1)
+patches = convolution.im2col(x, g).reshape(g.patch_size, -1)
+WAYS = {
+    "loops (on 8 x 8 pixels)": (
+        lambda: convolution.forward_loop(x[:, :8, :8, :8], w[:8, :8], None, small),
+        small,
+    ),
+    "im2col": (lambda: convolution.forward_im2col(x, w, None, g), g),
+    "shifted views": (lambda: forward_views(x, w, 1), g),
+    "minimask: blocks": (lambda: convolution.forward(x, w, None, g), g),
+    "bare matrix product": (lambda: w.reshape(64, -1) @ patches, g),
+}
+rates = {}
+for name, (work, geometry) in WAYS.items():
+    multiplications = np.prod(geometry.y_shape) * geometry.patch_size
+    rates[name] = multiplications / seconds(work, 1 if "loops" in name else repeats) / 1e9
+
+reference = convolution.forward_im2col(x, w, None, g)
+assert np.allclose(convolution.forward(x, w, None, g), reference, rtol=0, atol=2e-3)
+assert np.allclose(forward_views(x, w, 1), reference, rtol=0, atol=2e-3)
+
+peaks = {name: peak(WAYS[name][0]) for name in ("im2col", "shifted views", "minimask: blocks")}
+print("peak memory:", ", ".join(f"{name} {most:.1f} MiB" for name, most in peaks.items()))
+print(
+    f"(the output itself: {reference.nbytes / 2**20:.1f} MiB; the blocks' buffers, about 1 MiB a thread, are kept between calls)"
+)
+assert peaks["minimask: blocks"] < 0.6 * peaks["im2col"]
+
+before, sizes = convolution.BLOCK, 2 ** np.arange(12, 23, 2 if FAST else 1)
+over_block = []
+try:
+    for size in sizes:
+        convolution.BLOCK = int(size)  # read at each call
+        over_block.append(1e3 * seconds(WAYS["minimask: blocks"][0], repeats))
+finally:
+    convolution.BLOCK = before
+
+_, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8), layout="constrained")
+left.barh(list(rates), list(rates.values()), color=[GREY, ORANGE, GREEN, BLUE, GREY])
+left.set(
+    xscale="log",
+    xlabel="multiplications a second (billions)",
+    title=f"3 x 3, 64 to 64 channels, {side} x {side}",
+)
+for name, rate in rates.items():
+    left.text(rate, name, f" {rate:.2g}", va="center", fontsize=9)
+left.set_xlim(right=6 * max(rates.values()))
+right.semilogx(4 * sizes / 1024, over_block, "o-", color=BLUE, base=2)
+right.axvline(4 * before / 1024, color=GREY, ls="--", lw=1)
+right.text(4 * before / 1024, 0, " minimask's", color=GREY, va="bottom")
+right.set(
+    xlabel="buffer of patches (KiB)",
+    ylabel="time (ms)",
+    ylim=(0, 1.2 * max(over_block)),
+    title="blocks: how large?",
+)
+plt.show()
+
+# %% [markdown]
+# The loops are slower by a factor of ten thousand and more, which is Python's price for touching each number by itself. Among the others, the arithmetic is identical, and all
+# that differs is where the numbers wait.
+#
+# * **Blocks** that are too small give short matrix products and many calls. Those that are too large leave the cache and turn into im2col; whether the
+#   curve rises again depends on how large your last-level cache is, and who else is using it. The memory they take grows in any case.
+# * **Shifted views** copy nothing, but each of the nine products goes through the whole output once more to add to it. The fewer the channels, the shorter the products and the heavier that
+#   weighs. Change 64 to 256 in the cell above and look again.
+#
+# ### The gradients, fast
+#
+# The gradient of the input, with stride 1, calls `forward` with the turned kernel: what we derived. With a stride it would multiply mostly zeros (with stride 2,
+# three quarters of the spread-out gradient), so it does `W^T @ gy` by blocks, and adds into place. Look who may add where: two threads must never add to the same pixel.
+
+# %%
+source(convolution.input_gradient, convolution._input_gradient_by_channels)
+
+# %% [markdown]
+# ## Transposed convolution
+#
+# The mask head ends with 14 x 14 features and wants a 28 x 28 mask. A *transposed convolution* does it: its forward pass is the input gradient of a convolution,
+# $y = A^\top x$. Then its own input gradient is $A \bar y$, a plain convolution, and its weight gradient is the convolution's with $x$ and $\bar y$ exchanged. Nothing is
+# left to derive.
+
+# %%
+source(F.conv.ConvTranspose2d)
+
+# %% [markdown]
+# It is called deconvolution as well, which it is not: it does not undo a convolution. $A^\top A \ne I$; what it undoes is the *shape*. And not even that is unique:
+# with stride 2, images of 7 and of 8 pixels both have 4 outputs. So a transposed convolution from 4 pixels has to be told which of the two it is to make, by
+# `output_padding`.
+
+# %%
+w = rng.normal(size=(1, 1, 3, 3))
+for side in (7, 8):
+    there = F.conv2d(np.ones((1, 1, side, side)), w, stride=2, padding=1)
+    back = F.conv_transpose2d(there, w, stride=2, padding=1, output_padding=side - 7)
+    print(f"{side} -> {there.shape[2]} -> {back.shape[2]}")
+    assert back.shape[2] == side
+
+x, y = rng.normal(size=(1, 1, 8, 8)), rng.normal(size=(1, 1, 4, 4))
+Ax, ATy = (
+    F.conv2d(x, w, stride=2, padding=1),
+    F.conv_transpose2d(y, w, stride=2, padding=1, output_padding=1),
+)
+inner = float((Ax.numpy() * y).sum()), float((x * ATy.numpy()).sum())
+print(f"<A x, y> = {inner[0]:.12f} = <x, A^T y> = {inner[1]:.12f}")
+assert abs(inner[0] - inner[1]) < 1e-12
+
+# %% [markdown]
+# Every input pixel puts a stamp of the kernel, times its value, onto the output; where stamps overlap, they are added. How many stamps does an output
+# pixel get? Kernel, input and bias of ones count them:
+
+# %%
+_, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
+stamps = {}
+for axis, (k, padding) in zip(axes, ((3, 0), (2, 0), (4, 1))):
+    stamps[k] = F.conv_transpose2d(np.ones((1, 1, 4, 4)), np.ones((1, 1, k, k)), stride=2, padding=padding)
+    stamps[k] = stamps[k].numpy()[0, 0]
+    numbered(axis, stamps[k], f"kernel {k} x {k}: stamps on each output", top=4)
+plt.show()
+assert set(np.unique(stamps[3])) == {1, 2, 4}  # a checkerboard
+assert np.all(stamps[2] == 1)  # the mask head's
+assert np.all(stamps[4][1:-1, 1:-1] == 4)
+
+# %% [markdown]
+# A 3 x 3 kernel of stride 2 makes a **checkerboard**: whatever it has learnt, some outputs are sums of four terms, others of one. (Odena et al. found this pattern in
+# images that networks had painted.) A kernel that is a multiple of the stride treats all alike. The mask head uses 2 x 2, stride 2: stamps side by side,
+# never overlapping. But then, is there any use of neighbours? No: each input pixel becomes a 2 x 2 block by itself, and the layer is a 1 x 1 convolution to four times as many channels, reordered:
+
+# %%
+x, w = rng.normal(size=(2, 8, 14, 14)), rng.normal(size=(8, 5, 2, 2))
+y = F.conv_transpose2d(x, w, stride=2).numpy()  # (2, 5, 28, 28)
+
+as_pointwise = w.transpose(1, 2, 3, 0).reshape(5 * 4, 8, 1, 1)  # (8, 5, 2, 2) -> (5 * 2 * 2, 8, 1, 1)
+z = F.conv2d(x, as_pointwise).numpy()  # (2, 20, 14, 14)
+z = z.reshape(2, 5, 2, 2, 14, 14).transpose(0, 1, 4, 2, 5, 3).reshape(2, 5, 28, 28)  # "pixel shuffle"
+assert np.allclose(y, z, rtol=0, atol=1e-12)
+print("a 2 x 2 transposed convolution of stride 2 is a 1 x 1 convolution and a reordering")
+
+# %% [markdown]
+# ## Is it right? The error over the step size
+#
+# In notebook 01 truncation and rounding met at $h \approx 6 \cdot 10^{-6}$. Now the convolution alone, moving $x$ and $w$ together. Before you look: $y(x + h v, w + h v')$ is a polynomial in $h$.
+# Which degree has it? What does that do to a central difference?
+
+# %%
+shapes = ((2, 3, 8, 8), (4, 3, 3, 3), (4,))
+inputs = [rng.normal(size=shape) for shape in shapes]
+steps = np.logspace(-13, 3, 33 if FAST else 97)
+
+
+def convolved(x, w, b):
+    return F.conv2d(x, w, b, stride=2, padding=1)
+
+
+_, axes = plt.subplots(1, 2, figsize=(12.5, 4.4), sharey=True, layout="constrained")
+alone = tutorial.step_errors(convolved, inputs, steps=steps, kinds=("one-sided", "central"))
+alone.plot(axes[0], "conv2d alone")
+curved = tutorial.step_errors(
+    lambda x, w, b: F.sigmoid(convolved(x * 0.3, w * 0.3, b)), inputs, steps=steps[steps <= 1]
+)
+curved.plot(axes[1], "conv2d, then sigmoid")
+axes[0].set_xlim(1e-14, 1e4)
+plt.show()
+
+large = steps >= 1e-3
+print(
+    f"central difference, largest error for h from 0.001 to 1000: {alone.errors['central'][large].max():.1e}"
+)
+assert alone.errors["central"][large].max() < 1e-10  # no truncation at all
+assert 1e-9 < alone.best("one-sided") < 1e-5
+assert curved.best("central") < 1e-9 and curved.errors["central"].max() > 1e-4
+
+# %% [markdown]
+# The convolution is linear in $x$ and in $w$, so of degree 2 in both together: $y = y_0 + h\,y_1 + h^2 y_2$. A one-sided difference has the error $h\,y_2$. In the
+# central one the squares cancel, **exactly**, at any $h$: there is no truncation, only rounding, and the larger the step the better. Even a step of 1000 gives
+# the derivative to 13 digits. (From $h = 1$ on the error creeps up again: the values grow with $h^2$, and their last places with them.) So you need no small step for this layer? Right. It is only behind a curved function, on the right, that truncation appears and a smallest
+# error, and a network is full of those.
+#
+# Now everything at once: forward by loops, by im2col and by blocks, all three gradients likewise, and the gradient check, over the options.
+
+# %%
+TABLE = {
+    "plain": ((2, 3, 7, 6), (4, 3, 3, 3), {}),
+    "padding 1": ((2, 3, 5, 6), (4, 3, 3, 3), dict(padding=1)),
+    "stride 2, even and odd": ((1, 3, 6, 7), (4, 3, 3, 3), dict(stride=2, padding=1)),
+    "stride 3, kernel 2": ((2, 2, 8, 8), (3, 2, 2, 2), dict(stride=3)),
+    "dilation 2": ((1, 2, 8, 7), (3, 2, 3, 2), dict(dilation=2, padding=1)),
+    "groups 2": ((2, 4, 5, 5), (6, 2, 3, 3), dict(groups=2, padding=1)),
+    "a group each (depthwise)": ((2, 3, 6, 6), (3, 1, 3, 3), dict(groups=3, stride=2, padding=1)),
+    "1 x 1": ((2, 3, 4, 5), (4, 3, 1, 1), {}),
+    "1 x 1, stride 2": ((2, 3, 5, 5), (4, 3, 1, 1), dict(stride=2)),
+    "padding beyond the kernel": ((1, 2, 4, 4), (2, 2, 2, 2), dict(padding=3)),
+    "no images": ((0, 2, 5, 5), (3, 2, 3, 3), dict(padding=1)),
+}
+DEFAULTS = dict(stride=1, padding=0, dilation=1, groups=1)
+
+
+def three_ways(g, x, w, b, gy):
+    """The largest difference of loops and im2col from the blocks, over all three passes."""
+    passes = {"forward": (x, w, b), "input_gradient": (gy, w), "weight_gradient": (gy, x)}
+    worst = 0.0
+    for name, arrays in passes.items():
+        fast, *others = (getattr(convolution, name + way)(*arrays, g) for way in ("", "_im2col", "_loop"))
+        worst = max([worst, *(float(np.abs(fast - other).max(initial=0)) for other in others)])
+    return worst
+
+
+def both_checked(x, w, b, gy, options):
+    """Worst relative errors of the gradients of a convolution and of its transpose."""
+    plain = gradcheck(lambda x, w, b: F.conv2d(x, w, b, **options), [x, w, b])
+    return plain.worst_error, gradcheck(lambda y, w: F.conv_transpose2d(y, w, **options), [gy, w]).worst_error
+
+
+print(f"{'':28}{'three ways differ by':>22}{'gradient check':>16}{'transposed':>12}")
+for name, (x_shape, w_shape, options) in TABLE.items():
+    g = Geometry.of(x_shape, w_shape, **DEFAULTS | options)
+    x, w, b, gy = (rng.normal(size=shape) for shape in (x_shape, w_shape, w_shape[:1], g.y_shape))
+    differ = three_ways(g, x, w, b, gy)
+    plain, back = both_checked(x, w, b, gy, options) if len(x) else (0.0, 0.0)
+    print(f"{name:28}{differ:22.1e}{plain:16.1e}{back:12.1e}")
+    assert differ < 1e-12 and max(plain, back) < 1e-6
+
+# %% [markdown]
+# ### Plant a bug
+#
+# And would these checks have noticed? Six backward passes that people really write, each tried on five sorts of input. It is not only the check that can be blind, the
+# *inputs* can.
+
+
+# %%
+def overwriting(gy, w, g):
+    """col2im with = in place of +=."""
+    n, o = gy.shape[:2]
+    patches = w.reshape(o, -1).T @ gy.reshape(n, o, -1)
+    patches, gx = patches.reshape(n, g.x_shape[1], *g.w_shape[2:], *g.out_size), np.zeros(g.x_shape)
+    for i, j, out, pixels in convolution.windows(g):
+        gx[:, :, pixels[0], pixels[1]] = patches[:, :, i, j, out[0], out[1]]
+    return gx
+
+
+K = convolution
+BUGS = {
+    "kernel not turned": lambda gy, x, w, g: (K.input_gradient(gy, w[:, :, ::-1, ::-1], g), None),
+    "rows and columns swapped": lambda gy, x, w, g: (K.input_gradient(gy, w.swapaxes(2, 3), g), None),
+    "channels not exchanged": lambda gy, x, w, g: (K.input_gradient(gy, w.swapaxes(0, 1), g), None),
+    "written, not added": lambda gy, x, w, g: (overwriting(gy, w, g), None),
+    "gw of the last image only": lambda gy, x, w, g: (None, K.weight_gradient_im2col(gy[-1:], x[-1:], g)),
+    "gw turned": lambda gy, x, w, g: (None, K.weight_gradient(gy, x, g)[:, :, ::-1, ::-1]),
+}
+
+
+class Buggy(F.conv.Conv2d):
+    """A convolution with one of the two gradients replaced by a wrong one."""
+
+    def __init__(self, bug, **options):
+        super().__init__(**options)
+        self.bug = BUGS[bug]
+
+    def backward(self, gy):
+        right = super().backward(gy)[:2]
+        wrong = self.bug(gy, *self.saved, self.geometry)
+        return *(r if w is None else w for r, w in zip(right, wrong)), None
+
+
+x, w = rng.normal(size=(2, 3, 6, 6)), rng.normal(size=(3, 3, 3, 3))
+INPUTS = {
+    "random": (x, w),
+    "kernel of ones": (x, np.ones_like(w)),
+    "one image": (x[:1], w),
+    "one channel": (x[:, :1], w[:1, :1]),
+    "1 x 1 kernel": (x, w[:, :, :1, :1]),
+}
+
+
+def found(bug, x, w):
+    """Whether the gradient check notices a bug at these inputs."""
+    padding = w.shape[2] // 2
+    return not gradcheck(
+        lambda x, w: Buggy.apply(x, w, None, bug=bug, padding=padding), [x, w], raise_error=False
+    )
+
+
+missed = {name: [bug for bug in BUGS if not found(bug, *arrays)] for name, arrays in INPUTS.items()}
+print(f"{'':28}" + "".join(f"{name:>16}" for name in INPUTS))
+for bug in BUGS:
+    print(f"{bug:28}" + "".join(f"{'-' if bug in missed[name] else 'found':>16}" for name in INPUTS))
+
+assert not missed["random"]
+assert all(missed[name] for name in INPUTS if name != "random")
+
+# %% [markdown]
+# A kernel of ones looks the same from all sides and hides half of the bugs; a smoothing kernel in a unit test is just such a one. One image hides the forgotten sum
+# over the batch. So minimask's table of cases has random values, unequal sizes in each direction, more than one image, more channels out than in: no symmetry
+# that a bug could hide behind.
+#
+# ## The experiment: not all pixels are equal
+#
+# Now the picture of stride 2 comes back, where some pixels were read once and others four times. In a backbone such layers follow one another. Take four convolutions, 3 x 3,
+# stride 2, padding 1, so a total stride of 16, and count the **paths** from each pixel to the outputs: with kernels of ones, the gradient of the sum of
+# all outputs is that number. What do you expect? Some smooth hill, since everything gets mixed?
+
+
+# %%
+def paths(size, layers):
+    """Ways from each pixel to the outputs through layers of (kernel, stride, padding): exact whole numbers."""
+    y = x = Tensor(np.ones((1, 1, size, size)), requires_grad=True)
+    for k, stride, padding in layers:
+        y = F.conv2d(y, np.ones((1, 1, k, k)), stride=stride, padding=padding)
+    y.backward(np.ones(y.shape))
+    return x.grad[0, 0]
+
+
+count = paths(64, [(3, 2, 1)] * 4)
+row = np.round(np.sqrt(count.diagonal())).astype(int)[16:33]  # count[u, v] = row[u] row[v]
+print("along a row, over one period of 16 pixels:", *row)
+print(f"fewest {count[16:48, 16:48].min():.0f}, most {count[16:48, 16:48].max():.0f}")
+assert row.tolist() == [1, 5, 4, 7, 3, 8, 5, 7, 2, 7, 5, 8, 3, 7, 4, 5, 1]
+
+# %% [markdown]
+# The diagonal neighbour of a pixel with one path has 25. In a plane the numbers run from 1 to 64, and they are *self-similar*. You can derive them: an even pixel $2p$ is read by output
+# $p$ only, with the kernel's centre; an odd pixel $2p + 1$ by $p$ and by $p + 1$. So with $a$ the number of paths,
+#
+# $$a_{2p} = a_p, \qquad a_{2p+1} = a_p + a_{p+1} :$$
+#
+# this is *Stern's diatomic sequence* of 1858, in which the ratios of neighbours are all the positive fractions, each once. Its largest values are Fibonacci numbers, 2, 3, 5, 8, 13, the next with each
+# further layer, and in the plane their squares: 169 for five layers, the stride of 32 of a ResNet.
+#
+# Counting paths is a game as long as kernels are made of ones. Does it matter for a real, random kernel, with a ReLU behind it? Weights of random sign make the terms of the sum
+# over paths cancel, so the *mean square* of the gradient should go with their number. Measured, over random networks with He's initialisation:
+
+
+# %%
+def mean_square_gradient(layers, size, networks, channels, rng):
+    """Of each pixel, over random networks of 3x3 convolutions with ReLU, inputs and upstream gradients."""
+    total = np.zeros((size, size))
+    for _ in range(networks):
+        x = y = Tensor(rng.normal(size=(1, channels, size, size)), requires_grad=True)
+        for k, stride, padding in layers:
+            w = rng.normal(0, np.sqrt(2 / (channels * k * k)), (channels, channels, k, k))
+            y = F.relu(F.conv2d(y, w, stride=stride, padding=padding))
+        y.backward(rng.normal(size=y.shape))
+        total += (x.grad[0] ** 2).mean(axis=0)
+    return total / networks
+
+
+def one_period(values):
+    """Mean over the periods of 16 inside, away from the border: (64, 64) -> (16, 16), mean 1."""
+    inside = values[16:48, 16:48].reshape(2, 16, 2, 16).mean(axis=(0, 2))
+    return inside / inside.mean()
+
+
+measured = mean_square_gradient([(3, 2, 1)] * 4, 64, 30 if FAST else 300, 16, rng)
+counted, found = one_period(count), one_period(measured)
+correlation = np.corrcoef(np.log(counted).ravel(), np.log(found).ravel())[0, 1]
+print(f"correlation of the logarithms of measured mean square and number of paths: {correlation:.4f}")
+assert correlation > 0.97
+
+DESIGNS = {
+    "3 x 3, stride 2": ([(3, 2, 1)] * 4, BLUE, "-"),
+    "with a 3 x 3 of stride 1 after each": ([(3, 2, 1), (3, 1, 1)] * 4, ORANGE, "--"),
+    "4 x 4, stride 2": ([(4, 2, 1)] * 4, GREEN, "-."),
+    "1 x 1, stride 2 (one of 16: off the scale)": ([(1, 2, 0)] * 4, RED, "x"),
+}
+_, axes = plt.subplots(
+    1, 3, figsize=(14, 4.3), layout="constrained", gridspec_kw=dict(width_ratios=[1, 1, 1.4])
+)
+scale = dict(cmap="viridis", vmin=np.log2(counted.min()), vmax=np.log2(counted.max()))
+for axis, values, title in zip(axes, (counted, found), ("number of paths", "random networks: mean square")):
+    shown = axis.imshow(np.log2(values), **scale)
+    axis.set(title=title, xlabel="column modulo 16 (pixels)", ylabel="row modulo 16 (pixels)")
+plt.colorbar(shown, ax=axes[1], label="log2 of the value over its mean")
+ratios = {}
+for name, (layers, colour, style) in DESIGNS.items():
+    profile = np.sqrt(paths(128, layers).diagonal())[48:81]  # far from the border
+    ratios[name] = float(profile.max() / profile.min()) ** 2 if profile.min() else np.inf
+    axes[2].plot(profile / profile.mean(), style, color=colour, label=name)
+axes[2].set(
+    xlabel="pixel along a row",
+    ylabel="paths over their mean, one direction",
+    ylim=(-0.1, 2.5),
+    title="other designs",
+)
+axes[2].legend(fontsize=8, ncols=2, loc="upper center")
+plt.show()
+print("most paths of a pixel over fewest:", {name: f"{ratio:.3g}" for name, ratio in ratios.items()})
+assert (
+    ratios["3 x 3, stride 2"] == 64 and ratios["4 x 4, stride 2"] == 1 and list(ratios.values())[-1] == np.inf
+)
+
+# %% [markdown]
+# The two squares are the same picture. A pixel's position modulo 16 decides how much a fresh network hears of it, and how much gradient comes back to it.
+#
+# * **A convolution of stride 1 after each** (as in a ResNet's blocks) evens it out a good deal, but by no means completely.
+# * **4 x 4** is perfectly even: the kernel is a multiple of the stride.
+# * **1 x 1 with stride 2** reads one pixel of four and never looks at the rest: after four of them, 255 of 256. It is not a strange example: it is the shortcut of every downsampling block in every ResNet. In
+#   the original ResNets (and in detectron2's default models) the *main path* has its stride in a 1 x 1 convolution as well; torchvision moved it to the
+#   3 x 3. With both in 1 x 1, a downsampling block never looks at three of four values of its input; only the pyramid's lateral connection does. Look into `source(minimask.models.resnet)` where minimask has it.
+#
+# None of it keeps Mask R-CNN from working: the weights learn to compensate, and the pyramid's fine levels have small strides. But it is
+# there, and now you know what a grid in a saliency map is.
+#
+# ## Exercises
+#
+# **1.** im2col. The try below has one of the usual mistakes.
+
+# %%
+exercises.describe("im2col")
+
+
+# %%
+def my_im2col(x, kernel, stride, padding):
+    (n, c, h, w), (kh, kw) = x.shape, kernel
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    p, q = (h + 2 * padding - kh) // stride + 1, (w + 2 * padding - kw) // stride + 1
+    cols = np.zeros((n, c, kh, kw, p, q), x.dtype)
+    for i, j in np.ndindex(kh, kw):
+        cols[:, :, i, j] = x[:, :, i : i + p, j : j + q]
+    return cols
+
+
+exercises.check("im2col", my_im2col)
+
+# %% [markdown]
+# **2.** The forward pass, without im2col this time: NumPy can show all windows as a view. Someone has looked up the definition of a convolution in a textbook of mathematics.
+
+# %%
+exercises.describe("conv2d_forward")
+
+
+# %%
+def my_conv2d_forward(x, w, b, stride, padding):
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], axis=(2, 3))
+    windows = windows[:, :, ::stride, ::stride]  # (N, C, P, Q, KH, KW)
+    return np.einsum("ncpqij,ocij->nopq", windows, w[:, :, ::-1, ::-1]) + b[:, None, None]
+
+
+exercises.check("conv2d_forward", my_conv2d_forward)
+
+# %% [markdown]
+# **3.** The three gradients. Loop over output positions, or over kernel elements, or use the identities of this notebook.
+
+# %%
+exercises.describe("conv2d_backward")
+
+
+# %%
+def my_conv2d_backward(gy, x, w, stride, padding):
+    kh, kw = w.shape[2:]
+    wide = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    gx, gw = np.zeros_like(wide), np.zeros_like(w)
+    for p, q in np.ndindex(gy.shape[2:]):
+        window = (..., slice(p * stride, p * stride + kh), slice(q * stride, q * stride + kw))
+        g = gy[:, :, p, q]  # (N, O)
+        gx[window] = np.einsum("no,ocij->ncij", g, w)
+        gw += np.einsum("no,ncij->ocij", g, wide[window])
+    gx = gx[:, :, padding : padding + x.shape[2], padding : padding + x.shape[3]]
+    return gx, gw, gy.sum(axis=(0, 2, 3))
+
+
+exercises.check("conv2d_backward", my_conv2d_backward)
+
+# %% [markdown]
+# **4.** On paper: which kernel sizes and paddings make a transposed convolution of stride $s$ multiply the side by exactly $s$, without `output_padding`? Which
+# of them have no checkerboard?
+#
+# <details><summary>Answer</summary>
+#
+# $(H - 1) s - 2P + K = s H$, so $K = s + 2P$: for $s = 2$, kernel 2 with padding 0, kernel 4 with padding 1, kernel 6 with padding 2. All even ones, and those with $K$ a multiple of
+# $s$ stamp every output equally often: for $s = 2$, all of them; for $s = 3$, the kernels 3 and 9, but not 5 or 7.
+#
+# </details>
+#
+# **5.** How large is a convolution? The largest factor by which it can make an image longer, $\max \lVert A x \rVert / \lVert x \rVert$, is the root of the largest eigenvalue of
+# $A^\top A$. Find it by repeating $x \leftarrow A^\top A x / \lVert A^\top A x\rVert$ with `conv2d` and `conv_transpose2d`, for a blur of nine times 1/9 and for the edge kernel
+# $(-1, 0, 1)$, on 32 x 32 pixels with padding 1. Which images come out?
+#
+# <details><summary>Answer</summary>
+#
+# Just below 1 for the blur: a large bump in the middle that vanishes towards the border, since a smooth image passes unchanged. Just below 2 for the edge kernel (1 x 3, padding 0 and 1):
+# a wave of period 4 along each row (how strong in which row is left to the start), for which the differences $x_{q+1} - x_{q-1}$ are twice as large as $x$. Far from the border, the factors are the moduli of the kernel's Fourier transform.
+#
+# </details>
+#
+# **6.** A depthwise 3 x 3 convolution (`groups=C`) has $C$ times fewer multiplications than a full one. Why does it not run $C$ times faster, in any of the ways above? Measure it
+# for $C = 64$, then count the numbers that have to be *moved* for each multiplication.
+#
+# <details><summary>Answer</summary>
+#
+# A full convolution uses each number of the patches $O$ times once it is in cache, a depthwise one only once. The matrix product becomes a product of one row of nine numbers with nine rows of
+# patches: all of the time goes into moving memory. For this layer direct loops over shifted views, in a compiled language, are better than any matrix product.
+#
+# </details>
+#
+# **7.** In the experiment of the displacement, the peak was as broad as a nucleus. Replace the slide by white noise of the same size. What does the first gradient look like now, and how many steps
+# are needed? Then explain what "whitening the input" is good for.
+#
+# <details><summary>Answer</summary>
+#
+# The correlation of white noise with itself is a single point, with noise of relative size $1/\sqrt{112 \cdot 112}$ around it: the first gradient points straight to the solution, and a single step of the right length nearly arrives
+# there. The matrix of second derivatives of $L$ is the input's autocorrelation; for a white input it is a multiple of the identity, and gradient descent is at its best.
+#
+# </details>
+#
+# **8.** Derive the input gradient for groups from `_terms` alone. Which single line of `input_gradient` takes care of it?
+#
+# <details><summary>Answer</summary>
+#
+# Group $\gamma$ of outputs reads group $\gamma$ of inputs, so channels are exchanged within each group: $w$ as $(G, O/G, C/G, K_H, K_W)$ with axes 1 and 2 swapped. `.swapaxes(1, 2)` does it; without
+# the reshape before it, weights of different groups would be mixed.
+#
+# </details>
+#
+# ## Read on
+#
+# * V. Dumoulin, F. Visin, *A guide to convolution arithmetic for deep learning*, 2016 ([arXiv:1603.07285](https://arxiv.org/abs/1603.07285)): all the shapes, drawn.
+# * A. Odena, V. Dumoulin, C. Olah, *Deconvolution and checkerboard artifacts*, Distill, 2016.
+# * K. Chellapilla, S. Puri, P. Simard, *High performance convolutional neural networks for document processing*, 2006: im2col.
+# * K. Goto, R. van de Geijn, *Anatomy of high-performance matrix multiplication*, ACM TOMS 34, 2008: why one product can be so fast, and what "in cache" means.
+# * M. A. Stern, *Ueber eine zahlentheoretische Funktion*, Journal für die reine und angewandte Mathematik 55, 1858.
+#
+# Next: **03 Backbone and pyramid**, where these layers are stacked and each learns to see a different size.
