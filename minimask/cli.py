@@ -136,8 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", **SHARED["debug"])
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(run, text: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-        description = textwrap.fill(description, 96)
+    def command(run, text: str, epilog: str = "") -> argparse.ArgumentParser:
+        description = textwrap.fill(" ".join((run.__doc__ or "").split()), 96)
         added = subparsers.add_parser(run.__name__, help=text, description=description, epilog=epilog)
         # Absent, --debug here must not undo one that stands before the command.
         added.set_defaults(run=run)
@@ -151,9 +151,6 @@ def _parser() -> argparse.ArgumentParser:
     gradcheck = command(
         commands.gradcheck,
         text="check the hand-derived gradients",
-        description="Compare the backward pass of every Function (or of those named) with central "
-        "differences in float64; print its cases, its worst relative error and where that is. The exit "
-        "status is 1 if any fails.",
         epilog="example:\n  minimask gradcheck RoIAlign",
     )
     gradcheck.add_argument("names", nargs="*", metavar="NAME", help="Functions to check; all by default")
@@ -161,8 +158,6 @@ def _parser() -> argparse.ArgumentParser:
     command(
         commands.info,
         text="versions, BLAS, threads, GPU",
-        description="Print versions, BLAS and its threads, the processor, and the GPU or why none is used: "
-        "what a report of a problem should begin with.",
     )
     return parser
 
@@ -171,9 +166,6 @@ def _add_demo(command) -> None:
     demo = command(
         commands.demo,
         text="train on packaged images, evaluate, draw",
-        description="Train a small Mask R-CNN from random weights on 32 packaged images of cell nuclei, "
-        "evaluate it on 10 others, and write pictures, loss curves, the checkpoint and COCO "
-        "results. What an earlier demo left in the output directory is replaced.",
     )
     demo.add_argument("--quick", action="store_true", help="under a minute instead of five; worse results")
     demo.add_argument("--seed", type=_whole(0), default=0, help="of weights, order and augmentation (0)")
@@ -191,11 +183,6 @@ def _add_train(command) -> None:
     train = command(
         commands.train,
         text="train on your own images",
-        description="Train on images annotated in COCO's instance format. The output directory gets "
-        "checkpoint.npz, config.toml, losses.csv, losses.png and, with --val, metrics.json and "
-        "detections.json. Ctrl-C and SIGTERM finish the step, save, and say how to resume; a "
-        "resumed run equals an unbroken one to the last bit, on the same machine with as many "
-        "threads.",
         epilog="examples:\n"
         "  minimask train --data train.json --images images --val val.json --output run\n"
         "  minimask train --data shapes --set train.steps=300 --set data.crop=0 --output shapes-run\n"
@@ -218,8 +205,6 @@ def _add_evaluate(command) -> None:
     evaluate = command(
         commands.evaluate,
         text="COCO's average precision of boxes and masks",
-        description="Predict every image of a COCO instance file at its own size, and compare by "
-        "pycocotools. The output directory gets detections.json (COCO results) and metrics.json.",
         epilog="example:\n"
         "  minimask evaluate --weights run/checkpoint.npz --data val.json --images images --output results",
     )
@@ -236,7 +221,6 @@ def _add_predict(command) -> None:
     predict = command(
         commands.predict,
         text="find the objects in image files, and draw them",
-        description="Write NAME-instances.png for each image: masks, boxes, class names and scores.",
         epilog="example:\n"
         "  minimask predict --weights run/checkpoint.npz a.png b.jpg --json --output results",
     )
@@ -256,10 +240,6 @@ def _add_misalign(command) -> None:
     misalign = command(
         commands.misalign,
         text="measure by how much RoI layers misplace their bins",
-        description="Measure RoIPool, RoIWarp and RoIAlign without training: the worst displacement of a "
-        "bin's edge beside its derived bound, for strides 4, 8, 16 and 32; and, on a ramp and on an image, "
-        "outputs and gradients of boxes moved over a stride, against the exact integral over each bin. "
-        "Prints tables; writes misalign.json and figures for slides (SVG and PNG, described inside).",
         epilog="example:\n  minimask misalign --image photo.jpg --stride 32 --output misalign",
     )
     add = misalign.add_argument

@@ -1,5 +1,7 @@
 """What each subcommand of ``minimask`` does with its arguments; each returns the exit status.
 
+Their docstrings are their ``--help``.
+
 Heavy imports stand inside the functions, so that ``--help`` and a wrong argument answer at once.
 """
 
@@ -19,7 +21,10 @@ SHOWN_ABOVE = 0.5
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Train on the packaged nuclei, evaluate, and say where to look."""
+    """Train a small Mask R-CNN from random weights on 32 packaged images of cell nuclei, evaluate it on 10
+    others, and write pictures, loss curves, the checkpoint and COCO results. What an earlier demo left in
+    the output directory is replaced.
+    """
     from minimask.demo import configuration as demo_configuration
     from minimask.demo import run
     from minimask.files import check_output_directory
@@ -51,7 +56,11 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Train, or go on training, and evaluate at the end where there is something to evaluate on."""
+    """Train on images annotated in COCO's instance format. The output directory gets checkpoint.npz,
+    config.toml, losses.csv, losses.png and, with --val, metrics.json and detections.json. Ctrl-C and
+    SIGTERM finish the step, save, and say how to resume; a resumed run equals an unbroken one to the last
+    bit, on the same machine with as many threads.
+    """
     from minimask.files import check_output_directory
     from minimask.train import LOSSES, read_losses
     from minimask.train import train as run
@@ -79,7 +88,9 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Write a checkpoint's detections and metrics on a data set."""
+    """Predict every image of a COCO instance file at its own size, and compare by pycocotools. The output
+    directory gets detections.json (COCO results) and metrics.json.
+    """
     from minimask.files import check_output_directory
 
     _device(arguments)
@@ -90,7 +101,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Write pictures of what a checkpoint sees in image files."""
+    """Write NAME-instances.png for each image: masks, boxes, class names and scores."""
     from minimask.detector import load_detector
     from minimask.files import check_output_directory
     from minimask.predict import check_images, predict_files
@@ -116,14 +127,20 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def gradcheck(arguments: argparse.Namespace) -> int:
-    """Print the table of gradient checks; 1 if any fails."""
+    """Compare the backward pass of every Function (or of those named) with central differences in float64;
+    print its cases, its worst relative error and where that is. The exit status is 1 if any fails.
+    """
     from minimask.gradient_cases import run_table
 
     return 0 if run_table(arguments.names, out=print) else 1
 
 
 def misalign(arguments: argparse.Namespace) -> int:
-    """Measure the RoI layers, print the tables, and say where the figures are."""
+    """Measure RoIPool, RoIWarp and RoIAlign without training: the worst displacement of a bin's edge beside
+    its derived bound, for strides 4, 8, 16 and 32; and, on a ramp and on an image, outputs and gradients of
+    boxes moved over a stride, against the exact integral over each bin. Prints tables; writes misalign.json
+    and figures for slides (SVG and PNG, described inside).
+    """
     from minimask.files import check_output_directory, make_output_directory, write_json
     from minimask.misalign import IMAGE, image_map, measure, table
     from minimask.misalign_figures import draw
@@ -139,7 +156,9 @@ def misalign(arguments: argparse.Namespace) -> int:
 
 
 def info(arguments: argparse.Namespace) -> int:
-    """Print versions, BLAS, threads and GPU."""
+    """Print versions, BLAS and its threads, the processor, and the GPU or why none is used: what a report
+    of a problem should begin with.
+    """
     from minimask.info import report
 
     print(report())
@@ -166,11 +185,7 @@ def _train_config(arguments: argparse.Namespace, output: Path) -> configuration.
     config = configuration.with_settings(config, arguments.set)
     # Absolute, so that the run can be resumed from another directory.
     given = {name: getattr(arguments, name) for name in ("train", "images", "val", "val_images")}
-    paths = {
-        name: value if value in BUILT_IN else str(Path(value).absolute())
-        for name, value in given.items()
-        if value
-    }
+    paths = {k: v if v in BUILT_IN else str(Path(v).absolute()) for k, v in given.items() if v}
     strict = {"strict": True} if arguments.strict else {}
     return replace(config, data=replace(config.data, **paths, **strict))
 
@@ -210,9 +225,8 @@ def _evaluate_checkpoint(weights: str | Path, dataset: Any, max_detections: int,
     _same_classes(dataset, detector.class_names, f"{weights} was trained on")
     evaluation = run(detector.model, dataset, max_detections, lambda indices: each(indices, "evaluating"))
     evaluation.write(make_output_directory(output))
-    print(
-        f"{evaluation.images} images, {evaluation.objects} objects, {max_detections} detections an image:\n"
-    )
+    images, objects = evaluation.images, evaluation.objects
+    print(f"{images} images, {objects} objects, {max_detections} detections an image:\n")
     print(f"{evaluation.table()}\n\n{output / 'detections.json'}, {output / 'metrics.json'}")
 
 
