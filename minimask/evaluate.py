@@ -70,7 +70,7 @@ def evaluate(
     model
         Has ``predict(images)``. It must be set to give at least `max_detections` an image.
     dataset
-        Has ``image_ids``, ``category_ids``, ``coco_document()`` and samples by index.
+        Has ``image_ids``, ``category_ids``, ``coco_document()`` and ``image(index)``.
     max_detections : int, >= 1
         The best so many of each image are kept, in the results and in the metrics.
     progress : callable
@@ -82,9 +82,8 @@ def evaluate(
     """
     detections: list[dict] = []
     for index in progress(range(len(dataset))):
-        sample = dataset[index]
-        (prediction,) = model.predict([sample.image])
-        found = coco_results(prediction, sample.image_id, dataset.category_ids)
+        (prediction,) = model.predict([dataset.image(index)])
+        found = coco_results(prediction, dataset.image_ids[index], dataset.category_ids)
         detections += sorted(found, key=lambda result: -result["score"])[:max_detections]
     return score(dataset.coco_document(), detections, max_detections)
 

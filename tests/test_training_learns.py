@@ -27,6 +27,9 @@ class First:
     def __getitem__(self, index: int):
         return self.dataset[index]
 
+    def image(self, index: int):
+        return self.dataset.image(index)
+
     def describe(self, index: int) -> str:
         return self.dataset.describe(index)
 
