@@ -1,0 +1,982 @@
+# ruff: noqa: E402
+
+# %% [markdown]
+# # 05 RoIPool and RoIAlign
+#
+# **Time** 90 minutes to read, derive and try; it runs in half a minute. **Needs** notebook 01 (backward
+# passes, and how to check one). The anchors of 04 help, but a box is a box. No GPU, no downloads; the last
+# section steps through CUDA code if there is g++, and says so if there is none.
+#
+# A detector finds boxes of any size, and its heads want features of *one* size, say 7 x 7. The layer
+# between them, a **RoI layer** (RoI: *region of interest*), is the place where Mask R-CNN differs from its
+# predecessor. The whole difference is that it does not round. On COCO that is worth 3.4 points of mask AP,
+# and 5.1 where masks have to be accurate (26.4 to 31.5 AP75). This notebook is about why.
+#
+# Afterwards you can
+#
+# 1. say by how many pixels each layer is off for a given box, and derive the worst case;
+# 2. write RoIAlign as a sparse matrix, and its gradient without differentiating anything;
+# 3. explain what `aligned`, `sampling_ratio`, the placement of points and max or average change, and
+#    measure it;
+# 4. read the CUDA source, because you have stepped through it.
+
+# %%
+# Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib.metadata import distributions
+
+cupy = [f"{d.name}=={d.version}" for d in distributions() if str(d.name).startswith("cupy")]
+if importlib.util.find_spec("minimask") is None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
+
+import minimask
+
+FAST = os.environ.get("MINIMASK_FAST") == "1"  # fewer points and steps: how the tests run this notebook
+print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and none is needed'}")
+
+# %%
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minimask import Tensor, data, exercises, explorer, misalign, tutorial
+from minimask import functions as F
+from minimask.kernels import roi_align as align
+from minimask.kernels import roi_pool as pool
+from minimask.kernels import roi_warp as warp
+from minimask.kernels.roi_align import Plan, Sampling
+from minimask.kernels.roi_integral import roi_integral, roi_integral_gradient
+from minimask.tutorial import BLUE, GREY, ORANGE, RED, source
+
+STRIDE = 16  # input pixels a cell of the feature map
+
+# %% [markdown]
+# ## The idea in a picture
+#
+# Here is a nucleus, and the box that some detector found. Beside it is the *feature map*: the network sees
+# the image in cells of `STRIDE` = 16 pixels, as the C4 backbone of the paper does. (A real map has 1024
+# channels, computed by 40 layers. We take one channel, the mean brightness of each cell: a RoI layer treats
+# all channels alike, and this one we can check by eye.)
+#
+# The box is 66 pixels wide, which is 4.1 cells, and it begins at 1.6 cells. **What are the features of this
+# box?**
+
+# %%
+image = data.nuclei_sample("val")[8].image[:, 82:210, 6:166].mean(axis=0, dtype=np.float64)  # (128, 160)
+cells = image.reshape(8, STRIDE, 10, STRIDE).mean(axis=(1, 3))  # (8, 10)
+cells = cells / cells.max()
+box = np.array([25.0, 30.0, 91.0, 93.0])  # x1, y1, x2, y2 in pixels
+
+_, both = plt.subplots(1, 2, figsize=(10, 4.7), layout="constrained")
+for axes, picture, title in zip(
+    both, (image, cells), ("the image, 160 x 128 pixels", "its feature map, 10 x 8 cells")
+):
+    axes.imshow(picture, cmap="gray", extent=(0, 160, 128, 0))
+    axes.add_patch(plt.Rectangle(box[:2], *(box[2:] - box[:2]), fill=False, ec=ORANGE, lw=2))
+    axes.set(title=title, xlabel="input pixels")
+    axes.set(xticks=range(0, 161, STRIDE * 2), yticks=range(0, 129, STRIDE * 2))
+plt.show()
+
+# %% [markdown]
+# Three answers have been given. All divide the box into bins, 3 x 3 here. Dotted is the box as the detector
+# meant it, divided evenly; in colour is what the layer takes instead. If you run this notebook yourself,
+# there are sliders: **move the box** slowly to the right and watch the numbers on the right side.
+
+# %%
+s = Sampling((3, 3), ratio=2, aligned=True)
+explorer.explore(cells, box, s, STRIDE)
+
+# %% [markdown]
+# * **RoIPool** (Fast R-CNN, 2015) knows whole cells only. It rounds the box to cells, then it rounds each
+#   bin *outwards* to cells, so that bins overlap, and takes the maximum (the dots are the cells that won).
+# * **RoIWarp** (2016) rounds the box as well, but divides the result evenly, and reads between the cells:
+#   at each dot by bilinear interpolation, then the average of a bin's dots.
+# * **RoIAlign** (Mask R-CNN, 2017) rounds nothing.
+#
+# With the sliders you saw it: the numbers of RoIPool and RoIWarp stay, stay, stay, and jump. Without
+# sliders, the same in a page for any browser, one file with a frame a step, moved by the arrow keys:
+
+# %%
+page = explorer.write_page(
+    "explorer.html", cells, misalign.moved(box, STRIDE, 4.0 if FAST else 1.0), s, STRIDE
+)
+print(f"{page.name}, {page.stat().st_size / 1e6:.1f} MB\n\nthe bin at the top right:")
+for step in (0, 5, 9, 10, 14, 15):
+    reads = [explorer.reading(name, cells, box + step, s, STRIDE) for name in explorer.LAYERS]
+    print(
+        f"box moved by {step:2} pixels:",
+        "  ".join(f"{r.name} {r.values[0, 2]:.4f}, off by {r.off:4.1f}" for r in reads),
+    )
+assert reads[2].off == 0.0 and min(r.off for r in reads[:2]) > 0
+
+# %% [markdown]
+# ## Rounding, in pixels
+#
+# Take one axis, in cells: a box from $a = x_1 / s$ to $b = x_2 / s$ with the stride $s$, and $P$ bins.
+#
+# * **RoIPool** rounds the box, $a' = \mathrm{round}(a)$ and $b' = \mathrm{round}(b)$, so that it has
+#   $W = b' - a'$ cells. Bin $k = 0, \dots, P - 1$ takes the cells from $a' + \lfloor k W / P \rfloor$ to
+#   $a' + \lceil (k + 1) W / P \rceil$.
+# * **RoIWarp** rounds the box likewise; bin $k$ reaches from $a' + k W / P$ to $a' + (k + 1) W / P$.
+# * **RoIAlign**: from $a + k (b - a) / P$ to $a + (k + 1) (b - a) / P$.
+#
+# So there are **two** quantisations, and RoIWarp removes only the second. This is the code for the two, as
+# it stands in minimask:
+
+# %%
+source(pool.box_pixels, pool.bin_edges)
+
+# %% [markdown]
+# By how much can the edge of a bin be off?
+#
+# * **RoIWarp.** Edge $k$ should be at $(1 - \tfrac kP) a + \tfrac kP b$ and is at $(1 - \tfrac kP) a' +
+#   \tfrac kP b'$. The displacement is a mean of $a' - a$ and $b' - b$, neither larger than $\tfrac12$.
+#   Bound: **half a cell**, 8 pixels at stride 16.
+# * **RoIPool.** The same, and then outwards from $k W / P$ to a whole number. $k W / P$ is a multiple of
+#   $\tfrac1P$, so that is at most $1 - \tfrac1P$. Bound: $(\tfrac32 - \tfrac1P)$ cells: **21.7 pixels** at
+#   stride 16 with 7 bins, for any box whatever its size.
+# * **RoIAlign**: 0.
+#
+# A bound is worth something if it can be reached. Below, 20,000 random boxes; positions are not taken from
+# the formulas but *from what the layer reads* of a map that holds positions
+# (`minimask.misalign.bin_edges`).
+
+# %%
+rng = np.random.default_rng(5)
+boxes = misalign.random_boxes(rng, 2000 if FAST else 20_000, 1, 20, 32)  # in cells
+print("worst displacement of a bin's edge, 7 bins, in input pixels\n")
+print("layer      stride 4          stride 8         stride 16         stride 32")
+for name in misalign.GEOMETRIES:
+    line = f"{name:<9}"
+    for stride in misalign.STRIDES:
+        worst = np.abs(misalign.displacements(name, boxes * stride, 7, stride, True)).max()
+        bound = misalign.bound(name, 7, True) * stride
+        assert worst <= bound + 1e-9 and worst >= 0.9 * bound
+        line += f"{worst:6.2f} of {bound:5.2f}   "
+    print(line)
+
+# %% [markdown]
+# `minimask misalign` on the command line measures this and more (also as the original code reads boxes, of
+# which more below) on an image of yours, and draws it for slides;
+# [docs/roi_layers.md](../docs/roi_layers.md) has the derivation in full.
+#
+# ## A ramp, whose right answer is known
+#
+# Displacements of edges are geometry. What does the layer *read*? Use a map on which we know what is right:
+# a **ramp**, where each cell holds the $x$ of its own centre, in pixels. Then whatever a bin reads is a
+# place, and it should be the middle of the bin.
+#
+# RoIAlign's average should be exactly right, for two reasons. Bilinear interpolation reproduces linear
+# functions. And the average of a linear function over points that lie symmetrically is its value in the
+# middle. Move a box over one stride and look:
+
+# %%
+ramp = misalign.ramp_map((12, 16), STRIDE)
+start, fine = np.array([53.0, 41.0, 140.0, 120.0]), 1 / 4 if FAST else 1 / 16
+moving = misalign.moved(start, STRIDE, fine)
+right = roi_integral(ramp, moving / STRIDE, 7)[:, 3, 3]  # the middle bin's middle
+styles = dict(zip(misalign.LAYERS, [(RED, "-"), (ORANGE, ":"), (ORANGE, "-"), (BLUE, ":"), (BLUE, "-")]))
+
+_, axes = plt.subplots(figsize=(8.5, 4), layout="constrained")
+spread = {}
+for name, layer in misalign.LAYERS.items():
+    error = misalign.reading(layer, ramp, moving, STRIDE, 7)[:, 3, 3] - right
+    spread[name] = np.ptp(error)
+    axes.plot(moving[:, 0] - start[0], error, styles[name][1], color=styles[name][0], lw=2, label=name)
+axes.set(xlabel="shift of the box, input pixels", ylabel="error of the place it reads, input pixels")
+axes.set(title=f"The middle bin of a box of {start[2] - start[0]:g} pixels that moves over a stride")
+axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+axes.grid(alpha=0.3)
+plt.show()
+print({name: float(f"{value:.2g}") for name, value in spread.items()})
+assert spread["RoIPool"] > 15 and spread["RoIWarp, average"] > 8
+assert spread["RoIAlign, average"] < 1e-11 and spread["RoIAlign, max"] < 1e-11
+
+# %% [markdown]
+# (RoIWarp jumps twice, by half a cell, because the middle bin hangs on both edges of the box; RoIPool's
+# maximum hangs on one. From 3 to 12 pixels RoIPool's line is hidden behind RoIWarp's.)
+#
+# Two kinds of error, and they are not equally bad.
+#
+# * A **constant** one: both maxima of bilinear points read the point farthest right, a quarter of a bin
+#   from the middle. A head behind the layer learns to live with that: it is the same for every box.
+# * A **saw tooth**: RoIPool and RoIWarp are off by an amount that depends on where the box lies *within a
+#   cell*, and the features do not contain that. No head can correct what it cannot see. Whatever it
+#   predicts relative to the box, a mask above all, is smeared by it.
+#
+# ## RoIAlign
+#
+# A map has values at the cells' centres only. Between four of them we interpolate, first along $x$, then
+# along $y$. With $h(t) = \max(0, 1 - |t|)$, the *hat*,
+#
+# $$f(x, y) = \sum_{v, u} X_{vu}\, h(y - v - \tfrac12)\, h(x - u - \tfrac12) ,$$
+#
+# where all hats but those of four cells are 0. A bin is the average of $f$ over $n \times n$ points (or the
+# maximum). That is all, and here it is in loops:
+
+# %%
+source(align.bilinear_loop, align.roi_align_loop)
+
+# %% [markdown]
+# ### Where do the points lie?
+#
+# The paper says "regularly sampled locations" and that the result is not sensitive to them. Two readings
+# are common: the **centres** of $n \times n$ parts of the bin, $(i + \tfrac12)/n$, which torchvision and
+# detectron2 take; and the inner **crossings** of a grid of $(n+1) \times (n+1)$ parts, $(i + 1)/(n + 1)$.
+# minimask has both.
+
+# %%
+_, grid = plt.subplots(2, 4, figsize=(11, 6.2), layout="constrained")
+for row, placement in zip(grid, ("centers", "crossings")):
+    for axes, n in zip(row, (1, 2, 3, 4)):
+        parts = n if placement == "centers" else n + 1
+        for k in range(parts + 1):
+            axes.axhline(k / parts, color=GREY, lw=0.8, ls=":")
+            axes.axvline(k / parts, color=GREY, lw=0.8, ls=":")
+        at = Sampling((1, 1), n, points=placement).fractions(n)
+        axes.plot(*np.meshgrid(at, at), "o", color=BLUE)
+        axes.set(
+            title=f"{placement}, n = {n}", aspect="equal", xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[]
+        )
+plt.show()
+
+# %% [markdown]
+# Does it matter? The average of points is a numerical **integral**: what they approximate is the mean of
+# the surface $f$ over the bin, which `kernels.roi_integral` computes exactly (a product of two integrals of
+# hats, no points). So let $n$ grow and look at the distance.
+
+# %%
+texture = rng.normal(size=(12, 16))
+some = misalign.random_boxes(rng, 60, 40, 120, np.array([250.0, 186.0]))
+exact = roi_integral(texture, some / STRIDE, 3)
+counts, distance = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32]), {}
+_, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+for placement, colour, mark in (("centers", BLUE, "o"), ("crossings", ORANGE, "s")):
+    layers = [partial(F.roi_align, sampling_ratio=int(n), sampling_points=placement) for n in counts]
+    errors = [misalign.reading(layer, texture, some, STRIDE, 3) - exact for layer in layers]
+    distance[placement] = np.array([np.sqrt(np.mean(e**2)) for e in errors])
+    axes.loglog(counts, distance[placement], mark + "-", color=colour, label=placement)
+axes.loglog(counts, 0.25 / counts, ":", color=GREY, label="1 / n")
+axes.loglog(counts, 0.2 / counts**2, "--", color=GREY, label=r"$1 / n^2$")
+axes.set(
+    xticks=counts,
+    xticklabels=counts,
+    xlabel="n: points along a bin",
+    ylabel="distance from the integral (rms)",
+    title="Points against the integral, noise with standard deviation 1",
+)
+axes.legend()
+axes.grid(alpha=0.3)
+plt.show()
+slope = {k: np.polyfit(np.log(counts[4:]), np.log(d[4:]), 1)[0] for k, d in distance.items()}
+print("falls with n to the power", {k: round(float(s), 2) for k, s in slope.items()})
+assert -2.3 < slope["centers"] < -1.7 and -1.3 < slope["crossings"] < -0.7
+
+# %% [markdown]
+# They differ in kind. Centres are the *midpoint rule*, whose error falls with $n^{-2}$. Crossings lie too
+# close to the middle, whatever $n$: for $f = x^2$ on $[0, 1]$ their mean is $\tfrac13 - \tfrac1{6(n+1)}$
+# (do the sum), so the error falls only with $1/n$. They read each bin as if it were smaller. At $n = 2$,
+# which everybody uses, centres are already three times closer to the integral. Does a network care? Less
+# than one might think: the crossings' error, like that of the maximum on the ramp, does not depend on where
+# the box lies within a cell.
+#
+# ### How many points?
+#
+# `sampling_ratio` fixes $n$; 0 or less takes $n = \lceil \text{bin size in cells} \rceil$, a point for each
+# cell. Fixed $n = 2$ is right where bins have about two cells, and *that is what the pyramid is for*: it
+# sends a box to the level where 7 bins have 2 to 4 cells. Read a large box from a fine map all the same,
+# and most cells are never looked at. Where nothing is read, no gradient arrives:
+
+# %%
+large = np.array([8.0, 8.0, 232.0, 168.0])  # on a map of stride 4: bins of 8 x 6 cells
+_, grid = plt.subplots(1, 3, figsize=(12, 3.9), layout="constrained")
+for axes, (ratio, placement) in zip(grid, ((2, "centers"), (2, "crossings"), (0, "centers"))):
+    layer = partial(F.roi_align, sampling_ratio=ratio, sampling_points=placement)
+    sent = misalign.gradient(layer, np.zeros((44, 60)), large[None], 4, np.ones((7, 7)))[0]
+    share = np.count_nonzero(sent[2:42, 2:58]) / (40 * 56)
+    axes.imshow(sent, cmap="cividis")
+    axes.set(
+        title=f"{'adaptive' if ratio == 0 else f'n = {ratio}'}, {placement}: {share:.0%} of the box read",
+        xlabel="cells",
+    )
+    assert (share == 1) == (ratio == 0)
+plt.show()
+
+# %% [markdown]
+# ## `aligned`: half a cell
+#
+# torchvision's `roi_align` has the option `aligned=False`, detectron2's default is `True`. What is it? The
+# question is what the coordinate of a box *means*.
+#
+# * `aligned=True`: a place. Cell $i$ covers the interval $[i, i+1)$, its value belongs to the middle, $i +
+#   \tfrac12$. A box over all of an image $W$ cells wide goes from 0 to $W$.
+# * `aligned=False`, as in the first implementations: $a = 1.0$ is the *name* of cell 1, whose value is read
+#   there: half a cell, 8 pixels at stride 16, too far to the right and down. (In addition, boxes are made
+#   one cell wide at least.)
+#
+# In minimask that is one subtraction: `shift` in `_bins` above. To see who is right, no convention is
+# needed, only a **mirror**: flip the map and the box, and the features must come out flipped.
+
+
+# %%
+def mirror_error(layer, aligned):
+    """What a layer reads of map and box, against the same mirrored; relative to what it reads."""
+    rois = np.array([[0, *start]])
+    flipped = rois[:, [0, 3, 2, 1, 4]] * [1, -1, 1, -1, 1] + [0, 16 * STRIDE, 0, 16 * STRIDE, 0]
+    maps = texture[None, None]
+    y = layer(maps, rois, 7, 1 / STRIDE, aligned=aligned).numpy()
+    mirrored = layer(maps[..., ::-1], flipped, 7, 1 / STRIDE, aligned=aligned).numpy()[..., ::-1]
+    return np.abs(y - mirrored).max() / np.abs(y).max()
+
+
+print("                    aligned  original")
+for name, layer in misalign.LAYERS.items():
+    symmetric, original = mirror_error(layer, True), mirror_error(layer, False)
+    print(f"{name:<18} {symmetric:8.0e} {original:9.0e}")
+    if name.startswith("RoIAlign"):
+        assert symmetric < 1e-13 and original > 0.1
+
+off = misalign.displacements("RoIAlign", start[None], 7, STRIDE, False)
+print("\nRoIAlign as the original reads boxes: every edge is off by", np.unique(off.round(9)), "pixels")
+assert np.allclose(off, STRIDE / 2)
+
+# %% [markdown]
+# Why did networks with `aligned=False` work at all? Because the error is a constant, half a cell of the
+# level that is read; the heads get used to it, as they do to that of the maximum. What they cannot get used
+# to is a *change*: load weights that were trained with one setting and run them with the other, and the AP
+# drops. minimask sets the option by the checkpoint that it reads, and takes `True` for its own networks.
+#
+# (RoIPool and RoIWarp fail the mirror a little even when aligned, if a half is rounded:
+# $\mathrm{round}(1.5) = 2$, mirrored in 16 cells $\mathrm{round}(14.5) = 15 \ne 14$. Not for this box.)
+#
+# ## RoIWarp, or: which of the two is it?
+#
+# RoIAlign differs from RoIPool in two things: it interpolates, and it does not round. Which one helps?
+# RoIWarp is the experiment that tells, since it interpolates *and* rounds. In minimask it is nothing but
+# the aligned RoIAlign of the rounded box:
+
+# %%
+source(warp.quantised, F.roi.RoIWarp)
+
+# %% [markdown]
+# The table has the paper's results (Table 2c: ResNet-50-C4, stride 16, mask AP on COCO minival) beside what
+# we measure here, without any training, on our nuclei: how much the error of a bin *wobbles* while its box
+# moves over a stride, what share of quarter-pixel steps the layer does not notice, and how far its gradient
+# is from that of the exact integral.
+
+# %%
+PAPER = {  # mask AP, AP50, AP75
+    "RoIPool": (26.9, 48.8, 26.4),
+    "RoIWarp, max": (27.2, 49.2, 27.1),
+    "RoIWarp, average": (27.1, 48.9, 27.1),
+    "RoIAlign, max": (30.2, 51.0, 31.8),
+    "RoIAlign, average": (30.3, 51.2, 31.5),
+}
+nuclei = misalign.image_map(misalign.IMAGE, STRIDE)
+sides = np.array(nuclei.shape[::-1])
+places = misalign.random_boxes(rng, 3 if FAST else 12, sides / 4, sides / 2, sides) * STRIDE
+found = misalign.compare(nuclei, places, STRIDE, 7)
+print("                      paper, COCO        measured here, an image of nuclei")
+print("                     AP  AP50  AP75      wobble  steps unseen  gradient off by")
+for name, ap in PAPER.items():
+    m = found[name]
+    print(
+        f"{name:<18} {ap[0]:.1f}  {ap[1]:.1f}  {ap[2]:.1f}"
+        f"{m['wobble']:12.1%} {m['unseen']:13.0%} {m['gradient']:16.0%}"
+    )
+warps = [found[name]["wobble"] for name in PAPER if "Warp" in name]
+assert min(warps) > 3 * found["RoIAlign, average"]["wobble"] and found["RoIAlign, max"]["unseen"] == 0
+assert min(found[name]["unseen"] for name in list(PAPER)[:3]) > 0.9
+
+# %% [markdown]
+# Interpolation alone brings 0.2 to 0.3 AP. Not rounding brings 3. Max or average: 0.1. Among the measured
+# columns, one has the same two groups, three layers and two: the **steps unseen**. Everything else (the
+# maximum's coarse gradient, its larger error) seems not to matter much to a network that learns. What
+# matters is whether the layer can see where the box is.
+#
+# That is an interpretation, from one table. Below we put it to the test.
+#
+# ## The operator as a sparse matrix
+#
+# Look at the formula again: $f$ is **linear in the map** $X$. With average aggregation so is each bin: $y_i
+# = \sum_j A_{ij} x_j$, where $x$ is the flattened map, with a row of $A$ for each bin and a column for each
+# cell. $A$ depends on the boxes and on nothing else; most of it is zero. minimask's RoIAlign builds this
+# very matrix (in SciPy's CSR format: the nonzero values, their columns, and where each row begins) and
+# multiplies.
+
+# %%
+rois = np.array([[0, *box], [0, 60, 20, 150, 70]])
+plan = Plan.build(rois, None, [(1, 1, 8, 10)], (1 / STRIDE,), s, np.float64)
+(A,) = plan.matrices
+dense = A.toarray()
+print(f"A: {A.shape[0]} bins x {A.shape[1]} cells, {np.count_nonzero(dense) / dense.size:.0%} of it not zero")
+
+figure, axes = plt.subplots(figsize=(11, 3.2), layout="constrained")
+shown = axes.imshow(np.ma.masked_equal(dense, 0), cmap="viridis_r", aspect="auto")
+axes.axhline(8.5, color=RED, lw=1)
+axes.set_yticks(range(0, 18, 3))
+for k in range(1, 8):
+    axes.axvline(10 * k - 0.5, color=GREY, lw=0.5)
+axes.set(
+    xlabel="cell, row by row of the map (grey: a row ends)",
+    ylabel="bin (red: second box)",
+    title="A: what each bin reads of each cell",
+)
+figure.colorbar(shown, label="weight")
+plt.show()
+
+x = cells.ravel()
+y = F.roi_align(cells[None, None], rois, 3, 1 / STRIDE, 2, True).numpy()
+assert np.allclose((A @ x).reshape(2, 1, 3, 3), y, rtol=0, atol=1e-14)
+assert np.allclose(align.roi_align_loop(cells[None, None], rois, 1 / STRIDE, s), y, rtol=0, atol=1e-14)
+assert np.allclose(A.sum(axis=1), 1)
+
+# %% [markdown]
+# Each row sums to 1 (an average of averages), and each row is a stripe pattern: the cells of a bin lie in a
+# few rows of the map. Put a row back into the shape of the map, and you see the bin. It is a *product* of a
+# vector along $y$ and one along $x$, because bilinear weights are and because a grid of points is. Below:
+# one bin as read by different rules.
+
+# %%
+rules = {
+    "centers, n = 1": Sampling((3, 3), 1, True),
+    "centers, n = 2": s,
+    "crossings, n = 2": Sampling((3, 3), 2, True, "crossings"),
+    "adaptive": Sampling((3, 3), 0, True),
+}
+footprints = {}
+for name, rule in rules.items():
+    (matrix,) = Plan.build(rois, None, [(1, 1, 8, 10)], (1 / STRIDE,), rule, np.float64).matrices
+    footprints[name] = matrix.toarray()[4].reshape(8, 10)
+    assert np.linalg.matrix_rank(footprints[name]) == 1
+middle = np.zeros((3, 3))
+middle[1, 1] = 1  # the gradient of one bin is its row
+footprints["exact integral"] = roi_integral_gradient(middle, rois[:1, 1:] / STRIDE, (8, 10))[0]
+
+figure, grid = plt.subplots(1, 5, figsize=(13, 3.1), layout="constrained")
+for axes, (name, footprint) in zip(grid, footprints.items()):
+    shown = axes.imshow(footprint, cmap="cividis", vmin=0, vmax=0.5, extent=(0, 160, 128, 0))
+    x1, y1 = box[:2] + (box[2:] - box[:2]) / 3
+    axes.add_patch(plt.Rectangle((x1, y1), *(box[2:] - box[:2]) / 3, fill=False, ec="white", lw=1.5))
+    axes.set(
+        title=name,
+        xlabel="input pixels",
+        xlim=(32, 96),
+        ylim=(96, 32),
+        xticks=[32, 64, 96],
+        yticks=[32, 64, 96],
+    )
+figure.colorbar(shown, ax=grid, label="weight")
+plt.show()
+
+# %% [markdown]
+# ### Its transpose is the gradient
+#
+# Now the backward pass. Upstream comes $\bar y = \partial L / \partial y$, and wanted is $\bar x$. Cell $j$
+# is read by every bin $i$ with the factor $A_{ij}$, so, summing over the readers as always,
+#
+# $$\bar x_j = \sum_i A_{ij}\, \bar y_i, \qquad \bar x = A^\top \bar y .$$
+#
+# Nothing was differentiated: a linear map is its own derivative. What forward *gathers* from four cells,
+# backward *scatters* to the same four, with the same weights. Two things follow at once.
+#
+# * Boxes overlap, bins share cells: the contributions to a cell are **added**. (`gx[cells] += ...` in NumPy
+#   adds only once where an index is repeated. It is *the* classic bug of this layer.)
+# * The backward pass needs the boxes, not the features: nothing of the map is saved.
+
+# %%
+source(F.roi.RoIAlign, align.backward)
+
+# %% [markdown]
+# There is a test for such pairs that needs neither finite differences nor tolerances to speak of. For all
+# $v$ and $u$, $\langle A v, u \rangle = \langle v, A^\top u \rangle$: the same sum in another order. This
+# is the **adjoint test** (or *dot-product test*). It applies to any linear layer: convolution, upsampling,
+# padding, RoIAlign.
+
+# %%
+pyramid = [rng.normal(size=(2, 3, 24 // k, 32 // k)) for k in (1, 2, 4)]
+many = np.concatenate(
+    [rng.integers(0, 2, (50, 1)), misalign.random_boxes(rng, 50, 5, 60, np.array([126.0, 94.0]))], axis=1
+)
+levels, scales = rng.integers(0, 3, 50), (1 / 4, 1 / 8, 1 / 16)
+for points in ("centers", "crossings"):
+    for ratio in (0, 1, 2, 5):
+        maps = [Tensor(p, requires_grad=True) for p in pyramid]
+        y = F.roi_align(maps, many, (7, 5), scales, ratio, True, levels=levels, sampling_points=points)
+        u = rng.normal(size=y.shape)
+        y.backward(u)
+        forward = (y.numpy() * u).sum()
+        backward = sum((m.grad * p).sum() for m, p in zip(maps, pyramid))
+        size = np.linalg.norm(y.numpy()) * np.linalg.norm(u)
+        assert abs(forward - backward) / size < 1e-15
+        print(
+            f"{points:<10} n = {ratio or 'adaptive':<9}"
+            f"<Av, u> = {forward:+.12f}   <v, A'u> = {backward:+.12f}"
+        )
+
+# %% [markdown]
+# ## The gradient against finite differences
+#
+# Finite differences would do, too, and for a linear layer they teach something: there is no truncation
+# error at all. A straight line has the slope of its chord, whatever the step $h$. What is left is rounding,
+# which falls with $1/h$: the larger the step, the *better*. Only a nonlinear function behind RoIAlign (here
+# a sigmoid, as in the mask head) brings truncation back, so that the two meet. And the maximum is linear
+# *in pieces*: right until the step reaches a point where another cell wins.
+
+# %%
+steps = np.logspace(-13, 0, 27 if FAST else 53)
+tests = {
+    "RoIAlign, average: linear": lambda t: F.roi_align(t, rois, 3, 1 / STRIDE, 2, True),
+    "sigmoid(4 RoIAlign): curved": lambda t: F.sigmoid(F.roi_align(t, rois, 3, 1 / STRIDE, 2, True) * 4.0),
+    "RoIPool: linear in pieces": lambda t: F.roi_pool(t, rois, 3, 1 / STRIDE, aligned=True),
+}
+figure, grid = plt.subplots(1, 3, figsize=(14, 4.2), sharey=True, layout="constrained")
+errors = {}
+for axes, (name, function) in zip(grid, tests.items()):
+    kinds = ("one-sided", "central") if "sigmoid" in name else ("central",)
+    errors[name] = tutorial.step_errors(function, [cells[None, None]], kinds=kinds, steps=steps)
+    errors[name].plot(axes, name)
+plt.show()
+linear, curved, pieces = (e.errors["central"] for e in errors.values())
+assert linear[-3:].max() < 1e-12 < linear[:10].max(), "the larger the step, the better"
+assert 1e-13 < curved.min() < 1e-8 and curved[-1] > 1e-2, "truncation and rounding meet in between"
+assert pieces[(steps > 1e-6) & (steps < 1e-4)].max() < 1e-9 and pieces[-1] > 1e-2, "right up to a kink"
+
+# %% [markdown]
+# ## Where the gradient goes
+#
+# What does a box teach the map? Send back a 1 from each of 7 x 7 bins, for one box of 87 x 79 pixels.
+
+# %%
+ones = np.ones((7, 7))
+images = {"exact integral": roi_integral_gradient(ones, start[None] / STRIDE, texture.shape)[0]}
+for name, layer in reversed(misalign.LAYERS.items()):
+    images[name] = misalign.gradient(layer, texture, start[None], STRIDE, ones)[0]
+
+figure, grid = plt.subplots(2, 3, figsize=(12, 6.2), layout="constrained")
+for axes, (name, sent) in zip(grid.flat, images.items()):
+    shown = axes.imshow(
+        sent, cmap="cividis", vmin=0, vmax=2 * images["exact integral"].max(), extent=(0, 256, 192, 0)
+    )
+    axes.add_patch(plt.Rectangle(start[:2], *(start[2:] - start[:2]), fill=False, ec="white", lw=1.5))
+    miss = np.linalg.norm(sent - images["exact integral"]) / np.linalg.norm(images["exact integral"])
+    axes.set(
+        title=f"{name}: off by {miss:.0%}" if miss else name,
+        xticks=[0, 64, 128, 192, 256],
+        yticks=[0, 64, 128, 192],
+    )
+    assert np.isclose(sent.sum(), 49)
+for axes in grid[1]:
+    axes.set(xlabel="input pixels")
+figure.colorbar(shown, ax=grid, label="gradient of a cell", extend="max")
+plt.show()
+
+# %% [markdown]
+# All six hand on the same total, 49: no layer loses or invents gradient (rows sum to 1). They differ in
+# *whom they tell*. RoIAlign's average tells everyone under the box, in proportion. RoIWarp tells everyone
+# under the *rounded* box: here 7 pixels at the top of the box are left out, and 8 pixels below it are told
+# what does not concern them. The maxima tell a few, RoIPool single cells: those that happened to be the
+# largest of their bins, up to four bins at once, while their neighbours hear nothing.
+#
+# And the box itself? Rounding is a step function, whose derivative is 0 or does not exist: RoIPool and
+# RoIWarp *cannot* have a gradient for the box. RoIAlign could, since it is smooth in $x_1, \dots, y_2$
+# (piecewise). minimask, torchvision and the paper do not use it: proposals are treated as given.
+#
+# ## The experiment: Table 2c in a few seconds
+#
+# If what matters is where the box lies within a cell, then it should show *without any deep network*. Take
+# the simplest mask head there is: a linear function of the 7 x 7 features, fitted by least squares. Its
+# input: blobs of random shape, seen through cells of 16 x 16 pixels, with eight channels a cell (the first
+# eight cosine coefficients, a stand-in for what a trained backbone keeps of a cell). Its target: the mask
+# in the box, 28 x 28, as in the paper. Training is one `np.linalg.solve`. The only thing that we change is
+# the RoI layer.
+
+# %%
+SIDE, MASK, CHANNELS = 160, 28, 8
+
+
+def encoder():
+    """The eight lowest cosine waves of a cell, (C, 16, 16): the channels are inner products with them."""
+    wave = np.cos(np.pi * np.arange(4)[:, None] * (np.arange(STRIDE) + 0.5) / STRIDE)
+    order = sorted(np.ndindex(4, 4), key=lambda ij: (sum(ij), ij))[:CHANNELS]
+    return np.stack([np.outer(wave[i], wave[j]) for i, j in order]) / STRIDE**2
+
+
+def blobs(rng, count):
+    """Feature maps (N, C, 10, 10), boxes (N, 4) and masks in the boxes (N, 28, 28) of noisy blobs."""
+    waves, v, u = encoder(), *(np.indices((SIDE, SIDE)) + 0.5)
+    maps, boxes = np.zeros((count, CHANNELS, SIDE // STRIDE, SIDE // STRIDE)), np.zeros((count, 4))
+    masks = np.zeros((count, MASK, MASK))
+    for n in range(count):
+        dx, dy = u - rng.uniform(68, 92), v - rng.uniform(68, 92)
+        angle, radius, stretch = np.arctan2(dy, dx), rng.uniform(26, 44), rng.uniform(0.75, 1.33)
+        bumps = sum(
+            rng.normal(0, 0.16 / np.sqrt(k - 1)) * np.cos(k * angle + rng.uniform(0, 7)) for k in (2, 3, 4, 5)
+        )
+        mask = np.hypot(dx / stretch, dy * stretch) < radius * (1 + bumps)
+        noisy = (mask + rng.normal(0, 0.1, mask.shape)).reshape(10, STRIDE, 10, STRIDE)
+        maps[n] = np.einsum("aibj,cij->cab", noisy, waves, optimize=True)
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        x1, y1, x2, y2 = boxes[n] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        at = (np.arange(MASK) + 0.5) / MASK
+        masks[n] = mask[np.ix_((y1 + at * (y2 - y1)).astype(int), (x1 + at * (x2 - x1)).astype(int))]
+    return maps, boxes, masks
+
+
+def mask_iou(layer, train, test, penalty=30.0):
+    """IoU of each test mask with the one that a linear head predicts from a layer's features."""
+    features = []
+    for maps, boxes, _ in (train, test):
+        rois = np.concatenate([np.arange(len(boxes))[:, None], boxes], axis=1)
+        features.append(layer(maps, rois, 7, 1 / STRIDE, aligned=True).numpy().reshape(len(boxes), -1))
+    mean, scale = features[0].mean(axis=0), features[0].std(axis=0)
+    a, b = (np.c_[(f - mean) / scale, np.ones(len(f))] for f in features)
+    weights = np.linalg.solve(a.T @ a + penalty * np.eye(a.shape[1]), a.T @ train[2].reshape(len(a), -1))
+    guess, truth = b @ weights > 0.5, test[2].reshape(len(b), -1) > 0.5
+    return (guess & truth).sum(axis=1) / (guess | truth).sum(axis=1)
+
+
+train, test = (
+    blobs(np.random.default_rng(1), 700 if FAST else 3000),
+    blobs(np.random.default_rng(2), 300 if FAST else 1000),
+)
+ious = {name: mask_iou(layer, train, test) for name, layer in misalign.LAYERS.items()}
+print("                   paper: mask AP  AP75     here: mean IoU   masks with IoU above 0.9")
+for name, iou in ious.items():
+    print(
+        f"{name:<18} {PAPER[name][0]:14.1f} {PAPER[name][2]:5.1f}"
+        f"{iou.mean():19.3f} {np.mean(iou > 0.9):16.0%}"
+    )
+worst_aligned = min(ious[name].mean() for name in PAPER if "Align" in name)
+best_rounded = max(ious[name].mean() for name in PAPER if "Align" not in name)
+assert worst_aligned > best_rounded + 0.02
+
+# %% [markdown]
+# The same two groups, and within them nearly the same order: RoIWarp is a little better than RoIPool, and
+# RoIAlign is far ahead, while it hardly matters whether one takes the maximum or the average. And the gap
+# is widest where masks must be accurate, as it is at AP75. A deep network trained on more than 100,000
+# photographs, and a linear function fitted to 3000 blobs, agree on what a RoI layer must not do. It is a
+# property of the *layer*, not of the network. (The sizes of the gaps cannot be compared: AP and IoU are
+# different scales, and blobs are easier than photographs.)
+#
+# Is it really the place within a cell? Sort the test boxes by how far rounding moves their edges.
+
+# %%
+edges = test[1] / STRIDE
+moved_by = np.abs(np.rint(edges) - edges).mean(axis=1) * STRIDE  # (N,) pixels, mean over the four edges
+groups = np.array_split(np.argsort(moved_by), 4 if FAST else 8)
+at = [moved_by[group].mean() for group in groups]
+lost = {}
+_, axes = plt.subplots(figsize=(8.5, 4), layout="constrained")
+for name, iou in ious.items():
+    means = [iou[group].mean() for group in groups]
+    lost[name] = means[0] - means[-1]
+    axes.plot(at, means, "o" + styles[name][1], color=styles[name][0], label=name)
+axes.set(xlabel="how far rounding moves a box's edges (mean of the four), input pixels", ylabel="mean IoU")
+axes.set(title="Masks of a linear head, by how far the box lies from whole cells")
+axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+axes.grid(alpha=0.3)
+plt.show()
+print("lost from the left to the right:", {name: round(float(value), 3) for name, value in lost.items()})
+assert (
+    min(lost[name] for name in PAPER if "Warp" in name)
+    > 0.01
+    > max(lost[name] for name in PAPER if "Align" in name)
+)
+
+# %% [markdown]
+# RoIAlign does not care where a box lies. The other three get worse the more their boxes are moved, all
+# three alike, interpolation or not. They do not reach RoIAlign at the left end either: even there edges are
+# moved by 2 pixels on average, and their one head was fitted to boxes that are off by any amount, so that
+# it blurs all outlines.
+#
+# ## The CUDA source, stepped through on the CPU
+#
+# On a GPU, RoIAlign is not a sparse matrix but a loop whose turns run at the same time: one **thread** for
+# each output. The source is C++ with a few additions; it ships with minimask, and it starts with the loop
+# that it replaces:
+
+# %%
+cuda_source = Path(align.__file__).with_name("roi_align.cu")
+lines = cuda_source.read_text(encoding="utf-8").splitlines()
+print("\n".join(line for line in lines[: lines.index("struct Maps {") - 2] if line.startswith("//")))
+
+# %% [markdown]
+# The kernel is the body of that loop. `blockIdx.x` says which RoI this thread works on, and `k` which of
+# its outputs; both loops go on in steps of the whole grid, so that any number of threads does all of the
+# work.
+
+# %%
+first = next(i for i, line in enumerate(lines) if "__global__ void roi_align_backward" in line) - 2
+print("\n".join(lines[first:]))
+
+# %% [markdown]
+# Here comes what cannot be done on a GPU: **stop the time**. minimask's tests compile this very file with
+# g++ and run its threads one after the other (`tests/cuda_on_cpu/`, described in
+# [docs/kernels.md](../docs/kernels.md)), and they can say what a single thread did to memory, line by line.
+# This needs Linux, g++ and a clone of the repository; elsewhere the following cells say that they skip, and
+# you read the outputs that are stored here.
+
+
+# %%
+def find_harness():
+    """The tests' CUDA harness and the launcher of the RoI kernels; or why there are none."""
+    for folder in (Path(minimask.__file__).parent.parent, *Path.cwd().parents, Path.cwd()):
+        if (folder / "tests" / "cuda_on_cpu").is_dir():
+            sys.path.insert(0, str(folder))
+            break
+    else:
+        return None, None, "this is no clone of minimask's repository, and the harness is in its tests/"
+    try:
+        from tests import cuda_on_cpu, test_roi_kernels
+    except ImportError as error:
+        return None, None, f"{error.name} is not installed"
+    return cuda_on_cpu, test_roi_kernels, None if cuda_on_cpu.compiler() else "there is no g++, or no Linux"
+
+
+cuda, roi_kernels, why_not = find_harness()
+print(f"skipping what follows: {why_not}" if why_not else "g++ and the harness are there")
+
+# %% [markdown]
+# One box, 3 x 3 bins, one sampling point in each ($n = 1$). Nine threads; we follow number 4, which has the
+# bin in the middle. First forward:
+
+# %%
+one = Sampling((3, 3), 1, True)
+x, upstream = cells[None, None].copy(), np.ones((1, 1, 3, 3))
+(A1,) = Plan.build(rois[:1], None, [x.shape], (1 / STRIDE,), one, np.float64).matrices
+
+
+def step_through(name, thread, *args, **arrays):
+    """Run a kernel of nine threads, and print what one of them does to memory."""
+    kernel = cuda.load(cuda_source, [f"{name}<double>"], watch=True).get_function(f"{name}<double>")
+    sizes = [np.int32(1)] * 3  # R, N, C
+    steps = kernel.trace(
+        (1,), (9,), (*args, *sizes, roi_kernels.sampling(one)), thread_index=(thread,), arrays=arrays
+    )
+    for step in steps:
+        what = f"{step.kind:<5} {step.array}[{', '.join(map(str, step.index))}]"
+        print(f"line {step.line:<4} {what:<22} {lines[step.line - 1].strip()}")
+    return steps
+
+
+if not why_not:
+    level, y = np.zeros(1, np.int32), np.zeros((1, 1, 3, 3))
+    maps = roi_kernels.maps([x], [1 / STRIDE])
+    steps = step_through("roi_align_forward", 4, maps, rois[:1], level, y, np.uintp(0), x=x)
+    read = [step.index for step in steps if step.array == "x"]
+    assert len(read) == 4 and [step.index for step in steps if step.kind == "write"] == [(0, 0, 1, 1)]
+    assert {10 * v + u for _, _, v, u in read} == set(A1[4].nonzero()[1])  # the columns of row 4
+    np.testing.assert_allclose(y.ravel(), A1 @ x.ravel(), rtol=1e-14)
+
+# %% [markdown]
+# It reads its level and its box, then four cells of the map, and writes one number: row 4 of the matrix
+# $A$, spelled out. Now backward: it reads one number of the gradient, and **adds** to the same four cells.
+
+# %%
+if not why_not:
+    gx = np.zeros_like(x)
+    maps = roi_kernels.maps([gx], [1 / STRIDE])
+    steps = step_through("roi_align_backward", 4, upstream, np.uintp(0), rois[:1], level, maps, gx=gx)
+    assert [step.index for step in steps if step.kind == "add"] == read
+    np.testing.assert_allclose(gx.ravel(), A1.T @ upstream.ravel(), rtol=1e-14)
+
+# %% [markdown]
+# Why `atomicAdd`, and not simply `+=`? Because `+=` is three steps (read, add, write), and thread 5 may
+# read between 4's read and 4's write; then one of the two contributions is gone. On a GPU this happens now
+# and then, in some runs, on some hardware. It is the bug of `gx[cells] += ...` again, made unpredictable.
+# The harness knows who touched what, so it finds the race *in any order*, even one in which the result
+# happens to be right:
+
+# %%
+if not why_not:
+    wrong = cuda_source.read_text(encoding="utf-8")
+    wrong = wrong.replace("atomicAdd(gx + pixel[q], weight[q] * share)", "gx[pixel[q]] += weight[q] * share")
+    launcher = roi_kernels.Launcher(wrong, watch=True, grid=(1,), block=9)
+    try:
+        launcher.align_gradient(upstream, np.uintp(0), rois[:1], None, [x.shape], (1 / STRIDE,), one)
+    except cuda.KernelError as error:
+        print(error)
+        assert "race" in str(error)
+    else:
+        raise AssertionError("the race was overlooked")
+
+# %% [markdown]
+# `atomicAdd` lets the threads in one by one, but in *which* order is up to the hardware, and floating-point
+# addition is not associative. So the gradient of RoIAlign on a GPU differs in the last digits from run to
+# run, in every framework. On the CPU we can choose the order:
+
+# %%
+if not why_not:
+    crowd = np.tile(rois[:1], (40, 1)).astype(np.float32)
+    crowd[:, 1:] += rng.uniform(-8, 8, (40, 4))
+    gy = rng.normal(size=(40, 1, 7, 7)).astype(np.float32)
+    how, none = Sampling((7, 7), 2, True), np.uintp(0)
+    sums = {}
+    for order in ("forward", "reverse", "shuffled"):
+        launcher = roi_kernels.Launcher(order=order)
+        (sums[order],) = launcher.align_gradient(gy, none, crowd, None, [x.shape], (1 / STRIDE,), how)
+        differs = np.abs(sums[order] - sums["forward"]).max() / np.abs(gy).max()
+        print(f"threads in {order:<8} order: differs by {differs:.0e}")
+        assert differs < 1e-5
+    assert not np.array_equal(sums["forward"], sums["reverse"])
+    maps = Tensor(np.zeros(x.shape, np.float32), requires_grad=True)
+    F.roi_align(maps, crowd, 7, 1 / STRIDE, 2, True).backward(gy)
+    np.testing.assert_allclose(maps.grad, sums["forward"], rtol=0, atol=1e-4)
+
+# %% [markdown]
+# (minimask on the CPU multiplies by a sparse matrix, whose sums have a fixed order: the same bits in every
+# run.)
+#
+# ## Exercises
+#
+# **1.** RoIPool, forward. The text of the task says how it rounds. The try below is the natural one.
+
+# %%
+exercises.describe("roi_pool")
+
+
+# %%
+def my_roi_pool(x, rois, output_size, scale):
+    ph, pw = output_size
+    y = np.zeros((len(rois), x.shape[1], ph, pw))
+    for r, roi in enumerate(rois):
+        x1, y1, x2, y2 = np.round(roi[1:] * scale).astype(int)
+        for i in range(ph):
+            for j in range(pw):
+                top, bottom = y1 + (y2 - y1) * i // ph, y1 + -(-(y2 - y1) * (i + 1) // ph)
+                left, right = x1 + (x2 - x1) * j // pw, x1 + -(-(x2 - x1) * (j + 1) // pw)
+                (top, bottom), (left, right) = (
+                    np.clip((top, bottom), 0, x.shape[2]),
+                    np.clip((left, right), 0, x.shape[3]),
+                )
+                if bottom > top and right > left:
+                    y[r, :, i, j] = x[int(roi[0]), :, top:bottom, left:right].max(axis=(1, 2))
+    return y
+
+
+exercises.check("roi_pool", my_roi_pool)
+
+# %% [markdown]
+# **2.** RoIAlign, forward. Below, something is missing.
+
+# %%
+exercises.describe("roi_align_forward")
+
+
+# %%
+def my_roi_align(x, rois, output_size, scale, sampling_ratio):
+    (ph, pw), n, (height, width) = output_size, sampling_ratio, x.shape[2:]
+    y = np.zeros((len(rois), x.shape[1], ph, pw))
+    for r, roi in enumerate(rois):
+        x1, y1, x2, y2 = roi[1:] * scale
+        for i, j, a, b in np.ndindex(ph, pw, n, n):
+            v = y1 + (i + (a + 0.5) / n) * (y2 - y1) / ph
+            u = x1 + (j + (b + 0.5) / n) * (x2 - x1) / pw
+            y[r, :, i, j] += align.bilinear_loop(x[int(roi[0])], v, u, height, width) / n**2
+    return y
+
+
+exercises.check("roi_align_forward", my_roi_align)
+
+# %% [markdown]
+# **3.** RoIAlign, backward. You have all you need: gather becomes scatter. The try takes the matrix, which
+# is fine. It looks right, and is not.
+
+# %%
+exercises.describe("roi_align_backward")
+
+
+# %%
+def my_roi_align_backward(gy, rois, x_shape, scale, sampling_ratio):
+    s = Sampling(gy.shape[2:], sampling_ratio, aligned=True)
+    (matrix,) = Plan.build(rois, None, [x_shape], (scale,), s, gy.dtype).matrices
+    entries = matrix.tocoo()  # bin entries.row reads cell entries.col with the weight entries.data
+    n, channels, height, width = x_shape
+    g = gy.transpose(1, 0, 2, 3).reshape(channels, -1)  # (R, C, PH, PW) -> (C, R*PH*PW)
+    gx = np.zeros((channels, n * height * width))
+    gx[:, entries.col] += entries.data * g[:, entries.row]
+    return gx.reshape(channels, n, height, width).swapaxes(0, 1)
+
+
+exercises.check("roi_align_backward", my_roi_align_backward)
+
+# %% [markdown]
+# **4.** On paper: RoIPool's bound is $\tfrac32 - \tfrac1P$ cells. Construct a box that comes within a
+# hundredth of it for $P = 2$, and look at it with `explorer.draw`.
+#
+# <details><summary>Answer</summary>
+#
+# $W$ must be odd, so that $W / 2$ is rounded by a half; both ends must be rounded by almost a half, in the
+# same direction. For instance $a = 1.495$, $b = 4.495$: $a' = 1$, $b' = 4$, $W = 3$. The second bin begins
+# at $1 + \lfloor 1.5 \rfloor = 2$ and should begin at 2.995: off by 0.995 of at most 1 cell.
+#
+# </details>
+#
+# **5.** Bilinear interpolation of a map that is itself a *bilinear* function, $x y$, is exact. Is
+# RoIAlign's average then exact? Its maximum? And for $x^2$?
+#
+# <details><summary>Answer</summary>
+#
+# The average: yes, for the points lie symmetrically along each axis, so that the mean of $x y$ over the
+# grid is the product of the means. The maximum: never, it is a corner's value. For $x^2$ neither: the
+# surface between two centres is a chord, above the parabola, and the points miss part of the curvature
+# besides; the first error is of the map, not of the layer.
+#
+# </details>
+#
+# **6.** Tell the linear head of the experiment how far each of the four edges was rounded: four more
+# features. Does RoIWarp come up to RoIAlign? Why not?
+#
+# <details><summary>Answer</summary>
+#
+# Somewhat. As additional features they raise the mean IoU of RoIWarp's average from 0.896 to 0.912, and
+# together with their products with all other features (so that the head can *use* a feature differently,
+# depending on the shift) to 0.926; RoIAlign has 0.949. So the loss was one of information, partly: the
+# place within a cell. But the head must also undo the shift, and this is easier for a layer that knows the
+# box.
+#
+# </details>
+#
+# **7.** The adjoint test of `F.roi_align(..., aggregation="max")` fails. Is its gradient wrong?
+#
+# <details><summary>Answer</summary>
+#
+# No: the layer is not linear, so there is no $A$ for all maps, and the test does not apply. At one map it
+# is linear *nearby*: it holds with $\langle J v, u \rangle = \langle v, J^\top u \rangle$, where $J v$ is
+# the difference of outputs for a step so small that no other point wins. The finite differences above say
+# the same of RoIPool.
+#
+# </details>
+#
+# **8.** How many multiplications does RoIAlign cost for 512 boxes, 256 channels, 7 x 7 bins and $n = 2$,
+# and how many does the first layer behind it, a fully connected one of 1024 outputs? Why does RoIAlign take
+# noticeable time all the same?
+#
+# <details><summary>Answer</summary>
+#
+# $512 \cdot 256 \cdot 49 \cdot 16 \approx 10^8$ against $512 \cdot (256 \cdot 49) \cdot 1024 \approx 6.6
+# \cdot 10^9$. But each of RoIAlign's needs its own number from a map of many megabytes, in an irregular
+# order, while a matrix product uses each number that it loads a thousand times. RoIAlign is limited by
+# memory. This is why minimask holds the map with channels last for it: the 256 channels of a cell lie side
+# by side.
+#
+# </details>
+#
+# ## Read on
+#
+# * [docs/roi_layers.md](../docs/roi_layers.md): the five layers, the bounds in full, what `minimask
+#   misalign` measures; [docs/kernels.md](../docs/kernels.md): the CUDA sources.
+# * K. He, G. Gkioxari, P. Dollár, R. Girshick, *Mask R-CNN*, ICCV 2017: section 3, Table 2c and 2d.
+# * R. Girshick, *Fast R-CNN*, ICCV 2015 (RoIPool); J. Dai, K. He, J. Sun, *Instance-aware semantic
+#   segmentation via multi-task network cascades*, CVPR 2016 (RoI warping).
+# * B. Jiang, R. Luo, J. Mao, T. Xiao, Y. Jiang, *Acquisition of localization confidence for accurate object
+#   detection*, ECCV 2018: the exact integral as a layer, with a gradient for the box.
+#
+# Next: **07 Heads and losses**, what is done with the 7 x 7.
