@@ -61,8 +61,9 @@ rng = np.random.default_rng(0)
 # ## The idea in a picture
 #
 # A convolution is linear in the image, so it is a matrix $A$: one row for each output, one column for each pixel. We
-# need no formula to see it. Column $k$ of a matrix is what it makes of the $k$-th unit vector; so feed in all the images that
-# are 1 in one pixel and 0 elsewhere. Below: a 3 x 3 kernel, its elements numbered 1 to 9, on an image of 6 x 6.
+# need no formula to see it. Column $k$ of a matrix is what it makes of the $k$-th unit vector; so feed in all the
+# images that are 1 in one pixel and 0 elsewhere. Below: a 3 x 3 kernel, its elements numbered 1 to 9, on an image of
+# 6 x 6.
 
 
 # %%
@@ -108,15 +109,17 @@ assert np.array_equal(A[:, pixel].reshape(4, 4)[0:3, 1:4], kernel[0, 0, ::-1, ::
 # Here is the whole notebook in one picture.
 #
 # * Going **forward**, an output asks: which pixels do I read? The answer is a row of $A$: **the kernel**.
-# * Going **backward**, a pixel asks: which outputs read me, and with what weight? The answer is a column of $A$: **the kernel
-#   turned by 180 degrees**. The output *left* of the pixel reads it with the *right* side of its window.
-#   So the gradient of the image, $A^\top \bar y$, is a convolution with the turned kernel. Nobody had to remember to flip anything.
-# * Every diagonal of $A$ has one colour: **one weight sits in many places**, once for each output. Its gradient is the sum over
-#   those places, and they are arranged like the image itself. That sum will turn out to be a correlation.
+# * Going **backward**, a pixel asks: which outputs read me, and with what weight? The answer is a column of $A$:
+#   **the kernel turned by 180 degrees**. The output *left* of the pixel reads it with the *right* side of its window.
+#   So the gradient of the image, $A^\top \bar y$, is a convolution with the turned kernel. Nobody had to remember to
+#   flip anything.
+# * Every diagonal of $A$ has one colour: **one weight sits in many places**, once for each output. Its gradient is
+#   the sum over those places, and they are arranged like the image itself. That sum will turn out to be a
+#   correlation.
 #
 # In mathematics, "convolution" means the sum with the turned kernel, and the sum without turning is called
-# (cross-)correlation. Deep learning calls the second one convolution, since a learnt kernel does not mind which way it is stored.
-# The gradient minds. Both in SciPy's terms:
+# (cross-)correlation. Deep learning calls the second one convolution, since a learnt kernel does not mind which way
+# it is stored. The gradient minds. Both in SciPy's terms:
 
 # %%
 x = rng.normal(size=(6, 6))
@@ -131,12 +134,14 @@ print("forward = correlate2d(x, w, 'valid')      gradient of x = convolve2d(gy, 
 # %% [markdown]
 # ## The formula, as loops
 #
-# With stride $s$, padding $P$ and dilation $d$ (the gap between the kernel's elements), for image $n$, output channel $o$, output position $(p, q)$:
+# With stride $s$, padding $P$ and dilation $d$ (the gap between the kernel's elements), for image $n$, output channel
+# $o$, output position $(p, q)$:
 #
 # $$y_{n o p q} = b_o + \sum_{c, i, j} w_{o c i j}\; x_{n,\, c,\, p s + i d - P,\, q s + j d - P},$$
 #
-# where pixels outside the image count as 0. Now the one idea. The formula is a list of products $w \cdot x$, each of which is added to
-# one $y$. Let `_terms` enumerate that list: for each product the index of its $y$, of its $w$, of its $x$. Then look at the three functions.
+# where pixels outside the image count as 0. Now the one idea. The formula is a list of products $w \cdot x$, each of
+# which is added to one $y$. Let `_terms` enumerate that list: for each product the index of its $y$, of its $w$, of
+# its $x$. Then look at the three functions.
 
 # %%
 source(
@@ -155,8 +160,8 @@ source(
 # | gradient of the input | $\bar y, w$ | $\bar x$, where $x$ was |
 # | gradient of the weights | $\bar y, x$ | $\bar w$, where $w$ was |
 #
-# This *is* the derivation. If $x$ or $w$ changes a little, the loss changes by $\sum \bar y \, dy$, and $dy$ consists of the products
-# $w\,dx + dw\,x$. So with
+# This *is* the derivation. If $x$ or $w$ changes a little, the loss changes by $\sum \bar y \, dy$, and $dy$ consists
+# of the products $w\,dx + dw\,x$. So with
 #
 # $$T(\bar y, w, x) = \sum_{\text{terms}} \bar y_{n o p q}\; w_{o c i j}\; x_{n c u v},
 # \qquad
@@ -164,13 +169,13 @@ source(
 #
 # Three things follow at once.
 #
-# * **The cost.** Each of the three passes does the same number of multiplications. That is the origin of the rule that a backward
-#   pass costs twice a forward pass.
-# * **What has to be kept.** $\bar x$ needs $w$ but not $x$; $\bar w$ needs $x$ but not $w$. If the weights are frozen, as in
-#   the first stages of a pretrained backbone, the activations need not be kept.
+# * **The cost.** Each of the three passes does the same number of multiplications. That is the origin of the rule
+#   that a backward pass costs twice a forward pass.
+# * **What has to be kept.** $\bar x$ needs $w$ but not $x$; $\bar w$ needs $x$ but not $w$. If the weights are
+#   frozen, as in the first stages of a pretrained backbone, the activations need not be kept.
 # * **A test for free.** $T$ is linear in each of its arguments, so
-#   $\langle \bar y, y\rangle = \langle \bar x, x\rangle = \langle \bar w, w\rangle = T$. Three numbers that have to agree to the last digits, without any
-#   finite difference.
+#   $\langle \bar y, y\rangle = \langle \bar x, x\rangle = \langle \bar w, w\rangle = T$. Three numbers that have to
+#   agree to the last digits, without any finite difference.
 #
 # Here is the layer itself. `needs` says which gradients are wanted.
 
@@ -187,8 +192,8 @@ print("<gy, y>, <gx, x>, <gw, w> =", *(f"{number:.12f}" for number in three))
 assert np.ptp(three) < 1e-12
 
 # %% [markdown]
-# (Would it find every mistake? No: it says nothing about $\bar x$ across $x$. Use it with fresh random $x$ and $w$, and use the
-# gradient check as well, which moves in random directions of its own.)
+# (Would it find every mistake? No: it says nothing about $\bar x$ across $x$. Use it with fresh random $x$ and $w$,
+# and use the gradient check as well, which moves in random directions of its own.)
 #
 # ## The mathematics: what kind of sum is each gradient?
 #
@@ -196,25 +201,29 @@ assert np.ptp(three) < 1e-12
 #
 # $$\bar w_{ocij} = \sum_{n, p, q} \bar y_{nopq}\; x_{n,\,c,\, i d + p s - P,\, j d + q s - P} .$$
 #
-# Put this line beside the formula of the forward pass. It *is* that formula, with other names: $(i, j)$ now counts the output's positions,
-# and $(p, q)$ the kernel's; the kernel is $\bar y$; **stride and dilation have changed places**; the sum runs over images instead of
-# channels. All signs are $+$, nothing is turned: a correlation of the image with the gradient that arrives.
+# Put this line beside the formula of the forward pass. It *is* that formula, with other names: $(i, j)$ now counts
+# the output's positions, and $(p, q)$ the kernel's; the kernel is $\bar y$; **stride and dilation have changed
+# places**; the sum runs over images instead of channels. All signs are $+$, nothing is turned: a correlation of the
+# image with the gradient that arrives.
 #
-# In words: *$\bar w_{ij}$ asks how well the image, moved by $(i, j)$, agrees with what the loss wants.* In a moment we use that to measure something.
+# In words: *$\bar w_{ij}$ asks how well the image, moved by $(i, j)$, agrees with what the loss wants.* In a moment
+# we use that to measure something.
 #
 # **Input: a convolution with the turned kernel.** Fix the pixel $u = p s + i d - P$. With stride 1, $p = u + P - i d$:
 #
 # $$\bar x_{ncuv} = \sum_{o, i, j} w_{ocij}\; \bar y_{n,\,o,\, u + P - i d,\, v + P - j d} .$$
 #
-# This time $i$ comes with a minus sign, because the pixel is fixed and the window moves. Count from the other end, $i = K - 1 - i'$:
+# This time $i$ comes with a minus sign, because the pixel is fixed and the window moves. Count from the other end,
+# $i = K - 1 - i'$:
 #
 # $$\bar x_{ncuv} = \sum_{o, i', j'} \underbrace{w_{o,\,c,\,K-1-i',\,K-1-j'}}_{\text{turned by } 180^\circ}\;
 #   \bar y_{n,\,o,\; u + i' d - P',\; v + j' d - P'}, \qquad P' = d (K - 1) - P ,$$
 #
-# the forward formula once more: padding $P'$, input and output channels exchanged. A 3 x 3 kernel with padding 1 has $P' = 1$.
+# the forward formula once more: padding $P'$, input and output channels exchanged. A 3 x 3 kernel with padding 1 has
+# $P' = 1$.
 #
-# **With stride $s$**, only some $p = (u + P - i d)/s$ are whole numbers; the others do not exist. Equivalently: put $s - 1$ zeros between the
-# elements of $\bar y$, and continue as with stride 1.
+# **With stride $s$**, only some $p = (u + P - i d)/s$ are whole numbers; the others do not exist. Equivalently: put
+# $s - 1$ zeros between the elements of $\bar y$, and continue as with stride 1.
 #
 # **Bias.** $b_o$ is in every output of its channel: $\bar b_o = \sum_{n, p, q} \bar y_{nopq}$.
 #
@@ -253,14 +262,16 @@ assert np.allclose(
 print("both gradients are convolutions themselves: agreed to 1e-12")
 
 # %% [markdown]
-# Two details that would cost you an evening. With a stride, the last rows of the image may be read by no window at all; then the correlation
-# has positions too many, and they are cut off. And if the padding exceeds $d (K - 1)$, then $P'$ is negative: cut $\bar y$ instead of padding it.
+# Two details that would cost you an evening. With a stride, the last rows of the image may be read by no window at
+# all; then the correlation has positions too many, and they are cut off. And if the padding exceeds $d (K - 1)$, then
+# $P'$ is negative: cut a border off $\bar y$ instead of padding it.
 #
 # ## An experiment: the weight gradient finds a displacement
 #
-# Take a piece $t$ of a microscope slide, and a piece $x$ of the same slide that is 12 pixels larger on each side, and not quite centred on $t$. We want a
-# 25 x 25 kernel that turns $x$ into $t$, we start it at **zero**, and look at nothing but its first gradient. With
-# $L = \frac{1}{2M} \sum (y - t)^2$ over $M$ pixels, the gradient that arrives at $w = 0$, where $y = 0$, is $\bar y = -t / M$, so
+# Take a piece $t$ of a microscope slide, and a piece $x$ of the same slide that is 12 pixels larger on each side, and
+# not quite centred on $t$. We want a 25 x 25 kernel that turns $x$ into $t$, we start it at **zero**, and look at
+# nothing but its first gradient. With $L = \frac{1}{2M} \sum (y - t)^2$ over $M$ pixels, the gradient that arrives at
+# $w = 0$, where $y = 0$, is $\bar y = -t / M$, so
 #
 # $$-\bar w_{ij} = \frac{1}{M} \sum_{p, q} t_{pq}\; x_{p + i,\, q + j}$$
 #
@@ -314,17 +325,19 @@ plt.show()
 assert losses[-1] < 0.5 * losses[0]
 
 # %% [markdown]
-# One gradient, from a kernel that knows nothing, and it knows the displacement (the circle). This is what the weight gradient of every
-# convolution in the network does: it correlates what is in its input with what is missing in its output.
+# One gradient, from a kernel that knows nothing, and it knows the displacement (the circle). This is what the weight
+# gradient of every convolution in the network does: it correlates what is in its input with what is missing in its
+# output.
 #
-# The peak is broad: about as broad as a nucleus. A picture moved by one pixel too many still looks alike, so the first gradient cannot tell; only
-# by descending further do the neighbours get subtracted. (Undoing this blur takes many steps of gradient descent, since the spectrum of natural
-# images spans orders of magnitude. It is the reason why *whitening* the input, and the norm layers of notebook 03, help.)
+# The peak is broad: about as broad as a nucleus. A picture moved by one pixel too many still looks alike, so the
+# first gradient cannot tell; only by descending further do the neighbours get subtracted. (Undoing this blur takes
+# many steps of gradient descent, since the spectrum of natural images spans orders of magnitude. It is one reason why
+# *whitening* the input, and the norm layers of notebook 03, help.)
 #
 # ## Padding, stride, dilation, groups: six matrices
 #
-# Each option is a change of the matrix, and the gradient is always its transpose. The last panel is a transposed convolution, of which more
-# below: compare it with the one of stride 2.
+# Each option is a change of the matrix, and the gradient is always its transpose. The last panel is a transposed
+# convolution, of which more below: compare it with the one of stride 2.
 
 # %%
 OPTIONS = {
@@ -355,13 +368,17 @@ assert np.array_equal(matrices["transposed, padding 1, stride 2"], matrices["pad
 assert not matrices["groups 2"][:4, 16:].any()  # the first group does not see the second channel
 
 # %% [markdown]
-# * **Padding** adds rows (outputs) whose windows reach beyond the image, and are cut there: near the border a row has fewer than nine colours.
-# * **Stride 2** leaves rows out. Columns get thinner as well: some pixels are read once, others four times. Keep that in mind.
+# * **Padding** adds rows (outputs) whose windows reach beyond the image, and are cut there: near the border a row has
+#   fewer than nine colours.
+# * **Stride 2** leaves rows out. Columns get thinner as well: some pixels are read once, others four times. Keep that
+#   in mind.
 # * **Dilation** moves the diagonals apart; the number of weights stays.
-# * **Two channels** are two by two blocks, each with a kernel of its own (here, all alike). **Groups** keep the blocks on the diagonal.
+# * **Two channels** are two by two blocks, each with a kernel of its own (here, all alike). **Groups** keep the
+#   blocks on the diagonal.
 #
-# The number of weights never shows in the picture: nine numbers, or 36, fill it all. For one layer of ResNet-50's first stage the
-# matrix would have $64 \cdot 200 \cdot 304$ rows and as many columns, $1.5 \cdot 10^{13}$ elements, made of 36 864 weights. Nobody builds *that* matrix.
+# The number of weights never shows in the picture: nine numbers, or 36, fill it all. For one layer of ResNet-50's
+# first stage the matrix would have $64 \cdot 200 \cdot 304$ rows and as many columns, $1.5 \cdot 10^{13}$ elements,
+# made of 36 864 weights. Nobody builds *that* matrix.
 #
 # ## From loops to one matrix product: im2col
 #
@@ -371,8 +388,8 @@ assert not matrices["groups 2"][:4, 16:].any()  # the first group does not see t
 #
 # $$\bar W = \bar Y \cdot \text{patches}^\top, \qquad \overline{\text{patches}} = W^\top \bar Y ,$$
 #
-# after which the patches' gradient is added back into the image (`col2im`, the transpose of `im2col`): a pixel that was copied nine times
-# collects nine gradients. **Added**, not written.
+# after which the patches' gradient is added back into the image (`col2im`, the transpose of `im2col`): a pixel that
+# was copied nine times collects nine gradients. **Added**, not written.
 
 # %%
 source(
@@ -384,13 +401,14 @@ source(
 )
 
 # %% [markdown]
-# `im2col` has no loop over pixels: it loops over the kernel's elements, and copies for each of them the whole image, shifted. So the matrix of
-# patches can be read in two ways, and both will be useful:
+# `im2col` has no loop over pixels: it loops over the kernel's elements, and copies for each of them the whole image,
+# shifted. So the matrix of patches can be read in two ways, and both will be useful:
 #
 # * its **columns** are the windows, one for each output;
 # * its **rows** are the image, moved by $(i, j)$, one for each element of the kernel.
 #
-# Below, a 3 x 3 kernel with dilation 6, so that the rows are moved far enough to be seen: nine moved images, and three windows.
+# Below, a 3 x 3 kernel with dilation 6, so that the rows are moved far enough to be seen: nine moved images, and
+# three windows.
 
 # %%
 crop = slide[132:180, 136:184][None, None]
@@ -434,8 +452,8 @@ assert (counted[0, 0], counted[0, 9], counted[9, 9]) == (4, 6, 9)
 # %% [markdown]
 # ## Blocks of rows, and shifted views
 #
-# The price of im2col is memory: every pixel is there nine times. What would that be for one 3 x 3 convolution of the feature pyramid, 256
-# channels on the finest level of an 800 x 1216 image?
+# The price of im2col is memory: every pixel is there nine times. What would that be for one 3 x 3 convolution of the
+# feature pyramid, 256 channels on the finest level of an 800 x 1216 image?
 
 # %%
 g = Geometry.of((1, 256, 200, 304), (256, 256, 3, 3), 1, 1, 1, 1)
@@ -445,28 +463,30 @@ print(f"image {image_bytes / 2**20:.0f} MiB, patches {patch_bytes / 2**20:.0f} M
 assert patch_bytes == 9 * image_bytes
 
 # %% [markdown]
-# Half a GiB, written to memory and read back, for one layer and one image. There are two ways out, and they correspond to the two
-# readings of the matrix.
+# Half a GiB, written to memory and read back, for one layer and one image. There are two ways out, and they
+# correspond to the two readings of the matrix.
 #
-# **By columns: blocks.** Build the patches of a few rows of outputs, multiply, throw them away. The buffer is so small that it is still in the
-# processor's cache when the product reads it. Each thread has its own buffer and its own rows.
+# **By columns: blocks.** Build the patches of a few rows of outputs, multiply, throw them away. The buffer is so
+# small that it is still in the processor's cache when the product reads it. Each thread has its own buffer and its
+# own rows. (A 1 x 1 convolution needs no patches at all: there, the image itself is the matrix.)
 
 # %%
 source(convolution._blocks, convolution.forward)
 
 # %% [markdown]
-# **By rows: shifted views.** Row $(i, j)$ of the patches is the moved image. Pad the image with zeros and lay it out flat, row after row: then the moved image
-# is *the same memory, read from a later position on*: $i \cdot \text{pitch} + j$, with the pitch the width of the padded image. Nothing is copied
-# at all; $Y = \sum_{ij} W_{ij} \cdot \text{view}_{ij}$. There is a catch: a window that begins near the end of a row continues at the beginning of the next
-# one. These outputs are nonsense. They are computed along, and thrown away.
+# **By rows: shifted views.** Row $(i, j)$ of the patches is the moved image. Pad the image with zeros and lay it out
+# flat, row after row: then the moved image is *the same memory, read from a later position on*:
+# $i \cdot \text{pitch} + j$, with the pitch the width of the padded image. Nothing is copied at all;
+# $Y = \sum_{ij} W_{ij} \cdot \text{view}_{ij}$. There is a catch: a window that begins near the end of a row
+# continues at the beginning of the next one. These outputs are nonsense. They are computed along, and thrown away.
 
 # %%
 source(convolution._padded, convolution._patches)
 
 # %% [markdown]
-# minimask combines both: where rows are short (14 columns in the mask head), it fills a block's buffer from shifted views, which are long pieces of memory,
-# rather than from short rows. The figure is a 6 x 6 image with padding 1, so a pitch of 8. Both outputs begin at some flat position and read on from
-# there; the orange one straddles two rows.
+# minimask combines both: where rows are short (14 columns in the mask head), it fills a block's buffer from shifted
+# views, which are long pieces of memory, rather than from short rows. The figure is a 6 x 6 image with padding 1, so
+# a pitch of 8. Both outputs begin at some flat position and read on from there; the orange one straddles two rows.
 
 # %%
 g = Geometry.of((1, 1, 6, 6), (1, 1, 3, 3), 1, 1, 1, 1)
@@ -498,9 +518,10 @@ assert np.allclose(kept, F.conv2d(x, kernel, padding=1).numpy()[0, 0])
 # %% [markdown]
 # ### How fast, on your machine
 #
-# Five ways to the same numbers: the loops, im2col, minimask's blocks, the sum over shifted views without any copy (a function of six lines, below), and, as the
-# goal, the bare matrix product of ready-made patches. The figures are those of the machine that made this page. **Run it on yours**;
-# nothing is asserted about times, only about results and memory.
+# Five ways to the same numbers: the loops, im2col, minimask's blocks, the sum over shifted views without any copy (a
+# short function, below), and, as the goal, the bare matrix product of ready-made patches. (It has to fetch them from
+# memory, so that blocks may even pass it.) The figures are those of the machine that made this page, which had other
+# work to do. **Run it on yours**; nothing is asserted about times, only about results and memory.
 
 
 # %%
@@ -518,14 +539,24 @@ def forward_views(x, w, padding):
     return y.reshape(n, o, height, pitch)[..., : pitch - kw + 1]
 
 
-def seconds(work, repeats):
-    """The best of some runs: the machine has other things to do."""
-    times = []
+def seconds(works, repeats):
+    """The best of some runs of each, in turns: the machine has other things to do, now and then."""
+    best = [np.inf] * len(works)
     for _ in range(repeats):
-        begin = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begin)
-    return min(times)
+        for i, work in enumerate(works):
+            begin = time.perf_counter()
+            work()
+            best[i] = min(best[i], time.perf_counter() - begin)
+    return best
+
+
+def with_block(size):
+    """minimask's convolution with another size of its buffer, which it reads at each call."""
+    before, convolution.BLOCK = convolution.BLOCK, size
+    try:
+        convolution.forward(x, w, None, g)
+    finally:
+        convolution.BLOCK = before
 
 
 def peak(work):
@@ -537,7 +568,7 @@ def peak(work):
     return most / 2**20
 
 
-side, repeats = (64, 3) if FAST else (128, 7)
+side, repeats = (64, 3) if FAST else (128, 20)
 x = rng.normal(size=(1, 64, side, side)).astype(np.float32)
 w = rng.normal(size=(64, 64, 3, 3)).astype(np.float32)
 g = Geometry.of(x.shape, w.shape, 1, 1, 1, 1)
@@ -553,10 +584,12 @@ WAYS = {
     "minimask: blocks": (lambda: convolution.forward(x, w, None, g), g),
     "bare matrix product": (lambda: w.reshape(64, -1) @ patches, g),
 }
-rates = {}
-for name, (work, geometry) in WAYS.items():
-    multiplications = np.prod(geometry.y_shape) * geometry.patch_size
-    rates[name] = multiplications / seconds(work, 1 if "loops" in name else repeats) / 1e9
+works = [work for work, _ in WAYS.values()]
+times = seconds(works[:1], 1) + seconds(works[1:], repeats)
+rates = {
+    name: np.prod(geometry.y_shape) * geometry.patch_size / taken / 1e9
+    for (name, (_, geometry)), taken in zip(WAYS.items(), times)
+}
 
 reference = convolution.forward_im2col(x, w, None, g)
 assert np.allclose(convolution.forward(x, w, None, g), reference, rtol=0, atol=2e-3)
@@ -569,14 +602,8 @@ print(
 )
 assert peaks["minimask: blocks"] < 0.6 * peaks["im2col"]
 
-before, sizes = convolution.BLOCK, 2 ** np.arange(12, 23, 2 if FAST else 1)
-over_block = []
-try:
-    for size in sizes:
-        convolution.BLOCK = int(size)  # read at each call
-        over_block.append(1e3 * seconds(WAYS["minimask: blocks"][0], repeats))
-finally:
-    convolution.BLOCK = before
+sizes = 2 ** np.arange(16, 24, 2 if FAST else 1)  # from a row at a time to nearly all rows
+over_block = 1e3 * np.array(seconds([lambda size=int(size): with_block(size) for size in sizes], repeats))
 
 _, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8), layout="constrained")
 left.barh(list(rates), list(rates.values()), color=[GREY, ORANGE, GREEN, BLUE, GREY])
@@ -589,8 +616,8 @@ for name, rate in rates.items():
     left.text(rate, name, f" {rate:.2g}", va="center", fontsize=9)
 left.set_xlim(right=6 * max(rates.values()))
 right.semilogx(4 * sizes / 1024, over_block, "o-", color=BLUE, base=2)
-right.axvline(4 * before / 1024, color=GREY, ls="--", lw=1)
-right.text(4 * before / 1024, 0, " minimask's", color=GREY, va="bottom")
+right.axvline(4 * convolution.BLOCK / 1024, color=GREY, ls="--", lw=1)
+right.text(4 * convolution.BLOCK / 1024, 0, " minimask's", color=GREY, va="bottom")
 right.set(
     xlabel="buffer of patches (KiB)",
     ylabel="time (ms)",
@@ -600,18 +627,21 @@ right.set(
 plt.show()
 
 # %% [markdown]
-# The loops are slower by a factor of ten thousand and more, which is Python's price for touching each number by itself. Among the others, the arithmetic is identical, and all
-# that differs is where the numbers wait.
+# The loops are slower by a factor of ten thousand and more, which is Python's price for touching each number by
+# itself. Among the others, the arithmetic is identical, and all that differs is where the numbers wait.
 #
-# * **Blocks** that are too small give short matrix products and many calls. Those that are too large leave the cache and turn into im2col; whether the
-#   curve rises again depends on how large your last-level cache is, and who else is using it. The memory they take grows in any case.
-# * **Shifted views** copy nothing, but each of the nine products goes through the whole output once more to add to it. The fewer the channels, the shorter the products and the heavier that
-#   weighs. Change 64 to 256 in the cell above and look again.
+# * **Blocks** of a single row (the left end of the curve) make short matrix products; blocks of all rows (the right
+#   end) are im2col. How deep the valley between is depends on your caches, and on who else is using them; where the
+#   last-level cache is large, the curve is nearly flat. The memory is not: each point to the right takes twice as much.
+# * **Shifted views** copy nothing, but each of the nine products goes through the whole output once more to add to
+#   it. The fewer the channels, the shorter the products and the heavier that weighs. Change 64 to 256 in the cell
+#   above and look again.
 #
 # ### The gradients, fast
 #
-# The gradient of the input, with stride 1, calls `forward` with the turned kernel: what we derived. With a stride it would multiply mostly zeros (with stride 2,
-# three quarters of the spread-out gradient), so it does `W^T @ gy` by blocks, and adds into place. Look who may add where: two threads must never add to the same pixel.
+# The gradient of the input, with stride 1, calls `forward` with the turned kernel: what we derived. With a stride it
+# would multiply mostly zeros (with stride 2, three quarters of the spread-out gradient), so it does `W^T @ gy` by
+# blocks, and adds into place. Look who may add where: two threads must never add to the same pixel.
 
 # %%
 source(convolution.input_gradient, convolution._input_gradient_by_channels)
@@ -619,17 +649,18 @@ source(convolution.input_gradient, convolution._input_gradient_by_channels)
 # %% [markdown]
 # ## Transposed convolution
 #
-# The mask head ends with 14 x 14 features and wants a 28 x 28 mask. A *transposed convolution* does it: its forward pass is the input gradient of a convolution,
-# $y = A^\top x$. Then its own input gradient is $A \bar y$, a plain convolution, and its weight gradient is the convolution's with $x$ and $\bar y$ exchanged. Nothing is
-# left to derive.
+# The mask head (notebook 07) ends with 14 x 14 features and wants a 28 x 28 mask. A *transposed convolution* does it:
+# its forward pass is the input gradient of a convolution, $y = A^\top x$. Then its own input gradient is $A \bar y$,
+# a plain convolution, and its weight gradient is the convolution's with $x$ and $\bar y$ exchanged. Nothing is left
+# to derive.
 
 # %%
 source(F.conv.ConvTranspose2d)
 
 # %% [markdown]
-# It is called deconvolution as well, which it is not: it does not undo a convolution. $A^\top A \ne I$; what it undoes is the *shape*. And not even that is unique:
-# with stride 2, images of 7 and of 8 pixels both have 4 outputs. So a transposed convolution from 4 pixels has to be told which of the two it is to make, by
-# `output_padding`.
+# It is called deconvolution as well, which it is not: it does not undo a convolution. $A^\top A \ne I$; what it
+# undoes is the *shape*. And not even that is unique: with stride 2, images of 7 and of 8 pixels both have 4 outputs.
+# So a transposed convolution from 4 pixels has to be told which of the two it is to make, by `output_padding`.
 
 # %%
 w = rng.normal(size=(1, 1, 3, 3))
@@ -649,8 +680,8 @@ print(f"<A x, y> = {inner[0]:.12f} = <x, A^T y> = {inner[1]:.12f}")
 assert abs(inner[0] - inner[1]) < 1e-12
 
 # %% [markdown]
-# Every input pixel puts a stamp of the kernel, times its value, onto the output; where stamps overlap, they are added. How many stamps does an output
-# pixel get? Kernel, input and bias of ones count them:
+# Every input pixel puts a stamp of the kernel, times its value, onto the output; where stamps overlap, they are
+# added. How many stamps does an output pixel get? Kernel, input and bias of ones count them:
 
 # %%
 _, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
@@ -665,9 +696,11 @@ assert np.all(stamps[2] == 1)  # the mask head's
 assert np.all(stamps[4][1:-1, 1:-1] == 4)
 
 # %% [markdown]
-# A 3 x 3 kernel of stride 2 makes a **checkerboard**: whatever it has learnt, some outputs are sums of four terms, others of one. (Odena et al. found this pattern in
-# images that networks had painted.) A kernel that is a multiple of the stride treats all alike. The mask head uses 2 x 2, stride 2: stamps side by side,
-# never overlapping. But then, is there any use of neighbours? No: each input pixel becomes a 2 x 2 block by itself, and the layer is a 1 x 1 convolution to four times as many channels, reordered:
+# A 3 x 3 kernel of stride 2 makes a **checkerboard**: whatever it has learnt, some outputs are sums of four terms,
+# others of one. (Odena et al. found this pattern in images that networks had painted.) A kernel that is a multiple of
+# the stride treats all alike. The mask head uses 2 x 2, stride 2: stamps side by side, never overlapping. But then,
+# is there any use of neighbours? No: each input pixel becomes a 2 x 2 block by itself, and the layer is a 1 x 1
+# convolution to four times as many channels, reordered:
 
 # %%
 x, w = rng.normal(size=(2, 8, 14, 14)), rng.normal(size=(8, 5, 2, 2))
@@ -682,8 +715,9 @@ print("a 2 x 2 transposed convolution of stride 2 is a 1 x 1 convolution and a r
 # %% [markdown]
 # ## Is it right? The error over the step size
 #
-# In notebook 01 truncation and rounding met at $h \approx 6 \cdot 10^{-6}$. Now the convolution alone, moving $x$ and $w$ together. Before you look: $y(x + h v, w + h v')$ is a polynomial in $h$.
-# Which degree has it? What does that do to a central difference?
+# In notebook 01 truncation and rounding met at $h \approx 6 \cdot 10^{-6}$. Now the convolution alone, moving $x$ and
+# $w$ together. Before you look: $y(x + h v, w + h v')$ is a polynomial in $h$. Which degree has it? What does that do
+# to a central difference?
 
 # %%
 shapes = ((2, 3, 8, 8), (4, 3, 3, 3), (4,))
@@ -714,12 +748,15 @@ assert 1e-9 < alone.best("one-sided") < 1e-5
 assert curved.best("central") < 1e-9 and curved.errors["central"].max() > 1e-4
 
 # %% [markdown]
-# The convolution is linear in $x$ and in $w$, so of degree 2 in both together: $y = y_0 + h\,y_1 + h^2 y_2$. A one-sided difference has the error $h\,y_2$. In the
-# central one the squares cancel, **exactly**, at any $h$: there is no truncation, only rounding, and the larger the step the better. Even a step of 1000 gives
-# the derivative to 13 digits. (From $h = 1$ on the error creeps up again: the values grow with $h^2$, and their last places with them.) So you need no small step for this layer? Right. It is only behind a curved function, on the right, that truncation appears and a smallest
-# error, and a network is full of those.
+# The convolution is linear in $x$ and in $w$, so of degree 2 in both together: $y = y_0 + h\,y_1 + h^2 y_2$. A
+# one-sided difference has the error $h\,y_2$. In the central one the squares cancel, **exactly**, at any $h$: there
+# is no truncation, only rounding, and the larger the step the better. Even a step of 1000 gives the derivative to 13
+# digits. (From $h = 1$ on the error creeps up again: the values grow with $h^2$, and their last places with them.) So
+# you need no small step for this layer? Right. It is only behind a curved function, on the right, that truncation
+# appears and a smallest error, and a network is full of those.
 #
-# Now everything at once: forward by loops, by im2col and by blocks, all three gradients likewise, and the gradient check, over the options.
+# Now everything at once: forward by loops, by im2col and by blocks, all three gradients likewise, and the gradient
+# check, over the options.
 
 # %%
 TABLE = {
@@ -766,8 +803,8 @@ for name, (x_shape, w_shape, options) in TABLE.items():
 # %% [markdown]
 # ### Plant a bug
 #
-# And would these checks have noticed? Six backward passes that people really write, each tried on five sorts of input. It is not only the check that can be blind, the
-# *inputs* can.
+# And would these checks have noticed? Six backward passes that people really write, each tried on five sorts of
+# input. It is not only the check that can be blind, the *inputs* can. A dash means that the bug went unnoticed.
 
 
 # %%
@@ -832,15 +869,17 @@ assert not missed["random"]
 assert all(missed[name] for name in INPUTS if name != "random")
 
 # %% [markdown]
-# A kernel of ones looks the same from all sides and hides half of the bugs; a smoothing kernel in a unit test is just such a one. One image hides the forgotten sum
-# over the batch. So minimask's table of cases has random values, unequal sizes in each direction, more than one image, more channels out than in: no symmetry
-# that a bug could hide behind.
+# A kernel of ones looks the same from all sides and hides half of the bugs; a smoothing kernel in a unit test is just
+# such a one. One image hides the forgotten sum over the batch. So minimask's table of cases has random values,
+# unequal sizes in each direction, more than one image, more channels out than in: no symmetry that a bug could hide
+# behind.
 #
 # ## The experiment: not all pixels are equal
 #
-# Now the picture of stride 2 comes back, where some pixels were read once and others four times. In a backbone such layers follow one another. Take four convolutions, 3 x 3,
-# stride 2, padding 1, so a total stride of 16, and count the **paths** from each pixel to the outputs: with kernels of ones, the gradient of the sum of
-# all outputs is that number. What do you expect? Some smooth hill, since everything gets mixed?
+# Now the picture of stride 2 comes back, where some pixels were read once and others four times. In a backbone such
+# layers follow one another. Take four convolutions, 3 x 3, stride 2, padding 1, so a total stride of 16, and count
+# the **paths** from each pixel to the outputs: with kernels of ones, the gradient of the sum of all outputs is that
+# number. What do you expect? Some smooth hill, since everything gets mixed?
 
 
 # %%
@@ -860,16 +899,19 @@ print(f"fewest {count[16:48, 16:48].min():.0f}, most {count[16:48, 16:48].max():
 assert row.tolist() == [1, 5, 4, 7, 3, 8, 5, 7, 2, 7, 5, 8, 3, 7, 4, 5, 1]
 
 # %% [markdown]
-# The diagonal neighbour of a pixel with one path has 25. In a plane the numbers run from 1 to 64, and they are *self-similar*. You can derive them: an even pixel $2p$ is read by output
-# $p$ only, with the kernel's centre; an odd pixel $2p + 1$ by $p$ and by $p + 1$. So with $a$ the number of paths,
+# The diagonal neighbour of a pixel with one path has 25. In a plane the numbers run from 1 to 64, and they are
+# *self-similar*. You can derive them: an even pixel $2p$ is read by output $p$ only, with the kernel's centre; an odd
+# pixel $2p + 1$ by $p$ and by $p + 1$. So with $a$ the number of paths,
 #
 # $$a_{2p} = a_p, \qquad a_{2p+1} = a_p + a_{p+1} :$$
 #
-# this is *Stern's diatomic sequence* of 1858, in which the ratios of neighbours are all the positive fractions, each once. Its largest values are Fibonacci numbers, 2, 3, 5, 8, 13, the next with each
-# further layer, and in the plane their squares: 169 for five layers, the stride of 32 of a ResNet.
+# this is *Stern's diatomic sequence* of 1858, in which the ratios of neighbours are all the positive fractions, each
+# once. Its largest values are Fibonacci numbers, 2, 3, 5, 8, 13, the next with each further layer, and in the plane
+# their squares: 169 for five layers, the stride of 32 of a ResNet.
 #
-# Counting paths is a game as long as kernels are made of ones. Does it matter for a real, random kernel, with a ReLU behind it? Weights of random sign make the terms of the sum
-# over paths cancel, so the *mean square* of the gradient should go with their number. Measured, over random networks with He's initialisation:
+# Counting paths is a game as long as kernels are made of ones. Does it matter for a real, random kernel, with a ReLU
+# behind it? Weights of random sign make the terms of the sum over paths cancel, so the *mean square* of the gradient
+# should go with their number. Measured, over random networks with He's initialisation:
 
 
 # %%
@@ -902,7 +944,7 @@ DESIGNS = {
     "3 x 3, stride 2": ([(3, 2, 1)] * 4, BLUE, "-"),
     "with a 3 x 3 of stride 1 after each": ([(3, 2, 1), (3, 1, 1)] * 4, ORANGE, "--"),
     "4 x 4, stride 2": ([(4, 2, 1)] * 4, GREEN, "-."),
-    "1 x 1, stride 2 (one of 16: off the scale)": ([(1, 2, 0)] * 4, RED, "x"),
+    "1 x 1, stride 2": ([(1, 2, 0)] * 4, RED, "x"),
 }
 _, axes = plt.subplots(
     1, 3, figsize=(14, 4.3), layout="constrained", gridspec_kw=dict(width_ratios=[1, 1, 1.4])
@@ -911,6 +953,7 @@ scale = dict(cmap="viridis", vmin=np.log2(counted.min()), vmax=np.log2(counted.m
 for axis, values, title in zip(axes, (counted, found), ("number of paths", "random networks: mean square")):
     shown = axis.imshow(np.log2(values), **scale)
     axis.set(title=title, xlabel="column modulo 16 (pixels)", ylabel="row modulo 16 (pixels)")
+    axis.set(xticks=range(0, 16, 3), yticks=range(0, 16, 3))
 plt.colorbar(shown, ax=axes[1], label="log2 of the value over its mean")
 ratios = {}
 for name, (layers, colour, style) in DESIGNS.items():
@@ -921,7 +964,7 @@ axes[2].set(
     xlabel="pixel along a row",
     ylabel="paths over their mean, one direction",
     ylim=(-0.1, 2.5),
-    title="other designs",
+    title="other designs (1 x 1: one in 16 is off the scale)",
 )
 axes[2].legend(fontsize=8, ncols=2, loc="upper center")
 plt.show()
@@ -931,16 +974,20 @@ assert (
 )
 
 # %% [markdown]
-# The two squares are the same picture. A pixel's position modulo 16 decides how much a fresh network hears of it, and how much gradient comes back to it.
+# The two squares are the same picture. A pixel's position modulo 16 decides how much a fresh network hears of it, and
+# how much gradient comes back to it.
 #
-# * **A convolution of stride 1 after each** (as in a ResNet's blocks) evens it out a good deal, but by no means completely.
+# * **A convolution of stride 1 after each** (as in a ResNet's blocks) evens it out, from 64 to between 5 and 6,
+#   but not completely.
 # * **4 x 4** is perfectly even: the kernel is a multiple of the stride.
-# * **1 x 1 with stride 2** reads one pixel of four and never looks at the rest: after four of them, 255 of 256. It is not a strange example: it is the shortcut of every downsampling block in every ResNet. In
-#   the original ResNets (and in detectron2's default models) the *main path* has its stride in a 1 x 1 convolution as well; torchvision moved it to the
-#   3 x 3. With both in 1 x 1, a downsampling block never looks at three of four values of its input; only the pyramid's lateral connection does. Look into `source(minimask.models.resnet)` where minimask has it.
+# * **1 x 1 with stride 2** reads one pixel of four and never looks at the rest: after four of them, 255 of 256. It is
+#   not a strange example: it is the shortcut of every downsampling block in every ResNet. In the original ResNets
+#   (and in detectron2's default models) the *main path* has its stride in a 1 x 1 convolution as well; torchvision
+#   moved it to the 3 x 3. With both in 1 x 1, a downsampling block never looks at three of four values of its input;
+#   only the pyramid's lateral connection does. Look into `source(minimask.models.resnet)` where minimask has it.
 #
-# None of it keeps Mask R-CNN from working: the weights learn to compensate, and the pyramid's fine levels have small strides. But it is
-# there, and now you know what a grid in a saliency map is.
+# None of it keeps Mask R-CNN from working: the weights learn to compensate, and the pyramid's fine levels have small
+# strides. But it is there, and now you know what a grid in a saliency map is.
 #
 # ## Exercises
 #
@@ -964,7 +1011,8 @@ def my_im2col(x, kernel, stride, padding):
 exercises.check("im2col", my_im2col)
 
 # %% [markdown]
-# **2.** The forward pass, without im2col this time: NumPy can show all windows as a view. Someone has looked up the definition of a convolution in a textbook of mathematics.
+# **2.** The forward pass, without im2col this time: NumPy can show all windows as a view. Someone has looked up the
+# definition of a convolution in a textbook of mathematics.
 
 # %%
 exercises.describe("conv2d_forward")
@@ -981,7 +1029,8 @@ def my_conv2d_forward(x, w, b, stride, padding):
 exercises.check("conv2d_forward", my_conv2d_forward)
 
 # %% [markdown]
-# **3.** The three gradients. Loop over output positions, or over kernel elements, or use the identities of this notebook.
+# **3.** The three gradients. Loop over output positions, or over kernel elements, or use the identities of this
+# notebook.
 
 # %%
 exercises.describe("conv2d_backward")
@@ -1004,62 +1053,77 @@ def my_conv2d_backward(gy, x, w, stride, padding):
 exercises.check("conv2d_backward", my_conv2d_backward)
 
 # %% [markdown]
-# **4.** On paper: which kernel sizes and paddings make a transposed convolution of stride $s$ multiply the side by exactly $s$, without `output_padding`? Which
-# of them have no checkerboard?
+# **4.** On paper: which kernel sizes and paddings make a transposed convolution of stride $s$ multiply the side by
+# exactly $s$, without `output_padding`? Which of them have no checkerboard?
 #
 # <details><summary>Answer</summary>
 #
-# $(H - 1) s - 2P + K = s H$, so $K = s + 2P$: for $s = 2$, kernel 2 with padding 0, kernel 4 with padding 1, kernel 6 with padding 2. All even ones, and those with $K$ a multiple of
-# $s$ stamp every output equally often: for $s = 2$, all of them; for $s = 3$, the kernels 3 and 9, but not 5 or 7.
+# $(H - 1) s - 2P + K = s H$, so $K = s + 2P$: for $s = 2$, kernel 2 with padding 0, kernel 4 with padding 1, kernel 6
+# with padding 2. All even ones, and those with $K$ a multiple of $s$ stamp every output equally often: for $s = 2$,
+# all of them; for $s = 3$, the kernels 3 and 9, but not 5 or 7.
 #
 # </details>
 #
-# **5.** How large is a convolution? The largest factor by which it can make an image longer, $\max \lVert A x \rVert / \lVert x \rVert$, is the root of the largest eigenvalue of
-# $A^\top A$. Find it by repeating $x \leftarrow A^\top A x / \lVert A^\top A x\rVert$ with `conv2d` and `conv_transpose2d`, for a blur of nine times 1/9 and for the edge kernel
-# $(-1, 0, 1)$, on 32 x 32 pixels with padding 1. Which images come out?
+# **5.** How large is a convolution? The largest factor by which it can make an image longer,
+# $\max \lVert A x \rVert / \lVert x \rVert$, is the root of the largest eigenvalue of $A^\top A$. Find it by
+# repeating $x \leftarrow A^\top A x / \lVert A^\top A x\rVert$ with `conv2d` and `conv_transpose2d`, for a blur of
+# nine times 1/9 and for the edge kernel $(-1, 0, 1)$, on 32 x 32 pixels with padding 1. Which images come out?
 #
 # <details><summary>Answer</summary>
 #
-# Just below 1 for the blur: a large bump in the middle that vanishes towards the border, since a smooth image passes unchanged. Just below 2 for the edge kernel (1 x 3, padding 0 and 1):
-# a wave of period 4 along each row (how strong in which row is left to the start), for which the differences $x_{q+1} - x_{q-1}$ are twice as large as $x$. Far from the border, the factors are the moduli of the kernel's Fourier transform.
+# Just below 1 for the blur: a large bump in the middle that vanishes towards the border, since a smooth image passes
+# unchanged. Just below 2 for the edge kernel (1 x 3, padding 0 and 1): a wave of period 4 along each row (how strong
+# in which row is left to the start), for which the differences $x_{q+1} - x_{q-1}$ are twice as large as $x$. Far
+# from the border, the factors are the moduli of the kernel's Fourier transform.
 #
 # </details>
 #
-# **6.** A depthwise 3 x 3 convolution (`groups=C`) has $C$ times fewer multiplications than a full one. Why does it not run $C$ times faster, in any of the ways above? Measure it
-# for $C = 64$, then count the numbers that have to be *moved* for each multiplication.
+# **6.** A depthwise 3 x 3 convolution (`groups=C`) has $C$ times fewer multiplications than a full one. Why does it
+# not run $C$ times faster, in any of the ways above? Measure it for $C = 64$, then count the numbers that have to be
+# *moved* for each multiplication.
 #
 # <details><summary>Answer</summary>
 #
-# A full convolution uses each number of the patches $O$ times once it is in cache, a depthwise one only once. The matrix product becomes a product of one row of nine numbers with nine rows of
-# patches: all of the time goes into moving memory. For this layer direct loops over shifted views, in a compiled language, are better than any matrix product.
+# A full convolution uses each number of the patches $O$ times once it is in cache, a depthwise one only once. The
+# matrix product becomes a product of one row of nine numbers with nine rows of patches: all of the time goes into
+# moving memory. For this layer direct loops over shifted views, in a compiled language, are better than any matrix
+# product.
 #
 # </details>
 #
-# **7.** In the experiment of the displacement, the peak was as broad as a nucleus. Replace the slide by white noise of the same size. What does the first gradient look like now, and how many steps
-# are needed? Then explain what "whitening the input" is good for.
+# **7.** In the experiment of the displacement, the peak was as broad as a nucleus. Replace the slide by white noise
+# of the same size. What does the first gradient look like now, and how many steps are needed? Then explain what
+# "whitening the input" is good for.
 #
 # <details><summary>Answer</summary>
 #
-# The correlation of white noise with itself is a single point, with noise of relative size $1/\sqrt{112 \cdot 112}$ around it: the first gradient points straight to the solution, and a single step of the right length nearly arrives
-# there. The matrix of second derivatives of $L$ is the input's autocorrelation; for a white input it is a multiple of the identity, and gradient descent is at its best.
+# The correlation of white noise with itself is a single point, with noise of relative size $1/\sqrt{112 \cdot 112}$
+# around it: the first gradient points straight to the solution, and a single step of the right length nearly arrives
+# there. The matrix of second derivatives of $L$ is the input's autocorrelation; for a white input it is a multiple of
+# the identity, and gradient descent is at its best.
 #
 # </details>
 #
-# **8.** Derive the input gradient for groups from `_terms` alone. Which single line of `input_gradient` takes care of it?
+# **8.** Derive the input gradient for groups from `_terms` alone. Which single line of `input_gradient` takes care of
+# it?
 #
 # <details><summary>Answer</summary>
 #
-# Group $\gamma$ of outputs reads group $\gamma$ of inputs, so channels are exchanged within each group: $w$ as $(G, O/G, C/G, K_H, K_W)$ with axes 1 and 2 swapped. `.swapaxes(1, 2)` does it; without
-# the reshape before it, weights of different groups would be mixed.
+# Group $\gamma$ of outputs reads group $\gamma$ of inputs, so channels are exchanged within each group: $w$ as
+# $(G, O/G, C/G, K_H, K_W)$ with axes 1 and 2 swapped. `.swapaxes(1, 2)` does it; without the reshape before it,
+# weights of different groups would be mixed.
 #
 # </details>
 #
 # ## Read on
 #
-# * V. Dumoulin, F. Visin, *A guide to convolution arithmetic for deep learning*, 2016 ([arXiv:1603.07285](https://arxiv.org/abs/1603.07285)): all the shapes, drawn.
+# * V. Dumoulin, F. Visin, *A guide to convolution arithmetic for deep learning*, 2016
+#   ([arXiv:1603.07285](https://arxiv.org/abs/1603.07285)): all the shapes, drawn.
 # * A. Odena, V. Dumoulin, C. Olah, *Deconvolution and checkerboard artifacts*, Distill, 2016.
-# * K. Chellapilla, S. Puri, P. Simard, *High performance convolutional neural networks for document processing*, 2006: im2col.
-# * K. Goto, R. van de Geijn, *Anatomy of high-performance matrix multiplication*, ACM TOMS 34, 2008: why one product can be so fast, and what "in cache" means.
+# * K. Chellapilla, S. Puri, P. Simard, *High performance convolutional neural networks for document processing*,
+#   2006: im2col.
+# * K. Goto, R. van de Geijn, *Anatomy of high-performance matrix multiplication*, ACM TOMS 34, 2008: why one product
+#   can be so fast, and what "in cache" means.
 # * M. A. Stern, *Ueber eine zahlentheoretische Funktion*, Journal für die reine und angewandte Mathematik 55, 1858.
 #
 # Next: **03 Backbone and pyramid**, where these layers are stacked and each learns to see a different size.
