@@ -94,7 +94,8 @@ explorer.explore(cells, box, s, STRIDE)
 
 # %% [markdown]
 # * **RoIPool** (Fast R-CNN, 2015) knows whole cells only. It rounds the box to cells, then it rounds each
-#   bin *outwards* to cells, so that bins overlap, and takes the maximum (the dots are the cells that won).
+#   bin *outwards* to cells, so that bins overlap, and takes the maximum. The dots are the cells that won:
+#   four cells for nine bins, and what is left of the shape is a nearly even grey.
 # * **RoIWarp** (2016) rounds the box as well, but divides the result evenly, and reads between the cells:
 #   at each dot by bilinear interpolation, then the average of a bin's dots.
 # * **RoIAlign** (Mask R-CNN, 2017) rounds nothing.
@@ -114,15 +115,16 @@ for step in (0, 5, 9, 10, 14, 15):
         "  ".join(f"{r.name} {r.values[0, 2]:.4f}, off by {r.off:4.1f}" for r in reads),
     )
 assert reads[2].off == 0.0 and min(r.off for r in reads[:2]) > 0
+assert len(explorer.reading("RoIPool", cells, box, s).points) == 4
 
 # %% [markdown]
 # ## Rounding, in pixels
 #
 # Take one axis, in cells: a box from $a = x_1 / s$ to $b = x_2 / s$ with the stride $s$, and $P$ bins.
 #
-# * **RoIPool** rounds the box, $a' = \mathrm{round}(a)$ and $b' = \mathrm{round}(b)$, so that it has
-#   $W = b' - a'$ cells. Bin $k = 0, \dots, P - 1$ takes the cells from $a' + \lfloor k W / P \rfloor$ to
-#   $a' + \lceil (k + 1) W / P \rceil$.
+# * **RoIPool** rounds the box, $a' = \mathrm{round}(a)$ and $b' = \mathrm{round}(b)$, so that it has $W =
+#   b' - a'$ cells. Bin $k = 0, \dots, P - 1$ takes the cells from $a' + \lfloor k W / P \rfloor$ to $a' +
+#   \lceil (k + 1) W / P \rceil$.
 # * **RoIWarp** rounds the box likewise; bin $k$ reaches from $a' + k W / P$ to $a' + (k + 1) W / P$.
 # * **RoIAlign**: from $a + k (b - a) / P$ to $a + (k + 1) (b - a) / P$.
 #
@@ -283,7 +285,7 @@ assert -2.3 < slope["centers"] < -1.7 and -1.3 < slope["crossings"] < -0.7
 # close to the middle, whatever $n$: for $f = x^2$ on $[0, 1]$ their mean is $\tfrac13 - \tfrac1{6(n+1)}$
 # (do the sum), so the error falls only with $1/n$. They read each bin as if it were smaller. At $n = 2$,
 # which everybody uses, centres are already three times closer to the integral. Does a network care? Less
-# than one might think: the crossings' error, like that of the maximum on the ramp, does not depend on where
+# than one might think: the crossings' error, like that of the maximum on the ramp, hardly depends on where
 # the box lies within a cell.
 #
 # ### How many points?
@@ -367,8 +369,8 @@ source(warp.quantised, F.roi.RoIWarp)
 # %% [markdown]
 # The table has the paper's results (Table 2c: ResNet-50-C4, stride 16, mask AP on COCO minival) beside what
 # we measure here, without any training, on our nuclei: how much the error of a bin *wobbles* while its box
-# moves over a stride, what share of quarter-pixel steps the layer does not notice, and how far its gradient
-# is from that of the exact integral.
+# moves over a stride (in % of the image's contrast), what share of quarter-pixel steps the layer does not
+# notice, and how far its gradient is from that of the exact integral.
 
 # %%
 PAPER = {  # mask AP, AP50, AP75
@@ -516,8 +518,7 @@ for points in ("centers", "crossings"):
         size = np.linalg.norm(y.numpy()) * np.linalg.norm(u)
         assert abs(forward - backward) / size < 1e-15
         print(
-            f"{points:<10} n = {ratio or 'adaptive':<9}"
-            f"<Av, u> = {forward:+.12f}   <v, A'u> = {backward:+.12f}"
+            f"{points:<10} n = {ratio or 'adaptive':<9}<Av, u> = {forward:+.9f}   <v, A'u> = {backward:+.9f}"
         )
 
 # %% [markdown]
@@ -594,8 +595,8 @@ plt.show()
 # the simplest mask head there is: a linear function of the 7 x 7 features, fitted by least squares. Its
 # input: blobs of random shape, seen through cells of 16 x 16 pixels, with eight channels a cell (the first
 # eight cosine coefficients, a stand-in for what a trained backbone keeps of a cell). Its target: the mask
-# in the box, 28 x 28, as in the paper. Training is one `np.linalg.solve`. The only thing that we change is
-# the RoI layer.
+# in the box, 28 x 28, as the paper's head for pyramids has it. Training is one `np.linalg.solve`. The only
+# thing that we change is the RoI layer.
 
 # %%
 SIDE, MASK, CHANNELS = 160, 28, 8
