@@ -24,7 +24,8 @@ class AnchorGenerator:
         ratio 1/2: 46 x 22); detectron2's are not (45.25 x 22.63).
     offset : float
         Where in a cell its anchors are centred, in strides: 0 at its corner (torchvision, detectron2), 0.5 at
-        its middle, which is where the convolution that judges them looks.
+        its middle, where `aligned` RoI layers read the cell. (The receptive field of cell i lies around pixel
+        i times the stride, its corner: notebook 03 measures it. The deltas learn the difference.)
     size_major : bool
         Order within a cell: False runs through the sizes for each ratio (torchvision), True through the
         ratios for each size (detectron2). The same where each level has one size.
