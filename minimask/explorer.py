@@ -272,10 +272,7 @@ def write_page(
 
 
 def _picture(x, stride: int, read: Reading) -> str:
-    from PIL import Image
-
-    png, small = io.BytesIO(), io.BytesIO()
-    _figure(x, stride, [read]).savefig(png, format="png", dpi=150)
-    Image.open(png).convert("RGB").quantize(64).save(small, "png", optimize=True)
-    source = base64.b64encode(small.getvalue()).decode()
+    png = io.BytesIO()
+    _figure(x, stride, [read]).savefig(png, format="png", dpi=130)
+    source = base64.b64encode(png.getvalue()).decode()
     return f'<img decoding="sync" alt="{escape(describe(read))}" src="data:image/png;base64,{source}">'
