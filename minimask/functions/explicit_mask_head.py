@@ -53,7 +53,10 @@ class MaskHead(Function):
         # h_i = relu(w_i * h_(i-1) + b_i)
         for i in reversed(range(len(geometries))):
             gz = elementwise.relu_gradient(gh, hs[i + 1], in_place=True)
-            g_weights += [convolution.bias_gradient(gz), convolution.weight_gradient(gz, hs[i], geometries[i])]
+            g_weights += [
+                convolution.bias_gradient(gz),
+                convolution.weight_gradient(gz, hs[i], geometries[i]),
+            ]
             if i > 0 or self.needs[0]:
                 gh = convolution.input_gradient(gz, weights[2 * i], geometries[i])
         return gh if self.needs[0] else None, *reversed(g_weights)

@@ -265,7 +265,9 @@ def _patches(x, g: Geometry, first: int, last: int):
         shifts = (g.dilation[0] * g.pitch * one, g.dilation[1] * one)
         shape = (n, channels, kh, kw, rows * g.pitch)
         # all shifted copies at once: a view in which the kernel's element is an axis
-        shifted = np.lib.stride_tricks.as_strided(flat, shape, (image, channel, *shifts, one), writeable=False)
+        shifted = np.lib.stride_tricks.as_strided(
+            flat, shape, (image, channel, *shifts, one), writeable=False
+        )
         cols.reshape(shape)[...] = shifted
     else:
         for i, j, out, pixels in _shares(g, first, rows):
