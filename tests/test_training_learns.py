@@ -46,7 +46,7 @@ def test_four_images_are_learnt_to_a_mask_ap_of_three_quarters(tmp_path):
     four = First(nuclei_sample("train"), 4)
     config = read_config("demo")
     data = replace(config.data, flip_horizontal=False, flip_vertical=False)
-    settings = replace(config.train, steps=350)
+    settings = replace(config.train, steps=1000)
     outcome = train(replace(config, data=data, train=settings), four, tmp_path)
     evaluation = evaluate(load_detector(outcome.checkpoint, detections=300).model, four, 300)
     assert evaluation.mask["AP"] >= 0.75
