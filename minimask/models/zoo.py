@@ -60,8 +60,8 @@ def maskrcnn_resnet50_fpn(
     Notes
     -----
     The other arguments are torchvision's, of the same names and defaults, and so are the names of the
-    parameters: its checkpoints' arrays go into `load_state_dict` as they are. The batch norms' eps is 1e-5, as
-    torchvision builds them; for its V1 weights torchvision sets it to 0 after loading, and so must you.
+    parameters: its checkpoints' arrays go into `load_state_dict` as they are. The batch norms' eps is 1e-5,
+    as torchvision builds them; for its V1 weights torchvision sets it to 0 after loading, and so must you.
     """
     if not 0 <= trainable_backbone_layers <= 5:
         raise ValueError(f"trainable_backbone_layers must be 0 to 5, is {trainable_backbone_layers}")
