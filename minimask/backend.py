@@ -10,16 +10,19 @@ import contextlib
 import contextvars
 import os
 import platform
+import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib import resources
 
 import numpy as np
 
 from minimask.errors import InputError
 
+_deterministic = contextvars.ContextVar("deterministic", default=False)
 _reference_only = contextvars.ContextVar("reference_only", default=False)
 
 # ------------------------------------------------------------------------------------------------ arrays
@@ -53,33 +56,154 @@ def use_reference() -> bool:
     return _reference_only.get()
 
 
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """Inside, GPU kernels whose sums depend on the order of threads give way to ones that do not.
+
+    Two runs on the same machine are then equal to the bit; `docs/kernels.md` says what it costs. NumPy's
+    kernels always are so.
+    """
+    token = _deterministic.set(True)
+    try:
+        yield
+    finally:
+        _deterministic.reset(token)
+
+
+def is_deterministic() -> bool:
+    """Whether `deterministic` is in force in this thread."""
+    return _deterministic.get()
+
+
+# --------------------------------------------------------------------------------------------------- GPU
+
+
 def device(name: str) -> str:
-    """Resolve a ``--device`` choice to the device that will be used.
+    """Resolve a ``--device`` choice to the device that will be used: "cpu" or "cuda".
 
     Parameters
     ----------
     name : "cpu", "cuda" or "auto"
+        "auto" is the GPU where there is one that CuPy can use.
 
     Raises
     ------
     InputError
-        For another name, and for "cuda": the models do not run on a GPU yet.
+        For another name, and for "cuda" where there is none, saying what is missing.
     """
-    if name in ("cpu", "auto"):
-        return "cpu"
-    if name == "cuda":
-        raise InputError(f"--device cuda: {_why_no_gpu()}; use --device cpu")
-    raise InputError(f"--device {name}: unknown device; choose cpu, cuda or auto")
+    if name not in ("cpu", "cuda", "auto"):
+        raise InputError(f"--device {name}: unknown device; choose cpu, cuda or auto")
+    missing = _why_no_gpu() if name != "cpu" else ""
+    if name == "cuda" and missing:
+        raise InputError(f"--device cuda: {missing}; or use --device cpu")
+    return "cpu" if name == "cpu" or missing else "cuda"
 
 
 def _why_no_gpu() -> str:
+    """What is missing to compute on a GPU; empty if nothing is."""
     try:
         import cupy
     except ImportError:
-        return "CuPy is not installed, and this version of minimask does not run models on a GPU yet"
-    if not cupy.cuda.is_available():
-        return "CuPy is installed but finds no GPU"
-    return "this version of minimask does not run models on a GPU yet"
+        return (
+            "CuPy is not installed; install minimask[cuda12] or minimask[cuda13], "
+            "whichever version of CUDA your driver supports (nvidia-smi shows it)"
+        )
+    if not cupy.cuda.is_available():  # importing CuPy proves nothing: it imports everywhere
+        return "CuPy is installed but finds no GPU (does nvidia-smi show one?)"
+    return ""
+
+
+def to_gpu(array):
+    """The array as a CuPy array; a copy only when it lives on the CPU."""
+    import cupy
+
+    return cupy.asarray(array)
+
+
+def to_device(array, name: str):
+    """The array on "cpu" or "cuda"; itself where it is there already."""
+    return to_gpu(array) if name == "cuda" else to_cpu(array)
+
+
+_KERNEL = re.compile(r"(template\s*<typename T>\s*)?__global__\s+void\s+(\w+)\s*\(([^)]*)\)\s*\{")
+_C_TYPES = {"float": "f4", "double": "f8", "int": "i4", "long long": "i8", "unsigned char": "u1", "bool": "?"}
+_C_TYPES |= {"unsigned long long": "u8", "unsigned int": "u4"}
+
+
+@cache
+def _source(name: str) -> tuple[str, dict[str, tuple[bool, list[str]]]]:
+    """Text of kernels/NAME.cu and its kernels: whether each is a template, and its parameters' types."""
+    text = (resources.files("minimask") / "kernels" / f"{name}.cu").read_text(encoding="utf-8")
+    found = {}
+    for template, kernel, parameters in _KERNEL.findall(text):
+        types = [" ".join(p.replace("*", " * ").split()[:-1]) for p in parameters.split(",")]
+        types = [t.removeprefix("const ").replace(" __restrict__", "") for t in types]
+        found[kernel] = bool(template), types
+    return text, found
+
+
+@cache
+def _module(name: str):
+    import cupy
+
+    text, kernels = _source(name)
+    names = [f"{k}<{t}>" for k, (template, _) in kernels.items() if template for t in ("float", "double")]
+    names += [k for k, (template, _) in kernels.items() if not template]
+    return cupy.RawModule(code=text, name_expressions=names)
+
+
+def launch(source: str, kernel: str, grid: tuple, block: int | tuple, args: Sequence, dtype=None) -> None:
+    """Run a kernel of kernels/SOURCE.cu on the GPU.
+
+    Parameters
+    ----------
+    kernel : str
+        Name of a ``__global__`` function; of a template of one type T, that for `dtype`.
+    grid, block : tuple of int
+        Blocks, and threads a block; nothing is run when one of them is 0.
+    args : sequence
+        In the order of the source, and checked against it. For a pointer a C-contiguous CuPy array of its
+        type, or None for a null pointer; for a number a number; for a structure a NumPy array of one element.
+    dtype : float32 or float64, for a template
+
+    Raises
+    ------
+    TypeError, ValueError
+        If number, dtype or layout of the arguments are not what the source says: a kernel cannot see strides,
+        and would read other memory in silence.
+    """
+    block = (block,) if isinstance(block, int) else block
+    if 0 in grid or 0 in block:
+        return  # CUDA calls an empty launch an error
+    is_template, types = _source(source)[1][kernel]
+    scalar = {"T": np.dtype(dtype)} | {name: np.dtype(code) for name, code in _C_TYPES.items()}
+    if len(args) != len(types):
+        raise TypeError(f"{kernel}: {len(args)} arguments for {len(types)} parameters")
+    values = [_argument(kernel, i, a, t, scalar) for i, (a, t) in enumerate(zip(args, types))]
+    name = f"{kernel}<{'float' if scalar['T'] == np.float32 else 'double'}>" if is_template else kernel
+    _module(source).get_function(name)(grid, block, tuple(values))
+
+
+def _argument(kernel: str, i: int, value, kind: str, scalar: dict):
+    """A value as a kernel's parameter of type `kind` takes it."""
+    if kind.endswith("*"):
+        if value is None:
+            return np.uintp(0)
+        wanted = scalar[kind.removesuffix("*").strip()]
+        if array_module(value) is np or value.dtype != wanted:
+            raise TypeError(f"{kernel}: argument {i} must be a CuPy array of {wanted}, is {_kind(value)}")
+        if not value.flags.c_contiguous:
+            raise ValueError(f"{kernel}: argument {i} is a view with gaps; pass a contiguous copy")
+        return value
+    if kind in scalar:
+        return scalar[kind].type(value)
+    if not isinstance(value, np.ndarray) or value.dtype.fields is None or value.size != 1:
+        raise TypeError(f"{kernel}: argument {i} must be one {kind}, as a structured NumPy array")
+    return value
+
+
+def _kind(value) -> str:
+    return f"{type(value).__module__}.{type(value).__name__} of {getattr(value, 'dtype', 'no dtype')}"
 
 
 # ----------------------------------------------------------------------------------------------- threads
@@ -216,8 +340,19 @@ def describe() -> dict[str, str]:
         "blas_kernel": ", ".join(sorted(set(kernels))) or "unknown",
         "threads": str(threads()),
         "processor": _processor(),
-        "gpu": f"none used: {_why_no_gpu()}",
+        "gpu": _gpu(),
     }
+
+
+def _gpu() -> str:
+    missing = _why_no_gpu()
+    if missing:
+        return f"none used: {missing}"
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    card = runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    return f"{card}, CuPy {cupy.__version__}, CUDA {runtime.runtimeGetVersion()}"
 
 
 def _processor() -> str:

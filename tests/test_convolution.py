@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from minimask import backend
 from minimask import functions as F
 from minimask.autograd import Tensor
-from minimask.kernels import convolution, pooling, resample
-from minimask.kernels.convolution import Geometry
+from minimask.kernels import convolution, geometry, im2col, pooling, resample
+from minimask.kernels.geometry import Geometry
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 ROUNDING = dict(rtol=0, atol=1e-12)
@@ -57,7 +57,7 @@ def settings_of(threads: int = 2, **constants):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "threads", lambda: threads)
         for name, value in constants.items():
-            patch.setattr(convolution, name, value)
+            patch.setattr(geometry if name == "NARROW" else convolution, name, value)
         yield
 
 
@@ -71,8 +71,8 @@ each_way = pytest.mark.parametrize("narrow", [0, 32], ids=["row by row", "rows l
 @given(g=geometries())
 def test_forward_is_the_same_by_loops_by_one_matrix_and_by_blocks(g, narrow):
     x, w, _, b = arrays(g)
-    want = convolution.forward_loop(x, w, b, g)
-    np.testing.assert_allclose(convolution.forward_im2col(x, w, b, g), want, **ROUNDING)
+    want = im2col.forward_loop(x, w, b, g)
+    np.testing.assert_allclose(im2col.forward_im2col(x, w, b, g), want, **ROUNDING)
     with settings_of(NARROW=narrow):
         np.testing.assert_allclose(convolution.forward(x, w, b, g), want, **ROUNDING)
 
@@ -82,8 +82,8 @@ def test_forward_is_the_same_by_loops_by_one_matrix_and_by_blocks(g, narrow):
 @given(g=geometries())
 def test_input_gradient_is_the_same_by_loops_by_one_matrix_and_by_blocks(g, narrow):
     _, w, gy, _ = arrays(g)
-    want = convolution.input_gradient_loop(gy, w, g)
-    np.testing.assert_allclose(convolution.input_gradient_im2col(gy, w, g), want, **ROUNDING)
+    want = im2col.input_gradient_loop(gy, w, g)
+    np.testing.assert_allclose(im2col.input_gradient_im2col(gy, w, g), want, **ROUNDING)
     with settings_of(NARROW=narrow):
         np.testing.assert_allclose(convolution.input_gradient(gy, w, g), want, **ROUNDING)
 
@@ -93,8 +93,8 @@ def test_input_gradient_is_the_same_by_loops_by_one_matrix_and_by_blocks(g, narr
 @given(g=geometries())
 def test_weight_gradient_is_the_same_by_loops_by_one_matrix_and_by_blocks(g, narrow):
     x, _, gy, _ = arrays(g)
-    want = convolution.weight_gradient_loop(gy, x, g)
-    np.testing.assert_allclose(convolution.weight_gradient_im2col(gy, x, g), want, **ROUNDING)
+    want = im2col.weight_gradient_loop(gy, x, g)
+    np.testing.assert_allclose(im2col.weight_gradient_im2col(gy, x, g), want, **ROUNDING)
     with settings_of(NARROW=narrow):
         np.testing.assert_allclose(convolution.weight_gradient(gy, x, g), want, **ROUNDING)
 
@@ -104,9 +104,9 @@ def test_weight_gradient_is_the_same_by_loops_by_one_matrix_and_by_blocks(g, nar
 def test_any_size_of_block_and_number_of_threads_gives_the_same(g, threads, block, narrow):
     x, w, gy, b = arrays(g)
     want = (
-        convolution.forward_im2col(x, w, b, g),
-        convolution.input_gradient_im2col(gy, w, g),
-        convolution.weight_gradient_im2col(gy, x, g),
+        im2col.forward_im2col(x, w, b, g),
+        im2col.input_gradient_im2col(gy, w, g),
+        im2col.weight_gradient_im2col(gy, x, g),
     )
     with settings_of(threads=threads, BLOCK=block, NARROW=narrow):
         for got, expected in zip(all_three(g, x, w, gy, b), want, strict=True):
@@ -149,8 +149,8 @@ def test_the_gradients_are_the_transposes_of_the_forward_pass(g):
 def test_col2im_is_the_transpose_of_im2col(g):
     x = arrays(g)[0]
     cols = np.random.default_rng(1).normal(size=(*g.x_shape[:2], *g.w_shape[2:], *g.out_size))
-    left = (convolution.im2col(x, g) * cols).sum()
-    assert (convolution.col2im(cols, g) * x).sum() == pytest.approx(left, abs=1e-10)
+    left = (im2col.im2col(x, g) * cols).sum()
+    assert (im2col.col2im(cols, g) * x).sum() == pytest.approx(left, abs=1e-10)
 
 
 def test_a_small_block_divides_the_rows_and_covers_each_once(small_blocks):
@@ -181,7 +181,7 @@ def test_a_large_block_takes_several_small_images():
 def test_bias_residual_and_relu_are_applied_in_this_order(relu, bias, residual, kernel, small_blocks):
     g = Geometry.of((2, 3, 6, 5), (4, 3, kernel, kernel), 1, kernel // 2, 1, 1)
     x, w, r, b = arrays(g)
-    want = convolution.forward_loop(x, w, b if bias else None, g) + (r if residual else 0)
+    want = im2col.forward_loop(x, w, b if bias else None, g) + (r if residual else 0)
     want = np.maximum(want, 0) if relu else want
     options = dict(relu=relu, residual=r if residual else None)
     np.testing.assert_allclose(convolution.forward(x, w, b if bias else None, g, **options), want, **ROUNDING)

@@ -14,7 +14,8 @@ import numpy as np
 from minimask import functions as F
 from minimask.exercises.exercise import exercise, gradients
 from minimask.functions.activation import softmax_array
-from minimask.kernels import convolution
+from minimask.kernels import im2col as plain
+from minimask.kernels.geometry import Geometry
 
 # --------------------------------------------------------------------------------------------- the tape
 
@@ -165,9 +166,7 @@ def im2col(x, kernel, stride, padding):
     Give cols : (N, C, KH, KW, P, Q), P = (H + 2 padding - KH) // stride + 1, Q likewise;
     cols[n, c, i, j, p, q] = x[n, c, p stride + i - padding, q stride + j - padding], 0 where that is outside.
     """
-    return convolution.im2col(
-        x, convolution.Geometry.of(x.shape, (1, x.shape[1], *kernel), stride, padding, 1, 1)
-    )
+    return plain.im2col(x, Geometry.of(x.shape, (1, x.shape[1], *kernel), stride, padding, 1, 1))
 
 
 @exercise(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from minimask.autograd import Function, Tensor
 from minimask.kernels import convolution
-from minimask.kernels.convolution import Geometry, pair
+from minimask.kernels.geometry import Geometry, pair
 
 
 class Conv2d(Function):

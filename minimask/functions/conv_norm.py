@@ -14,7 +14,7 @@ from minimask.functions.activation import relu as relu_function
 from minimask.functions.conv import conv2d
 from minimask.functions.norm import frozen_batch_norm
 from minimask.kernels import convolution, elementwise
-from minimask.kernels.convolution import Geometry
+from minimask.kernels.geometry import Geometry
 
 
 class ConvFrozenNorm(Function):

@@ -14,7 +14,7 @@ from minimask.autograd import Function, Tensor
 from minimask.functions.activation import relu
 from minimask.functions.conv import conv2d, conv_transpose2d
 from minimask.kernels import convolution, elementwise
-from minimask.kernels.convolution import Geometry
+from minimask.kernels.geometry import Geometry
 
 
 class MaskHead(Function):

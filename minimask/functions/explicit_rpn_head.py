@@ -14,7 +14,7 @@ from minimask.functions.activation import relu
 from minimask.functions.array import concatenate
 from minimask.functions.conv import conv2d
 from minimask.kernels import convolution, elementwise
-from minimask.kernels.convolution import Geometry
+from minimask.kernels.geometry import Geometry
 
 
 class RPNHead(Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minimask.autograd import Function, Tensor
 from minimask.kernels import pooling, resample
-from minimask.kernels.convolution import pair
+from minimask.kernels.geometry import pair
 
 
 class MaxPool2d(Function):

@@ -19,7 +19,7 @@ from minimask.autograd import Function, Tensor
 from minimask.kernels import roi_align as align
 from minimask.kernels import roi_pool as pool
 from minimask.kernels import roi_warp as warp
-from minimask.kernels.convolution import pair
+from minimask.kernels.geometry import pair
 
 
 class RoIAlign(Function):

@@ -5,221 +5,22 @@ Group g reads channels [g C/G, (g+1) C/G) and writes [g O/G, (g+1) O/G).
 
     y[n, o, p, q] = b[o] + sum_{c, i, j} w[o, c, i, j] x[n, c, p s + i d - pad, q s + j d - pad]
 
-Three versions of each: `*_loop` is this formula; `*_im2col` builds the whole matrix of patches
-(C KH KW, P Q) and multiplies once, for NumPy and CuPy; the fast one, without suffix, does the same for a
-block of output rows at a time, so that the patches are still in cache when they are multiplied, with the
-blocks divided over the threads.
+`minimask.kernels.im2col` has this as loops, and as one product with the whole matrix of patches
+(C KH KW, P Q). Here the same is done for a block of output rows at a time, so that the patches are still in
+cache when they are multiplied, with the blocks divided over the threads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 
 from minimask import backend
+from minimask.kernels.geometry import Geometry, overlap
+from minimask.kernels.im2col import forward_im2col, input_gradient_im2col, weight_gradient_im2col
 
 BLOCK = (
     1 << 18
 )  # floats in the buffer of patches of one block: 1 MiB, about half of a core's second-level cache
-
-NARROW = 32  # columns up to which rows are copied several at once (14 in the mask head)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """All sizes of one convolution; pairs are (vertical, horizontal)."""
-
-    x_shape: tuple[int, int, int, int]
-    w_shape: tuple[int, int, int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-
-    @classmethod
-    def of(cls, x_shape, w_shape, stride, padding, dilation, groups: int) -> Geometry:
-        """Check the sizes against each other; single numbers stand for pairs."""
-        stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
-        if len(x_shape) != 4 or len(w_shape) != 4:
-            raise ValueError(f"conv2d: x and weight must have 4 axes, not shapes {x_shape} and {w_shape}")
-        if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or groups < 1:
-            raise ValueError(
-                f"conv2d: stride {stride}, padding {padding}, dilation {dilation}, groups {groups}"
-            )
-        if x_shape[1] != w_shape[1] * groups or w_shape[0] % groups:
-            raise ValueError(
-                f"conv2d: x has {x_shape[1]} channels; weight {w_shape} with groups={groups} reads "
-                f"{w_shape[1] * groups} and must write a multiple of {groups}"
-            )
-        geometry = cls(tuple(x_shape), tuple(w_shape), stride, padding, dilation, groups)
-        if min(geometry.out_size) < 1:
-            raise ValueError(
-                f"conv2d: a {w_shape[2:]} kernel does not fit into {x_shape[2:]} padded by {padding}"
-            )
-        return geometry
-
-    @cached_property
-    def out_size(self) -> tuple[int, int]:
-        return tuple(
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(
-                self.x_shape[2:], self.w_shape[2:], self.stride, self.padding, self.dilation
-            )
-        )
-
-    @cached_property
-    def y_shape(self) -> tuple[int, int, int, int]:
-        return (self.x_shape[0], self.w_shape[0], *self.out_size)
-
-    @property
-    def out_pixels(self) -> int:
-        """P Q: spelt out in reshapes, where a -1 could not be resolved for a batch of no images."""
-        return self.out_size[0] * self.out_size[1]
-
-    @cached_property
-    def patch_size(self) -> int:
-        """Elements of one group's patch: C/G KH KW."""
-        return self.w_shape[1] * self.w_shape[2] * self.w_shape[3]
-
-    @cached_property
-    def pitch(self) -> int:
-        """Columns that the fast kernels compute for a row of Q outputs: Q, or more where `is_flat`."""
-        return self.x_shape[3] + 2 * self.padding[1] if self.is_flat else self.out_size[1]
-
-    @cached_property
-    def is_flat(self) -> bool:
-        """Whether patches are copied from the padded image laid out flat.
-
-        With stride 1 they are its shifted copies, each one piece of memory, if the positions where the kernel
-        straddles two rows are computed too and thrown away. Worth it where rows are short.
-        """
-        return self.stride == (1, 1) and not self.is_pointwise and self.out_size[1] <= NARROW
-
-    @cached_property
-    def is_pointwise(self) -> bool:
-        """A 1x1 kernel of stride 1: the image itself is the matrix of patches."""
-        return self.w_shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
-
-    def transposed(self) -> Geometry:
-        """The convolution, of stride 1, that takes gradients of y to gradients of x."""
-        c = self.x_shape[1]
-        o, _, kh, kw = self.w_shape
-        padding = tuple(d * (k - 1) - p for d, k, p in zip(self.dilation, (kh, kw), self.padding))
-        return Geometry(
-            self.y_shape, (c, o // self.groups, kh, kw), (1, 1), padding, self.dilation, self.groups
-        )
-
-
-def pair(value) -> tuple[int, int]:
-    """A number for both directions, or one for each."""
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def overlap(offset: int, stride: int, size: int, out: int) -> tuple[int, int]:
-    """The outputs p in [0, out) for which the input p stride + offset lies in [0, size)."""
-    begin = min(max(0, -(offset // stride)), out)
-    end = min(max(begin, (size - 1 - offset) // stride + 1), out)
-    return begin, end
-
-
-# ------------------------------------------------------------------------------------ the formula as loops
-
-
-def forward_loop(x, w, b, g: Geometry):
-    """The formula, pixel by pixel (slow; for tests and reading)."""
-    y = np.zeros(g.y_shape, x.dtype)
-    for n, o, p, q, c, i, j, u, v in _terms(g):
-        y[n, o, p, q] += w[o, c % g.w_shape[1], i, j] * x[n, c, u, v]
-    return y if b is None else y + b[:, None, None]
-
-
-def input_gradient_loop(gy, w, g: Geometry):
-    """Each product w x of the formula sends gy w back to x (slow)."""
-    gx = np.zeros(g.x_shape, gy.dtype)
-    for n, o, p, q, c, i, j, u, v in _terms(g):
-        gx[n, c, u, v] += gy[n, o, p, q] * w[o, c % g.w_shape[1], i, j]
-    return gx
-
-
-def weight_gradient_loop(gy, x, g: Geometry):
-    """Each product w x of the formula sends gy x back to w (slow)."""
-    gw = np.zeros(g.w_shape, gy.dtype)
-    for n, o, p, q, c, i, j, u, v in _terms(g):
-        gw[o, c % g.w_shape[1], i, j] += gy[n, o, p, q] * x[n, c, u, v]
-    return gw
-
-
-def _terms(g: Geometry):
-    """All products of the formula: indices of y, channel, kernel element, and pixel of x."""
-    (images, _, height, width), (outs, depth, kh, kw) = g.x_shape, g.w_shape
-    for n, o, p, q in np.ndindex(images, outs, *g.out_size):
-        first = o // (outs // g.groups) * depth
-        for c, i, j in np.ndindex(depth, kh, kw):
-            u = p * g.stride[0] + i * g.dilation[0] - g.padding[0]
-            v = q * g.stride[1] + j * g.dilation[1] - g.padding[1]
-            if 0 <= u < height and 0 <= v < width:
-                yield n, o, p, q, first + c, i, j, u, v
-
-
-# ------------------------------------------------------------------------------------ one matrix of patches
-
-
-def im2col(x, g: Geometry, xp=np):
-    """Patches as columns: (N, C, H, W) -> (N, C, KH, KW, P, Q), zero where a patch leaves the image."""
-    kh, kw = g.w_shape[2:]
-    cols = xp.zeros((*x.shape[:2], kh, kw, *g.out_size), x.dtype)
-    for i, j, out, rows_cols in windows(g):
-        cols[:, :, i, j, out[0], out[1]] = x[:, :, rows_cols[0], rows_cols[1]]
-    return cols
-
-
-def col2im(cols, g: Geometry, xp=np):
-    """The transpose of `im2col`: what lay in several patches is added up."""
-    x = xp.zeros((cols.shape[0], cols.shape[1], *g.x_shape[2:]), cols.dtype)
-    for i, j, out, rows_cols in windows(g):
-        x[:, :, rows_cols[0], rows_cols[1]] += cols[:, :, i, j, out[0], out[1]]
-    return x
-
-
-def windows(g: Geometry):
-    """For each kernel element: which outputs meet the image there, and which pixels they read."""
-    for i, j in np.ndindex(*g.w_shape[2:]):
-        outs, pixels = [], []
-        for axis, k in enumerate((i, j)):
-            s, offset = g.stride[axis], k * g.dilation[axis] - g.padding[axis]
-            begin, end = overlap(offset, s, g.x_shape[2 + axis], g.out_size[axis])
-            outs.append(slice(begin, end))
-            pixels.append(slice(begin * s + offset, max(begin * s + offset, (end - 1) * s + offset + 1), s))
-        if all(o.stop > o.start for o in outs):
-            yield i, j, outs, pixels
-
-
-def forward_im2col(x, w, b, g: Geometry, xp=np):
-    """y = w @ patches, the whole matrix at once."""
-    n, groups = x.shape[0], g.groups
-    cols = im2col(x, g, xp).reshape(n, groups, g.patch_size, g.out_pixels)
-    y = (w.reshape(groups, -1, g.patch_size) @ cols).reshape(g.y_shape)  # (N, G, O/G, PQ) -> (N, O, P, Q)
-    return y if b is None else y + b[:, None, None]
-
-
-def input_gradient_im2col(gy, w, g: Geometry, xp=np):
-    """patches' gradient = w^T @ gy, then added into place."""
-    n, groups = gy.shape[0], g.groups
-    cols = w.reshape(groups, -1, g.patch_size).swapaxes(1, 2) @ gy.reshape(
-        n, groups, g.w_shape[0] // groups, g.out_pixels
-    )
-    return col2im(cols.reshape(n, g.x_shape[1], *g.w_shape[2:], *g.out_size), g, xp)
-
-
-def weight_gradient_im2col(gy, x, g: Geometry, xp=np):
-    """gw = sum over images of gy @ patches^T."""
-    n, groups = x.shape[0], g.groups
-    cols = im2col(x, g, xp).reshape(n, groups, g.patch_size, g.out_pixels)
-    gw = gy.reshape(n, groups, g.w_shape[0] // groups, g.out_pixels) @ cols.swapaxes(2, 3)
-    return gw.sum(axis=0).reshape(g.w_shape)
-
 
 # ------------------------------------------------------------------------------------- blocks, in threads
 # n images of a block at a time, R rows of each, L = R pitch positions; K = C/G KH KW elements a patch.

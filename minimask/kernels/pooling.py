@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from minimask import backend
-from minimask.kernels.convolution import Geometry, windows
+from minimask.kernels.geometry import Geometry, windows
 
 
 def geometry(x_shape, kernel, stride, padding) -> Geometry:

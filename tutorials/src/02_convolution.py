@@ -51,8 +51,8 @@ from minimask import Tensor, exercises, gradcheck, tutorial
 from minimask import functions as F
 from minimask.backend import reference_only
 from minimask.data import nuclei_sample
-from minimask.kernels import convolution
-from minimask.kernels.convolution import Geometry
+from minimask.kernels import convolution, geometry, im2col
+from minimask.kernels.geometry import Geometry
 from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
 
 rng = np.random.default_rng(0)
@@ -145,10 +145,10 @@ print("forward = correlate2d(x, w, 'valid')      gradient of x = convolve2d(gy, 
 
 # %%
 source(
-    convolution._terms,
-    convolution.forward_loop,
-    convolution.input_gradient_loop,
-    convolution.weight_gradient_loop,
+    im2col._terms,
+    im2col.forward_loop,
+    im2col.input_gradient_loop,
+    im2col.weight_gradient_loop,
 )
 
 # %% [markdown]
@@ -393,11 +393,11 @@ assert not matrices["groups 2"][:4, 16:].any()  # the first group does not see t
 
 # %%
 source(
-    convolution.im2col,
-    convolution.col2im,
-    convolution.forward_im2col,
-    convolution.input_gradient_im2col,
-    convolution.weight_gradient_im2col,
+    im2col.im2col,
+    im2col.col2im,
+    im2col.forward_im2col,
+    im2col.input_gradient_im2col,
+    im2col.weight_gradient_im2col,
 )
 
 # %% [markdown]
@@ -413,7 +413,7 @@ source(
 # %%
 crop = slide[132:180, 136:184][None, None]
 g = Geometry.of(crop.shape, (1, 1, 3, 3), stride=1, padding=6, dilation=6, groups=1)  # 6: so that one sees it
-patches = convolution.im2col(crop, g).reshape(9, -1)  # (9, 48 * 48)
+patches = im2col.im2col(crop, g).reshape(9, -1)  # (9, 48 * 48)
 
 figure, axes = plt.subplot_mosaic(
     "PPPPPP\n012abc\n345abc\n678abc",
@@ -444,7 +444,7 @@ for column, name in zip(windows_at, "abc"):
     axes[name].set(title=f"column {column}", xticks=[], yticks=[])
 plt.show()
 
-counted = convolution.col2im(np.ones((1, 1, 3, 3, 48, 48)), g)[0, 0]
+counted = im2col.col2im(np.ones((1, 1, 3, 3, 48, 48)), g)[0, 0]
 print("copies of a pixel in the corner, at the border, inside:", counted[0, 0], counted[0, 9], counted[9, 9])
 assert np.array_equal(patches[4], crop.ravel())  # the kernel's centre: the image itself
 assert (counted[0, 0], counted[0, 9], counted[9, 9]) == (4, 6, 9)
@@ -573,13 +573,13 @@ x = rng.normal(size=(1, 64, side, side)).astype(np.float32)
 w = rng.normal(size=(64, 64, 3, 3)).astype(np.float32)
 g = Geometry.of(x.shape, w.shape, 1, 1, 1, 1)
 small = Geometry.of((1, 8, 8, 8), (8, 8, 3, 3), 1, 1, 1, 1)
-patches = convolution.im2col(x, g).reshape(g.patch_size, -1)
+patches = im2col.im2col(x, g).reshape(g.patch_size, -1)
 WAYS = {
     "loops (on 8 x 8 pixels)": (
-        lambda: convolution.forward_loop(x[:, :8, :8, :8], w[:8, :8], None, small),
+        lambda: im2col.forward_loop(x[:, :8, :8, :8], w[:8, :8], None, small),
         small,
     ),
-    "im2col": (lambda: convolution.forward_im2col(x, w, None, g), g),
+    "im2col": (lambda: im2col.forward_im2col(x, w, None, g), g),
     "shifted views": (lambda: forward_views(x, w, 1), g),
     "minimask: blocks": (lambda: convolution.forward(x, w, None, g), g),
     "bare matrix product": (lambda: w.reshape(64, -1) @ patches, g),
@@ -591,7 +591,7 @@ rates = {
     for (name, (_, geometry)), taken in zip(WAYS.items(), times)
 }
 
-reference = convolution.forward_im2col(x, w, None, g)
+reference = im2col.forward_im2col(x, w, None, g)
 assert np.allclose(convolution.forward(x, w, None, g), reference, rtol=0, atol=2e-3)
 assert np.allclose(forward_views(x, w, 1), reference, rtol=0, atol=2e-3)
 
@@ -813,7 +813,7 @@ def overwriting(gy, w, g):
     n, o = gy.shape[:2]
     patches = w.reshape(o, -1).T @ gy.reshape(n, o, -1)
     patches, gx = patches.reshape(n, g.x_shape[1], *g.w_shape[2:], *g.out_size), np.zeros(g.x_shape)
-    for i, j, out, pixels in convolution.windows(g):
+    for i, j, out, pixels in geometry.windows(g):
         gx[:, :, pixels[0], pixels[1]] = patches[:, :, i, j, out[0], out[1]]
     return gx
 

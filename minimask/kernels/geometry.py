@@ -1,0 +1,123 @@
+"""The sizes of a convolution or a pooling, and which outputs meet which pixels.
+
+Shapes: N images, C channels in, O channels out, G groups, H x W in, P x Q out, kernel KH x KW.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+NARROW = 32  # columns up to which rows are copied several at once (14 in the mask head)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """All sizes of one convolution; pairs are (vertical, horizontal)."""
+
+    x_shape: tuple[int, int, int, int]
+    w_shape: tuple[int, int, int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    @classmethod
+    def of(cls, x_shape, w_shape, stride, padding, dilation, groups: int) -> Geometry:
+        """Check the sizes against each other; single numbers stand for pairs."""
+        stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
+        if len(x_shape) != 4 or len(w_shape) != 4:
+            raise ValueError(f"conv2d: x and weight must have 4 axes, not shapes {x_shape} and {w_shape}")
+        if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or groups < 1:
+            raise ValueError(
+                f"conv2d: stride {stride}, padding {padding}, dilation {dilation}, groups {groups}"
+            )
+        if x_shape[1] != w_shape[1] * groups or w_shape[0] % groups:
+            raise ValueError(
+                f"conv2d: x has {x_shape[1]} channels; weight {w_shape} with groups={groups} reads "
+                f"{w_shape[1] * groups} and must write a multiple of {groups}"
+            )
+        geometry = cls(tuple(x_shape), tuple(w_shape), stride, padding, dilation, groups)
+        if min(geometry.out_size) < 1:
+            raise ValueError(
+                f"conv2d: a {w_shape[2:]} kernel does not fit into {x_shape[2:]} padded by {padding}"
+            )
+        return geometry
+
+    @cached_property
+    def out_size(self) -> tuple[int, int]:
+        return tuple(
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(
+                self.x_shape[2:], self.w_shape[2:], self.stride, self.padding, self.dilation
+            )
+        )
+
+    @cached_property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        return (self.x_shape[0], self.w_shape[0], *self.out_size)
+
+    @property
+    def out_pixels(self) -> int:
+        """P Q: spelt out in reshapes, where a -1 could not be resolved for a batch of no images."""
+        return self.out_size[0] * self.out_size[1]
+
+    @cached_property
+    def patch_size(self) -> int:
+        """Elements of one group's patch: C/G KH KW."""
+        return self.w_shape[1] * self.w_shape[2] * self.w_shape[3]
+
+    @cached_property
+    def pitch(self) -> int:
+        """Columns that the fast kernels compute for a row of Q outputs: Q, or more where `is_flat`."""
+        return self.x_shape[3] + 2 * self.padding[1] if self.is_flat else self.out_size[1]
+
+    @cached_property
+    def is_flat(self) -> bool:
+        """Whether patches are copied from the padded image laid out flat.
+
+        With stride 1 they are its shifted copies, each one piece of memory, if the positions where the kernel
+        straddles two rows are computed too and thrown away. Worth it where rows are short.
+        """
+        return self.stride == (1, 1) and not self.is_pointwise and self.out_size[1] <= NARROW
+
+    @cached_property
+    def is_pointwise(self) -> bool:
+        """A 1x1 kernel of stride 1: the image itself is the matrix of patches."""
+        return self.w_shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+
+    def transposed(self) -> Geometry:
+        """The convolution, of stride 1, that takes gradients of y to gradients of x."""
+        c = self.x_shape[1]
+        o, _, kh, kw = self.w_shape
+        padding = tuple(d * (k - 1) - p for d, k, p in zip(self.dilation, (kh, kw), self.padding))
+        return Geometry(
+            self.y_shape, (c, o // self.groups, kh, kw), (1, 1), padding, self.dilation, self.groups
+        )
+
+
+def pair(value) -> tuple[int, int]:
+    """A number for both directions, or one for each."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def overlap(offset: int, stride: int, size: int, out: int) -> tuple[int, int]:
+    """The outputs p in [0, out) for which the input p stride + offset lies in [0, size)."""
+    begin = min(max(0, -(offset // stride)), out)
+    end = min(max(begin, (size - 1 - offset) // stride + 1), out)
+    return begin, end
+
+
+def windows(g: Geometry):
+    """For each kernel element: which outputs meet the image there, and which pixels they read."""
+    for i, j in np.ndindex(*g.w_shape[2:]):
+        outs, pixels = [], []
+        for axis, k in enumerate((i, j)):
+            s, offset = g.stride[axis], k * g.dilation[axis] - g.padding[axis]
+            begin, end = overlap(offset, s, g.x_shape[2 + axis], g.out_size[axis])
+            outs.append(slice(begin, end))
+            pixels.append(slice(begin * s + offset, max(begin * s + offset, (end - 1) * s + offset + 1), s))
+        if all(o.stop > o.start for o in outs):
+            yield i, j, outs, pixels
