@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minimask import backend
+from minimask.errors import OutOfMemory
 
 _recording = contextvars.ContextVar("recording", default=True)
 _created = itertools.count()
@@ -90,9 +91,31 @@ class Tensor:
         note = note or (", requires_grad" if self.requires_grad else "")
         return f"Tensor({np.array2string(self.numpy(), threshold=20, precision=4)}, {self.dtype}{note})"
 
+    @property
+    def device(self) -> str:
+        """Where the data is: "cpu" or "cuda"."""
+        return backend.device_of(self.data)
+
+    def to(self, device: str) -> Tensor:
+        """This Tensor on "cpu" or "cuda": itself where it is there already, else a copy of it, a new leaf.
+
+        Raises
+        ------
+        RuntimeError
+            If it was computed: a gradient does not find its way back through a copy.
+        InputError
+            If there is no such device.
+        """
+        device = backend.device(device)
+        if device == self.device:
+            return self
+        if self.creator:
+            raise RuntimeError("to: this Tensor was computed; move what it came from, or detach() it first")
+        return Tensor(backend.to_device(self.data, device), self.requires_grad)
+
     def numpy(self) -> np.ndarray:
         """The data as a NumPy array, without a copy where it already is one."""
-        return backend.to_cpu(self.data)
+        return backend.to_cpu(self.data)  # sync
 
     def detach(self) -> Tensor:
         """The same data, cut off from the graph."""
@@ -169,7 +192,10 @@ class Function:
         self.xp = backend.array_module(*arrays)
         recording = _recording.get()
         self.needs = tuple(recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
-        results = self.forward(*arrays)
+        try:
+            results = self.forward(*arrays)
+        except MemoryError as error:
+            raise self._out_of_memory("forward", arrays, error) from error
         several = isinstance(results, tuple)
         outputs = [Tensor(self.xp.asarray(r)) for r in (results if several else (results,))]
         if any(self.needs):
@@ -187,6 +213,10 @@ class Function:
         self.output_kinds = [(y.shape, y.dtype) for y in outputs]
         for slot, y in enumerate(outputs):
             y.requires_grad, y.creator, y.slot = True, self, slot
+
+    def _out_of_memory(self, what: str, arrays, error: MemoryError) -> OutOfMemory:
+        shapes = ", ".join(str(tuple(a.shape)) for a in arrays if hasattr(a, "shape"))
+        return OutOfMemory(f"{error} in {type(self).__name__}.{what} of {shapes}".strip())
 
     def save(self, *values) -> None:
         """Keep what `backward` will read, unless no gradient is needed."""
@@ -228,7 +258,10 @@ def _run_backward(creator: Function, slot: int, gradient) -> None:
             entry[0] if entry else node.xp.zeros(shape, dtype)
             for entry, (shape, dtype) in zip(pending.pop(node), node.output_kinds)
         ]
-        gradients = _checked(node, node.backward(*upstream))
+        try:
+            gradients = _checked(node, node.backward(*upstream))
+        except MemoryError as error:
+            raise node._out_of_memory("backward", upstream, error) from error
         for i, (edge, g) in enumerate(zip(node.edges, gradients)):
             if edge is None or g is None:
                 continue

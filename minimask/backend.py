@@ -57,13 +57,13 @@ def use_reference() -> bool:
 
 
 @contextlib.contextmanager
-def deterministic() -> Iterator[None]:
+def deterministic(on: bool = True) -> Iterator[None]:
     """Inside, GPU kernels whose sums depend on the order of threads give way to ones that do not.
 
     Two runs on the same machine are then equal to the bit; `docs/kernels.md` says what it costs. NumPy's
-    kernels always are so.
+    kernels always are so. With `on` False all stays as it is.
     """
-    token = _deterministic.set(True)
+    token = _deterministic.set(on or is_deterministic())
     try:
         yield
     finally:
@@ -123,6 +123,50 @@ def to_gpu(array):
 def to_device(array, name: str):
     """The array on "cpu" or "cuda"; itself where it is there already."""
     return to_gpu(array) if name == "cuda" else to_cpu(array)
+
+
+def device_of(array) -> str:
+    """Where an array lives: "cpu" or "cuda"."""
+    return "cpu" if array_module(array) is np else "cuda"
+
+
+def set_up_gpu(tf32: bool = False, memory_limit: float = 0) -> None:
+    """Options of the whole process, to be set before the first product: CuPy reads CUPY_TF32 there, once.
+
+    Parameters
+    ----------
+    tf32 : bool
+        Multiply float32 matrices with 10 bits of mantissa instead of 23, on tensor cores. False leaves
+        CUPY_TF32 as it is, and that is off where nobody set it.
+    memory_limit : float
+        GiB of the GPU's memory that arrays may take; 0 leaves CuPy's own, CUPY_GPU_MEMORY_LIMIT or all.
+    """
+    import cupy
+
+    if tf32:
+        os.environ["CUPY_TF32"] = "1"
+    if memory_limit:
+        cupy.get_default_memory_pool().set_limit(size=int(memory_limit * 2**30))
+
+
+def nccl(size: int, rank: int, number: int):
+    """CuPy's communicator between the GPUs of `size` processes under MPI; GPU `number` becomes this one's.
+
+    Raises
+    ------
+    InputError
+        If this machine has no such GPU: NCCL wants one a process.
+    """
+    import cupy
+    import cupyx.distributed
+
+    found = cupy.cuda.runtime.getDeviceCount()
+    if number >= found:
+        raise InputError(
+            f"mpiexec started more processes than this machine has GPUs, {found}; start one a GPU"
+        )
+    cupy.cuda.Device(number).use()
+    return cupyx.distributed.init_process_group(size, rank, use_mpi=True)
 
 
 _KERNEL = re.compile(r"(template\s*<typename T>\s*)?__global__\s+void\s+(\w+)\s*\(([^)]*)\)\s*\{")
@@ -217,7 +261,21 @@ def threads() -> int:
         if not given.isdigit() or int(given) < 1:
             raise InputError(f"MINIMASK_THREADS: must be a whole number from 1 up, is {given!r}")
         return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(processors())
+
+
+def processors() -> set[int]:
+    """The numbers of the processors that this process may run on."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS and Windows have not
+    return os.sched_getaffinity(0) if has_affinity else set(range(os.cpu_count() or 1))
+
+
+def limit_threads(number: int) -> None:
+    """Use so many threads, BLAS too, if MINIMASK_THREADS does not say how many."""
+    os.environ["MINIMASK_THREADS"] = os.environ.get("MINIMASK_THREADS") or str(number)
+    threads.cache_clear()
+    for library in _blas_libraries():
+        library.set_num_threads(threads())
 
 
 @cache
@@ -351,8 +409,9 @@ def _gpu() -> str:
     import cupy
 
     runtime = cupy.cuda.runtime
-    card = runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
-    return f"{card}, CuPy {cupy.__version__}, CUDA {runtime.runtimeGetVersion()}"
+    card = runtime.getDeviceProperties(cupy.cuda.Device().id)
+    size = f"{card['totalGlobalMem'] / 2**30:.0f} GiB, sm_{card['major']}{card['minor']}"
+    return f"{card['name'].decode()}, {size}, CuPy {cupy.__version__}, CUDA {runtime.runtimeGetVersion()}"
 
 
 def _processor() -> str:

@@ -23,7 +23,7 @@ from minimask.files import replacing
 FORMAT = 1
 _TOP = "metadata"
 # What a bitwise equal continuation rests on; see `environment_changes`.
-_DECIDES_BITS = ("processor", "blas", "blas_kernel", "threads", "numpy", "scipy", "minimask")
+_DECIDES_BITS = ("device", "processor", "blas", "blas_kernel", "threads", "numpy", "scipy", "minimask")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Checkpoint:
     data : dict of str to str
         Tells the training images from others.
     environment : dict of str to str
-        Versions, BLAS, its kernel and threads: `backend.describe`.
+        Versions, BLAS, its kernel and threads: `backend.describe`; and the device: "cpu", or which GPU.
     """
 
     parameters: dict[str, np.ndarray]
@@ -84,7 +84,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         If it cannot be written, for a full disk say; the old file is then unchanged.
     """
     arrays = {
-        f"{group}/{name}": backend.to_cpu(array)
+        f"{group}/{name}": backend.to_cpu(array)  # sync: all that is saved
         for group in _ARRAYS
         for name, array in getattr(checkpoint, group).items()
     }
@@ -173,4 +173,4 @@ def environment_changes(then: dict[str, str], now: dict[str, str]) -> list[str]:
 
 def all_finite(arrays: Iterable[np.ndarray]) -> bool:
     """Whether no array holds NaN or infinity."""
-    return all(bool(np.isfinite(backend.to_cpu(array)).all()) for array in arrays)
+    return all(bool(np.isfinite(backend.to_cpu(array)).all()) for array in arrays)  # sync: before a save

@@ -79,6 +79,9 @@ class TrainConfig:
     clip_norm: float = option(10.0, "gradients with a greater norm are scaled down to it; 0: never", low=0)
     seed: int = option(0, "of the initial weights, the order of the images and all random changes", low=0)
     save_every: int = option(100, "steps between checkpoints", low=1)
+    deterministic: bool = option(False, "on a GPU: the same bits in every run, a little slower")
+    tf32: bool = option(False, "on a GPU: faster products of float32, with 10 bits of mantissa instead of 23")
+    gpu_memory_limit: float = option(0.0, "GiB of the GPU's memory that may be used; 0: all", low=0)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The one exception that a person's mistake raises, so that the command can tell it from a bug of ours."""
+"""The exceptions that are no bug of ours, so that the command can tell: a mistake, and no more memory."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The command prints it after ``minimask: `` on standard error and exits with status 2; nothing is left
     half-written. From Python it is an ordinary ValueError.
     """
+
+
+class OutOfMemory(MemoryError):
+    """The computer's or the GPU's memory is used up. The text says how much was asked for, and by what."""

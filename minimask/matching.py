@@ -5,13 +5,14 @@ box, `BELOW_LOW` for background or `BETWEEN` for "neither, leave it out of the l
 Shapes: G ground-truth boxes, A candidates, C crowd regions, N boxes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from minimask.backend import array_module
-from minimask.boxes import TINY, box_area, box_coverage
+from minimask.backend import array_module, to_cpu
+from minimask.boxes import TINY, box_area, box_coverage, box_iou
 
 BELOW_LOW = -1  # background: overlaps no object enough
 BETWEEN = -2  # ignored: neither object nor background
@@ -94,9 +95,35 @@ def ignore_crowds(matches, candidates, crowd_boxes, threshold: float = 0.5):
     -------
     (A,) int64 array: `matches`, with `BETWEEN` in place of `BELOW_LOW` where covered.
     """
+    if not len(crowd_boxes):
+        return matches
     xp = array_module(matches, candidates, crowd_boxes)
     covered = (box_coverage(candidates, crowd_boxes) >= threshold).any(axis=1)
     return xp.where(covered & (matches == BELOW_LOW), BETWEEN, matches)
+
+
+def match_images(
+    matcher: Matcher, candidates: Sequence, targets: Sequence, crowd_coverage: float
+) -> list[np.ndarray]:
+    """The matches of every image's candidates, where samples are drawn: on the CPU.
+
+    Parameters
+    ----------
+    candidates : N of (A_n, 4) array
+    targets : N objects with ``boxes`` (G_n, 4) and ``crowd_boxes`` (C_n, 4)
+    crowd_coverage : float
+        See `ignore_crowds`.
+
+    Returns
+    -------
+    N of (A_n,) int64 NumPy arrays.
+    """
+    matches = [
+        ignore_crowds(matcher(box_iou(t.boxes, c)), c, t.crowd_boxes, crowd_coverage)
+        for c, t in zip(candidates, targets)
+    ]
+    together = to_cpu(array_module(*matches).concatenate(matches))  # sync: keyed draws come from the CPU
+    return np.split(together, np.cumsum([len(m) for m in matches])[:-1])
 
 
 def sample_balanced(

@@ -78,7 +78,7 @@ class Module:
         return {name: value.data for name, value in self._named((Parameter, Buffer))}
 
     def load_state_dict(self, state) -> None:
-        """Copy arrays into parameters and buffers of the same names.
+        """Copy arrays, of either device, into parameters and buffers of the same names, on theirs.
 
         Parameters
         ----------
@@ -103,8 +103,8 @@ class Module:
             more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
             raise InputError(f"the weights are of another model: state {problems[0]}{more}")
         for name, value in own.items():
-            xp = backend.array_module(value.data)
-            value.data = xp.array(given[name], value.dtype)
+            copy = backend.array_module(given[name]).array(given[name], value.dtype)
+            value.data = backend.to_device(copy, value.device)
 
     def train(self, mode: bool = True) -> Module:
         """Set training mode here and below: losses from the models, batch statistics in batch norms."""
@@ -115,6 +115,25 @@ class Module:
     def eval(self) -> Module:
         """Set inference mode here and below."""
         return self.train(False)
+
+    @property
+    def device(self) -> str:
+        """Where the parameters are: "cpu" or "cuda"; they move together."""
+        return next((value.device for _, value in self._named((Parameter, Buffer))), "cpu")
+
+    def to(self, device: str) -> Module:
+        """Move all parameters and buffers, in place, to "cpu", "cuda" or, with "auto", a GPU if there is one.
+
+        Raises
+        ------
+        InputError
+            If there is no such device, saying what is missing.
+        """
+        device = backend.device(device)
+        for _, value in self._named((Parameter, Buffer)):
+            value.data = backend.to_device(value.data, device)
+            value.grad = None if value.grad is None else backend.to_device(value.grad, device)
+        return self
 
     def astype(self, dtype) -> Module:
         """Convert all parameters and buffers to a floating point dtype, in place."""

@@ -12,9 +12,11 @@ import numpy as np
 
 from minimask import functions as F
 from minimask.autograd import Tensor
-from minimask.boxes import BoxCoder, batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+from minimask.backend import array_module, to_cpu
+from minimask.boxes import BoxCoder, batched_nms, clip_boxes_to_image, remove_small_boxes
 from minimask.functions.activation import softmax_array
-from minimask.matching import Matcher, assign_fpn_levels, ignore_crowds, sample_balanced
+from minimask.functions.roi import as_rois
+from minimask.matching import Matcher, assign_fpn_levels, match_images, sample_balanced
 from minimask.models.conventions import Conventions
 from minimask.models.transform import Batch, Target
 from minimask.nn import Linear, Module
@@ -44,22 +46,33 @@ class RoIs:
     Attributes
     ----------
     boxes : (R, 5)
-        Image index, x1, y1, x2, y2 in the batch's pixels.
+        Image index, x1, y1, x2, y2 in the batch's pixels; on the network's device. What follows stays on the
+        CPU, where it was drawn: who needs a number or a choice of rows need not wait for a GPU.
     labels : (R,)
         Class of the matched object; 0 is background.
     matches : (R,)
         Index of the object among its image's; meaningless for background.
+    images : (R,), optional
+        The image index again.
     """
 
     boxes: np.ndarray
     labels: np.ndarray
     matches: np.ndarray
+    images: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.images is None:
+            object.__setattr__(
+                self, "images", to_cpu(self.boxes[:, 0]).astype(np.int64)
+            )  # sync: not in training
 
     @property
     def positive(self) -> RoIs:
         """Those with an object: the mask branch sees no others."""
         keep = np.flatnonzero(self.labels)
-        return RoIs(self.boxes[keep], self.labels[keep], self.matches[keep])
+        boxes = self.boxes[array_module(self.boxes).asarray(keep)]
+        return RoIs(boxes, self.labels[keep], self.matches[keep], self.images[keep])
 
 
 @dataclass(frozen=True)
@@ -133,19 +146,21 @@ class BoxHead(Module):
 
     def sample(self, proposals: list[np.ndarray], targets: list[Target], draws: Draws) -> RoIs:
         """Proposals and true boxes, matched and drawn: at most a quarter of them positive (section 3.1)."""
-        parts, o = [], self.options
-        for n, (boxes, target) in enumerate(zip(proposals, targets)):
-            boxes = np.concatenate([boxes, target.boxes])
-            matches = self.matcher(box_iou(target.boxes, boxes))  # (P + G,)
-            matches = ignore_crowds(matches, boxes, target.crowd_boxes, o.crowd_coverage)
+        xp, o, parts = array_module(*proposals), self.options, []
+        candidates = [xp.concatenate([boxes, t.boxes]) for boxes, t in zip(proposals, targets)]
+        matched = match_images(self.matcher, candidates, targets, o.crowd_coverage)
+        for n, (boxes, matches, target) in enumerate(
+            zip(candidates, matched, targets)
+        ):  # (P + G, 4), (P + G,)
             rng = draws.rng(Purpose.SAMPLE_ROIS, n)
             positive, negative = sample_balanced(matches, o.batch_size_per_image, o.positive_fraction, rng)
             chosen = np.concatenate([positive, negative])
             labels = np.zeros(len(chosen), np.int64)
             labels[: len(positive)] = target.labels[matches[positive]]
-            index = np.full((len(chosen), 1), n, boxes.dtype)
-            parts.append((np.concatenate([index, boxes[chosen]], axis=1), labels, matches[chosen]))
-        return RoIs(*(np.concatenate(arrays) for arrays in zip(*parts)))
+            images = np.full(len(chosen), n)
+            parts.append((boxes[xp.asarray(chosen)], labels, matches[chosen], images))
+        boxes, *rest = zip(*parts)
+        return RoIs(as_rois(boxes), *map(np.concatenate, rest))
 
     def forward(self, levels, boxes) -> BoxOutput:  # P2..P5, (R, 5)
         x = self.pooler(levels, boxes)  # (R, C, 7, 7)
@@ -153,13 +168,14 @@ class BoxHead(Module):
 
     def loss(self, out: BoxOutput, rois: RoIs, targets: list[Target]) -> dict[str, Tensor]:
         """L_cls and L_box."""
-        encoded = np.zeros((len(rois.labels), 4), rois.boxes.dtype)
-        positive = np.flatnonzero(rois.labels)
-        if len(positive):
-            image = rois.boxes[positive, 0].astype(np.int64)
-            first = np.cumsum([0] + [len(t.boxes) for t in targets])[image]
-            objects = np.concatenate([t.boxes for t in targets])[first + rois.matches[positive]]
-            encoded[positive] = self.coder.encode(objects, rois.boxes[positive, 1:])
+        xp = array_module(rois.boxes)
+        encoded = xp.zeros((len(rois.labels), 4), rois.boxes.dtype)
+        rows = np.flatnonzero(rois.labels)
+        if len(rows):
+            first = np.cumsum([0] + [len(t.boxes) for t in targets])[rois.images[rows]]
+            objects = xp.concatenate([t.boxes for t in targets])[xp.asarray(first + rois.matches[rows])]
+            rows = xp.asarray(rows)
+            encoded[rows] = self.coder.encode(objects, rois.boxes[rows, 1:])
         classification, box = F.box_head_loss(
             out.logits, out.deltas, rois.labels, encoded, beta=self.options.beta
         )
@@ -175,8 +191,9 @@ class BoxHead(Module):
         return results
 
     def _detect(self, logits, deltas, proposals, size) -> Detections:
-        scores = softmax_array(logits) if len(logits) else logits  # (P, K+1)
-        roi, label = np.nonzero(scores[:, 1:] > self.options.score_thresh)
+        xp = array_module(logits)
+        scores = softmax_array(logits, xp=xp) if len(logits) else logits  # (P, K+1)
+        roi, label = xp.nonzero(scores[:, 1:] > self.options.score_thresh)  # sync: how many there are
         label = label + 1
         scores = scores[roi, label]
         deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)[roi, label]  # (candidates, 4)

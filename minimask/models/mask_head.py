@@ -9,7 +9,10 @@ import numpy as np
 
 from minimask import functions as F
 from minimask.autograd import Tensor
+from minimask.backend import array_module
+from minimask.boxes import scale_boxes
 from minimask.functions.activation import sigmoid_array
+from minimask.functions.roi import as_rois
 from minimask.masks import crop_masks
 from minimask.models.box_head import Detections, Pooler, RoIs
 from minimask.models.transform import Target
@@ -41,29 +44,27 @@ class MaskHead(Module):
 
     def targets(self, rois: RoIs, targets: list[Target], size: int) -> np.ndarray:
         """(R, M, M): what each positive RoI sees of its object's mask."""
-        conventions = self.pooler.conventions
-        out = np.zeros((len(rois.labels), size, size), rois.boxes.dtype)
+        xp, conventions = array_module(rois.boxes), self.pooler.conventions
+        out = xp.zeros((len(rois.labels), size, size), rois.boxes.dtype)
         for n, target in enumerate(targets):
-            own = np.flatnonzero(rois.boxes[:, 0] == n)
-            (sy, sx), boxes = target.mask_scale, rois.boxes[own, 1:]
-            boxes = boxes * np.array([sx, sy, sx, sy], boxes.dtype)
-            out[own] = crop_masks(
-                target.masks, boxes, rois.matches[own], size, conventions.masks, conventions.mask_threshold
+            own = np.flatnonzero(rois.images == n)
+            rows, matches, (sy, sx) = xp.asarray(own), xp.asarray(rois.matches[own]), target.mask_scale
+            boxes = scale_boxes(rois.boxes[rows, 1:], (sy, sx))
+            out[rows] = crop_masks(
+                target.masks, boxes, matches, size, conventions.masks, conventions.mask_threshold
             )
         return out
 
     def loss(self, logits: Tensor, rois: RoIs, targets: list[Target]) -> dict[str, Tensor]:
         """L_mask: only the true class's mask of each RoI has a loss."""
         wanted = self.targets(rois, targets, logits.shape[-1])
-        return {"loss_mask": F.mask_loss(logits, rois.labels, wanted)}
+        return {"loss_mask": F.mask_loss(logits, array_module(wanted).asarray(rois.labels), wanted)}
 
     def predict(self, levels, detections: list[Detections]) -> list[np.ndarray]:
         """For each image the (D, M, M) probabilities of the detected class's mask; in inference only."""
-        boxes = [
-            np.concatenate([np.full((len(d.boxes), 1), n, d.boxes.dtype), d.boxes], axis=1)
-            for n, d in enumerate(detections)
-        ]
-        labels = np.concatenate([d.labels for d in detections])
-        logits = self.forward(levels, np.concatenate(boxes)).data  # (sum D, K+1, M, M)
-        probabilities = sigmoid_array(logits[np.arange(len(labels)), labels])
-        return np.split(probabilities, np.cumsum([len(d.labels) for d in detections])[:-1])
+        xp = array_module(*(d.boxes for d in detections))
+        labels = xp.concatenate([d.labels for d in detections])
+        logits = self.forward(levels, as_rois([d.boxes for d in detections])).data  # (sum D, K+1, M, M)
+        probabilities = sigmoid_array(logits[xp.arange(len(labels)), labels], xp)
+        ends = np.cumsum([len(d.labels) for d in detections])
+        return [probabilities[end - len(d.labels) : end] for end, d in zip(ends, detections)]

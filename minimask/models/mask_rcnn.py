@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from minimask.autograd import Tensor, no_grad
+from minimask.backend import array_module, to_cpu
 from minimask.boxes import scale_boxes
+from minimask.functions.roi import as_rois
 from minimask.masks import Masks
 from minimask.models.box_head import BoxHead, BoxOutput, RoIs
 from minimask.models.fpn import Backbone
@@ -84,7 +86,7 @@ class MaskRCNN(Module):
         That is how training defines its gradient: they are constants, though they depend on the parameters.
         """
         draws = draws or Draws()
-        batch = self.transform(images, self.dtype)  # (N, 3, H', W')
+        batch = self.transform(images, self.dtype, self.device)  # (N, 3, H', W')
         targets = self.transform.targets(targets, batch)  # boxes and masks scaled along
         levels = self.backbone(Tensor(batch.images))  # P2..P6, each (N, C, H'/s, W'/s)
         rpn = self.rpn(levels, batch)  # logits (N, A), deltas (N, A, 4), anchors (A, 4)
@@ -118,21 +120,23 @@ class MaskRCNN(Module):
         N dicts: ``boxes`` (D, 4) in the image's pixels, ``labels`` (D,), ``scores`` (D,) falling, and
         ``masks``, a `Masks` of D probabilities, pasted when asked for.
         """
-        batch = self.transform(images, self.dtype)  # (N, 3, H', W')
+        batch = self.transform(images, self.dtype, self.device)  # (N, 3, H', W')
         levels = self.backbone(Tensor(batch.images))  # P2..P6
         proposals = self.rpn.propose(self.rpn(levels, batch), batch)  # N of (P, 4)
-        rois = [np.insert(p, 0, n, axis=1) for n, p in enumerate(proposals)]  # N of (P, 5)
-        box = self.box_head(levels, np.concatenate(rois))
+        box = self.box_head(levels, as_rois(proposals))  # of (N P, 5)
         detections = self.box_head.detect(box, proposals, batch)  # boxes (D, 4), labels, scores
         masks = self.mask_head.predict(levels, detections)  # (D, M, M): on the kept boxes only
         return [self._result(d, m, n, batch) for n, (d, m) in enumerate(zip(detections, masks))]
 
     def _result(self, detections, probabilities, n: int, batch: Batch) -> dict:
-        sy, sx = batch.scale(n)
-        boxes = scale_boxes(detections.boxes, (1 / sy, 1 / sx))
+        d, (sy, sx) = detections, batch.scale(n)
+        columns = [d.boxes, d.scores[:, None], d.labels[:, None].astype(d.boxes.dtype)]
+        found = to_cpu(array_module(d.boxes).concatenate(columns, axis=1))  # sync: the image's result
+        boxes, scores, labels = found[:, :4], found[:, 4], found[:, 5].astype(np.int64)
+        boxes = scale_boxes(boxes, (1 / sy, 1 / sx))
         convention = self.mask_head.pooler.conventions.masks
         masks = Masks(probabilities, boxes, batch.original_sizes[n], convention)
-        return {"boxes": boxes, "labels": detections.labels, "scores": detections.scores, "masks": masks}
+        return {"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}
 
     @property
     def dtype(self):

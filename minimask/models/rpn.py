@@ -6,15 +6,17 @@ Shapes: N images, A anchors an image over all levels, P proposals, G objects.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from minimask import functions as F
 from minimask.anchors import AnchorGenerator
 from minimask.autograd import Tensor
-from minimask.boxes import BoxCoder, batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+from minimask.backend import array_module
+from minimask.boxes import BoxCoder, batched_nms, clip_boxes_to_image, remove_small_boxes
 from minimask.functions.activation import sigmoid_array
-from minimask.matching import Matcher, ignore_crowds, sample_balanced
+from minimask.matching import Matcher, match_images, sample_balanced
 from minimask.models.transform import Batch, Target
 from minimask.nn import Conv2d, Module, Sequential
 from minimask.randomness import Draws, Purpose
@@ -79,21 +81,21 @@ class RPN(Module):
 
     def forward(self, levels, batch: Batch) -> RPNOutput:  # P2..P6, each (N, C, H_l, W_l)
         logits, deltas = self.head(levels)  # (N, A), (N, A, 4)
-        sizes = [x.shape[2:] for x in levels]
-        anchors = self.anchors.levels(batch.padded_size, sizes)
-        anchors = [a.astype(batch.images.dtype, copy=False) for a in anchors]
-        return RPNOutput(logits, deltas, np.concatenate(anchors), [len(a) for a in anchors])
+        sizes, images = tuple(x.shape[2:] for x in levels), batch.images
+        key = self.anchors, batch.padded_size, sizes, images.dtype, array_module(images)
+        return RPNOutput(logits, deltas, *_anchors(*key))
 
     def propose(self, out: RPNOutput, batch: Batch) -> list[np.ndarray]:
         """The best boxes of each image, (P, 4), by falling score; no gradient flows through them."""
         return [self._propose(out, n, size) for n, size in enumerate(batch.sizes)]
 
     def _propose(self, out: RPNOutput, n: int, size) -> np.ndarray:
+        xp = array_module(out.anchors)
         logits, deltas = out.logits.data[n], out.deltas.data[n]  # (A,), (A, 4)
         best, level = self._top_of_each_level(logits, out.per_level)
         boxes = self.coder.decode(deltas[best], out.anchors[best])[:, 0]  # (P', 4)
         boxes = clip_boxes_to_image(boxes, size)
-        scores = sigmoid_array(logits[best])
+        scores = sigmoid_array(logits[best], xp)
         keep = remove_small_boxes(boxes, self.options.min_size)
         keep = keep[scores[keep] >= self.options.score_thresh]
         boxes, scores, level = boxes[keep], scores[keep], level[keep]
@@ -101,30 +103,31 @@ class RPN(Module):
         return boxes[keep[: self._of_mode(self.options.post_nms_top_n)]]
 
     def _top_of_each_level(self, logits, per_level):
-        top = self._of_mode(self.options.pre_nms_top_n)
-        chosen, levels, begin = [], [], 0
-        for level, count in enumerate(per_level):
+        xp, top = array_module(logits), self._of_mode(self.options.pre_nms_top_n)
+        chosen, begin = [], 0
+        for count in per_level:
             chosen.append(begin + top_k(logits[begin : begin + count], top))
-            levels.append(np.full(len(chosen[-1]), level))
             begin += count
-        return np.concatenate(chosen), np.concatenate(levels)
+        levels = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])
+        return xp.concatenate(chosen), xp.asarray(levels)
 
     def _of_mode(self, pair: tuple[int, int]) -> int:
         return pair[0] if self.training else pair[1]
 
     def sample(self, out: RPNOutput, targets: list[Target], draws: Draws) -> RPNSamples:
         """Match anchors with objects and draw those that the loss sees, at most half of them positive."""
-        positive, negative, encoded, o = [], [], [], self.options
-        for n, target in enumerate(targets):
-            matches = self.matcher(box_iou(target.boxes, out.anchors))  # (A,)
-            matches = ignore_crowds(matches, out.anchors, target.crowd_boxes, o.crowd_coverage)
+        xp, count, o = array_module(out.anchors), len(out.anchors), self.options
+        positive, negative, encoded = [], [], []
+        matched = match_images(self.matcher, [out.anchors] * len(targets), targets, o.crowd_coverage)
+        for n, (matches, target) in enumerate(zip(matched, targets)):  # (A,)
             rng = draws.rng(Purpose.SAMPLE_ANCHORS, n)
             pos, neg = sample_balanced(matches, o.batch_size_per_image, o.positive_fraction, rng)
-            first = n * len(out.anchors)
-            positive.append(first + pos)
-            negative.append(first + neg)
-            encoded.append(self.coder.encode(target.boxes[matches[pos]], out.anchors[pos]))
-        return RPNSamples(*(np.concatenate(parts) for parts in (positive, negative, encoded)))
+            positive.append(n * count + pos)
+            negative.append(n * count + neg)
+            objects, anchors = target.boxes[xp.asarray(matches[pos])], out.anchors[xp.asarray(pos)]
+            encoded.append(self.coder.encode(objects, anchors))
+        indices = (xp.asarray(np.concatenate(parts)) for parts in (positive, negative))
+        return RPNSamples(*indices, xp.concatenate(encoded))
 
     def loss(self, out: RPNOutput, samples: RPNSamples) -> dict[str, Tensor]:
         """Objectness and box loss over the sampled anchors of all images."""
@@ -133,11 +136,17 @@ class RPN(Module):
         return {"loss_objectness": objectness, "loss_rpn_box_reg": box}
 
 
-def top_k(values: np.ndarray, k: int) -> np.ndarray:
+@lru_cache(maxsize=4)  # a GPU would wait for the many small steps of making them again
+def _anchors(generator: AnchorGenerator, image_size, feature_sizes, dtype, xp) -> tuple:
+    """All anchors (A, 4), and how many each level has."""
+    levels = generator.levels(image_size, feature_sizes, xp)
+    return xp.concatenate(levels).astype(dtype, copy=False), [len(level) for level in levels]
+
+
+def top_k(values, k: int):
     """Indices of the k largest, by falling value; equal ones in their order."""
-    if len(values) > k:
+    if array_module(values) is np and len(values) > k:  # a GPU sorts them all before NumPy has parted them
         least = np.partition(values, len(values) - k)[len(values) - k]
         candidates = np.flatnonzero(values >= least)
-    else:
-        candidates = np.arange(len(values))
-    return candidates[np.argsort(-values[candidates], kind="stable")][:k]
+        return candidates[np.argsort(-values[candidates], kind="stable")][:k]
+    return (-values).argsort(kind="stable")[:k]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minimask.backend import array_module, to_device
 from minimask.boxes import scale_boxes
 from minimask.errors import InputError
 from minimask.kernels import resample
@@ -19,7 +20,7 @@ from minimask.models.conventions import Conventions
 
 @dataclass(frozen=True)
 class Batch:
-    """Images as the network sees them.
+    """Images as the network sees them, on its device.
 
     Attributes
     ----------
@@ -46,12 +47,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Target:
-    """One image's objects in the batch's pixels.
+    """One image's objects in the batch's pixels, on the network's device.
 
     Attributes
     ----------
     boxes : (G, 4) float32
     labels : (G,) int64
+        On the CPU, where RoIs are drawn.
     masks : (G, H, W) uint8
     mask_scale : (y, x)
         Pixels of `masks` per pixel of `boxes`.
@@ -83,8 +85,8 @@ class Transform:
         self.conventions, self.min_size, self.max_size = conventions, min_size, max_size
         self.size_divisible = size_divisible
 
-    def __call__(self, images: Sequence, dtype=np.float32) -> Batch:
-        """N arrays (3, H_n, W_n) float RGB in 0..1 to a `Batch`.
+    def __call__(self, images: Sequence, dtype=np.float32, device: str = "cpu") -> Batch:
+        """N arrays (3, H_n, W_n) float RGB in 0..1, of either device, to a `Batch` on `device`.
 
         Raises
         ------
@@ -97,18 +99,18 @@ class Transform:
             if getattr(image, "ndim", 0) != 3 or image.shape[0] != 3 or image.dtype.kind != "f":
                 got = f"{getattr(image, 'shape', type(image).__name__)} {getattr(image, 'dtype', '')}".strip()
                 raise InputError(f"images[{n}]: must be (3, H, W) floating point RGB in 0..1, is {got}")
-        resized = [self._resize(self._normalize(np.asarray(image, dtype))) for image in images]
+        on_device = (to_device(image, device).astype(dtype, copy=False) for image in images)
+        resized = [self._resize(self._normalize(image)) for image in on_device]
         multiple = self.size_divisible
         height, width = (-(-max(r.shape[axis] for r in resized) // multiple) * multiple for axis in (1, 2))
-        batch = np.zeros((len(resized), 3, height, width), dtype)
+        batch = array_module(*resized).zeros((len(resized), 3, height, width), dtype)
         for n, image in enumerate(resized):
             batch[n, :, : image.shape[1], : image.shape[2]] = image
         return Batch(batch, [r.shape[1:] for r in resized], [tuple(i.shape[1:]) for i in images])
 
     def _normalize(self, image):
-        mean, std = (
-            np.array(v, image.dtype)[:, None, None] for v in (self.conventions.mean, self.conventions.std)
-        )
+        xp, o = array_module(image), self.conventions
+        mean, std = (xp.asarray(v, image.dtype)[:, None, None] for v in (o.mean, o.std))
         return (image - mean) / std
 
     def _resize(self, image):
@@ -137,7 +139,7 @@ class Transform:
         return [self._target(t, n, batch) for n, t in enumerate(targets)]
 
     def _target(self, target: dict, n: int, batch: Batch) -> Target:
-        dtype = batch.images.dtype
+        dtype, on_device = batch.images.dtype, array_module(batch.images).asarray
         boxes = np.asarray(target["boxes"], dtype).reshape(-1, 4)
         labels = np.asarray(target["labels"], np.int64).reshape(-1)
         masks = np.asarray(target["masks"])
@@ -146,11 +148,12 @@ class Transform:
             masks = np.zeros((0, *size), np.uint8)
         _check(boxes, labels, masks, n, size)
         scale = batch.scale(n)
-        mask_scale = (1 / scale[0], 1 / scale[1])
+        mask_scale, masks = (1 / scale[0], 1 / scale[1]), on_device(masks)
         if self.conventions.resize_masks and batch.sizes[n] != size:
             masks, mask_scale = resample.nearest(masks, batch.sizes[n]), (1.0, 1.0)
         crowd_boxes = np.asarray(target.get("crowd_boxes", np.zeros((0, 4))), dtype).reshape(-1, 4)
-        return Target(scale_boxes(boxes, scale), labels, masks, mask_scale, scale_boxes(crowd_boxes, scale))
+        boxes, crowd_boxes = (on_device(scale_boxes(b, scale)) for b in (boxes, crowd_boxes))
+        return Target(boxes, labels, masks, mask_scale, crowd_boxes)
 
 
 def _check(boxes, labels, masks, n: int, size) -> None:
