@@ -9,6 +9,8 @@ import numpy as np
 
 from minimask import backend
 from minimask.autograd import Function, Tensor
+from minimask.kernels import elementwise
+from minimask.kernels import norm as norm_kernels
 
 
 class BatchNorm(Function):
@@ -56,9 +58,7 @@ class FrozenBatchNorm(Function):
     def forward(self, x, weight, bias, mean, var):  # (N, C, H, W), four times (C,)
         scale = weight / self.xp.sqrt(var + self.eps)  # (C,)
         self.save(scale, mean, var, x if self.needs[1] else None)
-        y = x * scale[:, None, None]
-        y += (bias - mean * scale)[:, None, None]
-        return y
+        return elementwise.scale_shift(x, scale, bias - mean * scale)
 
     def backward(self, gy):
         scale, mean, var, x = self.saved
@@ -85,6 +85,11 @@ class GroupNorm(Function):
         if x.shape[1] % self.groups:
             raise ValueError(f"group_norm: {x.shape[1]} channels do not divide into {self.groups} groups")
         xp, kept = self.xp, any(self.needs)
+        if self._by_kernels():
+            x = xp.ascontiguousarray(x)
+            y, mean, inv_std = norm_kernels.group_norm(x, weight, bias, self.groups, self.eps, self.relu)
+            self.save(x, mean, inv_std, weight, y if self.relu else None)
+            return y
         x4, w3, b3 = self._grouped(x), self._by_channel(weight), self._by_channel(bias)
         y4 = xp.empty_like(x4)
         mean, inv_std = (xp.empty(x4.shape[:2], x.dtype) for _ in range(2))  # (N, G)
@@ -109,6 +114,9 @@ class GroupNorm(Function):
     def backward(self, gy):
         x, mean, inv_std, weight, y = self.saved
         xp = self.xp
+        if self._by_kernels():
+            gy = xp.ascontiguousarray(gy)
+            return norm_kernels.group_norm_gradient(gy, x, y, mean, inv_std, weight)
         x4, g4, w3 = self._grouped(x), self._grouped(gy), self._by_channel(weight)
         y4 = self._grouped(y) if self.relu else None
         gx4 = xp.empty_like(x4)
@@ -131,6 +139,9 @@ class GroupNorm(Function):
         self._for_each_group(one, len(x))
         shape = weight.shape
         return gx4.reshape(x.shape), g_weights.sum(axis=0).reshape(shape), g_biases.sum(axis=0).reshape(shape)
+
+    def _by_kernels(self) -> bool:
+        return self.xp is not np and not backend.use_reference()
 
     def _grouped(self, x):  # (N, C, H, W) -> (N, G, C/G, HW)
         n, c, h, w = x.shape

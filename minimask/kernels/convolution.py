@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from minimask import backend
+from minimask.kernels import convolution_gpu
 from minimask.kernels.geometry import Geometry, overlap
 from minimask.kernels.im2col import forward_im2col, input_gradient_im2col, weight_gradient_im2col
 
@@ -130,7 +131,9 @@ def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
     (N, O, P, Q) of x's dtype.
     """
     xp = backend.array_module(x, w)
-    if xp is not np or backend.use_reference():
+    if xp is not np and not backend.use_reference():
+        return convolution_gpu.forward(x, w, b, g, relu, residual)
+    if backend.use_reference():
         y = forward_im2col(x, w, b, g, xp)
         y = y if residual is None else y + residual
         return xp.maximum(y, 0) if relu else y
@@ -177,7 +180,9 @@ def _product_buffer(out, pitch: int):
 def input_gradient(gy, w, g: Geometry):
     """d loss / d x (N, C, H, W) from d loss / d y (N, O, P, Q)."""
     xp = backend.array_module(gy, w)
-    if xp is not np or backend.use_reference():
+    if xp is not np and not backend.use_reference():
+        return convolution_gpu.input_gradient(gy, w, g)
+    if backend.use_reference():
         return input_gradient_im2col(gy, w, g, xp)
     back = g.transposed()
     if g.stride == (1, 1) and min(back.padding) >= 0:
@@ -227,7 +232,9 @@ def _input_gradient_by_channels(gy, w, g: Geometry):
 def weight_gradient(gy, x, g: Geometry):
     """d loss / d w (O, C/G, KH, KW) from d loss / d y and the input; each thread adds up its own rows."""
     xp = backend.array_module(gy, x)
-    if xp is not np or backend.use_reference():
+    if xp is not np and not backend.use_reference():
+        return convolution_gpu.weight_gradient(gy, x, g)
+    if backend.use_reference():
         return weight_gradient_im2col(gy, x, g, xp)
     x, gy = np.ascontiguousarray(x), np.ascontiguousarray(gy)
     sums: dict[int, np.ndarray] = {}

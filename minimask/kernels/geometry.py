@@ -88,6 +88,13 @@ class Geometry:
         """A 1x1 kernel of stride 1: the image itself is the matrix of patches."""
         return self.w_shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
 
+    @property
+    def struct(self) -> np.ndarray:
+        """``struct Geometry`` of the CUDA sources: C, H, W, P, Q, KH, KW, stride, padding, dilation."""
+        sizes = (*self.x_shape[1:], *self.out_size, *self.w_shape[2:], *self.stride, *self.padding)
+        fields = [(f"size{i}", "i4") for i in range(13)]
+        return np.array((*sizes, *self.dilation), fields)
+
     def transposed(self) -> Geometry:
         """The convolution, of stride 1, that takes gradients of y to gradients of x."""
         c = self.x_shape[1]

@@ -49,6 +49,12 @@ def max_pool(x, g: Geometry, want_index: bool):
     index : (N C, 1, P, Q) uint8 in [0, KH KW), or None; int32 for a window of more than 256
     """
     xp = backend.array_module(x)
+    if _in_one_pass(xp, g):
+        y = xp.empty((len(x), 1, *g.out_size), x.dtype)
+        index = xp.empty(y.shape, np.uint8) if want_index else None
+        args = (xp.ascontiguousarray(x), y, index, g.struct, len(x))
+        backend.launch("pooling", "max_pool", _grid(y), 256, args, x.dtype)
+        return y, index
     y = xp.full((len(x), 1, *g.out_size), -np.inf, x.dtype)
     index = xp.zeros(y.shape, _index_dtype(g)) if want_index else None
     kernel_width = g.w_shape[3]
@@ -71,6 +77,11 @@ def max_pool(x, g: Geometry, want_index: bool):
 def max_pool_gradient(gy, index, g: Geometry):
     """Send each output's gradient to the element that was the maximum: (N C, 1, P, Q) -> (N C, 1, H, W)."""
     xp = backend.array_module(gy)
+    if _in_one_pass(xp, g):
+        gx = xp.empty((len(gy), 1, *g.x_shape[2:]), gy.dtype)
+        args = (xp.ascontiguousarray(gy), index, gx, g.struct, len(gy))
+        backend.launch("pooling", "max_pool_gradient", _grid(gx), 256, args, gy.dtype)
+        return gx
     gx = xp.zeros((len(gy), 1, *g.x_shape[2:]), gy.dtype)
     kernel_width = g.w_shape[3]
 
@@ -82,3 +93,13 @@ def max_pool_gradient(gy, index, g: Geometry):
 
     backend.parallel(work) if xp is np else work(0, 1)
     return gx
+
+
+def _in_one_pass(xp, g: Geometry) -> bool:
+    """Whether the CUDA kernels do it, whose indices are bytes."""
+    return xp is not np and g.patch_size <= 256 and not backend.use_reference()
+
+
+def _grid(planes) -> tuple[int, int]:
+    """Blocks of 256 threads over (M, 1, height, width)."""
+    return len(planes), min(-(-planes.shape[2] * planes.shape[3] // 256), 65535)

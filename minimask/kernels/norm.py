@@ -1,0 +1,55 @@
+"""Group normalisation on the GPU, forward and backward in two kernels each (norm.cu).
+
+Shapes: N images, C channels, G groups, H x W pixels. NumPy's version, with the derivation, is
+`minimask.functions.norm.GroupNorm`.
+"""
+
+from __future__ import annotations
+
+from minimask import backend
+
+
+def group_norm(x, weight, bias, groups: int, eps: float, relu: bool):
+    """Normalise each image's channels of each group, for CuPy arrays.
+
+    Parameters
+    ----------
+    x : (N, C, H, W) float, contiguous
+    weight, bias : (C,)
+    relu : bool
+        Apply max(y, 0), last.
+
+    Returns
+    -------
+    y : (N, C, H, W)
+    mean, inv_std : (N, G)
+    """
+    xp, channels = backend.array_module(x), x.shape[1]
+    rows, pixels, grid, threads = _shares(x)
+    y, moments = xp.empty_like(x), xp.empty((2, rows), x.dtype)
+    mean, inv_std = (xp.empty((len(x), groups), x.dtype) for _ in range(2))
+    backend.launch("norm", "row_moments", grid[:1], threads, (x, moments, rows, pixels), x.dtype)
+    args = x, moments, weight, bias, y, mean, inv_std, rows, channels, channels // groups, pixels, eps, relu
+    backend.launch("norm", "group_norm", grid, threads, args, x.dtype)
+    return y, mean, inv_std
+
+
+def group_norm_gradient(gy, x, y, mean, inv_std, weight):
+    """Gradients of x, weight and bias; y, the result, where a ReLU was applied, else None."""
+    xp, channels = backend.array_module(x), x.shape[1]
+    rows, pixels, grid, threads = _shares(x)
+    depth = channels // mean.shape[1]
+    gx, sums = xp.empty_like(x), xp.empty((2, rows), x.dtype)
+    args = gy, x, y, mean, inv_std, sums, rows, depth, pixels
+    backend.launch("norm", "row_gradients", grid[:1], threads, args, x.dtype)
+    args = gy, x, y, mean, inv_std, sums, weight, gx, rows, channels, depth, pixels
+    backend.launch("norm", "group_norm_gradient", grid, threads, args, x.dtype)
+    g_bias, g_weight = sums.reshape(2, len(x), channels).sum(axis=1)
+    return gx, g_weight, g_bias
+
+
+def _shares(x):
+    """Rows, pixels of each, blocks of threads (a row, four pixels a thread), and threads: a power of 2."""
+    rows, pixels = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
+    threads = min(256, max(32, 1 << (pixels - 1).bit_length()))
+    return rows, pixels, (rows, min(-(-pixels // (4 * threads)), 65535)), threads
