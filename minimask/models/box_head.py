@@ -71,8 +71,7 @@ class RoIs:
     def positive(self) -> RoIs:
         """Those with an object: the mask branch sees no others."""
         keep = np.flatnonzero(self.labels)
-        boxes = self.boxes[array_module(self.boxes).asarray(keep)]
-        return RoIs(boxes, self.labels[keep], self.matches[keep], self.images[keep])
+        return RoIs(self.boxes[keep], self.labels[keep], self.matches[keep], self.images[keep])
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class BoxHead(Module):
             labels = np.zeros(len(chosen), np.int64)
             labels[: len(positive)] = target.labels[matches[positive]]
             images = np.full(len(chosen), n)
-            parts.append((boxes[xp.asarray(chosen)], labels, matches[chosen], images))
+            parts.append((boxes[chosen], labels, matches[chosen], images))
         boxes, *rest = zip(*parts)
         return RoIs(as_rois(boxes), *map(np.concatenate, rest))
 
@@ -171,11 +170,9 @@ class BoxHead(Module):
         xp = array_module(rois.boxes)
         encoded = xp.zeros((len(rois.labels), 4), rois.boxes.dtype)
         rows = np.flatnonzero(rois.labels)
-        if len(rows):
-            first = np.cumsum([0] + [len(t.boxes) for t in targets])[rois.images[rows]]
-            objects = xp.concatenate([t.boxes for t in targets])[xp.asarray(first + rois.matches[rows])]
-            rows = xp.asarray(rows)
-            encoded[rows] = self.coder.encode(objects, rois.boxes[rows, 1:])
+        first = np.cumsum([0] + [len(t.boxes) for t in targets])[rois.images[rows]]
+        objects = xp.concatenate([t.boxes for t in targets])[first + rois.matches[rows]]
+        encoded[rows] = self.coder.encode(objects, rois.boxes[rows, 1:])
         classification, box = F.box_head_loss(
             out.logits, out.deltas, rois.labels, encoded, beta=self.options.beta
         )

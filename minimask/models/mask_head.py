@@ -48,9 +48,9 @@ class MaskHead(Module):
         out = xp.zeros((len(rois.labels), size, size), rois.boxes.dtype)
         for n, target in enumerate(targets):
             own = np.flatnonzero(rois.images == n)
-            rows, matches, (sy, sx) = xp.asarray(own), xp.asarray(rois.matches[own]), target.mask_scale
-            boxes = scale_boxes(rois.boxes[rows, 1:], (sy, sx))
-            out[rows] = crop_masks(
+            boxes = scale_boxes(rois.boxes[own, 1:], target.mask_scale)
+            matches = xp.asarray(rois.matches[own])
+            out[own] = crop_masks(
                 target.masks, boxes, matches, size, conventions.masks, conventions.mask_threshold
             )
         return out

@@ -124,8 +124,7 @@ class RPN(Module):
             pos, neg = sample_balanced(matches, o.batch_size_per_image, o.positive_fraction, rng)
             positive.append(n * count + pos)
             negative.append(n * count + neg)
-            objects, anchors = target.boxes[xp.asarray(matches[pos])], out.anchors[xp.asarray(pos)]
-            encoded.append(self.coder.encode(objects, anchors))
+            encoded.append(self.coder.encode(target.boxes[matches[pos]], out.anchors[pos]))
         indices = (xp.asarray(np.concatenate(parts)) for parts in (positive, negative))
         return RPNSamples(*indices, xp.concatenate(encoded))
 
