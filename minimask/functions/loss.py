@@ -1,13 +1,15 @@
 """The losses: L = L_cls + L_box + L_mask (section 3), and the RPN's two.
 
 Shapes: R rows (RoIs or anchors), K classes and background 0, M x M mask cells, N images, A anchors an image.
-Every loss of nothing is 0, with gradients of 0.
+Every loss of nothing is 0, with gradients of 0. Labels and indices may stay on the CPU where the rest is on a
+GPU; a loss then copies them there, and never waits.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from minimask import backend
 from minimask.autograd import Function, Tensor
 from minimask.functions.activation import sigmoid_array, softmax_array
 
@@ -17,7 +19,7 @@ from minimask.functions.activation import sigmoid_array, softmax_array
 def _softmax_cross_entropy(logits, labels, xp):  # (R, K), (R,) -> sum over rows, (R, K)
     if not len(logits):
         return xp.zeros((), logits.dtype), xp.zeros_like(logits)
-    rows = xp.arange(len(logits))
+    rows, labels = xp.arange(len(logits)), xp.asarray(labels)
     p = softmax_array(logits, 1, xp)
     shifted = logits - logits.max(axis=1, keepdims=True)
     # -log p_label, from the logits: p itself may have rounded to 0
@@ -112,6 +114,7 @@ class RPNLoss(Function):
 
     def forward(self, logits, deltas, targets):  # (N, A), (N, A, 4), (R+, 4) -> (), ()
         xp, scale = self.xp, 1.0 / self.normalizer
+        self.positive, self.negative = xp.asarray(self.positive), xp.asarray(self.negative)
         sampled = xp.concatenate([self.positive, self.negative])
         is_object = (xp.arange(len(sampled)) < len(self.positive)).astype(logits.dtype)
         cls, g_logits = _sigmoid_cross_entropy(logits.reshape(-1)[sampled], is_object, xp)
@@ -139,9 +142,13 @@ class BoxHeadLoss(Function):
     ):  # (R, K+1), (R, 4(K+1)) or (R, 4), (R,), (R, 4) -> (), ()
         xp, scale = self.xp, 1.0 / max(len(logits), 1)
         cls, g_logits = _softmax_cross_entropy(logits, labels, xp)
-        rows = xp.flatnonzero(labels)  # background has no box  # sync
+        labels = backend.to_cpu(
+            labels
+        )  # sync, but only for labels that are not drawn on the CPU, as ours are
+        rows = np.flatnonzero(labels)  # background has no box
         of_class = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)  # (R, K+1, 4)
-        own = xp.zeros_like(labels[rows]) if self.class_agnostic else labels[rows]
+        own = np.zeros_like(rows) if self.class_agnostic else labels[rows]
+        rows, own = xp.asarray(rows), xp.asarray(own)
         box, g_deltas = _smooth_l1(of_class[rows, own], targets[rows], self.beta, xp)
         self.save(g_logits, g_deltas, rows, own, deltas.shape, scale)
         return (
@@ -165,7 +172,7 @@ class MaskLoss(Function):
     def forward(self, logits, labels, targets):  # (R, K+1, M, M), (R,), (R, M, M) -> ()
         xp, scale = self.xp, 1.0 / max(targets.size, 1)
         rows = xp.arange(len(logits))
-        own = xp.zeros_like(labels) if self.class_agnostic else labels
+        own = xp.zeros_like(rows) if self.class_agnostic else xp.asarray(labels)
         loss, slope = _sigmoid_cross_entropy(logits[rows, own], targets, xp)
         self.save(slope, rows, own, logits.shape, scale)
         return loss * scale
