@@ -1,63 +1,67 @@
-"""minimask beside torch and torchvision: python -m tests.benchmarks [ROW ...] [--rounds N] [--json FILE]
+"""minimask beside torch and torchvision: python -m tests.benchmarks [ROW ...]
 
-Each row runs both alternately in this process, on equal inputs and with equal numbers of threads, and prints
-the medians and their ratio: below 1, minimask is faster.
+Each ROW is a name, a group of names ("conv", "conv/forward", "whole") or a pattern ("conv/*/body 3x3*");
+--list shows them all. The libraries run in turn in this process on equal inputs with equal numbers of
+threads; their results are compared first. Printed are medians, and minimask's time over torch's: below 1,
+minimask is faster.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from pathlib import Path
 
 from minimask import backend
-from tests.benchmarks import rows
-
-
-def alternate(ours, theirs, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each run, the two in turn, after one run of each that does not count."""
-    seconds = ([], [])
-    for k in range(rounds + 1):
-        for run, times in zip((ours, theirs), seconds):
-            begin = time.perf_counter()
-            run()
-            if k:
-                times.append(time.perf_counter() - begin)
-    return seconds
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.split("\n", 1)[0])
-    parser.add_argument(
-        "rows", nargs="*", metavar="ROW", help=f"one of {', '.join(rows.ROWS)}; all by default"
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description=__doc__.split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=7, help="counted runs of each (default 7)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="which rows; all by default")
+    parser.add_argument("--list", action="store_true", help="list the rows and stop")
+    parser.add_argument(
+        "--seconds", type=float, default=0.3, help="counted time a library and row, at least 3 turns (0.3)"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--markdown", type=Path, help="also write them as tables for docs/performance.md")
     args = parser.parse_args(argv)
-    unknown = [name for name in args.rows if name not in rows.ROWS]
-    if unknown:
-        parser.error(f"unknown row {unknown[0]}; there are {', '.join(rows.ROWS)}")
     try:
         import torch
-        import torchvision
+        import torchvision  # noqa: F401
     except ImportError:
         print("torch and torchvision are not installed: there is nothing to compare with", file=sys.stderr)
         return 0
+    from tests.benchmarks import report, table
+    from tests.benchmarks.measure import time_contest
+
     torch.set_num_threads(backend.threads())
-    about = backend.describe() | {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    for key, value in about.items():
-        print(f"{key:12} {value}")
-    print(f"\n{'row':34}{'minimask':>12}{'torch':>12}{'ratio':>8}")
+    rows = report.matching(table.rows(), args.rows)
+    if not rows:
+        parser.error(f"no row is called or matches {' or '.join(args.rows)}; --list shows them")
+    if args.list:
+        print("\n".join(row.name for row in rows))
+        return 0
+    about = report.about()
+    print("\n".join(f"{key:14} {value}" for key, value in about.items()))
+    print(f"\n{report.header()}")
     figures = {}
-    for name in args.rows or rows.ROWS:
-        ours, theirs = (statistics.median(t) * 1e3 for t in alternate(*rows.ROWS[name](), args.rounds))
-        figures[name] = {"minimask_ms": ours, "torch_ms": theirs, "ratio": ours / theirs}
-        print(f"{name:34}{ours:9.1f} ms{theirs:9.1f} ms{ours / theirs:8.2f}", flush=True)
+    for row in rows:
+        try:
+            figures[row] = time_contest(row.setup(), args.seconds)
+        except AssertionError as error:
+            print(f"{row.name}: the results differ, not timed: {error}", file=sys.stderr)
+            return 1
+        print(report.line(row, figures[row]), flush=True)
+    print("\n" + "\n".join(report.summary_lines(figures)))
     if args.json:
-        args.json.write_text(json.dumps({"machine": about, "rows": figures}, indent=2) + "\n")
+        args.json.write_text(json.dumps(report.as_json(about, figures), indent=1) + "\n", encoding="utf-8")
+    if args.markdown:
+        args.markdown.write_text(report.as_markdown(about, figures), encoding="utf-8")
     return 0
 
 

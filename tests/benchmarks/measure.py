@@ -1,0 +1,193 @@
+"""How two libraries are timed against each other in one process, so that neither pays for the other.
+
+What was measured on two virtual cores before these rules were chosen:
+
+- After a parallel region torch's OpenMP threads spin for about 16 ms in the hope of more work, and OpenBLAS's
+  for about 100 ms. Whoever runs meanwhile lacks a core: calls simply taken in turn made a 1x1 convolution of
+  minimask's 25 % slower, and torch's fully connected layer twice as slow. So before each turn we wait until
+  this process's other threads use no processor time (`settle`).
+- Waiting cools caches and processors down (30 ms of sleep: up to twice the time), so each turn begins with a
+  run that does not count, unless runs are so long that it makes no difference.
+- ``OMP_WAIT_POLICY=passive`` would avoid the spinning, but costs torch 10 to 20 % on its shortest calls:
+  nothing is set, torch runs as its users run it.
+- Another process on the same cores costs a spinning library most: torch ran 5 to 20 times slower beside one
+  busy process, minimask 1.5 times. So a turn in which other processes (or the virtual machine's host) took
+  more than `FOREIGN` of the processors' time is thrown away; a row of which too little is left is marked.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+LONG = 0.15  # seconds: from here on a turn is one run, without one before it that does not count
+TURN = 0.04  # seconds that the counted runs of a turn take together, about
+FOREIGN = 0.05  # share of all processor time that others may take during a turn
+TURNS = 3, 15  # at least and at most
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One computation written for several libraries.
+
+    Attributes
+    ----------
+    runs : dict of callables without arguments
+        "minimask" first, then "torch", and others where they are installed. Each gives its results: an array
+        or tensor, or a sequence or dict of them, in the same order.
+    tolerance : float
+        Largest difference of two results, relative to the largest value of torch's.
+    check : callable, optional
+        Replaces that comparison: gets minimask's and torch's results, raises AssertionError.
+    """
+
+    runs: dict[str, Callable]
+    tolerance: float = 1e-4
+    check: Callable | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: its name, group/sub/what; how to set it up; how often a network does it."""
+
+    name: str
+    setup: Callable[[], Contest]
+    count: int = 1
+
+    @property
+    def group(self) -> str:
+        return self.name.rpartition("/")[0]
+
+
+@dataclass
+class Figures:
+    """Seconds of each counted run, by library; whether other processes disturbed too many of them."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    disturbed: bool = False
+
+    def median(self, library: str) -> float:
+        return statistics.median(self.seconds[library])
+
+    @property
+    def ratio(self) -> float:
+        """Below 1, minimask is faster."""
+        return self.median("minimask") / self.median("torch")
+
+
+def arrays(result) -> list[np.ndarray]:
+    """The arrays in a result, whatever library and container they come in."""
+    if isinstance(result, dict):
+        result = list(result.values())
+    if isinstance(result, (list, tuple)):
+        return [a for part in result for a in arrays(part)]
+    if hasattr(result, "detach"):  # torch's
+        return [result.detach().numpy()]
+    data = result if isinstance(result, np.ndarray) else getattr(result, "data", result)
+    return [np.asarray(data)]
+
+
+def agree(contest: Contest) -> None:
+    """Run each library once and compare with torch's results.
+
+    Raises
+    ------
+    AssertionError
+        Saying how large the difference is: a fast result that is wrong must not be timed.
+    """
+    results = {library: run() for library, run in contest.runs.items()}
+    for library, result in results.items():
+        if library == "torch":
+            continue
+        if contest.check:
+            contest.check(result, results["torch"])
+            continue
+        ours, theirs = arrays(result), arrays(results["torch"])
+        assert len(ours) == len(theirs), f"{library} gives {len(ours)} arrays, torch {len(theirs)}"
+        for i, (a, b) in enumerate(zip(ours, theirs)):
+            assert a.shape == b.shape, f"result {i}: {library} {a.shape}, torch {b.shape}"
+            if a.size:
+                error = np.abs(a.astype(np.float64) - b).max() / max(float(np.abs(b).max()), 1e-30)
+                assert error <= contest.tolerance, f"result {i}: {library} differs by {error:.1e} relative"
+
+
+def time_contest(contest: Contest, seconds: float) -> Figures:
+    """The libraries in turn until about `seconds` have gone into counted runs of each.
+
+    Raises
+    ------
+    AssertionError
+        If their results differ.
+    """
+    agree(contest)
+    gc.collect()
+    expected = {}
+    for library, run in contest.runs.items():
+        settle()
+        expected[library] = _time(run)
+    good: dict[str, list[float]] = {library: [] for library in contest.runs}
+    bad: dict[str, list[float]] = {library: [] for library in contest.runs}
+    slowest = max(expected.values())
+    turns = int(np.clip(seconds / max(slowest, TURN), *TURNS))
+    for _ in range(2 * turns):  # as many again where turns are thrown away
+        for library, run in contest.runs.items():
+            if len(good[library]) < turns:
+                settle()
+                took, disturbed = _turn(run, expected[library])
+                (bad if disturbed else good)[library].append(took)
+    figures = Figures()
+    for library in contest.runs:
+        few = len(good[library]) < TURNS[0]
+        figures.seconds[library] = good[library] + (bad[library] if few else [])
+        figures.disturbed |= few
+    return figures
+
+
+def _turn(run: Callable, expected: float) -> tuple[float, bool]:
+    """Median seconds of the runs of one turn, and whether others took processor time from it."""
+    if expected < LONG:
+        run()
+    before, begin = _foreign_seconds(), time.perf_counter()
+    times = [_time(run) for _ in range(max(1, round(TURN / max(expected, 1e-5))))]
+    wall = time.perf_counter() - begin
+    others = _foreign_seconds() - before
+    # the counters tick every 10 ms: one tick too many says nothing
+    return statistics.median(times), others > FOREIGN * wall * (os.cpu_count() or 1) + 0.02
+
+
+def _time(run: Callable) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def settle() -> None:
+    """Wait until this process's threads have stopped spinning, 0.3 s at most."""
+    for _ in range(100):
+        cpu, begin = time.process_time(), time.perf_counter()
+        time.sleep(0.003)
+        if time.process_time() - cpu < 0.2 * (time.perf_counter() - begin):
+            return
+
+
+def _foreign_seconds() -> float:
+    """Processor time that all others have used, the virtual machine's host included; 0 if unknown."""
+    try:
+        fields = [int(v) for v in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal = fields[:8]
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return busy - own.user - own.system
+
+
+def geometric_mean(values) -> float:
+    return float(np.exp(np.mean(np.log(list(values)))))
