@@ -63,9 +63,8 @@ class RoIs:
 
     def __post_init__(self):
         if self.images is None:
-            object.__setattr__(
-                self, "images", to_cpu(self.boxes[:, 0]).astype(np.int64)
-            )  # sync: not in training
+            images = to_cpu(self.boxes[:, 0])  # sync: not in training, which knows them
+            object.__setattr__(self, "images", images.astype(np.int64))
 
     @property
     def positive(self) -> RoIs:

@@ -58,7 +58,7 @@ class MaskHead(Module):
     def loss(self, logits: Tensor, rois: RoIs, targets: list[Target]) -> dict[str, Tensor]:
         """L_mask: only the true class's mask of each RoI has a loss."""
         wanted = self.targets(rois, targets, logits.shape[-1])
-        return {"loss_mask": F.mask_loss(logits, array_module(wanted).asarray(rois.labels), wanted)}
+        return {"loss_mask": F.mask_loss(logits, rois.labels, wanted)}
 
     def predict(self, levels, detections: list[Detections]) -> list[np.ndarray]:
         """For each image the (D, M, M) probabilities of the detected class's mask; in inference only."""

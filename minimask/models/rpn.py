@@ -51,7 +51,9 @@ class RPNOutput:
 
 @dataclass(frozen=True)
 class RPNSamples:
-    """Which anchors the loss sees: flat indices into (N A), and encoded boxes of the positives (R+, 4)."""
+    """Which anchors the loss sees: flat indices into (N A), which stay on the CPU, where they were drawn, and
+    the positives' encoded boxes (R+, 4).
+    """
 
     positive: np.ndarray
     negative: np.ndarray
@@ -125,8 +127,7 @@ class RPN(Module):
             positive.append(n * count + pos)
             negative.append(n * count + neg)
             encoded.append(self.coder.encode(target.boxes[matches[pos]], out.anchors[pos]))
-        indices = (xp.asarray(np.concatenate(parts)) for parts in (positive, negative))
-        return RPNSamples(*indices, xp.concatenate(encoded))
+        return RPNSamples(np.concatenate(positive), np.concatenate(negative), xp.concatenate(encoded))
 
     def loss(self, out: RPNOutput, samples: RPNSamples) -> dict[str, Tensor]:
         """Objectness and box loss over the sampled anchors of all images."""
