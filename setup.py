@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "minimask" / "_version.py").read_text()).group(1)
+# Processes that train together, and an mpiexec to start them: wheels, of no use on Windows.
+MPI = ["mpi4py>=4.0; sys_platform != 'win32'", "mpich>=4.2; sys_platform != 'win32'"]
 
 setup(
     name="minimask",
@@ -53,8 +55,16 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]>=14,<15"],
         "cuda13": ["cupy-cuda13x[ctk]>=14,<15"],
+        "mpi": MPI,
         "notebooks": ["jupyter", "ipywidgets"],
-        "test": ["pytest>=8.0", "hypothesis>=6.100", "nbformat>=5.7", "nbclient>=0.10.1", "ipykernel>=6.0"],
+        "test": [
+            "pytest>=8.0",
+            "hypothesis>=6.100",
+            "nbformat>=5.7",
+            "nbclient>=0.10.1",
+            "ipykernel>=6.0",
+            *MPI,
+        ],
         "docs": ["sphinx>=7.0", "myst-nb>=1.1", "numpydoc>=1.6", "pydata-sphinx-theme>=0.15"],
     },
     entry_points={"console_scripts": ["minimask = minimask.cli:entry_point"]},

@@ -25,7 +25,7 @@ LAYERS = (
     "functions",
     "ops nn",
     "models",
-    "optim checkpoint weights config progress",
+    "optim checkpoint weights config progress distributed",
     "detector",
     "train",
     "minimask",  # the public names
@@ -39,7 +39,8 @@ LAYERS = (
 FOUNDATION = LAYERS.index("minimask")  # layers below it have 6000 code lines, the others 2500
 
 NEEDED = {"numpy", "scipy"}  # of `import minimask`; the others are imported where they are used
-OPTIONAL = {"PIL", "matplotlib", "pycocotools", "tqdm", "threadpoolctl", "cupy", "IPython", "ipywidgets"}
+OPTIONAL = {"PIL", "matplotlib", "pycocotools", "tqdm", "threadpoolctl", "IPython", "ipywidgets"}
+OPTIONAL |= {"cupy", "cupyx", "mpi4py"}
 
 
 def modules() -> dict[str, Path]:
@@ -115,7 +116,7 @@ def test_imports_have_no_cycle():
 
 
 def test_only_the_backend_imports_cupy():
-    assert [name for name, found in IMPORTS.items() if "cupy" in found] == ["minimask.backend"]
+    assert {name for name, found in IMPORTS.items() if {"cupy", "cupyx"} & found} == {"minimask.backend"}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -27,9 +27,18 @@ class Batches:
     batch_size : int
     augmentation : Augmentation
     seed : int, >= 0
+    part : range, optional
+        The places in the batch that are wanted, where several processes share it; all by default.
     """
 
-    def __init__(self, dataset, batch_size: int, augmentation: Augmentation | None = None, seed: int = 0):
+    def __init__(
+        self,
+        dataset,
+        batch_size: int,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        part: range | None = None,
+    ):
         if len(dataset) == 0:
             raise InputError(f"{getattr(dataset, 'name', 'dataset')}: has no images to train on")
         if batch_size < 1:
@@ -38,11 +47,12 @@ class Batches:
         self.batch_size = batch_size
         self.augmentation = augmentation or Augmentation()
         self.seed = seed
+        self.part = part or range(batch_size)
 
     def indices(self, step: int) -> list[int]:
         """The places in the dataset of the images of a step (counted from 0)."""
         n = len(self.dataset)
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        places = [step * self.batch_size + place for place in self.part]
         orders = {
             epoch: Draws(self.seed, epoch).rng(Purpose.ORDER).permutation(n)
             for epoch in range(places[0] // n, places[-1] // n + 1)
@@ -53,7 +63,7 @@ class Batches:
         draws = Draws(self.seed, step)
         return [
             self._sample(index, draws.rng(Purpose.AUGMENT, image))
-            for image, index in enumerate(self.indices(step))
+            for image, index in zip(self.part, self.indices(step))
         ]
 
     def _sample(self, index: int, rng: np.random.Generator) -> Sample:

@@ -1,0 +1,150 @@
+"""One training in several processes, started by ``mpiexec -n N minimask train ...``.
+
+As torch's DistributedDataParallel: all hold the same weights, each computes the loss of its own images, its
+share of the batch, and the mean of the gradients is everyone's, so all make the same update. MPI carries the
+gradients (mpi4py), between GPUs NCCL does (CuPy), one process a GPU. Without mpiexec, none of it is imported.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minimask import backend
+from minimask.errors import InputError
+
+STARTED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")  # set by the mpiexec of MPICH, Open MPI, PMIx
+LOCAL = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+
+
+class World:
+    """The processes that train together: here one alone, which exchanges nothing.
+
+    `rank` is this process's number, `size` how many there are. Process 0 saves, logs and tells.
+    """
+
+    rank, size = 0, 1
+
+    def part(self, batch_size: int) -> range:
+        """The places in a batch of this process's images: however many processes, a step sees the same.
+
+        Raises InputError if they would not get equally many, which the mean of their gradients counts on.
+        """
+        if batch_size % self.size:
+            what = f"train.batch_size is {batch_size}, shared by {self.size} processes: choose a multiple of"
+            raise InputError(f"{what} {self.size}, such as {-(-batch_size // self.size) * self.size}")
+        return range(*backend.share(batch_size, self.rank, self.size))
+
+    def use(self, device: str) -> None:
+        """On "cuda", make one GPU this process's; before the first array is put there."""
+
+    def share_(self, *states: dict[str, Any]) -> None:
+        """Write process 0's arrays into everyone's."""
+
+    def mean_(self, parameters: dict[str, Any]) -> None:
+        """Replace each parameter's gradient by the mean over the processes, equal to the last bit on all."""
+
+    def mean(self, row: dict[str, float]) -> dict[str, float]:
+        """The mean over the processes of each value."""
+        return row
+
+    def highest(self, number: int) -> int:
+        """The highest number that a process gave; all wait for it here."""
+        return number
+
+
+ALONE = World()
+
+
+class _Mpi(World):
+    def __init__(self, mpi):
+        self.mpi, self.comm = mpi, mpi.COMM_WORLD
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.local = self.comm.Split_type(mpi.COMM_TYPE_SHARED)  # those on this machine
+        self.nccl = self.bucket = None
+
+    def use(self, device):
+        if device == "cuda":
+            self.nccl = backend.nccl(self.size, self.rank, self.local.rank)
+
+    def share_(self, *states):
+        for array in (a for state in states for a in state.values()):
+            self.comm.Bcast(array) if isinstance(array, np.ndarray) else self.nccl.broadcast(array)
+
+    def mean_(self, parameters):
+        ordered, begin = [parameters[name] for name in sorted(parameters)], 0
+        if self.bucket is None:  # one message is faster than one a parameter
+            xp = backend.array_module(ordered[0].data)
+            self.bucket = xp.empty(sum(p.data.size for p in ordered), ordered[0].data.dtype)
+        for p in ordered:
+            part = self.bucket[begin : begin + p.data.size].reshape(p.data.shape)
+            part[...] = 0 if p.grad is None else p.grad
+            p.grad, begin = part, begin + part.size
+        if self.nccl:
+            self.nccl.all_reduce(self.bucket, self.bucket)
+        else:  # not Allreduce, in which each process may add in an order of its own
+            source = self.mpi.IN_PLACE if self.rank == 0 else self.bucket
+            self.comm.Reduce(source, self.bucket if self.rank == 0 else None)
+            self.comm.Bcast(self.bucket)
+        self.bucket /= self.size
+
+    def mean(self, row):
+        mean = self.comm.allreduce(np.array([*row.values()])) / self.size
+        return dict(zip(row, mean.tolist()))
+
+    def highest(self, number):
+        return self.comm.allreduce(number, self.mpi.MAX)
+
+
+@cache
+def world() -> World:
+    """The processes that mpiexec started, if it started this one; InputError if mpi4py is not fit for it."""
+    if not any(name in os.environ for name in STARTED):
+        return ALONE
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        if any(os.environ.get(name, "0") != "0" for name in LOCAL):
+            raise SystemExit(2) from error  # one line a machine
+        raise InputError("processes of mpiexec need mpi4py: install minimask[mpi]") from error
+    joined = _Mpi(MPI)
+    if joined.size == 1 and any(int(os.environ.get(name, "1")) > 1 for name in STARTED[:2]):
+        raise InputError("mpiexec is of another MPI than mpi4py: use the one that minimask[mpi] installs")
+    # The processes of a machine divide its processors, whether mpiexec bound each to some of them or none.
+    processors = set().union(*joined.local.allgather(backend.processors()))
+    backend.limit_threads(max(1, len(processors) // joined.local.size))
+    return joined
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around what the processes do together; all but process 0 are silent there. May be nested.
+
+    An error, told by whoever catches it, ends all as soon as this process ends; else each waits for the rest.
+    """
+    joined = world()
+    if joined.size == 1:
+        yield
+        return
+    try:
+        with Path(os.devnull).open("w") as nowhere, contextlib.ExitStack() as stack:
+            for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr)[: joined.rank * 2]:
+                stack.enter_context(redirect(nowhere))
+            yield
+    except BaseException as error:
+        if joined.rank:
+            time.sleep(1)  # what stops all of them is told by process 0, which then ends the others
+        atexit.register(joined.comm.Abort, {InputError: 2, KeyboardInterrupt: 130}.get(type(error), 1))
+        atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)  # comes first: MPI would add a line
+        raise
+    end = joined.comm.Ibarrier()
+    while not end.Test():  # Barrier would keep a processor busy that process 0 may need to evaluate
+        time.sleep(0.01)
