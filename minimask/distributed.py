@@ -21,7 +21,7 @@ import numpy as np
 from minimask import backend
 from minimask.errors import InputError
 
-STARTED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")  # set by the mpiexec of MPICH, Open MPI, PMIx
+STARTED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # how many; set by the mpiexec of MPICH and of Open MPI
 LOCAL = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 
 
@@ -107,7 +107,7 @@ class _Mpi(World):
 @cache
 def world() -> World:
     """The processes that mpiexec started, if it started this one; InputError if mpi4py is not fit for it."""
-    if not any(name in os.environ for name in STARTED):
+    if all(int(os.environ.get(name, "1")) == 1 for name in STARTED):
         return ALONE
     try:
         from mpi4py import MPI
@@ -116,7 +116,7 @@ def world() -> World:
             raise SystemExit(2) from error  # one line a machine
         raise InputError("processes of mpiexec need mpi4py: install minimask[mpi]") from error
     joined = _Mpi(MPI)
-    if joined.size == 1 and any(int(os.environ.get(name, "1")) > 1 for name in STARTED[:2]):
+    if joined.size == 1:
         raise InputError("mpiexec is of another MPI than mpi4py: use the one that minimask[mpi] installs")
     # The processes of a machine divide its processors, whether mpiexec bound each to some of them or none.
     processors = set().union(*joined.local.allgather(backend.processors()))
