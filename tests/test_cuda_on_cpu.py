@@ -416,3 +416,26 @@ def test_undefined_behaviour_is_named():
     source = "\n__global__ void convert(int* y, float x) {\n    y[0] = (int)x;\n}\n"
     result = child(f"run({source!r}, (1,), (1,), np.zeros(1, 'i4'), np.float32(np.nan))", "address,undefined")
     assert "kernel.cu:3" in result.stderr and "outside the range" in result.stderr, result.stderr
+
+
+def test_an_assumption_that_nvcc_would_believe_is_checked():
+    source = """
+    __global__ void add(float* x, bool own) {
+        __shared__ float shared[1];
+        float mine = 0;
+        float* to = own ? &mine : shared;
+        if (threadIdx.x == 1) to = x;
+        __builtin_assume(__isGlobal(to));
+        atomicAdd(to, 1.0f);
+    }
+    """
+    kernel = load(source).get_function("add")
+    for own in (False, True):
+        with pytest.raises(
+            KernelError, match=r"false assumption: of thread \(0, 0, 0\) of block .* in line 7"
+        ):
+            kernel((1,), (2,), (np.zeros(1, np.float32), np.bool_(own)))
+    kernel = load(source.replace("== 1", "< 2")).get_function("add")
+    x = np.zeros(1, np.float32)
+    kernel((1,), (2,), (x, np.bool_(True)))
+    assert x == 2

@@ -24,6 +24,8 @@ extern dim3 blockDim, gridDim;
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __syncthreads() cuda_on_cpu::barrier(__LINE__)
+#define __builtin_assume(...) cuda_on_cpu::assume(__VA_ARGS__, __LINE__)  // nvcc believes it; checked
+#define __isGlobal(address) cuda_on_cpu::is_global(address)
 
 namespace cuda_on_cpu {
 
@@ -40,6 +42,8 @@ enum Kind { READ, WRITE, ATOMIC };
 
 int run(Launch& launch, void (*call)(void**), void** args);  // 0, or 1 with a message
 void barrier(int line);
+void assume(bool holds, int line);
+bool is_global(const void* address);  // neither a thread's own nor shared memory
 void* shared(int id, size_t bytes);  // of the block that runs: fresh and full of NaN
 void* dynamic_shared();
 void note(const void* address, size_t size, Kind kind, void* pc);

@@ -167,6 +167,11 @@ static bool together(const std::vector<Fiber*>& waiting) {
     return false;
 }
 
+void assume(bool holds, int line) {
+    if (holds || launch->message[0]) return;  // the first is enough
+    say("false assumption: of %s in line %d", Name(thread_number, block_number).text, line);
+}
+
 template <typename Items>
 static void arrange(Items& items, std::mt19937_64& random) {
     if (launch->order == 2) std::shuffle(items.begin(), items.end(), random);
@@ -220,6 +225,13 @@ void* shared(int id, size_t bytes) {
 }
 
 void* dynamic_shared() { return shared(0, launch->shared_bytes); }
+
+bool is_global(const void* address) {
+    const char* byte = static_cast<const char*>(address);
+    for (const auto& [memory, size] : arrays)
+        if (memory && memory <= address && byte < static_cast<char*>(memory) + size) return false;
+    return !(stacks <= byte && byte < stacks + FIBERS * STACK);
+}
 
 // ---------------------------------------------------------------------------------------- accesses to memory
 
