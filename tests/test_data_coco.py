@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -87,6 +88,21 @@ def test_a_window_of_a_mask_is_decoded_without_the_rest(seed, data):
     x2, y2 = data.draw(st.integers(x1 + 1, width)), data.draw(st.integers(y1 + 1, height))
     part = rle.decode_runs(rle.read_runs(rle.encode_mask(mask)), height, (x1, y1, x2, y2))
     np.testing.assert_array_equal(part, mask[y1:y2, x1:x2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6), st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+def test_pixels_and_extent_are_the_same_without_pycocotools(height, width, seed, share):
+    mask = (np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
+    masks = [{"size": [height, width], "counts": rle.encode_mask(m)} for m in (mask, mask[::-1])]
+    pixels, extents = rle.measure(masks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pycocotools", None)  # an import of it fails
+        own_pixels, own_extents = rle.measure(masks)
+        assert [len(a) for a in rle.measure([])] == [0, 0]
+    np.testing.assert_array_equal(own_pixels, pixels)
+    np.testing.assert_array_equal(own_extents, extents)
+    assert own_pixels.tolist() == [mask.sum()] * 2 and own_extents.dtype == extents.dtype == np.int64
 
 
 def test_a_run_as_long_as_the_largest_image_survives():

@@ -248,17 +248,12 @@ def _make_table(
     category_ids: list[int],
     records: list[checks.ImageRecord],
 ) -> _Table:
-    from pycocotools import mask as coco_mask
-
     images = np.array([index[row.image_id] for row in rows], np.int64)
     label = {category_id: k for k, category_id in enumerate(category_ids, start=1)}
     masks = [
         {"size": [records[i].height, records[i].width], "counts": row.counts} for i, row in zip(images, rows)
     ]
-    # one by one: pycocotools 2.0.11 under NumPy 2 refuses the area of more than 255 masks at once
-    pixels = np.array([coco_mask.area(mask) for mask in masks], np.int64)
-    extents = coco_mask.toBbox(masks).astype(np.int64) if masks else np.zeros((0, 4), np.int64)
-    extents[:, 2:] += extents[:, :2]
+    pixels, extents = rle.measure(masks)
     areas = [float(count) if row.area is None else row.area for row, count in zip(rows, pixels)]
     counts = np.empty(len(rows), object)
     counts[:] = [row.counts for row in rows]
