@@ -7,7 +7,7 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 
-from minimask import commands
+from minimask import backend, commands, distributed
 from minimask import config as configuration
 from minimask._version import __version__
 from minimask.errors import InputError
@@ -48,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str], debug: bool) -> int:
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
+        with distributed.together():
+            if distributed.world().size > 1 and arguments.run is not commands.train:
+                raise InputError("mpiexec is for 'minimask train' alone; start this without it")
+            if "device" in arguments:
+                arguments.device = backend.device(arguments.device)
+            return arguments.run(arguments)
     except SystemExit as leaving:  # --help and --version; and the second SIGTERM
         return leaving.code if isinstance(leaving.code, int) else 0
     except BrokenPipeError:
@@ -57,8 +62,9 @@ def _run(argv: list[str], debug: bool) -> int:
         return _say("interrupted", INTERRUPTED, debug)
     except InputError as error:
         return _say(str(error), WRONG_INPUT, debug)
-    except MemoryError:
-        text = "not enough memory; try a smaller data.crop, train.batch_size or model.max_size"
+    except MemoryError as error:
+        text = f"not enough memory: {error}".rstrip(" :.")
+        text += "; smaller images, a smaller --max-detections, or --device cpu need less"
         return _say(text, WRONG_INPUT, debug)
     except OSError as error:
         return _say(f"{error.filename or 'input or output'}: {error.strerror or error}", WRONG_INPUT, debug)

@@ -29,14 +29,13 @@ def demo(arguments: argparse.Namespace) -> int:
     from minimask.demo import run
     from minimask.files import check_output_directory
 
-    _device(arguments)
     output = check_output_directory(arguments.output)
     config = demo_configuration(arguments.quick, arguments.seed)
     print(
         f"Training {config.model.name} from random weights on the packaged cell nuclei, {config.train.steps} "
-        f"steps of {config.train.batch_size} images, on the CPU."
+        f"steps of {config.train.batch_size} images, on the {'CPU' if arguments.device == 'cpu' else 'GPU'}."
     )
-    finished = run(config, output, _note)
+    finished = run(config, output, _note, arguments.device)
     if finished.evaluation is None:
         return _stopped(finished.outcome, config, output)
     evaluation = finished.evaluation
@@ -61,12 +60,12 @@ def train(arguments: argparse.Namespace) -> int:
     SIGTERM finish the step, save, and say how to resume; a resumed run equals an unbroken one to the last
     bit, on the same machine with as many threads.
     """
+    from minimask.distributed import world
     from minimask.files import check_output_directory
     from minimask.train import LOSSES, read_losses
     from minimask.train import train as run
     from minimask.visualize import loss_curves
 
-    _device(arguments)
     output = check_output_directory(arguments.output)
     config = _train_config(arguments, output)
     data = config.data
@@ -77,13 +76,16 @@ def train(arguments: argparse.Namespace) -> int:
     if data.val:
         validation = _open_dataset(data.val, data.val_images or data.images, "val", data.strict)
         _same_classes(validation, dataset.class_names, f"{dataset.name} has")
-    outcome = run(config, dataset, output, arguments.resume, note=_note)
+    outcome = run(config, dataset, output, arguments.resume, note=_note, device=arguments.device)
     if outcome.stopped_by is not None:
         return _stopped(outcome, config, output)
+    if world().rank:
+        return 0  # process 0 draws and evaluates
     loss_curves(read_losses(output / LOSSES), output / "losses.png")
     print(f"{outcome.step} steps done: {outcome.checkpoint}, {output / 'losses.png'}")
     if validation is not None:
-        _evaluate_checkpoint(outcome.checkpoint, validation, config.evaluate.max_detections, output)
+        most = config.evaluate.max_detections
+        _evaluate_checkpoint(outcome.checkpoint, validation, most, output, arguments.device)
     return 0
 
 
@@ -93,10 +95,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """
     from minimask.files import check_output_directory
 
-    _device(arguments)
     output = check_output_directory(arguments.output)
     dataset = _open_dataset(arguments.data, arguments.images, "val", arguments.strict)
-    _evaluate_checkpoint(arguments.weights, dataset, arguments.max_detections, output)
+    _evaluate_checkpoint(arguments.weights, dataset, arguments.max_detections, output, arguments.device)
     return 0
 
 
@@ -107,12 +108,10 @@ def predict(arguments: argparse.Namespace) -> int:
     from minimask.predict import check_images, predict_files
     from minimask.progress import each
 
-    _device(arguments)
     output = check_output_directory(arguments.output)
     check_images(arguments.images)  # before the weights: a wrong name should not wait for them
-    detector = load_detector(
-        arguments.weights, detections=arguments.max_detections, score_threshold=arguments.score_threshold
-    )
+    options = {"detections": arguments.max_detections, "score_threshold": arguments.score_threshold}
+    detector = load_detector(arguments.weights, arguments.device, **options)
     counts = predict_files(
         detector,
         arguments.images,
@@ -165,12 +164,6 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _device(arguments: argparse.Namespace) -> str:
-    from minimask import backend
-
-    return backend.device(arguments.device)
-
-
 def _train_config(arguments: argparse.Namespace, output: Path) -> configuration.Config:
     """The defaults, or the resumed run's configuration; under --config, --set and the data's flags."""
     from minimask.checkpoint import load_checkpoint
@@ -215,18 +208,18 @@ def _same_classes(dataset: Any, class_names: Sequence[str], whose: str) -> None:
         )
 
 
-def _evaluate_checkpoint(weights: str | Path, dataset: Any, max_detections: int, output: Path) -> None:
+def _evaluate_checkpoint(weights: str | Path, dataset: Any, most: int, output: Path, device: str) -> None:
     from minimask.detector import load_detector
     from minimask.evaluate import evaluate as run
     from minimask.files import make_output_directory
     from minimask.progress import each
 
-    detector = load_detector(weights, detections=max_detections)
+    detector = load_detector(weights, device, detections=most)
     _same_classes(dataset, detector.class_names, f"{weights} was trained on")
-    evaluation = run(detector.model, dataset, max_detections, lambda indices: each(indices, "evaluating"))
+    evaluation = run(detector.model, dataset, most, lambda indices: each(indices, "evaluating"))
     evaluation.write(make_output_directory(output))
     images, objects = evaluation.images, evaluation.objects
-    print(f"{images} images, {objects} objects, {max_detections} detections an image:\n")
+    print(f"{images} images, {objects} objects, {most} detections an image:\n")
     print(f"{evaluation.table()}\n\n{output / 'detections.json'}, {output / 'metrics.json'}")
 
 

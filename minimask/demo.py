@@ -42,7 +42,7 @@ def configuration(quick: bool = False, seed: int = 0) -> Config:
     return replace(config, train=replace(config.train, seed=seed))
 
 
-def run(config: Config, output: str | Path, note: Callable[[str], None]) -> Finished:
+def run(config: Config, output: str | Path, note: Callable[[str], None], device: str = "cpu") -> Finished:
     """Train, evaluate and draw; what a demo before left in `output` is replaced.
 
     Raises
@@ -51,12 +51,12 @@ def run(config: Config, output: str | Path, note: Callable[[str], None]) -> Fini
         If `output` cannot be written to, or training stops at a loss that is not finite.
     """
     began, output = time.monotonic(), Path(output)
-    outcome = train(config, nuclei_sample("train"), output, overwrite=True, note=note)
+    outcome = train(config, nuclei_sample("train"), output, overwrite=True, note=note, device=device)
     if outcome.stopped_by is not None:
         return Finished(outcome, None, time.monotonic() - began)
     loss_curves(read_losses(output / LOSSES), output / "losses.png")
     validation, most = nuclei_sample("val"), config.evaluate.max_detections
-    model = load_detector(outcome.checkpoint, detections=most).model
+    model = load_detector(outcome.checkpoint, device, detections=most).model
     evaluation = evaluate(model, validation, most, lambda indices: each(indices, "evaluating"))
     evaluation.write(output)
     # Sorted by name, the bright and the dark images lie apart: taken evenly, both are shown.

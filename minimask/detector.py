@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minimask import models
+from minimask import backend, models
 from minimask.checkpoint import fit, load_checkpoint
-from minimask.config import Config, ModelConfig, from_dict
+from minimask.config import Config, from_dict
 
 _NETWORKS = {
     "maskrcnn_small": models.maskrcnn_small,
@@ -14,25 +14,29 @@ _NETWORKS = {
 }
 
 
-def build_model(options: ModelConfig, num_classes: int, seed: int = 0) -> Any:
-    """The network that a configuration names, with random weights.
+def build_model(config: Config, num_classes: int, device: str = "cpu") -> Any:
+    """The network that a configuration names, with random weights of its seed.
 
     Parameters
     ----------
     num_classes : int
         Background included.
-    seed : int
-        Of the weights.
+    device : "cpu" or "cuda"
+        Where it shall be.
     """
+    options = config.model
+    if device == "cuda":
+        backend.set_up_gpu(config.train.tf32, config.train.gpu_memory_limit)
     sizes = {"min_size": options.min_size, "max_size": options.max_size}
-    return _NETWORKS[options.name](
+    model = _NETWORKS[options.name](
         num_classes,
         box_score_thresh=options.score_threshold,
         box_nms_thresh=options.nms_threshold,
         box_detections_per_img=options.detections,
-        seed=seed,
+        seed=config.train.seed,
         **{name: size for name, size in sizes.items() if size is not None},
     )
+    return model.to(device)
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,13 @@ class Detector:
     config: Config
 
 
-def load_detector(path: str | Path, **changes: Any) -> Detector:
+def load_detector(path: str | Path, device: str = "cpu", **changes: Any) -> Detector:
     """Build the model of a checkpoint and load its weights.
 
     Parameters
     ----------
+    device : "cpu" or "cuda"
+        Where the model shall be; checkpoints know none.
     **changes
         Fields of `ModelConfig` that shall be other than in training; None leaves them.
 
@@ -74,7 +80,7 @@ def load_detector(path: str | Path, **changes: Any) -> Detector:
     config = from_dict(checkpoint.config, str(path))
     given = {name: value for name, value in changes.items() if value is not None}
     config = replace(config, model=replace(config.model, **given))
-    model = build_model(config.model, len(checkpoint.class_names) + 1)
+    model = build_model(config, len(checkpoint.class_names) + 1, device)
     fit(checkpoint, path, model)
     model.eval()
     return Detector(model, checkpoint.class_names, checkpoint.category_ids, config)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minimask import backend
+from minimask import backend, distributed
 from minimask.checkpoint import (
     Checkpoint,
     all_finite,
@@ -35,6 +35,8 @@ from minimask.progress import Progress
 from minimask.randomness import Draws
 
 CHECKPOINT, CONFIG, LOSSES = "checkpoint.npz", "config.toml", "losses.csv"
+_LESS = "a smaller train.batch_size, data.crop or model.max_size needs less"
+_TAMER = "try a smaller train.learning_rate or train.clip_norm, or look at the images"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Outcome:
     checkpoint: Path
 
 
+@distributed.together()
 def train(
     config: Config,
     dataset: Any,
@@ -65,6 +68,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     note: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    device: str = "cpu",
 ) -> Outcome:
     """Train a model, leaving checkpoint.npz, config.toml and losses.csv in a directory.
 
@@ -76,13 +80,15 @@ def train(
     output : str or Path
         Made where it does not exist.
     resume : bool
-        Go on from its checkpoint. All that is random follows from seed and step, so on the same machine with
-        the same threads the weights and losses equal those of an uninterrupted run bit for bit; where
-        something differs on which that rests, `note` says so.
+        Go on from its checkpoint, on either device. All that is random follows from seed and step, so on the
+        same machine with the same threads the weights and losses equal those of an uninterrupted run bit for
+        bit (on a GPU with ``train.deterministic``); where something differs on which that rests, `note` says
+        so.
     overwrite : bool
         Start anew in a directory that holds a run.
     note : callable
         Gets lines for the person.
+    device : "cpu" or "cuda"
 
     Raises
     ------
@@ -91,10 +97,12 @@ def train(
         resume, or the checkpoint is of another model; if a loss, the gradient or a weight is not finite
         (the last good checkpoint stays); if something cannot be written.
     """
+    world = distributed.world()
     check_resume(output, resume, overwrite)
     output = make_output_directory(output)
     options = config.train
-    model = build_model(config.model, len(dataset.class_names) + 1, options.seed)
+    world.use(device)
+    model = build_model(config, len(dataset.class_names) + 1, device)
     optimizer = SGD(
         list(model.named_parameters()),
         options.learning_rate,
@@ -102,20 +110,24 @@ def train(
         options.weight_decay,
         options.decay_norms_and_biases,
     )
-    keeper = _Keeper(output / CHECKPOINT, config, dataset, model, optimizer)
+    part = world.part(options.batch_size)
+    batches = Batches(dataset, options.batch_size, augmentation(config.data), options.seed, part)
+    keeper = _Keeper(output / CHECKPOINT, config, dataset, model, optimizer, world.rank == 0)
     if resume:
         keeper.restore(note)
-    write_text(output / CONFIG, to_toml(config))
+    world.share_(model.state_dict(), optimizer.state_dict())
+    first = world.highest(keeper.saved)  # beyond this all have seen what there is, and process 0 may write
+    if world.rank == 0:
+        write_text(output / CONFIG, to_toml(config))
     if not resume:
         keeper.save(0)  # a disk that is full, or may not be written to, is found now
-    first = keeper.saved
-    batches = Batches(dataset, options.batch_size, augmentation(config.data), options.seed)
-    rate = learning_rate(options)
+    rate, stopped_by = learning_rate(options), 0
     model.train()
     with (
         warnings.catch_warnings(),
-        StopSignals() as stop,
-        LossLog(output / LOSSES, first) as log,
+        backend.deterministic(options.deterministic),
+        StopSignals(tell=world.rank == 0) as stop,
+        LossLog(output / LOSSES, first) if world.rank == 0 else contextlib.nullcontext() as log,
         Progress(options.steps, "training", first) as progress,
         Loader(batches, first, options.steps) as loader,
     ):
@@ -123,22 +135,28 @@ def train(
         # warnings on the way there would only name lines of ours.
         warnings.simplefilter("ignore", RuntimeWarning)
         for index, samples in loader:
-            step, draws = index + 1, Draws(options.seed, index)  # steps done are counted from 1
+            step, draws = index + 1, Draws(options.seed, index, part.start)  # steps done: counted from 1
             try:
-                row = training_step(model, optimizer, samples, draws, rate(index), options.clip_norm)
+                row = training_step(model, optimizer, samples, draws, rate(index), options.clip_norm, world)
             except NotFinite as error:
                 images = ", ".join(dataset.describe(i) for i in batches.indices(index))
                 raise InputError(keeper.failure(step, f"{error} (images: {images})")) from error
-            log.write(step, row)
-            progress.update(len(samples), _shown(row))
-            if step % options.save_every == 0 or step == options.steps or stop.signal:
+            except MemoryError as error:
+                what = f"not enough memory: {error}".rstrip(" :.")
+                raise InputError(keeper.failure(step, what, _LESS)) from error
+            if log:
+                log.write(step, row)
+            progress.update(options.batch_size, _shown(row))
+            stopped_by = world.highest(stop.signal or 0)  # of one is of all, so that all stop at one step
+            if step % options.save_every == 0 or step == options.steps or stopped_by:
                 if not all_finite(model.state_dict().values()):
                     raise InputError(keeper.failure(step, "a weight is not finite after the update"))
-                log.sync()
+                if log:
+                    log.sync()
                 keeper.save(step)
-            if stop.signal:
+            if stopped_by:
                 break
-    return Outcome(model, keeper.saved, stop.signal, keeper.path)
+    return Outcome(model, keeper.saved, stopped_by or None, keeper.path)
 
 
 def check_resume(output: str | Path, resume: bool, overwrite: bool = False) -> None:
@@ -160,9 +178,15 @@ class NotFinite(ArithmeticError):
 
 
 def training_step(
-    model: Any, optimizer: SGD, samples: list[Sample], draws: Draws, rate: float, clip_norm: float
+    model: Any,
+    optimizer: SGD,
+    samples: list[Sample],
+    draws: Draws,
+    rate: float,
+    clip_norm: float,
+    world: distributed.World = distributed.ALONE,
 ) -> dict[str, float]:
-    """One step: losses, their gradients, and the update.
+    """One step: losses, their gradients, and the update; both are means over the processes of `world`.
 
     Returns
     -------
@@ -175,17 +199,20 @@ def training_step(
     """
     optimizer.zero_grad()
     losses = model.loss([sample.image for sample in samples], [sample.target() for sample in samples], draws)
-    values = {name: float(loss.data) for name, loss in losses.items()}  # sync
+    losses["loss"] = sum(losses.values())
+    losses["loss"].backward()
+    numbers = backend.array_module(losses["loss"].data).stack([loss.data for loss in losses.values()])
+    values = dict(zip(losses, backend.to_cpu(numbers).tolist()))  # sync: all losses at once, to stop at a NaN
     for name, value in values.items():
         if not math.isfinite(value):
             raise NotFinite(f"{name} is {value}")
-    total = sum(losses.values())
-    total.backward()
-    norm = clip_gradients(model.parameters(), clip_norm)
+    world.mean_(optimizer.parameters)
+    norm = clip_gradients(model.parameters(), clip_norm)  # sync: the norm, to stop at a NaN
     if not math.isfinite(norm):
         raise NotFinite(f"the gradient's norm is {norm}")
     optimizer.step(rate)
-    return {"learning_rate": rate, "loss": float(total.data), **values, "gradient_norm": norm}
+    row = world.mean({"loss": values.pop("loss"), **values})
+    return {"learning_rate": rate, **row, "gradient_norm": norm}
 
 
 def learning_rate(options: TrainConfig) -> LearningRate:
@@ -208,8 +235,10 @@ def augmentation(options: DataConfig) -> Augmentation:
 class _Keeper:
     """Saves and restores what a run needs to go on, and knows the last step that was saved."""
 
-    def __init__(self, path: Path, config: Config, dataset: Any, model: Any, optimizer: SGD):
-        self.path, self.config, self.dataset = path, config, dataset
+    def __init__(
+        self, path: Path, config: Config, dataset: Any, model: Any, optimizer: SGD, writes: bool = True
+    ):
+        self.path, self.config, self.dataset, self.writes = path, config, dataset, writes
         self.model, self.optimizer, self.saved = model, optimizer, 0
         images = "\n".join(dataset.describe(i) for i in range(len(dataset)))
         self.data = {"name": dataset.name, "images": hashlib.sha256(images.encode()).hexdigest()}
@@ -224,9 +253,10 @@ class _Keeper:
             class_names=list(self.dataset.class_names),
             category_ids=list(self.dataset.category_ids),
             data=self.data,
-            environment=backend.describe(),
+            environment=self._environment(),
         )
-        save_checkpoint(self.path, checkpoint)
+        if self.writes:
+            save_checkpoint(self.path, checkpoint)
         self.saved = step
 
     def restore(self, note: Callable[[str], None]) -> None:
@@ -248,14 +278,18 @@ class _Keeper:
             changes.append("the training images are others")
         if changes:
             note(f"from here on this is another run than the one begun: {'; '.join(changes)}")
-        environment = environment_changes(checkpoint.environment, backend.describe())
+        environment = environment_changes(checkpoint.environment, self._environment())
         if environment:
             note(f"the last bits of the results may differ from an unbroken run's: {'; '.join(environment)}")
 
-    def failure(self, step: int, what: str) -> str:
+    def _environment(self) -> dict[str, str]:
+        facts = backend.describe()
+        return facts | {"device": "cpu" if self.model.device == "cpu" else facts["gpu"]}
+
+    def failure(self, step: int, what: str, mend: str = _TAMER) -> str:
         return (
             f"training stopped at step {step}: {what}. {self.path} holds the last good state, of step "
-            f"{self.saved}; try a smaller train.learning_rate or train.clip_norm, or look at the images"
+            f"{self.saved}; {mend}"
         )
 
 
@@ -266,8 +300,9 @@ class StopSignals:
     nothing is caught.
     """
 
-    def __init__(self):
+    def __init__(self, tell: bool = True):
         self.signal: int | None = None
+        self.tell = tell
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -283,7 +318,8 @@ class StopSignals:
         if self.signal is None:
             self.signal = number
             # print() may be what was interrupted, and cannot be entered twice.
-            os.write(2, b"\nminimask: finishing the step and saving; once more to stop at once\n")
+            if self.tell:
+                os.write(2, b"\nminimask: finishing the step and saving; once more to stop at once\n")
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:

@@ -1,6 +1,7 @@
 """What bad input gets: one line that names it, status 2, no traceback, and nothing written."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from minimask import cli, models
 from minimask.checkpoint import Checkpoint, save_checkpoint
 from minimask.config import Config, to_dict
+from minimask.errors import OutOfMemory
 from tests.cli_data import broken, command, make_dataset
 
 
@@ -180,7 +182,7 @@ def test_a_data_set_of_other_classes_is_not_evaluated(good, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["demo", "train", "evaluate", "predict"])
-def test_devices_and_output_directories_are_checked_first(name, good, tmp_path, capsys):
+def test_devices_and_output_directories_are_checked_first(name, good, tmp_path, capsys, monkeypatch):
     data = ["--data", good / "train.json", "--images", good / "images"]
     arguments = {
         "demo": ["demo", "--quick"],
@@ -194,7 +196,9 @@ def test_devices_and_output_directories_are_checked_first(name, good, tmp_path, 
     assert (tmp_path / "file").read_text() == "mine"
     output = ["--output", tmp_path / "out"]
     assert "--device tpu: unknown device" in refused(capsys, *arguments, *output, "--device", "tpu")
-    assert "--device cuda: " in refused(capsys, *arguments, *output, "--device", "cuda")
+    monkeypatch.setitem(sys.modules, "cupy", None)  # not installed
+    line = refused(capsys, *arguments, *output, "--device", "cuda")
+    assert line.startswith("--device cuda: CuPy is not installed; install minimask[cuda12]")
     assert not (tmp_path / "out").exists()
 
 
@@ -244,7 +248,8 @@ def test_debug_shows_where_an_error_was_raised(tmp_path, capsys):
             "RuntimeError: oh: this is a bug in minimask, not a mistake of yours; --debug",
         ),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (MemoryError(), 2, "not enough memory"),
+        (MemoryError(), 2, "not enough memory; smaller images, a smaller --max-detections, or --device cpu"),
+        (OutOfMemory("2 TiB in Conv2d.forward"), 2, "not enough memory: 2 TiB in Conv2d.forward; smaller"),
         (PermissionError(13, "Permission denied", "/a/b"), 2, "/a/b: Permission denied"),
     ],
 )
