@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minimask.backend import array_module
+from minimask.backend import array_module, parallel, use_reference
+from minimask.kernels.nms import in_order as _nms_in_order
+from minimask.kernels.nms import suppress
 
 TINY = 1e-37  # smallest divisor: boxes without area give 0 / TINY = 0 where 0 / 0 would be NaN
-NMS_BLOCK = 64  # boxes that non-maximum suppression settles at a time; 32 to 128 are as fast
 
 
 # ------------------------------------------------------------------------------------ areas and overlaps
@@ -226,8 +227,7 @@ def nms(boxes, scores, iou_threshold: float):
     -------
     (M,) int64 array of indices into `boxes`, by falling score.
     """
-    order = array_module(boxes, scores).argsort(-scores, kind="stable")
-    return order[_nms_in_order(boxes[order], iou_threshold)]
+    return _nms(boxes, scores, None, iou_threshold)
 
 
 def batched_nms(boxes, scores, idxs, iou_threshold: float):
@@ -250,36 +250,32 @@ def batched_nms(boxes, scores, idxs, iou_threshold: float):
     torchvision moves each group of a small input to a place of its own and suppresses once, which rounds
     coordinates; here the groups are done apart, so each gives what `nms` gives.
     """
-    xp = array_module(boxes, scores, idxs)
+    return _nms(boxes, scores, idxs, iou_threshold)
+
+
+def _nms(boxes, scores, groups, iou_threshold: float):
+    xp = array_module(boxes, scores)
     order = xp.argsort(-scores, kind="stable")
-    boxes, idxs = boxes[order], idxs[order]
-    kept = xp.zeros(len(order), dtype=bool)
-    for group in xp.unique(idxs):
-        members = xp.flatnonzero(idxs == group)  # rising, so still by falling score
-        kept[members[_nms_in_order(boxes[members], iou_threshold)]] = True
-    return order[kept]  # sync
+    if xp is not np:
+        kept, count = suppress(boxes, order, groups, iou_threshold)
+        return kept[: int(count)]  # sync: the shape of all that follows depends on how many survive
+    boxes, in_order = boxes[order], _nms_in_order_loop if use_reference() else _nms_in_order
+    if groups is None:
+        return order[in_order(boxes, iou_threshold)]
+    # members rise, so each group still comes by falling score
+    members = [np.flatnonzero(groups[order] == group) for group in np.unique(groups)]
+    kept = np.zeros(len(order), dtype=bool)
+
+    def work(part, parts):
+        for own in members[part::parts]:
+            kept[own[in_order(boxes[own], iou_threshold)]] = True
+
+    parallel(work, 1 if len(members) < 2 else None)
+    return order[kept]
 
 
-def _nms_in_order(boxes, iou_threshold):
-    """Positions of the boxes kept, of boxes (N, 4) that come by falling score.
-
-    A block at a time: settle who survives within the block, then strike out, in one step, everything after it
-    that a survivor overlaps. Boxes struck out are never looked at again.
-    """
-    xp = array_module(boxes)
-    kept, rest = [], xp.arange(len(boxes))
-    while len(rest):
-        block, rest = rest[:NMS_BLOCK], rest[NMS_BLOCK:]
-        strikes = xp.triu(box_iou(boxes[block], boxes[block]) > iou_threshold, 1)  # [i, j]: i before j
-        # A box survives when no survivor before it strikes it out. Start with all and apply that rule until
-        # nothing changes: round k settles at least the first k boxes, and real boxes take a few rounds.
-        alive = xp.ones(len(block), dtype=bool)
-        while ((survive := ~strikes[alive].any(axis=0)) != alive).any():  # sync
-            alive = survive
-        block = block[alive]
-        kept.append(block)
-        rest = rest[~(box_iou(boxes[block], boxes[rest]) > iou_threshold).any(axis=0)]
-    return xp.concatenate(kept) if kept else rest
+def _nms_in_order_loop(boxes, iou_threshold: float) -> np.ndarray:
+    return nms_loop(boxes, -np.arange(len(boxes)), iou_threshold)
 
 
 def nms_loop(boxes, scores, iou_threshold: float) -> np.ndarray:
