@@ -111,7 +111,7 @@ def world() -> World:
         return ALONE
     try:
         from mpi4py import MPI
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it is there, but no MPI library
         if any(os.environ.get(name, "0") != "0" for name in LOCAL):
             raise SystemExit(2) from error  # one line a machine
         raise InputError("processes of mpiexec need mpi4py: install minimask[mpi]") from error
