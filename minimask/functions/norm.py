@@ -86,7 +86,6 @@ class GroupNorm(Function):
             raise ValueError(f"group_norm: {x.shape[1]} channels do not divide into {self.groups} groups")
         xp, kept = self.xp, any(self.needs)
         if self._by_kernels():
-            x = xp.ascontiguousarray(x)
             y, mean, inv_std = norm_kernels.group_norm(x, weight, bias, self.groups, self.eps, self.relu)
             self.save(x, mean, inv_std, weight, y if self.relu else None)
             return y
@@ -115,7 +114,6 @@ class GroupNorm(Function):
         x, mean, inv_std, weight, y = self.saved
         xp = self.xp
         if self._by_kernels():
-            gy = xp.ascontiguousarray(gy)
             return norm_kernels.group_norm_gradient(gy, x, y, mean, inv_std, weight)
         x4, g4, w3 = self._grouped(x), self._grouped(gy), self._by_channel(weight)
         y4 = self._grouped(y) if self.relu else None

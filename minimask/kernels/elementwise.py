@@ -67,6 +67,7 @@ def finish_block(product, shift, residual, y, begin: int, relu: bool) -> None:
 
 def _scale_shift(x, scale, shift, residual, y, strides, pixels: int, begin: int, relu: bool) -> None:
     images, channels, height, width = y.shape
+    scale, shift = (v if v is None else backend.array_module(v).ascontiguousarray(v) for v in (scale, shift))
     grid = -(-images * channels // 8), min(-(-pixels // 256), 65535)  # eight pixels a thread
     sizes = (images, channels, pixels, *strides, height * width, begin, relu)
     backend.launch(

@@ -14,7 +14,7 @@ def group_norm(x, weight, bias, groups: int, eps: float, relu: bool):
 
     Parameters
     ----------
-    x : (N, C, H, W) float, contiguous
+    x : (N, C, H, W) float
     weight, bias : (C,)
     relu : bool
         Apply max(y, 0), last.
@@ -25,6 +25,7 @@ def group_norm(x, weight, bias, groups: int, eps: float, relu: bool):
     mean, inv_std : (N, G)
     """
     xp, channels = backend.array_module(x), x.shape[1]
+    x, weight, bias = (xp.ascontiguousarray(v) for v in (x, weight, bias))
     rows, pixels, grid, threads = _shares(x)
     y, moments = xp.empty_like(x), xp.empty((2, rows), x.dtype)
     mean, inv_std = (xp.empty((len(x), groups), x.dtype) for _ in range(2))
@@ -37,6 +38,7 @@ def group_norm(x, weight, bias, groups: int, eps: float, relu: bool):
 def group_norm_gradient(gy, x, y, mean, inv_std, weight):
     """Gradients of x, weight and bias; y, the result, where a ReLU was applied, else None."""
     xp, channels = backend.array_module(x), x.shape[1]
+    gy, x, weight = (xp.ascontiguousarray(v) for v in (gy, x, weight))
     rows, pixels, grid, threads = _shares(x)
     depth = channels // mean.shape[1]
     gx, sums = xp.empty_like(x), xp.empty((2, rows), x.dtype)

@@ -1,0 +1,118 @@
+"""Every Function on the GPU: forward and backward of each gradient case equal the CPU's, and nobody waits.
+
+Without a GPU on the strict stand-in for CuPy, with one (-m gpu) on CuPy itself.
+"""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from minimask import backend
+from minimask.autograd import Tensor, no_grad
+from minimask.functions import array, loss
+from minimask.gradient_cases import CASES
+from tests import cuda_on_cpu
+from tests.fake_cupy import installed, syncs
+from tests.test_functions import ROUNDING, ROWS, as_tuple, assert_close, run, some_inputs, upstream
+
+each_case = pytest.mark.parametrize("cls, case", ROWS)
+MUST_WAIT = {  # for the size of the result; labels are drawn on the CPU, and a test below has them there
+    (array.GetItem, "a mask"),
+    *((loss.BoxHeadLoss, case.name) for case in CASES[loss.BoxHeadLoss]),
+}
+
+
+@pytest.fixture(params=["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
+def cupy(request):
+    """The stand-in for CuPy, and CuPy."""
+    if request.param == "stand-in":
+        if cuda_on_cpu.compiler() is None:
+            pytest.skip("no g++ on Linux to run CUDA kernels with")
+        with installed() as module:
+            yield module
+    else:
+        if backend._why_no_gpu():
+            pytest.skip(backend._why_no_gpu())
+        yield importlib.import_module("cupy")
+
+
+def on_gpu(cupy, cls, case, inputs, layout=lambda x: x, host=()):
+    """Outputs and gradients as NumPy arrays, from inputs copied to the GPU, but for those in `host`."""
+    variables = case.variables(inputs)
+    moved = [
+        layout(cupy.asarray(x)) if isinstance(x, np.ndarray) and i not in host else x
+        for i, x in enumerate(inputs)
+    ]
+    tensors = [Tensor(x, i in variables) if isinstance(x, cupy.ndarray) else x for i, x in enumerate(moved)]
+    function = case.function(cls)
+    syncs.clear()
+    outputs = [y.data for y in as_tuple(function(*tensors))]
+    weights = [layout(cupy.asarray(u)) for u in upstream([np.empty(y.shape, y.dtype) for y in outputs])]
+    gradients = list(as_tuple(function.backward(*weights)))
+    waited = list(syncs)
+    assert all(isinstance(y, cupy.ndarray) for y in outputs)
+    assert all(isinstance(gradients[i], cupy.ndarray) for i in variables)
+    for i in variables:
+        assert gradients[i].dtype == inputs[i].dtype
+    assert {y.dtype for y in outputs} == {inputs[variables[0]].dtype}
+    return [y.get() for y in outputs], [None if g is None else g.get() for g in gradients], waited
+
+
+def assert_equal_to_the_cpu(cupy, cls, case, dtype=np.float64, tolerance=ROUNDING, **options):
+    inputs = some_inputs(case, dtype)
+    want = run(cls, case, inputs)
+    outputs, gradients, waited = on_gpu(cupy, cls, case, inputs, **options)
+    for got, expected in zip(outputs, want.outputs, strict=True):
+        assert_close(got, expected, tolerance)
+    for i in case.variables(inputs):
+        assert_close(gradients[i], want.gradients[i], tolerance)
+    return waited
+
+
+@each_case
+def test_forward_and_backward_equal_the_cpus_and_the_host_does_not_wait(cls, case, cupy):
+    waited = assert_equal_to_the_cpu(cupy, cls, case)
+    assert waited == [] or (cls, case.name) in MUST_WAIT
+
+
+@each_case
+def test_float32_stays_float32_and_near_the_cpus(cls, case, cupy):
+    assert_equal_to_the_cpu(cupy, cls, case, np.float32, 2e-5)
+
+
+@each_case
+def test_the_plain_version_runs_on_the_gpu_too(cls, case, cupy):
+    with backend.reference_only():
+        assert_equal_to_the_cpu(cupy, cls, case)
+
+
+@each_case
+def test_the_layout_in_memory_changes_nothing(cls, case, cupy):
+    """A kernel cannot see strides: whoever launches it must."""
+
+    def every_second(x):
+        return cupy.repeat(x, 2, axis=-1)[..., ::2] if x.ndim else x
+
+    assert_equal_to_the_cpu(cupy, cls, case, layout=every_second)
+
+
+@each_case
+def test_nothing_is_kept_when_no_gradient_can_come(cls, case, cupy):
+    inputs = some_inputs(case)
+    function = case.function(cls)
+    with no_grad():
+        function(*(cupy.asarray(x) if isinstance(x, np.ndarray) else x for x in inputs))
+    assert function.saved == ()
+
+
+@pytest.mark.parametrize("cls, case", [row for row in ROWS if row.values[0].__module__ == loss.__name__])
+def test_losses_take_labels_from_the_cpu(cls, case, cupy):
+    labels = [i for i, x in enumerate(some_inputs(case)) if isinstance(x, np.ndarray) and x.dtype.kind == "i"]
+    assert assert_equal_to_the_cpu(cupy, cls, case, host=labels) == []
+
+
+@pytest.mark.parametrize("case", CASES[array.GetItem], ids=lambda case: case.name)
+def test_the_gradient_of_an_index_is_deterministic_where_asked(case, cupy):
+    with backend.deterministic():
+        assert_equal_to_the_cpu(cupy, array.GetItem, case)
