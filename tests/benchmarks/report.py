@@ -88,7 +88,9 @@ def summaries(figures: dict[Row, Figures]) -> list[Summary]:
 
 def _summary(name: str, figures: dict[Row, Figures], bound: Bound | None) -> Summary:
     ratios = [f.ratio for f in figures.values()]
-    ours, theirs = (sum(r.count * f.median(k) for r, f in figures.items()) for k in ("minimask", "torch"))
+    ours, theirs = (
+        sum(r.count * list(map(f.median, f.seconds))[i] for r, f in figures.items()) for i in (0, 1)
+    )
     whole = ours / theirs if any(row.count > 1 for row in figures) else None
     return Summary(name, geometric_mean(ratios), max(ratios), whole, bound)
 
@@ -103,12 +105,9 @@ def header() -> str:
 
 
 def line(row: Row, figures: Figures) -> str:
-    times = "".join(f"{duration(figures.median(k)):>11}" for k in ("minimask", "torch"))
-    others = [
-        f"  {k} {duration(figures.median(k))}" for k in figures.seconds if k not in ("minimask", "torch")
-    ]
+    times = "".join(f"{duration(figures.median(k)):>11}" for k in figures.seconds)
     mark = "  (other processes were busy)" if figures.disturbed else ""
-    return f"{row.name:{WIDTH}}{times}{figures.ratio:7.2f}{''.join(others)}{mark}"
+    return f"{row.name:{WIDTH}}{times}{figures.ratio:7.2f}{mark}"
 
 
 def duration(seconds: float) -> str:
@@ -166,6 +165,6 @@ def as_markdown(about: dict, figures: dict[Row, Figures]) -> str:
         for row, f in figures.items():
             if row.group == group:
                 name, mark = row.name.rpartition("/")[2], " (disturbed)" if f.disturbed else ""
-                times = " | ".join(duration(f.median(k)) for k in ("minimask", "torch"))
+                times = " | ".join(duration(f.median(k)) for k in f.seconds)
                 lines.append(f"| {name}{mark} | {times} | {f.ratio:.2f} |")
     return "\n".join(lines) + "\n"

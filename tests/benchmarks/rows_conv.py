@@ -21,7 +21,7 @@ from minimask import Tensor, models, no_grad
 from minimask import functions as F
 from minimask.kernels import convolution, elementwise
 from minimask.kernels.geometry import Geometry
-from tests.benchmarks.measure import Contest, Row, agree
+from tests.benchmarks.measure import RELU, Contest, Row, compare
 
 SIZE = 800, 1088
 
@@ -145,8 +145,7 @@ def both(conv: Convolution) -> Contest:
     def check(mine, peer):
         if a.is_frozen:  # torch's gradient is that of the folded weights
             peer[1 if is_stem else 2] *= torch.from_numpy(a.s[:, None, None, None])
-        plain = Contest({"minimask": lambda: mine, "torch": lambda: peer}, tolerance=3e-4)
-        agree(plain)
+        compare(mine, peer, RELU if conv.relu else 1e-5)
 
     return Contest({"minimask": ours, "torch": theirs}, check=check)
 
