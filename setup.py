@@ -56,6 +56,8 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14,<15"],
         "cuda13": ["cupy-cuda13x[ctk]>=14,<15"],
         "mpi": MPI,
+        # NVRTC without a GPU or a driver: tests/test_cuda_sources.py compiles the kernels with it
+        "cuda-compile": ["cuda-core>=1.0,<2", "cuda-bindings>=12.9,<13", "nvidia-cuda-nvrtc-cu12>=12.9"],
         "notebooks": ["jupyter", "ipywidgets"],
         "test": [
             "pytest>=8.0",

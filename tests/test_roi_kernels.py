@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +21,6 @@ SOURCES = {name: (KERNELS / f"{name}.cu").read_text(encoding="utf-8") for name i
 CTYPE = {np.dtype("f4"): "float", np.dtype("f8"): "double"}
 
 needs_gpp = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="no g++ to run CUDA sources with")
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc to compile CUDA sources with")
 
 
 def vectors(name: str) -> dict:
@@ -378,33 +376,7 @@ def wrong(name: str, source: str) -> bool:
     return not np.max(errors) < 1e-10  # also where NaN
 
 
-# -------------------------------------------------------------------------------------------------- compilers
-
-
-def nvcc(tmp_path: Path, name: str, *options: str) -> None:
-    """Compile to machine code; every instance is one that the launcher will ask for."""
-    wanted = [f"(void*){instance}" for instance in cuda_on_cpu.instances(SOURCES[name])]
-    text = SOURCES[name] + f"\nvoid* wanted[] = {{{', '.join(wanted)}}};\n"
-    (tmp_path / f"{name}.cu").write_text(text, encoding="utf-8")
-    command = ["nvcc", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-warn-spills,-warn-lmem-usage"]
-    result = subprocess.run(
-        [*command, *options, f"{name}.cu", "-o", "out"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert result.returncode == 0 and "warning" not in result.stderr, result.stderr
-
-
-@needs_nvcc
-@pytest.mark.parametrize("name", SOURCES)
-def test_nvcc_compiles_the_source_without_warnings(name, tmp_path):
-    nvcc(tmp_path, name, "-cubin", "-arch=sm_80")
-
-
-@needs_nvcc
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SOURCES)
-def test_nvcc_compiles_the_source_for_every_gpu_since_turing(name, tmp_path):
-    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (75, 80, 86, 89, 90)]
-    nvcc(tmp_path, name, "-fatbin", *targets)
+# ------------------------------------------------------------------------------------------------- sanitizers
 
 
 @needs_gpp
@@ -418,7 +390,7 @@ def test_sanitizers_find_nothing():
         **{cuda_on_cpu.SANITIZE: "address,undefined"},
     )
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-k", "not nvcc and not planted and not beyond"],
+        [sys.executable, "-m", "pytest", __file__, "-k", "not planted and not beyond"],
         cwd=HERE.parent,
         env=environment,
         capture_output=True,
