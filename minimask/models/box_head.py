@@ -194,7 +194,8 @@ class BoxHead(Module):
         scores = scores[roi, label]
         deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)[roi, label]  # (candidates, 4)
         boxes = clip_boxes_to_image(self.coder.decode(deltas, proposals[roi])[:, 0], size)
-        keep = remove_small_boxes(boxes, self.options.min_size)
+        keep = remove_small_boxes(boxes, self.options.min_size)  # sync: again
         boxes, label, scores = boxes[keep], label[keep], scores[keep]
-        keep = batched_nms(boxes, scores, label, self.options.nms_thresh)[: self.options.detections_per_img]
+        keep = batched_nms(boxes, scores, label, self.options.nms_thresh)  # sync: and again
+        keep = keep[: self.options.detections_per_img]
         return Detections(boxes[keep], label[keep], scores[keep])

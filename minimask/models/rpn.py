@@ -14,7 +14,7 @@ from minimask import functions as F
 from minimask.anchors import AnchorGenerator
 from minimask.autograd import Tensor
 from minimask.backend import array_module
-from minimask.boxes import BoxCoder, batched_nms, clip_boxes_to_image, remove_small_boxes
+from minimask.boxes import BoxCoder, batched_nms, clip_boxes_to_image
 from minimask.functions.activation import sigmoid_array
 from minimask.matching import Matcher, match_images, sample_balanced
 from minimask.models.transform import Batch, Target
@@ -98,10 +98,10 @@ class RPN(Module):
         boxes = self.coder.decode(deltas[best], out.anchors[best])[:, 0]  # (P', 4)
         boxes = clip_boxes_to_image(boxes, size)
         scores = sigmoid_array(logits[best], xp)
-        keep = remove_small_boxes(boxes, self.options.min_size)
-        keep = keep[scores[keep] >= self.options.score_thresh]
+        large = (boxes[:, 2:] - boxes[:, :2] >= self.options.min_size).all(axis=1)
+        keep = xp.flatnonzero(large & (scores >= self.options.score_thresh))  # sync: how many there are
         boxes, scores, level = boxes[keep], scores[keep], level[keep]
-        keep = batched_nms(boxes, scores, level, self.options.nms_thresh)
+        keep = batched_nms(boxes, scores, level, self.options.nms_thresh)  # sync: how many are kept
         return boxes[keep[: self._of_mode(self.options.post_nms_top_n)]]
 
     def _top_of_each_level(self, logits, per_level):
