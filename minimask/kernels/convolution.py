@@ -16,40 +16,20 @@ import numpy as np
 
 from minimask import backend
 from minimask.kernels import convolution_gpu
-from minimask.kernels.geometry import Geometry, overlap
+from minimask.kernels.geometry import Geometry, overlap, row_blocks
 from minimask.kernels.im2col import forward_im2col, input_gradient_im2col, weight_gradient_im2col
 
-BLOCK = (
-    1 << 18
-)  # floats in the buffer of patches of one block: 1 MiB, about half of a core's second-level cache
+BLOCK = 1 << 21  # floats of a block's patches, 8 MiB: smaller ones fit the second-level cache, but then the
+# threads wait more for the interpreter's lock between NumPy's calls than they gain
 
 # ------------------------------------------------------------------------------------- blocks, in threads
 # n images of a block at a time, R rows of each, L = R pitch positions; K = C/G KH KW elements a patch.
 
 
 def _blocks(g: Geometry, part: int, parts: int, block: int | None = None):
-    """This part's share of all output rows, in blocks: (first image, past it, first row, past it)."""
-    images, height = g.x_shape[0], g.out_size[0]
+    """This part's blocks of rows: (first image, past it, first row, past it)."""
     rows = max(1, (block or BLOCK) // max(1, g.groups * g.patch_size * g.pitch))
-    if rows >= 2 * height and images >= 2 * parts:  # small images, several at once: the RoIs of the mask head
-        begin, end = backend.share(images, part, parts)
-        step = _even(end - begin, rows // height)
-        for n in range(begin, end, step):
-            yield n, min(n + step, end), 0, height
-        return
-    begin, end = backend.share(images * height, part, parts)
-    rows = _even(end - begin, rows)
-    while begin < end:
-        n, first = divmod(begin, height)
-        last = min(height, first + rows, first + end - begin)
-        yield n, n + 1, first, last
-        begin += last - first
-
-
-def _even(total: int, most: int) -> int:
-    """The size of equal pieces of at most `most`, rather than full ones and a small rest."""
-    pieces = max(1, -(-total // most))
-    return max(1, -(-total // pieces))
+    return row_blocks(g.x_shape[0], g.out_size[0], rows, part, parts)
 
 
 def _patches(x, g: Geometry, first: int, last: int):
@@ -72,10 +52,13 @@ def _patches(x, g: Geometry, first: int, last: int):
         )
         cols.reshape(shape)[...] = shifted
     else:
-        for i, j, out, pixels in _shares(g, first, rows):
+        for i, j, (down, across), pixels in _shares(g, first, rows):
             target = cols[:, :, i, j]
-            target[...] = 0
-            target[:, :, out[0], out[1]] = x[:, :, pixels[0], pixels[1]]
+            target[:, :, : down.start] = 0
+            target[:, :, down.stop :] = 0
+            target[..., : across.start] = 0
+            target[..., across.stop :] = 0
+            target[:, :, down, across] = x[:, :, pixels[0], pixels[1]]
     return cols.reshape(n, g.groups, g.patch_size, rows * g.pitch)
 
 

@@ -10,6 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
+from minimask import backend
+
 NARROW = 32  # columns up to which rows are copied several at once (14 in the mask head)
 
 
@@ -128,3 +130,30 @@ def windows(g: Geometry):
             pixels.append(slice(begin * s + offset, max(begin * s + offset, (end - 1) * s + offset + 1), s))
         if all(o.stop > o.start for o in outs):
             yield i, j, outs, pixels
+
+
+def row_blocks(images: int, height: int, rows: int, part: int, parts: int):
+    """This part's share of all rows of a batch, in blocks: (first image, past it, first row, past it).
+
+    A block has at most so many rows of one image; or several whole images, where they are small and many, as
+    the RoIs of the mask head.
+    """
+    if rows >= 2 * height and images >= 2 * parts:
+        begin, end = backend.share(images, part, parts)
+        step = _even(end - begin, rows // height)
+        for n in range(begin, end, step):
+            yield n, min(n + step, end), 0, height
+        return
+    begin, end = backend.share(images * height, part, parts)
+    rows = _even(end - begin, rows)
+    while begin < end:
+        n, first = divmod(begin, height)
+        last = min(height, first + rows, first + end - begin)
+        yield n, n + 1, first, last
+        begin += last - first
+
+
+def _even(total: int, most: int) -> int:
+    """The size of equal pieces of at most `most`, rather than full ones and a small rest."""
+    pieces = max(1, -(-total // most))
+    return max(1, -(-total // pieces))
