@@ -30,7 +30,8 @@ class RoIAlign(Function):
 
     def forward(self, rois, *xs):  # (R, 5), L of (N, C, H, W) -> (R, C, PH, PW)
         shapes = [x.shape for x in xs]
-        plan = align.Plan.build(rois, self.levels, shapes, self.scales, self.sampling, xs[0].dtype)
+        rois, levels = align.beside(xs[0], rois, self.levels)
+        plan = align.Plan.build(rois, levels, shapes, self.scales, self.sampling, xs[0].dtype)
         y, argmax = align.forward(xs, plan)
         self.save(plan, argmax, shapes)
         return y
@@ -47,44 +48,40 @@ class RoIWarp(RoIAlign):
     def __init__(self, sampling: align.Sampling, scales: tuple[float, ...], levels=None):
         # RoIAlign gets the rounded box, in feature pixels, read as it is
         super().__init__(replace(sampling, aligned=True), (1.0,) * len(scales), levels)
-        self.rounding = dict(levels=levels, scales=scales, aligned=sampling.aligned)
+        self.rounding = dict(scales=scales, aligned=sampling.aligned)
 
     def forward(self, rois, *xs):  # (R, 5), L of (N, C, H, W) -> (R, C, PH, PW)
-        return super().forward(warp.quantised(rois, **self.rounding), *xs)
+        rois, levels = align.beside(xs[0], rois, self.levels)
+        return super().forward(warp.quantised(rois, levels, **self.rounding), *xs)
 
 
 class RoIPool(Function):
     """y = max over the pixels of a bin of the rounded box; the gradient goes to the maximum alone."""
 
     def __init__(self, output_size: tuple[int, int], scales: tuple[float, ...], aligned=False, levels=None):
-        self.output_size, self.scales, self.aligned = output_size, scales, aligned
-        self.served = [slice(None) if levels is None else levels == k for k in range(len(scales))]
+        self.output_size, self.scales, self.aligned, self.levels = output_size, scales, aligned, levels
 
     def forward(self, rois, *xs):  # (R, 5), L of (N, C, H, W) -> (R, C, PH, PW)
-        y = np.zeros((len(rois), xs[0].shape[1], *self.output_size), xs[0].dtype)
-        argmax = np.zeros(y.shape, np.int64)
-        for x, scale, own in zip(xs, self.scales, self.served):
-            y[own], argmax[own] = pool.roi_pool(x, rois[own], self.output_size, scale, self.aligned)
-        self.save(rois, argmax, [x.shape for x in xs])
+        rois, levels = align.beside(xs[0], rois, self.levels)
+        reads = rois, levels, self.scales
+        y, argmax = pool.forward(xs, *reads, self.output_size, self.aligned)
+        self.save(argmax, reads, [x.shape for x in xs])
         return y
 
     def backward(self, gy):  # (R, C, PH, PW) -> None, L of (N, C, H, W)
-        rois, argmax, shapes = self.saved
+        argmax, reads, shapes = self.saved
         # y = x[argmax], so gx[argmax] += gy: the rounding, a step function, has no gradient to give the box
-        own_gx = (
-            pool.roi_pool_gradient(gy[own], argmax[own], rois[own], shape)
-            for own, shape in zip(self.served, shapes)
-        )
-        return None, *own_gx
+        return None, *pool.backward(gy, argmax, *reads, shapes, self.aligned)
 
 
-def as_rois(boxes) -> np.ndarray:
+def as_rois(boxes):
     """RoIs as (R, 5) with the image index in front: given so, or as a list of (R_n, 4), an array an image."""
     if isinstance(boxes, (list, tuple)):
-        boxes = [b.data if isinstance(b, Tensor) else np.asarray(b) for b in boxes]
-        index = [np.full((len(b), 1), n, b.dtype) for n, b in enumerate(boxes)]
-        return np.concatenate([np.concatenate(pair, axis=1) for pair in zip(index, boxes)])
-    boxes = boxes.data if isinstance(boxes, Tensor) else np.asarray(boxes)
+        boxes = [_array(b) for b in boxes]
+        xp = backend.array_module(*boxes)
+        index = [xp.full((len(b), 1), n, b.dtype) for n, b in enumerate(boxes)]
+        return xp.concatenate([xp.concatenate(pair, axis=1) for pair in zip(index, boxes)])
+    boxes = _array(boxes)
     if boxes.ndim != 2 or boxes.shape[1] != 5:
         raise ValueError(
             f"RoIs must be (R, 5): image index, x1, y1, x2, y2; or a list of (R, 4); got {boxes.shape}"
@@ -92,18 +89,31 @@ def as_rois(boxes) -> np.ndarray:
     return boxes
 
 
+def _array(value):
+    """The array of a Tensor, an array as it is, a NumPy array of anything else."""
+    value = value.data if isinstance(value, Tensor) else value
+    return np.asarray(value) if backend.array_module(value) is np else value
+
+
 def _inputs(name: str, x, rois, spatial_scale, levels):
-    """RoIs, maps, and the options `scales` and `levels`, checked."""
+    """RoIs, maps, and the options `scales` and `levels`, checked.
+
+    What is on a GPU is not looked at, which would mean waiting for it: there a RoI of no image or level reads
+    NaN.
+    """
     xs = tuple(x) if isinstance(x, (list, tuple)) else (x,)
     scales = tuple(spatial_scale) if isinstance(spatial_scale, (list, tuple)) else (spatial_scale,)
     if len(xs) != len(scales) or (len(xs) > 1 and levels is None):
         raise ValueError(f"{name}: {len(xs)} maps need as many scales ({len(scales)}), and the RoIs' levels")
     rois, n_images = as_rois(rois), xs[0].shape[0]
-    if len(rois) and not (0 <= rois[:, 0].min() and rois[:, 0].max() < n_images):
-        raise ValueError(f"{name}: image indices reach {int(rois[:, 0].max())}, with {n_images} images")
-    levels = np.asarray(levels) if isinstance(levels, (list, tuple)) else levels
-    levels = None if len(xs) == 1 else backend.to_cpu(levels)
-    if levels is not None and (levels.shape != (len(rois),) or not np.isin(levels, range(len(xs))).all()):
+    if len(rois) and backend.array_module(rois) is np:
+        if not (0 <= rois[:, 0].min() and rois[:, 0].max() < n_images):
+            raise ValueError(f"{name}: image indices reach {int(rois[:, 0].max())}, with {n_images} images")
+    levels = None if len(xs) == 1 else _array(levels)
+    if levels is not None and (
+        levels.shape != (len(rois),)
+        or (backend.array_module(levels) is np and not np.isin(levels, range(len(xs))).all())
+    ):
         raise ValueError(f"{name}: levels must be one of 0 to {len(xs) - 1} for each of {len(rois)} RoIs")
     return (rois, *xs), dict(scales=scales, levels=levels)
 

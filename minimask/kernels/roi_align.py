@@ -7,6 +7,8 @@ Each sampling point reads four pixels with bilinear weights, so an output row is
 column for each pixel of its N images. Forward is A @ x, backward A^T @ g, on features held as (N H W, C).
 For the maximum, A has a row for each sampling point instead, and the largest of a bin's rows is kept.
 `roi_align_loop` says the same in plain loops, as the paper does (section 3).
+
+On a GPU there is no matrix: `OnDevice` is launched with the RoIs themselves (roi_align.cu).
 """
 
 from __future__ import annotations
@@ -118,8 +120,8 @@ class Plan:
     sampling: Sampling
 
     @classmethod
-    def build(cls, rois, levels, shapes, scales, sampling: Sampling, dtype) -> Plan:
-        """Compute the matrices.
+    def build(cls, rois, levels, shapes, scales, sampling: Sampling, dtype) -> Plan | OnDevice:
+        """Compute the matrices; of RoIs on a GPU, nothing.
 
         Parameters
         ----------
@@ -130,8 +132,10 @@ class Plan:
         shapes : L of (N, C, H, W)
         scales : L of float
             Feature pixels per image pixel.
+        dtype : of the features
         """
-        rois = np.asarray(rois)
+        if backend.array_module(rois) is not np:
+            return OnDevice(rois, levels, tuple(scales), sampling)
         matrices, served = [], []
         for level, (shape, scale) in enumerate(zip(shapes, scales)):
             own = slice(None) if levels is None else np.flatnonzero(levels == level)
@@ -215,6 +219,98 @@ def _in_order(pieces, count: int):
     return np.concatenate(columns), np.concatenate(values)
 
 
+# ---------------------------------------------------------------------------------------------- on the GPU
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """Where R RoIs on a GPU read L feature maps; all levels in one launch. Nothing here waits for the GPU."""
+
+    rois: object  # (R, 5), C-contiguous, of the features' dtype
+    levels: object  # (R,) int32, or None
+    scales: tuple
+    sampling: Sampling
+
+    def forward(self, xs):  # L of (N, C, H, W) -> (R, C, PH, PW), and argmax of that shape or None
+        xp, s, dtype = backend.array_module(self.rois), self.sampling, xs[0].dtype
+        xs = [xp.ascontiguousarray(x) for x in xs]
+        y = xp.empty((len(self.rois), xs[0].shape[1], *s.output_size), dtype)
+        argmax = xp.empty(y.shape, np.int32) if s.aggregation == "max" else None
+        by_bin = argmax is None and s.ratio == 2 and not backend.use_reference()
+        outputs = (y,) if by_bin else (y, argmax)
+        args = maps(xs, self.scales), self.rois, self.levels, *outputs, *self._sizes(xs[0].shape)
+        kernel, launch = ("_by_bin", channels_in_turn(y.shape)) if by_bin else ("", one_each(y.shape))
+        backend.launch("roi_align", "roi_align_forward" + kernel, *launch, args, dtype)
+        return y, argmax
+
+    def backward(self, gy, argmax, shapes):  # (R, C, PH, PW) -> L of (N, C, H, W)
+        xp, s = backend.array_module(gy), self.sampling
+        ordered, gy = backend.is_deterministic(), xp.ascontiguousarray(gy)
+        gxs = [(xp.empty if ordered else xp.zeros)(shape, gy.dtype) for shape in shapes]
+        by_pixel = argmax is None and not ordered and not backend.use_reference() and _fits(s)
+        inputs = (gy,) if by_pixel else (gy, argmax)
+        args = *inputs, self.rois, self.levels, maps(gxs, self.scales), *self._sizes(shapes[0])
+        kernel, launch = ("_by_pixel", channels_in_turn(gy.shape)) if by_pixel else ("", one_each(gy.shape))
+        kernel, launch = ("_ordered", tiles(shapes)) if ordered else (kernel, launch)
+        backend.launch("roi_align", "roi_align_backward" + kernel, *launch, args, gy.dtype)
+        return gxs
+
+    def _sizes(self, shape):
+        s = self.sampling
+        fields = [("ph", "i4"), ("pw", "i4"), ("ratio", "i4"), ("aligned", "?"), ("crossings", "?")]
+        values = (*s.output_size, s.ratio, s.aligned, s.points == "crossings")
+        return len(self.rois), *shape[:2], np.array(values, np.dtype(fields, align=True))
+
+
+def beside(x, rois, levels):
+    """RoIs and levels (or None) where the features x are, and as the kernels want them there."""
+    xp = backend.array_module(x)
+    if xp is np:
+        return rois, levels
+    levels = None if levels is None else xp.ascontiguousarray(xp.asarray(levels, np.int32))
+    return xp.ascontiguousarray(xp.asarray(rois, x.dtype)), levels
+
+
+def _fits(s: Sampling) -> bool:
+    """Whether `struct Axis` of roi_align.cu has room for what a RoI reads along an axis."""
+    most = max(s.output_size)
+    return s.ratio > 0 and most <= 16 and 2 * s.ratio * most <= 64
+
+
+def maps(arrays, scales) -> np.ndarray:
+    """``struct Maps<T>`` of the CUDA sources: where up to 8 levels (N, C, H, W) lie."""
+    if len(arrays) > 8:
+        raise ValueError(f"RoI layers read at most 8 levels on a GPU, not {len(arrays)}")
+    fields = [("data", "u8", 8), ("height", "i4", 8), ("width", "i4", 8), ("scale", arrays[0].dtype, 8)]
+    value = np.zeros((), np.dtype([*fields, ("count", "i4")], align=True))
+    for k, (array, scale) in enumerate(zip(arrays, scales)):
+        if array.dtype != arrays[0].dtype:
+            raise TypeError(f"RoI layers read levels of one dtype, not {arrays[0].dtype} and {array.dtype}")
+        value["data"][k], value["scale"][k] = array.data.ptr, scale
+        value["height"][k], value["width"][k] = array.shape[2:]
+    value["count"] = len(arrays)
+    return value
+
+
+def one_each(shape):
+    """Grid and block for R C PH PW outputs: a row of blocks a RoI, four outputs a thread."""
+    return (shape[0], min(-(-math.prod(shape[1:]) // 1024), 65535)), 256
+
+
+def channels_in_turn(shape):
+    """Grid and block where a thread goes through channels: 2048 blocks or so, enough for any GPU."""
+    rois, channels, bins = shape[0], shape[1], math.prod(shape[2:])
+    lanes = max(1, 256 // bins)  # channels that a block of whole RoIs takes at a time
+    groups = max(1, min(-(-2048 // max(rois, 1)), -(-channels // lanes)))
+    return (rois if channels else 0, groups), lanes * bins if bins <= 256 else 256
+
+
+def tiles(shapes):
+    """Grid and block of the ordered kernels: 32 x 8 pixels of an image and level, and 8 channels, a block."""
+    count = sum(n * -(-h // 8) * -(-w // 32) for n, _, h, w in shapes)
+    return (count, -(-shapes[0][1] // 8)), 256
+
+
 # ------------------------------------------------------------------------------------- forward and backward
 
 
@@ -224,14 +320,16 @@ def forward(xs, plan: Plan):
     Parameters
     ----------
     xs : L of (N, C, H, W)
-    plan : Plan
+    plan : Plan or OnDevice
 
     Returns
     -------
     y : (R, C, PH, PW)
-    argmax : (R, PH PW, C) int32 or None
+    argmax : (R, PH PW, C) int32 or None; (R, C, PH, PW) from the GPU
         For the maximum, which sampling point won.
     """
+    if isinstance(plan, OnDevice):
+        return plan.forward(xs)
     channels, (ph, pw), is_max = xs[0].shape[1], plan.sampling.output_size, plan.sampling.aggregation == "max"
     y = np.zeros((plan.count, channels, ph * pw), xs[0].dtype)
     argmax = np.zeros((plan.count, ph * pw, channels), np.int32) if is_max else None
@@ -257,6 +355,8 @@ def forward(xs, plan: Plan):
 
 def backward(gy, argmax, shapes, plan: Plan):
     """d loss / d x of each level: L of (N, C, H, W)."""
+    if isinstance(plan, OnDevice):
+        return plan.backward(gy, argmax, shapes)
     r, channels, ph, pw = gy.shape
     g = channels_last(gy, "gradient").reshape(r, ph * pw, channels)
     gradients = []

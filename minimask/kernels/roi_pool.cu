@@ -19,7 +19,8 @@
 //           backward:
 //               gx[c].flat[argmax[r, c, i, j]] += gy[r, c, i, j]
 //
-// Bins overlap, and so do RoIs: a pixel may be the maximum of many bins. Therefore atomicAdd backward.
+// Bins overlap, and so do RoIs: a pixel may be the maximum of many bins. Therefore atomicAdd backward, in
+// whatever order the threads come; or roi_pool_backward_ordered, where each pixel's thread looks for the bins.
 
 // The levels lie wherever they were computed; passed by value, their addresses cost no copy to the GPU.
 template <typename T>
@@ -30,6 +31,14 @@ struct Maps {
     int count;   // L
 };
 
+// The compiler cannot see that an address from a structure is one of global memory, and would make each
+// atomicAdd wait to learn whether it was. Told so, it sends the addition off and goes on.
+template <typename T>
+__device__ T* global(T* address) {
+    __builtin_assume(__isGlobal(address));
+    return address;
+}
+
 // What a RoI reads. All zero if its level or image does not exist: then there is nothing to read.
 template <typename T>
 struct Map {
@@ -39,7 +48,9 @@ struct Map {
 };
 
 template <typename T>
-__device__ Map<T> locate(const T* roi, int level, const Maps<T>& xs, int N, int C) {
+__device__ Map<T> locate(const T* rois, const int* levels, int r, const Maps<T>& xs, int N, int C) {
+    const T* roi = rois + 5LL * r;
+    const int level = levels ? levels[r] : 0;
     if (!(0 <= level && level < xs.count && 0 <= roi[0] && roi[0] < N)) return {};
     const int height = xs.height[level], width = xs.width[level];
     return {xs.data[level] + (long long)roi[0] * C * height * width, height, width, xs.scale[level]};
@@ -63,13 +74,13 @@ __global__ void roi_pool_forward(Maps<T> xs, const T* rois, const int* levels, T
     const int outputs = C * ph * pw;  // of a RoI
     for (int r = blockIdx.x; r < R; r += gridDim.x) {
         const T* roi = rois + 5LL * r;
-        const Map<T> map = locate(roi, levels[r], xs, N, C);
+        const Map<T> map = locate(rois, levels, r, xs, N, C);
         const int height = map.height, width = map.width;
         const T x1 = roi[1] * map.scale, y1 = roi[2] * map.scale;
         const T x2 = roi[3] * map.scale, y2 = roi[4] * map.scale;
         for (int k = blockIdx.y * blockDim.x + threadIdx.x; k < outputs; k += gridDim.y * blockDim.x) {
             const int c = k / (ph * pw), i = k / pw % ph, j = k % pw;
-            const T* x = map.x + (long long)c * height * width;
+            const T* x = global(map.x + (long long)c * height * width);
             int top, bottom, left, right, winner = -1;
             bin_edges(y1, y2, aligned, ph, height, i, top, bottom);
             bin_edges(x1, x2, aligned, pw, width, j, left, right);
@@ -96,12 +107,71 @@ __global__ void roi_pool_backward(const T* gy, const int* argmax, const T* rois,
                                   Maps<T> gxs, int R, int N, int C, int ph, int pw) {
     const int outputs = C * ph * pw;
     for (int r = blockIdx.x; r < R; r += gridDim.x) {
-        const Map<T> map = locate(rois + 5LL * r, levels[r], gxs, N, C);
+        const Map<T> map = locate(rois, levels, r, gxs, N, C);
         for (int k = blockIdx.y * blockDim.x + threadIdx.x; k < outputs; k += gridDim.y * blockDim.x) {
             const int c = k / (ph * pw);
-            T* gx = map.x + (long long)c * map.height * map.width;
+            T* gx = global(map.x + (long long)c * map.height * map.width);
             const long long out = (long long)r * outputs + k;
             if (map.x && argmax[out] >= 0) atomicAdd(gx + argmax[out], gy[out]);
         }
     }
+}
+
+// Writes every element of gxs, the same bits in every run. Launched with 256 threads a block, a tile of 32 x 8
+// pixels of one image and level; blockIdx.x counts the tiles of all, level by level; blockIdx.y takes 8
+// channels. A pixel's sum has one writer and one order, that of the RoIs. The price: every tile asks all R RoIs
+// whether they reach it, 256 at a time, and every pixel of a bin looks whether it was the maximum.
+template <typename T>
+__global__ void roi_pool_backward_ordered(const T* gy, const int* argmax, const T* rois, const int* levels,
+                                          Maps<T> gxs, int R, int N, int C, int ph, int pw, bool aligned) {
+    const int THREADS = 256, WIDE = 32, HIGH = 8, KEPT = 8;
+    __shared__ bool reaches[THREADS];
+    int tile = blockIdx.x, level = 0, across = 1, down = 1;
+    for (; level < gxs.count; level++) {
+        across = (gxs.width[level] + WIDE - 1) / WIDE, down = (gxs.height[level] + HIGH - 1) / HIGH;
+        if (tile < N * across * down) break;
+        tile -= N * across * down;
+    }
+    if (level == gxs.count) return;
+    const int image = tile / (across * down), top = tile / across % down * HIGH, left = tile % across * WIDE;
+    const int t = threadIdx.x, v = top + t / WIDE, u = left + t % WIDE, bins = ph * pw;
+    const int height = gxs.height[level], width = gxs.width[level], first_channel = blockIdx.y * KEPT;
+    const T scale = gxs.scale[level];
+    T sums[KEPT] = {};
+    for (int first = 0; first < R; first += THREADS) {
+        __syncthreads();  // until nobody reads the last 256 answers any more
+        if (first + t < R) {
+            const T* roi = rois + 5LL * (first + t);
+            const int own = levels ? levels[first + t] : 0;
+            const T bottom = max(roi[4], roi[2]) * scale + 2, right = max(roi[3], roi[1]) * scale + 2;
+            reaches[t] = own == level && 0 <= roi[0] && roi[0] < N && (int)roi[0] == image &&
+                         roi[2] * scale - 2 <= top + HIGH && top <= bottom &&  // a pixel at least, and rounding
+                         roi[1] * scale - 2 <= left + WIDE && left <= right;
+        }
+        __syncthreads();
+        for (int k = 0; k < min(THREADS, R - first); k++) {
+            if (!reaches[k]) continue;
+            const T* roi = rois + 5LL * (first + k);
+            for (int i = 0; i < ph; i++) {
+                int from, past;
+                bin_edges(roi[2] * scale, roi[4] * scale, aligned, ph, height, i, from, past);
+                if (v < from || v >= past) continue;
+                for (int j = 0; j < pw; j++) {
+                    bin_edges(roi[1] * scale, roi[3] * scale, aligned, pw, width, j, from, past);
+                    if (u < from || u >= past) continue;
+                    const long long out = ((long long)(first + k) * C + first_channel) * bins + i * pw + j;
+#pragma unroll
+                    for (int q = 0; q < KEPT; q++)
+                        if (first_channel + q < C && argmax[out + q * bins] == v * width + u)
+                            sums[q] += gy[out + q * bins];
+                }
+            }
+        }
+    }
+    if (v >= height || u >= width) return;
+    const long long plane = (long long)height * width;
+    T* gx = global(gxs.data[level] + ((long long)image * C + first_channel) * plane + v * width + u);
+#pragma unroll
+    for (int q = 0; q < KEPT; q++)
+        if (first_channel + q < C) gx[q * plane] = sums[q];
 }

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from minimask import backend
+from minimask.kernels.roi_align import maps, one_each, tiles
+
 LARGEST_GATHER = 1 << 24  # elements gathered at once: 64 MiB of float32
 
 
@@ -135,3 +138,41 @@ def roi_pool_gradient(gy, argmax, rois, x_shape):
     filled = argmax >= 0
     gx = np.bincount(index[filled], weights=gy[filled], minlength=n * channels * height * width)
     return gx.astype(gy.dtype).reshape(x_shape)
+
+
+# ------------------------------------------------------------------------------------ all levels of a pyramid
+
+
+def forward(xs, rois, levels, scales, output_size: tuple[int, int], aligned: bool = False):
+    """`roi_pool` of L levels (N, C, H, W), each RoI on its own; in NumPy level by level, on a GPU at once."""
+    xp, shape = backend.array_module(*xs), (len(rois), xs[0].shape[1], *output_size)
+    if xp is np:
+        y, argmax = np.zeros(shape, xs[0].dtype), np.zeros(shape, np.int64)
+        for x, scale, own in zip(xs, scales, _served(levels, len(xs))):
+            y[own], argmax[own] = roi_pool(x, rois[own], output_size, scale, aligned)
+        return y, argmax
+    y, argmax, xs = xp.empty(shape, xs[0].dtype), xp.empty(shape, np.int32), [*map(xp.ascontiguousarray, xs)]
+    args = maps(xs, scales), rois, levels, y, argmax, len(rois), *xs[0].shape[:2], *output_size, aligned
+    backend.launch("roi_pool", "roi_pool_forward", *one_each(shape), args, y.dtype)
+    return y, argmax
+
+
+def backward(gy, argmax, rois, levels, scales, shapes, aligned: bool = False):
+    """`roi_pool_gradient` of L levels: L of (N, C, H, W)."""
+    xp, ordered = backend.array_module(gy), backend.is_deterministic()
+    if xp is np:
+        served = zip(_served(levels, len(shapes)), shapes)
+        return [roi_pool_gradient(gy[own], argmax[own], rois[own], shape) for own, shape in served]
+    gxs = [(xp.empty if ordered else xp.zeros)(shape, gy.dtype) for shape in shapes]
+    args = xp.ascontiguousarray(gy), argmax, rois, levels, maps(gxs, scales)
+    args = *args, len(rois), *shapes[0][:2], *gy.shape[2:]
+    if ordered:  # looks for the bins of a pixel
+        backend.launch("roi_pool", "roi_pool_backward_ordered", *tiles(shapes), (*args, aligned), gy.dtype)
+    else:  # knows the pixel of a bin
+        backend.launch("roi_pool", "roi_pool_backward", *one_each(gy.shape), args, gy.dtype)
+    return gxs
+
+
+def _served(levels, count: int) -> list:
+    """Of each level, the RoIs that read it."""
+    return [slice(None) if levels is None else levels == k for k in range(count)]

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from minimask import backend
 from minimask.kernels.roi_align import Sampling, roi_align_loop
 from minimask.kernels.roi_pool import box_pixels
 
@@ -36,10 +37,11 @@ def quantised(rois, levels, scales, aligned: bool):
     -------
     (R, 5): image index and whole numbers.
     """
-    scale = float(scales[0]) if levels is None else np.array(scales, rois.dtype)[levels, None]
+    xp = backend.array_module(rois)
+    scale = float(scales[0]) if levels is None else xp.array(scales, rois.dtype)[levels, None]
     x1, y1, x2, y2 = (rois[:, 1:] * scale).T
-    (left, right), (top, bottom) = box_pixels(x1, x2, aligned), box_pixels(y1, y2, aligned)
-    return np.stack([rois[:, 0], left, top, right, bottom], axis=1)
+    (left, right), (top, bottom) = (box_pixels(*edges, aligned, xp) for edges in ((x1, x2), (y1, y2)))
+    return xp.stack([rois[:, 0], left, top, right, bottom], axis=1)
 
 
 def roi_warp_loop(x, rois, scale: float, s: Sampling):
