@@ -1,5 +1,6 @@
-"""Devices and memory, as far as they show on a machine without a GPU: what is said, and what stays intact."""
+"""Devices and memory: what is said without a GPU, what moves between the two, and what stays intact."""
 
+import os
 import re
 import sys
 import types
@@ -7,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from minimask import InputError, Tensor, backend, models
+from minimask import InputError, Tensor, backend, cli, models
 from minimask import functions as F
 from minimask.autograd import Function
 from minimask.checkpoint import load_checkpoint
@@ -15,6 +16,7 @@ from minimask.config import Config, with_settings
 from minimask.data import Shapes
 from minimask.errors import OutOfMemory
 from minimask.train import train
+from tests.fake_cupy import installed
 
 PEBIBYTE = 2**50  # more than any machine has: NumPy refuses at once
 
@@ -57,6 +59,57 @@ def test_what_is_there_already_is_not_copied():
     assert {name: id(array) for name, array in model.state_dict().items()} == before
 
 
+@pytest.fixture
+def cupy():
+    """A GPU that the CPU plays."""
+    with installed() as module:
+        yield module
+
+
+def test_a_model_moves_with_its_gradients_and_takes_weights_of_either_device(cupy):
+    here, there = models.maskrcnn_small(2, seed=1), models.maskrcnn_small(2, seed=2)
+    state = here.state_dict()
+    for p in there.parameters():
+        p.grad = np.ones(p.shape, p.dtype)
+    assert there.to("auto") is there and there.device == "cuda"
+    assert all(isinstance(a, cupy.ndarray) for p in there.parameters() for a in (p.data, p.grad))
+    there.load_state_dict(state)  # of the CPU
+    assert all(isinstance(array, cupy.ndarray) for array in there.state_dict().values())
+    again = models.maskrcnn_small(2, seed=3)
+    again.load_state_dict(there.state_dict())  # of the GPU
+    assert again.device == "cpu" and here.device == "cpu"
+    for name, array in again.state_dict().items():
+        assert array.tobytes() == state[name].tobytes(), name
+    assert there.to("cpu").device == "cpu"
+    assert all(isinstance(a, np.ndarray) for p in there.parameters() for a in (p.data, p.grad))
+
+
+def test_a_tensor_moves_as_a_new_leaf_unless_it_was_computed(cupy):
+    x = Tensor(np.arange(3.0), requires_grad=True)
+    y = x.to("cuda")
+    assert y.device == "cuda" and y.requires_grad and isinstance(y.data, cupy.ndarray)
+    z = (y * y).sum()
+    z.backward()
+    assert x.grad is None and backend.to_cpu(y.grad).tolist() == [0.0, 2.0, 4.0]
+    assert float(z) == 5.0 and y.numpy().tolist() == y.to("cpu").data.tolist() == [0.0, 1.0, 2.0]
+    with pytest.raises(RuntimeError, match="was computed; move what it came from, or detach"):
+        z.to("cpu")
+    assert z.detach().to("cpu").data == 5.0
+
+
+def test_options_of_the_gpu_are_set_and_shown(cupy, monkeypatch, capsys):
+    monkeypatch.delenv("CUPY_TF32", raising=False)
+    backend.set_up_gpu()
+    assert "CUPY_TF32" not in os.environ and cupy.get_default_memory_pool().get_limit() == 0
+    monkeypatch.setenv("CUPY_TF32", "0")  # so that it is put back
+    backend.set_up_gpu(tf32=True, memory_limit=0.5)
+    assert os.environ["CUPY_TF32"] == "1" and cupy.get_default_memory_pool().get_limit() == 2**29
+    assert cli.main(["info"]) == 0
+    assert (
+        "gpu            stand-in for a GPU, 16 GiB, sm_80, CuPy 14.0.0, CUDA 12090" in capsys.readouterr().out
+    )
+
+
 def test_deterministic_may_be_nested():
     assert not backend.is_deterministic()
     with backend.deterministic(False):
@@ -90,6 +143,13 @@ def test_memory_that_runs_out_is_told_with_how_much_by_what_and_for_which_shapes
     with pytest.raises(OutOfMemory, match=r"2\.00 PiB.* in Hungry\.backward of \(2, 3\)$"):
         y.backward(np.ones((2, 3)))
     assert issubclass(OutOfMemory, MemoryError)
+
+
+def test_memory_of_the_gpu_that_runs_out_is_told_likewise(cupy):
+    x = Tensor(cupy.ones((1024, 1024), np.float32), requires_grad=True)
+    backend.set_up_gpu(memory_limit=7 / 1024)  # 7 MiB: x and what it is multiplied by take 4 each
+    with pytest.raises(OutOfMemory, match=r"allocating 4,194,304 bytes .* in Exp\.forward of \(1024, 1024\)"):
+        F.exp(x)
 
 
 def test_a_training_that_runs_out_of_memory_keeps_its_checkpoint_and_names_what_needs_less(
