@@ -110,9 +110,3 @@ def test_nothing_is_kept_when_no_gradient_can_come(cls, case, cupy):
 def test_losses_take_labels_from_the_cpu(cls, case, cupy):
     labels = [i for i, x in enumerate(some_inputs(case)) if isinstance(x, np.ndarray) and x.dtype.kind == "i"]
     assert assert_equal_to_the_cpu(cupy, cls, case, host=labels) == []
-
-
-@pytest.mark.parametrize("case", CASES[array.GetItem], ids=lambda case: case.name)
-def test_the_gradient_of_an_index_is_deterministic_where_asked(case, cupy):
-    with backend.deterministic():
-        assert_equal_to_the_cpu(cupy, array.GetItem, case)

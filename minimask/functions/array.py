@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from minimask import backend
 from minimask.autograd import Function, Tensor
 
 
@@ -265,16 +262,8 @@ class GetItem(Function):
         if all(isinstance(part, (int, slice, type(None), type(Ellipsis))) for part in parts):
             gx[self.index] = gy
         else:
-            self._add_at(gx, gy)  # x_j was read once for each time j occurs
+            self.xp.add.at(gx, self.index, gy)  # x_j was read once for each time j occurs
         return gx
-
-    def _add_at(self, gx, gy):
-        if not backend.is_deterministic():
-            return self.xp.add.at(gx, self.index, gy)  # on a GPU by atomicAdd, in any order
-        host, index = backend.to_cpu(gx), self.index if isinstance(self.index, tuple) else (self.index,)
-        index = tuple(backend.to_cpu(i) if hasattr(i, "dtype") else i for i in index)
-        np.add.at(host, index, backend.to_cpu(gy))  # sync: one after the other, on the CPU
-        gx[...] = self.xp.asarray(host)
 
 
 # ----------------------------------------------------------------------------------- what people call

@@ -9,7 +9,6 @@ import numpy as np
 
 from minimask import backend
 from minimask.autograd import Function, Tensor
-from minimask.kernels import elementwise
 from minimask.kernels import norm as norm_kernels
 
 
@@ -58,7 +57,9 @@ class FrozenBatchNorm(Function):
     def forward(self, x, weight, bias, mean, var):  # (N, C, H, W), four times (C,)
         scale = weight / self.xp.sqrt(var + self.eps)  # (C,)
         self.save(scale, mean, var, x if self.needs[1] else None)
-        return elementwise.scale_shift(x, scale, bias - mean * scale)
+        y = x * scale[:, None, None]
+        y += (bias - mean * scale)[:, None, None]
+        return y
 
     def backward(self, gy):
         scale, mean, var, x = self.saved

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 from minimask import backend
 from minimask.kernels import elementwise
-from minimask.kernels.geometry import Geometry
+from minimask.kernels.geometry import Geometry, row_blocks
 
 WORKSPACE = 512 << 20  # bytes of patches in a block: few launches, and matrices that keep all processors busy
-THREADS = 256  # a block of threads
 LARGE = 1024  # pixels from which on a 1x1 convolution multiplies each image where it lies
 
 
@@ -28,11 +27,9 @@ def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
     xp = backend.array_module(x, w)
     x, y = xp.ascontiguousarray(x), xp.empty(g.y_shape, x.dtype)
     w3 = xp.ascontiguousarray(w).reshape(g.groups, -1, g.patch_size)  # (G, O/G, K)
-    residual = None if residual is None else xp.ascontiguousarray(residual)
+    b, residual = (v if v is None else xp.ascontiguousarray(v) for v in (b, residual))
     for n0, n1, first, last in _blocks(g, x.itemsize):
-        in_place = (
-            n1 - n0 == 1 and last - first == g.out_size[0]
-        )  # one whole image: the product lies as y does
+        in_place = n1 - n0 == 1 and last - first == g.out_size[0]  # the product lies as y[n0] does
         out = y[n0].reshape(g.groups, -1, g.out_pixels) if in_place else None
         product = _product(w3, _columns(x, g, n0, n1, first, last), out)  # (G, O/G, L)
         if not in_place or relu or b is not None or residual is not None:
@@ -55,11 +52,10 @@ def input_gradient(gy, w, g: Geometry):
         cols = _product(wt, _rows(gy, g, n0, n1, first, last))  # (G, K, L)
         # the rows of x that this block's patches read; those of two blocks overlap, so the second one adds
         top = min(height, max(0, first * g.stride[0] - g.padding[0]))
-        bottom = min(height, (last - 1) * g.stride[0] - g.padding[0] + (kh - 1) * g.dilation[0] + 1)
-        bottom = max(top, bottom)
-        grid = _grid((n1 - n0) * (bottom - top) * g.x_shape[3], g)
+        end = (last - 1) * g.stride[0] - g.padding[0] + (kh - 1) * g.dilation[0] + 1
+        bottom = max(top, min(height, end))
         args = (cols, gx[n0:n1], g.struct, n1 - n0, first, last - first, top, bottom, first > 0)
-        backend.launch("im2col", "col2im", grid, THREADS, args, gy.dtype)
+        _launch("col2im", (n1 - n0) * (bottom - top) * g.x_shape[3], g, args, gy.dtype)
     return gx
 
 
@@ -74,21 +70,11 @@ def weight_gradient(gy, x, g: Geometry):
 
 
 def _blocks(g: Geometry, itemsize: int):
-    """(first image, past it, first row, past it): whole images, as many as fit, or rows of one."""
-    images, height = g.x_shape[0], g.out_size[0]
-    rows = max(1, WORKSPACE // (itemsize * g.groups * g.patch_size * g.out_size[1]))
-    several = rows // height
-    if g.is_pointwise and g.out_pixels >= LARGE:  # nothing is copied
-        several, rows = 1, height
-    several, rows = _even(images, max(1, several)), _even(height, rows)
-    for n in range(0, images, several):
-        for first in range(0, height, rows):
-            yield n, min(n + several, images), first, min(first + rows, height)
-
-
-def _even(total: int, most: int) -> int:
-    """The size of equal pieces of at most `most`, rather than full ones and a small rest."""
-    return max(1, -(-total // -(-total // most))) if total else 1
+    """(first image, past it, first row, past it) of each block: rows of an image, or several images."""
+    rows = WORKSPACE // (itemsize * g.groups * g.patch_size * g.out_size[1])
+    if g.is_pointwise and g.out_pixels >= LARGE:
+        rows = g.out_size[0]  # each image by itself, and nothing is copied
+    return row_blocks(g.x_shape[0], g.out_size[0], max(1, rows), 0, 1)
 
 
 def _columns(x, g: Geometry, n0: int, n1: int, first: int, last: int):
@@ -98,7 +84,7 @@ def _columns(x, g: Geometry, n0: int, n1: int, first: int, last: int):
         return x[n0].reshape(g.groups, g.patch_size, columns)
     cols = backend.array_module(x).empty((g.groups, g.patch_size, columns), x.dtype)
     args = (x[n0:n1], cols, g.struct, n1 - n0, first, last - first)
-    backend.launch("im2col", "im2col", _grid(columns, g), THREADS, args, x.dtype)
+    _launch("im2col", columns, g, args, x.dtype)
     return cols
 
 
@@ -109,12 +95,13 @@ def _rows(gy, g: Geometry, n0: int, n1: int, first: int, last: int):
 
 
 def _product(a, b, out=None):
-    """a @ b for G matrices; one alone as a plain product, which takes transposed views as they are."""
+    """a @ b for G matrices, C-contiguous; of one by `dot`, which copies no transposed view and knows TF32."""
     xp = backend.array_module(a)
-    if len(a) > 1:
-        return xp.matmul(a, b, out=out)
-    return xp.matmul(a[0], b[0], out=None if out is None else out[0])[None]
+    out = xp.empty((len(a), a.shape[1], b.shape[2]), a.dtype) if out is None else out
+    xp.dot(a[0], b[0], out[0]) if len(a) == 1 else xp.matmul(a, b, out)
+    return out
 
 
-def _grid(columns: int, g: Geometry) -> tuple[int, int]:
-    return -(-columns // THREADS), min(g.x_shape[1], 65535)
+def _launch(kernel: str, threads: int, g: Geometry, args, dtype) -> None:
+    """A kernel of im2col.cu, so many threads for each channel of x."""
+    backend.launch("im2col", kernel, (-(-threads // 256), min(g.x_shape[1], 65535)), 256, args, dtype)

@@ -36,43 +36,23 @@ def relu_gradient(gy, y, in_place: bool = False):
     return out
 
 
-def scale_shift(x, scale, shift):
-    """x scale + shift by channel: (N, C, H, W), (C,), (C,) -> (N, C, H, W)."""
-    xp = backend.array_module(x)
-    if xp is np or backend.use_reference():
-        y = x * scale[:, None, None]
-        y += shift[:, None, None]
-        return y
-    x, y = xp.ascontiguousarray(x), xp.empty(x.shape, x.dtype)
-    pixels = x.shape[2] * x.shape[3]
-    _scale_shift(x, scale, shift, None, y, (x.shape[1] * pixels, pixels), pixels, 0, False)
-    return y
-
-
-def finish_block(product, shift, residual, y, begin: int, relu: bool) -> None:
+def finish_block(product, bias, residual, y, begin: int, relu: bool) -> None:
     """On the GPU: add bias and residual to a block of a convolution, apply the ReLU, and put it in its place.
 
     Parameters
     ----------
     product : (G, O/G, n pixels)
         Images side by side. May be the memory of y, for one image.
-    shift : (O,) or None
-    residual, y : (n, O, P, Q); residual may be None
+    bias : (O,) or None
+    residual, y : (n, O, P, Q)
+        residual may be None.
     begin : int
         Where in a plane of y the pixels go.
     """
-    pixels = product.shape[2] // len(y)
-    _scale_shift(product, None, shift, residual, y, (pixels, product.shape[2]), pixels, begin, relu)
-
-
-def _scale_shift(x, scale, shift, residual, y, strides, pixels: int, begin: int, relu: bool) -> None:
-    images, channels, height, width = y.shape
-    scale, shift = (v if v is None else backend.array_module(v).ascontiguousarray(v) for v in (scale, shift))
+    (images, channels, height, width), pixels = y.shape, product.shape[2] // len(y)
     grid = -(-images * channels // 8), min(-(-pixels // 256), 65535)  # eight pixels a thread
-    sizes = (images, channels, pixels, *strides, height * width, begin, relu)
-    backend.launch(
-        "elementwise", "scale_shift", grid, (32, 8), (x, scale, shift, residual, y, *sizes), y.dtype
-    )
+    args = (product, bias, residual, y, images, channels, pixels, height * width, begin, relu)
+    backend.launch("elementwise", "finish_block", grid, (32, 8), args, y.dtype)
 
 
 def _for_pieces(size: int, run) -> None:

@@ -6,6 +6,8 @@ input is read (what torch calls ``align_corners=False``).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from minimask import backend
@@ -23,8 +25,7 @@ def nearest(x, out_size: tuple[int, int]):
     xp = backend.array_module(x)
     (h, w), (p, q) = x.shape[-2:], out_size
     if xp is not np and not backend.use_reference():
-        y = xp.empty((*x.shape[:-2], p, q), x.dtype)
-        return _nearest_gpu("nearest", xp.ascontiguousarray(x), y, (h, w), (p, q))
+        return _nearest_gpu("nearest", x, out_size, (h, w, p, q))
     if (p, q) == (2 * h, 2 * w):  # the pyramid's case, without index arrays
         y = xp.empty((*x.shape[:-2], h, 2, w, 2), x.dtype)
         y[...] = x[..., :, None, :, None]
@@ -37,8 +38,7 @@ def nearest_gradient(gy, size: tuple[int, int]):
     xp = backend.array_module(gy)
     (h, w), (p, q) = size, gy.shape[-2:]
     if xp is not np and not backend.use_reference():
-        gx = xp.empty((*gy.shape[:-2], h, w), gy.dtype)
-        return _nearest_gpu("nearest_gradient", xp.ascontiguousarray(gy), gx, (h, w), (p, q))
+        return _nearest_gpu("nearest_gradient", gy, size, (h, w, p, q))
     if (p, q) == (2 * h, 2 * w):
         g = gy.reshape(*gy.shape[:-2], h, 2, w, 2)
         return g[..., 0, :, 0] + g[..., 0, :, 1] + g[..., 1, :, 0] + g[..., 1, :, 1]
@@ -47,16 +47,14 @@ def nearest_gradient(gy, size: tuple[int, int]):
     return rows @ gy @ cols.T
 
 
-def _nearest_gpu(kernel: str, source, target, size, out_size):
-    """Launch a kernel of resample.cu, a thread for each pixel of `target`, which it returns."""
-    pixels = target.shape[-2] * target.shape[-1]
-    planes = target.size // pixels
-    scales = (n / out for n, out in zip(size, out_size))
-    grid = planes, min(-(-pixels // 256), 65535)
-    backend.launch(
-        "resample", kernel, grid, 256, (source, target, planes, *size, *out_size, *scales), target.dtype
-    )
-    return target
+def _nearest_gpu(kernel: str, x, size, sizes):
+    """A kernel of resample.cu, a thread for each pixel of the result, of `size`; sizes are H, W, P, Q."""
+    xp, (h, w, p, q) = backend.array_module(x), sizes
+    y, planes = xp.empty((*x.shape[:-2], *size), x.dtype), math.prod(x.shape[:-2])
+    args = (xp.ascontiguousarray(x), y, planes, *sizes, h / p, w / q)
+    grid = planes, min(-(-size[0] * size[1] // 256), 65535)
+    backend.launch("resample", kernel, grid, 256, args, x.dtype)
+    return y
 
 
 def bilinear_matrix(size: int, out: int, dtype, scale: float | None = None, xp=np):
