@@ -25,7 +25,7 @@ import types
 from collections.abc import Iterator
 
 from tests.fake_cupy import cuda, functions, memory
-from tests.fake_cupy.api import api
+from tests.fake_cupy.api import api as listed
 from tests.fake_cupy.memory import syncs
 
 __all__ = ["installed", "syncs"]
@@ -58,7 +58,7 @@ def modules() -> dict[str, types.ModuleType]:
         "is_available": lambda: True,
         "RawModule": cuda.RawModule,
     }
-    known = {name for kind in ("function", "value", "ufunc", "module") for name in api()[kind]}
+    known = {name for kind in ("function", "value", "ufunc", "module") for name in listed()[kind]}
     cupy = _module("cupy", functions.names() | pools | {"__version__": "14.0.0"}, known)
     found = {
         "cupy": cupy,

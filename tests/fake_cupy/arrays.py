@@ -162,6 +162,8 @@ class ndarray:
         )
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        if ufunc.__name__ in COMPARISONS:  # numpy.float32(2) < array comes as an array of no dimensions
+            inputs = tuple(x[()] if isinstance(x, np.ndarray) and x.ndim == 0 else x for x in inputs)
         for value in inputs:
             unwrap(value)  # NumPy arrays beside ours
         scalar = isinstance(inputs[0], np.generic) or isinstance(inputs[-1], np.generic)
@@ -296,7 +298,7 @@ class ndarray:
     def __getitem__(self, key):
         key, advanced = self._key(key)
         result = self._a[key]
-        return wrap(np.asarray(result, order="C")) if advanced else wrap(result, (self,))
+        return wrap(np.array(result, order="C")) if advanced else wrap(result, (self,))
 
     def __setitem__(self, key, value) -> None:
         value = unwrap(value)
@@ -320,7 +322,7 @@ class ndarray:
             if isinstance(part, np.ndarray) and not _is_mask(part):
                 if part.size and not self.shape[axis]:
                     raise IndexError("cannot do a non-empty take from an empty axes.")
-                parts[i] = part % self.shape[axis] if part.size else part
+                parts[i] = np.asarray(part % self.shape[axis]) if part.size else part
             axis += self.ndim - sum(takes) if part is Ellipsis else takes[i]
         return tuple(parts), any(isinstance(p, np.ndarray) for p in parts)
 
@@ -401,6 +403,7 @@ BINARY = {
     "eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equal", "gt": "greater",
     "ge": "greater_equal",
 }  # fmt: skip
+COMPARISONS = [BINARY[name] for name in ("eq", "ne", "lt", "le", "gt", "ge")]
 UNARY = {"neg": "negative", "pos": "positive", "abs": "absolute", "invert": "invert"}
 UFUNCS = {name: Ufunc(name) for name in [*api()["ufunc"], "matmul"] if hasattr(np, name)}
 

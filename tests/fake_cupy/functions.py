@@ -103,7 +103,7 @@ def _where(condition, x=None, y=None):
 
 
 def _einsum(*operands, **options):
-    return np.asfortranarray(np.einsum(*operands, **options))  # CuPy's may be a transposed view
+    return np.asarray(np.einsum(*operands, **options), order="F")  # CuPy's may be a transposed view
 
 
 def _joined(name: str):
@@ -222,8 +222,9 @@ def _along_axis(a: ndarray, indices: ndarray, axis: int) -> tuple:
 
 def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
     if isinstance(obj, ndarray):
-        result = obj._a.astype(dtype or obj.dtype, order=order or "K", copy=bool(copy))
-        result = result.reshape((1,) * (ndmin - result.ndim) + result.shape)
+        result = obj._a.astype(obj.dtype if dtype is None else dtype, order=order or "K", copy=bool(copy))
+        if ndmin > result.ndim:
+            result = result.reshape((1,) * (ndmin - result.ndim) + result.shape)
         return obj if result is obj._a else wrap(result, (obj,))
     if isinstance(obj, (list, tuple)) and any(isinstance(o, ndarray) for o in obj):
         return RAW_STACK(obj, dtype=dtype)
