@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         print("torch and torchvision are not installed: there is nothing to compare with", file=sys.stderr)
         return 0
     from tests.benchmarks import report, table
-    from tests.benchmarks.measure import time_contest
+    from tests.benchmarks.measure import measure
 
     torch.set_num_threads(backend.threads())
     rows = report.matching(table.rows(), args.rows)
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     figures = {}
     for row in rows:
         try:
-            figures[row] = time_contest(row.setup(), args.seconds)
+            figures[row] = measure(row, args.seconds)
         except AssertionError as error:
             print(f"{row.name}: the results differ, not timed: {error}", file=sys.stderr)
             return 1

@@ -56,11 +56,24 @@ class Contest:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: its name, group/sub/what; how to set it up; how often a network does it."""
+    """A line of the table.
+
+    Attributes
+    ----------
+    name : str
+        group/subgroup/what.
+    setup : callable
+        Gives the contest to be timed, or figures already measured.
+    count : int
+        How often a network does it.
+    size : float, optional
+        How large the input is, where rows show how cost grows.
+    """
 
     name: str
-    setup: Callable[[], Contest]
+    setup: Callable[[], Contest | Figures]
     count: int = 1
+    size: float | None = None
 
     @property
     def group(self) -> str:
@@ -69,23 +82,29 @@ class Row:
 
 @dataclass
 class Figures:
-    """Seconds of each counted run, by library; whether other processes disturbed too many of them."""
+    """What each library took, run by run: minimask, then torch or whom else it is compared with.
 
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    Attributes
+    ----------
+    values : dict of lists of float
+        In `unit`, "s" or "MB".
+    disturbed : bool
+        Whether other processes were busy during too many runs.
+    """
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    unit: str = "s"
     disturbed: bool = False
 
-    def median(self, library: str) -> float:
-        return statistics.median(self.seconds[library])
-
     @property
-    def peer(self) -> str:
-        """Whom minimask is compared with: torch, or where it has nothing, another."""
-        return list(self.seconds)[1]
+    def medians(self) -> list[float]:
+        return [statistics.median(v) for v in self.values.values()]
 
     @property
     def ratio(self) -> float:
-        """Below 1, minimask is faster."""
-        return self.median("minimask") / self.median(self.peer)
+        """Below 1, minimask takes less."""
+        ours, theirs = self.medians
+        return ours / theirs
 
 
 def arrays(result) -> list[np.ndarray]:
@@ -136,6 +155,12 @@ def rms(a: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(a, dtype=np.float64))))
 
 
+def measure(row: Row, seconds: float) -> Figures:
+    """A row's figures; see `time_contest`."""
+    found = row.setup()
+    return found if isinstance(found, Figures) else time_contest(found, seconds)
+
+
 def time_contest(contest: Contest, seconds: float) -> Figures:
     """The libraries in turn until about `seconds` have gone into counted runs of each.
 
@@ -163,7 +188,7 @@ def time_contest(contest: Contest, seconds: float) -> Figures:
     figures = Figures()
     for library in contest.runs:
         few = len(good[library]) < TURNS[0]
-        figures.seconds[library] = good[library] + (bad[library] if few else [])
+        figures.values[library] = good[library] + (bad[library] if few else [])
         figures.disturbed |= few
     return figures
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import fnmatch
 from dataclasses import dataclass
 
+import numpy as np
+
 from minimask import backend
 from tests.benchmarks.measure import Figures, Row, geometric_mean
 
 
 @dataclass(frozen=True)
 class Bound:
-    """At most so long as torch: in the geometric mean over the rows that match, and in each of them."""
+    """At most so long as torch: in the geometric mean over the rows that match, and in each of them.
+
+    `absolute` bounds minimask's own figure instead, in the unit that it has.
+    """
 
     pattern: str
-    mean: float
+    mean: float | None = None
     worst: float | None = None
+    absolute: float | None = None
 
 
 BOUNDS = [
@@ -30,6 +36,8 @@ BOUNDS = [
     Bound("whole/maskrcnn_resnet50_fpn inference", 1.0),
     Bound("whole/maskrcnn_resnet50_fpn step", 1.0),
     Bound("whole/maskrcnn_small step", 0.9),
+    Bound("memory/*", worst=1.0),
+    Bound("import/*", absolute=0.3),
 ]
 
 
@@ -53,30 +61,42 @@ def matching(rows: list[Row], patterns: list[str]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows of one group: geometric mean, largest ratio, ratio of the whole network's time, and the bound."""
+    """Rows of one group: geometric mean, largest ratio, ratio of the whole network's time, and the bound.
+
+    `network` is the sum of minimask's medians, each times how often a network does it, over torch's sum.
+    """
 
     name: str
     mean: float
     worst: float
-    whole: float | None  # sum of medians times how often a network does it, minimask's over torch's
+    network: float | None
+    longest: float  # minimask's own largest figure
     bound: Bound | None
 
     @property
-    def reached(self) -> bool:
+    def wanted(self) -> str:
         b = self.bound
-        return b is None or (self.mean <= b.mean and (b.worst is None or self.worst <= b.worst))
+        if b is None:
+            return ""
+        pairs = [
+            ("mean", self.mean, b.mean),
+            ("each", self.worst, b.worst),
+            ("itself", self.longest, b.absolute),
+        ]
+        pairs = [p for p in pairs if p[2] is not None]
+        text = ", ".join(f"{what} at most {bound:g}" for what, _, bound in pairs)
+        return text + ("" if self.reached else ": NOT REACHED")
 
     @property
-    def wanted(self) -> str:
-        if self.bound is None:
-            return ""
-        worst = f", each {self.bound.worst:.2f}" if self.bound.worst else ""
-        return f"at most {self.bound.mean:.2f}{worst}" + ("" if self.reached else "  NOT REACHED")
+    def reached(self) -> bool:
+        b = self.bound or Bound("")
+        pairs = (self.mean, b.mean), (self.worst, b.worst), (self.longest, b.absolute)
+        return all(bound is None or value <= bound for value, bound in pairs)
 
 
 def summaries(figures: dict[Row, Figures]) -> list[Summary]:
     """One for each bound that rows were measured for, and one for each group of the rest."""
-    rest, out = dict(figures), []
+    rest, out = {row: f for row, f in figures.items() if row.size is None}, []
     for bound in BOUNDS:
         own = {row: rest.pop(row) for row in list(rest) if fnmatch.fnmatchcase(row.name, bound.pattern)}
         if own:
@@ -88,11 +108,21 @@ def summaries(figures: dict[Row, Figures]) -> list[Summary]:
 
 def _summary(name: str, figures: dict[Row, Figures], bound: Bound | None) -> Summary:
     ratios = [f.ratio for f in figures.values()]
-    ours, theirs = (
-        sum(r.count * list(map(f.median, f.seconds))[i] for r, f in figures.items()) for i in (0, 1)
-    )
-    whole = ours / theirs if any(row.count > 1 for row in figures) else None
-    return Summary(name, geometric_mean(ratios), max(ratios), whole, bound)
+    ours, theirs = (sum(r.count * f.medians[i] for r, f in figures.items()) for i in (0, 1))
+    network = ours / theirs if any(row.count > 1 for row in figures) else None
+    longest = max(f.medians[0] for f in figures.values())
+    return Summary(name, geometric_mean(ratios), max(ratios), network, longest, bound)
+
+
+def exponents(figures: dict[Row, Figures]) -> dict[str, list[float]]:
+    """For each group of rows that have sizes: p of cost ~ size^p, minimask's and torch's, least squares."""
+    out = {}
+    for group in dict.fromkeys(row.group for row in figures if row.size is not None):
+        own = [(row.size, f.medians) for row, f in figures.items() if row.group == group]
+        if len(own) > 1:
+            x = np.log([size for size, _ in own])
+            out[group] = [float(np.polyfit(x, np.log([m[i] for _, m in own]), 1)[0]) for i in (0, 1)]
+    return out
 
 
 # --------------------------------------------------------------------------------------------------- screen
@@ -105,26 +135,26 @@ def header() -> str:
 
 
 def line(row: Row, figures: Figures) -> str:
-    times = "".join(f"{duration(figures.median(k)):>11}" for k in figures.seconds)
+    values = "".join(f"{quantity(v, figures.unit):>11}" for v in figures.medians)
     mark = "  (other processes were busy)" if figures.disturbed else ""
-    return f"{row.name:{WIDTH}}{times}{figures.ratio:7.2f}{mark}"
+    return f"{row.name:{WIDTH}}{values}{figures.ratio:7.2f}{mark}"
 
 
-def duration(seconds: float) -> str:
-    return (
-        f"{seconds:.2f} s"
-        if seconds >= 1
-        else f"{seconds * 1e3:.3g} ms"
-        if seconds < 0.1
-        else f"{seconds * 1e3:.0f} ms"
-    )
+def quantity(value: float, unit: str) -> str:
+    if unit == "s" and value < 1:
+        value, unit = 1e3 * value, "ms"
+    return f"{value:.{max(0, 2 - int(np.log10(max(value, 1))))}f} {unit}"
 
 
 def summary_lines(figures: dict[Row, Figures]) -> list[str]:
-    lines = [f"{'geometric means':{WIDTH - 15}}{'mean':>8}{'worst':>8}{'network':>9}  wanted"]
-    for s in summaries(figures):
-        whole = "" if s.whole is None else f"{s.whole:.2f}"
-        lines.append(f"{s.name:{WIDTH - 15}}{s.mean:8.2f}{s.worst:8.2f}{whole:>9}  {s.wanted}".rstrip())
+    lines = []
+    if found := summaries(figures):
+        lines = [f"{'geometric means':{WIDTH - 15}}{'mean':>8}{'worst':>8}{'network':>9}  wanted"]
+    for s in found:
+        network = "" if s.network is None else f"{s.network:.2f}"
+        lines.append(f"{s.name:{WIDTH - 15}}{s.mean:8.2f}{s.worst:8.2f}{network:>9}  {s.wanted}".rstrip())
+    for group, (ours, theirs) in exponents(figures).items():
+        lines.append(f"{group}: cost grows as n^{ours:.2f}, torch's as n^{theirs:.2f}")
     return lines
 
 
@@ -135,19 +165,19 @@ def as_json(about: dict, figures: dict[Row, Figures]) -> dict:
     rows = {
         row.name: {
             "ratio": f.ratio,
-            "count": row.count,
+            "unit": f.unit,
+            "medians": dict(zip(f.values, f.medians)),
+            "runs": f.values,
             "disturbed": f.disturbed,
-            "median_ms": {k: 1e3 * f.median(k) for k in f.seconds},
-            "turns_ms": {k: [1e3 * t for t in v] for k, v in f.seconds.items()},
+            "count": row.count,
         }
         for row, f in figures.items()
     }
-    means = {
-        s.name: {"mean": s.mean, "worst": s.worst, "network": s.whole, "reached": s.reached}
-        | ({"bound": s.bound.mean, "bound_worst": s.bound.worst} if s.bound else {})
+    groups = {
+        s.name: {"mean": s.mean, "worst": s.worst, "network": s.network, "wanted": s.wanted}
         for s in summaries(figures)
     }
-    return {"about": about, "rows": rows, "geometric_means": means}
+    return {"about": about, "rows": rows, "groups": groups, "exponents": exponents(figures)}
 
 
 def as_markdown(about: dict, figures: dict[Row, Figures]) -> str:
@@ -158,13 +188,18 @@ def as_markdown(about: dict, figures: dict[Row, Figures]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for s in summaries(figures):
-        whole = "" if s.whole is None else f"{s.whole:.2f}"
-        lines.append(f"| {s.name} | {s.mean:.2f} | {s.worst:.2f} | {whole} | {s.wanted} |")
+        network = "" if s.network is None else f"{s.network:.2f}"
+        lines.append(f"| {s.name} | {s.mean:.2f} | {s.worst:.2f} | {network} | {s.wanted} |")
+    powers = exponents(figures)
     for group in dict.fromkeys(row.group for row in figures):
-        lines += ["", f"**{group}**", "", "| | minimask | torch | ratio |", "| --- | --- | --- | --- |"]
+        grows = ""
+        if group in powers:
+            grows = " (cost grows as n^{:.2f}; torch's, n^{:.2f})".format(*powers[group])
+        lines += ["", f"**{group}**{grows}", ""]
+        lines += ["| | minimask | torch | ratio |", "| --- | --- | --- | --- |"]
         for row, f in figures.items():
             if row.group == group:
                 name, mark = row.name.rpartition("/")[2], " (disturbed)" if f.disturbed else ""
-                times = " | ".join(duration(f.median(k)) for k in f.seconds)
-                lines.append(f"| {name}{mark} | {times} | {f.ratio:.2f} |")
+                values = " | ".join(quantity(v, f.unit) for v in f.medians)
+                lines.append(f"| {name}{mark} | {values} | {f.ratio:.2f} |")
     return "\n".join(lines) + "\n"
