@@ -20,11 +20,14 @@ Shapes: N predicted masks of M x M cells; G ground-truth masks of H x W pixels; 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from minimask.backend import array_module, to_cpu
+from minimask.backend import array_module, parallel, to_cpu, to_device
+from minimask.kernels import masks as masks_cu
 
+CHUNK = 2**26  # bytes of pasted masks that `Masks.numpy` makes on a GPU at once
 Window = tuple[int, int, int, int]
 
 
@@ -37,32 +40,68 @@ def _of(convention: str, choices: dict):
 # ---------------------------------------------------------------------------------------------- pasting
 
 
-def _paste_axis_float(low, high, cells: int, length: int):
-    """Along one axis: the first pixel reached, and where each pixel from there on lies in the mask.
+class _Windows(NamedTuple):
+    """Where masks reach, (N, 2) of y, x. Pixel p reads the mask at cell (p + 0.5 - origin) scale - shift."""
 
-    Positions are in cells, the centre of cell j at j. The outermost cells fade out over the half cell around
-    the box, so the window is that much larger than the box.
-    """
-    low, high = float(low), float(high)
-    if not high > low:
-        return 0, np.empty(0)
-    fade = (high - low) / (2 * cells)
-    first = max(math.floor(low - fade + 0.5), 0)
-    stop = min(math.ceil(high + fade - 0.5), length)
-    return first, (np.arange(first, stop) + 0.5 - low) * (cells / (high - low)) - 0.5
+    origin: np.ndarray  # in pixels; float64
+    scale: np.ndarray  # cells a pixel; float64
+    first: np.ndarray  # the first pixel reached, int32
+    stop: np.ndarray  # the one after the last, int32; not below `first`
+    shift: float  # in cells; the centre of cell j is at j
 
 
-def _paste_axis_torchvision(low, high, cells: int, length: int):
+def _sides(boxes):  # (N, 4) -> low and high (N, 2) of y, x
+    sides = boxes.reshape(-1, 2, 2)[:, :, ::-1]
+    return sides[:, 0], sides[:, 1]
+
+
+def _paste_float(boxes, cells: int):
+    """The outermost cells fade out over the half cell around the box: the window is that much larger."""
+    xp = array_module(boxes)
+    low, high = (side.astype(np.float64) for side in _sides(boxes))
+    has_extent = high > low
+    low, high = xp.where(has_extent, low, 0.0), xp.where(has_extent, high, 0.0)
+    extent = xp.where(has_extent, high - low, 1.0)
+    fade = extent / (2 * cells)
+    return low, cells / extent, xp.floor(low - fade + 0.5), xp.ceil(high + fade - 0.5), 0.5
+
+
+def _paste_torchvision(boxes, cells: int):
     """The same for a mask with a cell of zeros on each side, in a box grown to match, in whole pixels."""
-    half = (high - low) * 0.5 * ((cells + 2) / cells)  # in the box's own dtype: truncation sees each rounding
+    xp = array_module(boxes)
+    low, high = _sides(boxes)
+    half = (high - low) * 0.5 * ((cells + 2) / cells)  # in the boxes' dtype: truncation sees each rounding
     middle = (high + low) * 0.5
-    low, high = int(middle - half), int(middle + half)
-    first, stop = max(low, 0), min(high + 1, length)
-    extent = max(high - low + 1, 1)
-    return first, (np.arange(first, stop) - low + 0.5) * ((cells + 2) / extent) - 1.5
+    low, high = (xp.trunc(v).astype(np.float64) for v in (middle - half, middle + half))
+    return low, (cells + 2) / xp.maximum(high - low + 1, 1), low, high + 1, 1.5
 
 
-_PASTE_AXIS = {"float": _paste_axis_float, "torchvision": _paste_axis_torchvision}
+_PASTE = {"float": _paste_float, "torchvision": _paste_torchvision}
+
+
+def _windows(boxes, cells: int, image_size, convention: str) -> _Windows:
+    xp = array_module(boxes)
+    origin, scale, first, stop, shift = _of(convention, _PASTE)(boxes, cells)
+    limit = xp.asarray(image_size, dtype=np.float64)
+    first = xp.minimum(xp.maximum(first, 0), limit)
+    stop = xp.minimum(xp.maximum(stop, first), limit)
+    return _Windows(origin, scale, first.astype(np.int32), stop.astype(np.int32), shift)
+
+
+def _paste(mask, windows: _Windows, i: int) -> tuple[Window, np.ndarray]:
+    """Mask (M, M) in window i."""
+    (y0, x0), (y1, x1) = windows.first[i].tolist(), windows.stop[i].tolist()
+    cells = np.arange(len(mask))
+    rows, columns = (
+        # a tent around each cell's centre is linear interpolation that fades to 0 outside
+        np.maximum(1 - abs(((pixel + 0.5 - origin) * scale - windows.shift)[:, None] - cells), 0).astype(
+            mask.dtype
+        )
+        for pixel, origin, scale in zip(
+            (np.arange(y0, y1), np.arange(x0, x1)), windows.origin[i].tolist(), windows.scale[i].tolist()
+        )
+    )
+    return (y0, y1, x0, x1), rows @ mask @ columns.T
 
 
 def paste_mask(
@@ -89,20 +128,13 @@ def paste_mask(
     Bilinear. Mask R-CNN, section 3.1: "the m x m floating-number mask output is then resized to the RoI size,
     and binarized at a threshold of 0.5".
     """
-    xp = array_module(mask)
-    axis = _of(convention, _PASTE_AXIS)
-    x_low, y_low, x_high, y_high = to_cpu(box)  # sync
-    y0, y = axis(y_low, y_high, mask.shape[0], image_size[0])
-    x0, x = axis(x_low, x_high, mask.shape[1], image_size[1])
-    rows, columns = (
-        # a tent around each cell's centre is linear interpolation that fades to 0 outside
-        xp.asarray(np.maximum(1 - abs(position[:, None] - np.arange(cells)), 0), dtype=mask.dtype)
-        for position, cells in ((y, mask.shape[0]), (x, mask.shape[1]))
-    )
-    return (y0, y0 + len(y), x0, x0 + len(x)), rows @ mask @ columns.T
+    mask, box = to_cpu(mask), to_cpu(box)  # sync: the window is an index on the host
+    return _paste(mask, _windows(box[None], len(mask), image_size, convention), 0)
 
 
-def paste_masks(masks, boxes, image_size: tuple[int, int], convention: str = "torchvision"):
+def paste_masks(
+    masks, boxes, image_size: tuple[int, int], convention: str = "torchvision", threshold: float | None = None
+):
     """All masks pasted into images of their own: dense, so for few or small ones (see `Masks`).
 
     Parameters
@@ -112,16 +144,26 @@ def paste_masks(masks, boxes, image_size: tuple[int, int], convention: str = "to
     boxes : (N, 4) float array
     image_size : (H, W)
     convention : "torchvision" or "float"
+    threshold : float, optional
+        Tell only where the masks are above it.
 
     Returns
     -------
-    (N, 1, H, W) array of the masks' dtype.
+    (N, 1, H, W) array of the masks' dtype, or bool where there is a threshold; where the masks live.
     """
-    out = array_module(masks).zeros((len(masks), 1, *image_size), dtype=masks.dtype)
-    for image, mask, box in zip(out[:, 0], masks.reshape(-1, *masks.shape[-2:]), to_cpu(boxes)):
-        (y0, y1, x0, x1), patch = paste_mask(mask, box, image_size, convention)
-        image[y0:y1, x0:x1] = patch
-    return out
+    xp, masks = array_module(masks), masks.reshape(-1, *masks.shape[-2:])
+    windows = _windows(boxes, masks.shape[-1], image_size, convention)
+    if xp is not np:
+        return masks_cu.paste(masks, *windows, image_size, threshold)[:, None]
+    out = np.zeros((len(masks), *image_size), masks.dtype if threshold is None else bool)
+
+    def work(part, parts):
+        for i in range(part, len(masks), parts):
+            (y0, y1, x0, x1), patch = _paste(masks[i], windows, i)
+            out[i, y0:y1, x0:x1] = patch if threshold is None else patch > threshold
+
+    parallel(work)
+    return out[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,27 +204,38 @@ class Masks:
         """An int pastes that mask, (H, W) float; a slice, index array or bool array selects, as `Masks`."""
         if not isinstance(index, int | np.integer):
             return Masks(self.probabilities[index], self.boxes[index], self.image_size, self.convention)
-        image = array_module(self.probabilities).zeros(self.image_size, dtype=self.probabilities.dtype)
-        (y0, y1, x0, x1), patch = self.window(index)
-        image[y0:y1, x0:x1] = patch
-        return image
+        mask, box = self.probabilities[index][None], self.boxes[index][None]
+        return paste_masks(mask, box, self.image_size, self.convention)[0, 0]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[i] for i in range(len(self)))
 
     def numpy(self) -> np.ndarray:
         """All masks pasted: (N, 1, H, W), on the CPU; N H W floats."""
-        return to_cpu(paste_masks(self.probabilities, self.boxes, self.image_size, self.convention))
+        if array_module(self.probabilities) is np:
+            return paste_masks(self.probabilities, self.boxes, self.image_size, self.convention)
+        out = np.empty(self.shape, self.probabilities.dtype)
+        step = max(1, CHUNK // (math.prod(self.image_size) * out.itemsize))
+        for i in range(0, len(self), step):
+            some = self[i : i + step]
+            pasted = paste_masks(some.probabilities, some.boxes, self.image_size, self.convention)
+            out[i : i + step] = to_cpu(pasted)  # sync: it is asked for on the host
+        return out
+
+    def to(self, device: str) -> "Masks":
+        """The same masks with probabilities and boxes on "cpu" or "cuda"."""
+        arrays = (to_device(a, device) for a in (self.probabilities, self.boxes))  # sync: to the host
+        return Masks(*arrays, self.image_size, self.convention)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self.numpy().astype(dtype or self.probabilities.dtype, copy=False)
 
     def rle(self, threshold: float = 0.5) -> list[dict]:
         """Where each mask is above the threshold, as COCO's run lengths: see `encode_window`."""
-        windows = (self.window(i) for i in range(len(self)))
-        return [
-            encode_window(window, to_cpu(patch > threshold), self.image_size) for window, patch in windows
-        ]
+        masks = self.to("cpu")  # small, where patches are not
+        windows = _windows(masks.boxes, masks.probabilities.shape[-1], self.image_size, self.convention)
+        patches = (_paste(mask, windows, i) for i, mask in enumerate(masks.probabilities))
+        return [encode_window(window, patch > threshold, self.image_size) for window, patch in patches]
 
 
 def encode_window(window: Window, patch: np.ndarray, image_size: tuple[int, int]) -> dict:
@@ -245,20 +298,33 @@ def mask_to_box(masks):
 
 # --------------------------------------------------------------------------------------------- cropping
 
+_ALIGNED = {"float": True, "torchvision": False}
 
-def _crop_axis(low, high, bins: int, length: int, aligned: bool) -> tuple[int, np.ndarray]:
-    """Along one axis: the first pixel read, and the weights (bins, pixels read) of RoIAlign's bins.
 
-    Each bin is the mean of ceil(its size in pixels) samples, evenly spaced; a sample interpolates between the
-    two pixel centres around it, stays at the edge pixel up to one pixel outside, and is 0 beyond.
+def _samples(boxes, bins: int, convention: str):
+    """Where RoIAlign samples along y and x of each box, three arrays (R, 2).
+
+    Where the bins begin and how far apart samples are, float64, in pixels counted from pixel 0's centre; and
+    how many samples a bin has, int32: its size, rounded up.
     """
-    if aligned:
-        low, high = low - 0.5, high - 0.5  # pixel centres are at whole numbers now
+    xp = array_module(boxes)
+    low, high = _sides(boxes)
+    if _of(convention, _ALIGNED):
+        low, high = low - 0.5, high - 0.5
         extent = high - low
     else:
-        extent = max(high - low, 1.0)
-    samples = max(math.ceil(extent / bins), 0)  # of each bin; in the box's own dtype, as the kernels round
-    position = float(low) + (np.arange(bins * samples) + 0.5) * (float(extent) / max(bins * samples, 1))
+        extent = xp.maximum(high - low, 1)
+    samples = xp.maximum(xp.ceil(extent / bins), 0).astype(np.int32)  # in the boxes' dtype, as kernels round
+    return low.astype(np.float64), extent.astype(np.float64) / xp.maximum(bins * samples, 1), samples
+
+
+def _crop_axis(low: float, step: float, samples: int, bins: int, length: int) -> tuple[int, np.ndarray]:
+    """Along one axis: the first pixel read, and the weights (bins, pixels read) of RoIAlign's bins.
+
+    Each bin is the mean of its samples; a sample interpolates between the two pixel centres around it, stays
+    at the edge pixel up to one pixel outside, and is 0 beyond.
+    """
+    position = low + (np.arange(bins * samples) + 0.5) * step
     inside = np.flatnonzero((position >= -1) & (position <= length))
     if len(inside) == 0:
         return 0, np.zeros((bins, 0))
@@ -274,9 +340,6 @@ def _crop_axis(low, high, bins: int, length: int, aligned: bool) -> tuple[int, n
         minlength=bins * pixels,
     )
     return first, weights.reshape(bins, pixels)
-
-
-_ALIGNED = {"float": True, "torchvision": False}
 
 
 def crop_mask(mask, box, size: int, convention: str = "float", dtype=np.float32):
@@ -298,13 +361,15 @@ def crop_mask(mask, box, size: int, convention: str = "float", dtype=np.float32)
     -------
     (M, M) array in [0, 1]: the share of each bin that the mask fills.
     """
-    xp = array_module(mask)
-    aligned = _of(convention, _ALIGNED)
-    x_low, y_low, x_high, y_high = to_cpu(box)
-    y0, rows = _crop_axis(y_low, y_high, size, mask.shape[0], aligned)  # (M, h)
-    x0, columns = _crop_axis(x_low, x_high, size, mask.shape[1], aligned)  # (M, w)
-    window = mask[y0 : y0 + rows.shape[1], x0 : x0 + columns.shape[1]].astype(dtype)
-    return xp.asarray(rows, dtype=dtype) @ window @ xp.asarray(columns, dtype=dtype).T
+    return _crop(mask, *(v[0].tolist() for v in _samples(to_cpu(box)[None], size, convention)), size, dtype)
+
+
+def _crop(mask, low, step, samples, size: int, dtype) -> np.ndarray:
+    (y0, rows), (x0, columns) = (  # (M, h), (M, w)
+        _crop_axis(*of_axis, size, length) for *of_axis, length in zip(low, step, samples, mask.shape)
+    )
+    window = to_cpu(mask[y0 : y0 + rows.shape[1], x0 : x0 + columns.shape[1]]).astype(dtype)
+    return rows.astype(dtype) @ window @ columns.astype(dtype).T
 
 
 def crop_masks(
@@ -331,10 +396,16 @@ def crop_masks(
     -------
     (R, M, M) array of the boxes' dtype, in [0, 1].
     """
-    out = array_module(boxes).zeros((len(boxes), size, size), dtype=boxes.dtype)
-    boxes, matches = to_cpu(boxes), to_cpu(matches)  # sync
-    for match in np.unique(matches):
-        mask = masks[int(match)]
-        for roi in np.flatnonzero(matches == match):
-            out[roi] = crop_mask(mask, boxes[roi], size, convention, boxes.dtype)
+    xp, samples = array_module(boxes), _samples(boxes, size, convention)
+    if xp is not np and array_module(masks) is xp:
+        out = masks_cu.crop(masks, matches, *samples, size, boxes.dtype)
+    else:
+        low, step, samples = (to_cpu(v).tolist() for v in samples)  # sync: the masks lie on the host
+        matches = to_cpu(matches)
+        out = np.zeros((len(boxes), size, size), dtype=boxes.dtype)
+        for match in np.unique(matches):
+            mask = masks[int(match)]
+            for r in np.flatnonzero(matches == match):
+                out[r] = _crop(mask, low[r], step[r], samples[r], size, boxes.dtype)
+        out = xp.asarray(out)
     return out if threshold is None else (out >= threshold).astype(boxes.dtype)

@@ -10,6 +10,7 @@ import numpy as np
 
 from minimask import backend
 from minimask.errors import InputError
+from minimask.kernels.sgd import sum_of_squares, update
 
 
 class SGD:
@@ -41,21 +42,28 @@ class SGD:
             for name, p in self.parameters.items()
         }
         self.velocity = {
-            name: backend.array_module(p.data).zeros_like(p.data) for name, p in self.parameters.items()
+            name: backend.array_module(p.data).zeros(p.shape, dtype=p.dtype)
+            for name, p in self.parameters.items()
         }
 
     def step(self, lr: float | None = None) -> None:
-        """Update every parameter that has a gradient; `lr` replaces the learning rate given at the start."""
+        """Update every parameter that has a gradient; `lr` replaces the learning rate given at the start.
+
+        On the CPU a parameter gets a new array: whoever holds the old weights keeps them. On a GPU its array
+        is updated in place, and whoever wants to keep the old weights copies them.
+        """
         lr = self.lr if lr is None else lr
-        for name, p in self.parameters.items():
-            if p.grad is None:
-                continue
-            v = self.velocity[name]
-            v *= self.momentum
-            v += p.grad
-            if self.decay[name]:
-                v += p.data * self.decay[name]
-            p.data = p.data - v * lr  # not in place: whoever holds the old weights keeps them
+        moved = [(name, p) for name, p in self.parameters.items() if p.grad is not None]
+        new = update(
+            [p.data for _, p in moved],
+            [p.grad for _, p in moved],
+            [self.velocity[name] for name, _ in moved],
+            [self.decay[name] for name, _ in moved],
+            lr,
+            self.momentum,
+        )
+        for (_, p), weights in zip(moved, new):
+            p.data = weights
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -80,17 +88,14 @@ class SGD:
                     f"the optimizer state is of another model: entry {name} is missing or has another shape"
                 )
         self.velocity = {
-            name: backend.array_module(v).array(state[name], dtype=v.dtype)
+            name: backend.array_module(v).array(state[name], dtype=v.dtype, order="C")
             for name, v in self.velocity.items()
         }
 
 
 def gradient_norm(parameters: Sequence) -> float:
     """Euclidean norm of all gradients taken together."""
-    squares = [
-        float((p.grad * p.grad).sum(dtype=np.float64)) for p in parameters if p.grad is not None
-    ]  # sync
-    return math.sqrt(sum(squares))
+    return math.sqrt(sum_of_squares([p.grad for p in parameters if p.grad is not None]))
 
 
 def clip_gradients(parameters: Sequence, max_norm: float) -> float:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from minimask import boxes as box_ops
+from minimask import masks as mask_ops
 from minimask.kernels import nms as launcher
+from minimask.kernels import sgd
 from tests import cuda_on_cpu
 from tests.cuda_on_cpu import ORDERS
 
@@ -137,3 +139,152 @@ def test_in_the_kernel_too_an_overlap_of_exactly_the_threshold_does_not_suppress
     pair, scores = np.array([[0, 0, 10, 1], [0, 0, tenths, 1]], np.float32), np.array([2, 1], np.float32)
     assert suppress(pair, scores, None, tenths / 10).tolist() == [0, 1]
     assert suppress(pair, scores, None, tenths / 10 - 0.001).tolist() == [0]
+
+
+# ------------------------------------------------------------------------------------------------- masks
+
+
+def crop(masks, boxes, matches, size, convention, **options):
+    """What the launcher does, on NumPy arrays."""
+    low, step, samples = map(np.ascontiguousarray, mask_ops._samples(boxes, size, convention))
+    targets = np.full((len(boxes), size, size), -1, boxes.dtype)
+    sizes = map(np.int32, (len(boxes), *masks.shape, size))
+    args = (masks, matches, low, step, samples, *sizes, targets)
+    run("masks", "crop_masks", (3,), (32,), *args, dtype=boxes.dtype, **options)
+    return targets
+
+
+def paste(masks, boxes, image_size, convention, threshold=None, grid=(3, 2), **options):
+    *arrays, shift = mask_ops._windows(boxes, masks.shape[-1], image_size, convention)
+    arrays, none, bits = map(np.ascontiguousarray, arrays), np.uintp(0), threshold is not None
+    images = np.full((len(masks), *image_size), 9, np.uint8 if bits else masks.dtype)
+    sizes = map(np.int32, (len(masks), masks.shape[-1], *image_size))
+    out = (masks.dtype.type(threshold or 0), none if bits else images, images if bits else none)
+    args = (masks, *arrays, np.float64(shift), *sizes, *out)
+    run("masks", "paste_masks", grid, (32,), *args, dtype=masks.dtype, **options)
+    return images
+
+
+def some_boxes(count, height, width, dtype=np.float32):
+    """Boxes of all sizes in and around an image; the last: whole, without area, far outside, everything."""
+    rng = np.random.default_rng(count)
+    centre = rng.uniform(-5, 5, (count, 2)) + rng.uniform(0, (width, height), (count, 2))
+    half = np.exp(rng.uniform(np.log(0.5), np.log(60), (count, 2))) / 2
+    boxes = np.concatenate((centre - half, centre + half), axis=1)
+    odd = [[3, 4, 15, 20], [3, 3, 3, 3], [3, 3, 9, 3], [-90, 3, -80, 9], [0, 0, width, height]]
+    return np.concatenate((boxes, odd)).astype(dtype)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("convention", ["float", "torchvision"])
+def test_a_cropped_mask_is_numpys_and_each_roi_sees_its_own_object(convention, order):
+    rng = np.random.default_rng(0)
+    masks = (rng.uniform(size=(3, 20, 26)) < 0.5).astype(np.uint8)
+    for dtype, bound in ((np.float64, 1e-14), (np.float32, 4e-7)):
+        boxes = some_boxes(30, 20, 26, dtype)
+        matches = rng.integers(0, 3, len(boxes))
+        want = mask_ops.crop_masks(masks, boxes, matches, 7, convention)
+        got = crop(masks, boxes, matches, 7, convention, order=order)
+        np.testing.assert_allclose(got, want, rtol=0, atol=bound)
+
+
+def test_a_crop_of_an_object_that_does_not_exist_is_nan():
+    masks, boxes = np.ones((2, 8, 8), np.uint8), np.tile(np.array([[1, 1, 7, 7]], np.float32), (4, 1))
+    crops = crop(masks, boxes, np.array([0, 2, -1, 1]), 4, "float")
+    assert np.isnan(crops[1:3]).all() and (crops[[0, 3]] == 1).all()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("convention", ["float", "torchvision"])
+def test_a_pasted_mask_is_numpys_whole_image_and_all(convention, order):
+    rng = np.random.default_rng(1)
+    for dtype, bound in ((np.float64, 1e-14), (np.float32, 3e-7)):
+        boxes = some_boxes(20, 30, 40, dtype)
+        masks = rng.uniform(size=(len(boxes), 14, 14)).astype(dtype)
+        want = mask_ops.paste_masks(masks, boxes, (30, 40), convention)[:, 0]
+        got = paste(masks, boxes, (30, 40), convention, order=order)
+        np.testing.assert_allclose(got, want, rtol=0, atol=bound)
+        assert (got[want == 0] == 0).all()
+        np.testing.assert_array_equal(paste(masks, boxes, (30, 40), convention, 0.5, order=order), got > 0.5)
+
+
+def test_pasting_is_torchvisions():
+    d = np.load(HERE / "reference" / "paste.npz")
+    masks = np.ascontiguousarray(d["masks"][:, 0])
+    pasted = paste(masks, d["boxes"], (150, 200), "torchvision", grid=(40, 1))
+    np.testing.assert_allclose(pasted, d["pasted"][:, 0], rtol=0, atol=2e-6)
+
+
+def test_no_two_threads_write_the_same_pixel_or_cell():
+    boxes = some_boxes(4, 12, 16)
+    masks = np.random.default_rng(2).uniform(size=(len(boxes), 5, 5)).astype(np.float32)
+    paste(masks, boxes, (12, 16), "float", watch=True)
+    bitmaps = (np.random.default_rng(2).uniform(size=(2, 12, 16)) < 0.5).astype(np.uint8)
+    crop(bitmaps, boxes, np.arange(len(boxes)) % 2, 4, "float", watch=True)
+
+
+# --------------------------------------------------------------------------------------------------- SGD
+
+
+def a_model(dtype, sizes=(1, 31, 700, 64, 5000)):
+    """Weights, gradients, velocities and decay of parameters of these sizes."""
+    rng = np.random.default_rng(3)
+    arrays = [[rng.standard_normal(size).astype(dtype) for size in sizes] for _ in range(3)]
+    return *arrays, [1e-4 * (size % 2) for size in sizes]
+
+
+def addresses(*columns):
+    return np.array([[*(a.ctypes.data for a in row), row[0].size] for row in zip(*columns)], np.uint64)
+
+
+def plain_step(weights, gradients, velocities, decay, lr, momentum):
+    """The formula, array by array: new weights and velocities."""
+    new = [momentum * v + g + d * w for w, g, v, d in zip(weights, gradients, velocities, decay)]
+    return [w - lr * v for w, v in zip(weights, new)], new
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("grid", [(1, 1), (3, 2), (2, 5), (2, 8)])
+def test_one_launch_updates_all_parameters(grid, order):
+    for dtype, bound in ((np.float64, 1e-15), (np.float32, 5e-7)):
+        weights, gradients, velocities, decay = a_model(dtype)
+        want = plain_step(weights, gradients, velocities, decay, 0.1, 0.9)
+        table, count = addresses(weights, gradients, velocities), np.int32(len(weights))
+        args = (table, np.array(decay, dtype), count, dtype(0.1), dtype(0.9))
+        run("sgd", "sgd", grid, (32,), *args, dtype=dtype, order=order)
+        for got, wanted in zip(weights + velocities, want[0] + want[1]):
+            np.testing.assert_allclose(got, wanted, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("grid", [(1, 1), (3, 2), (4, 5)])
+@pytest.mark.parametrize("watch", [False, True])
+def test_the_sums_of_squares_are_numpys_in_double_whatever_the_order_of_threads(watch, grid, order):
+    for dtype in (np.float32, np.float64):
+        _, gradients, _, _ = a_model(dtype, (1, 31, 700, 0, 2000) if watch else (1, 256, 257, 0, 5000))
+        sums = np.full((5, grid[0]), np.nan)
+        table, count = addresses(gradients), np.int32(5)
+        run("sgd", "squares", grid, (256,), table, count, sums, dtype=dtype, order=order, watch=watch)
+        want = [(g.astype(np.float64) ** 2).sum() for g in gradients]
+        np.testing.assert_allclose(sums.sum(axis=1), want, rtol=1e-14)
+
+
+def test_no_two_threads_update_the_same_element():
+    weights, gradients, velocities, decay = a_model(np.float32, (1, 31, 100))
+    table = addresses(weights, gradients, velocities)
+    args = (table, np.array(decay, np.float32), np.int32(3), np.float32(0.1), np.float32(0.9))
+    run("sgd", "sgd", (2, 2), (32,), *args, dtype=np.float32, watch=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_on_the_cpu_a_step_is_the_formula_to_the_bit_and_leaves_the_old_weights(dtype):
+    weights, gradients, velocities, decay = a_model(dtype, (1, 3 * sgd.PIECE + 5, 700, 0, sgd.PIECE))
+    gradients[1] = gradients[1][::-1]  # any layout
+    want = plain_step(weights, gradients, velocities, decay, 0.1, 0.9)
+    before = [w.copy() for w in weights]
+    new = sgd.update(weights, gradients, velocities, decay, 0.1, 0.9)
+    for got, wanted in zip([*new, *velocities, *weights], [*want[0], *want[1], *before]):
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, wanted)
+    assert sgd.sum_of_squares(gradients) == sum(float((g * g).sum(dtype=np.float64)) for g in gradients)
+    assert sgd.update([], [], [], [], 0.1, 0.9) == [] and sgd.sum_of_squares([]) == 0

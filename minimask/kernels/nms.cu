@@ -15,8 +15,8 @@
 //   2. nms_matrix and nms_greedy: first all overlaps by all threads, a bit each, then a greedy pass that only
 //      reads bits, 64 boxes at a step. The matrix of 10,000 boxes has 12.5 MB and never leaves the GPU.
 //
-// Steps of the second: bits instead of bytes, an eighth of the memory to write and read; the columns of a tile
-// in shared memory, read once instead of 64 times; only the words on and above the diagonal.
+// Steps of the second: bits instead of bytes, an eighth of the memory to write and read; the columns of a
+// tile in shared memory, read once instead of 64 times; only the words on and above the diagonal.
 
 // IoU > threshold, where a pair without area has IoU 0, and no comparison with NaN holds.
 template <typename T>
@@ -43,8 +43,8 @@ __global__ void nms_naive(const T* boxes, const long long* order, const long lon
     }
 }
 
-// strikes (N, words), words = ceil(N / 64): bit b of word w in row i says whether i would strike out 64 w + b,
-// for 64 w + b > i. Words left of the diagonal are not written.
+// strikes (N, words), words = ceil(N / 64): bit b of word w in row i says whether i would strike out
+// 64 w + b, for 64 w + b > i. Words left of the diagonal are not written.
 //
 //   for w, tile in ndindex(words, words):          blockIdx.x, blockIdx.y: a tile of 64 x 64 pairs a block
 //       for t in range(64):                        threadIdx.x: a row of the tile, one word to write
@@ -88,7 +88,7 @@ __global__ void nms_matrix(const T* boxes, const long long* order, const long lo
 // diagonal are fetched meanwhile, so thread 0 does not wait for memory.
 __global__ void nms_greedy(const unsigned long long* strikes, const long long* order, int N, int words,
                            long long* kept, int* count) {
-    __shared__ unsigned long long struck[4096];  // (parts, words): so many words, 262,144 boxes, are the limit
+    __shared__ unsigned long long struck[4096];  // (parts, words): 4096 words, 262,144 boxes, are the limit
     __shared__ unsigned long long diagonal[64];
     __shared__ unsigned long long survivors;
     __shared__ int before;  // how many were kept before this step

@@ -1,0 +1,94 @@
+// Cropping and pasting masks on their boxes. Beside it, in NumPy: minimask/masks.py.
+// How to launch it, and how it runs without a GPU: docs/kernels.md.
+//
+// Shapes: R RoIs, M x M cells; G masks of H x W pixels to crop from; N masks to paste into images of H x W.
+// Where a box reads or writes is computed before, for both axes (y, x) of all boxes: a convention is a few
+// numbers a box, and what depends on single roundings (whole pixels!) is computed by the same lines as on the
+// CPU.
+
+// targets[r, i, j]: what bin (i, j) of RoI r sees of its object's mask, the mean of ny x nx samples.
+//
+//   for r, i, j in ndindex(R, M, M):                       a thread each
+//       for a, b in ndindex(ny, nx):                       a thread takes all samples of its bin
+//           v = low[r, 0] + (i ny + a + 1/2) step[r, 0]
+//           u = low[r, 1] + (j nx + b + 1/2) step[r, 1]
+//           targets[r, i, j] += bilinear(masks[matches[r]], v, u) / (ny nx)
+//
+// There is no faster version: neighbouring threads read neighbouring bytes of one mask, which is in cache.
+
+// The two pixels around a sample and the weight of the second. False where it lies more than a pixel outside.
+__device__ bool between(double at, int length, int& before, int& after, double& share) {
+    if (!(at >= -1 && at <= length)) return false;
+    at = min(max(at, 0.0), double(length - 1));
+    before = (int)at, after = min(before + 1, length - 1), share = at - before;
+    return true;
+}
+
+// low, step (R, 2): where sampling begins and how far samples lie apart, in pixels counted from pixel 0's
+// centre; samples (R, 2): how many a bin. A RoI whose object does not exist gets NaN.
+template <typename T>
+__global__ void crop_masks(const unsigned char* masks, const long long* matches, const double* low,
+                           const double* step, const int* samples, int R, int G, int H, int W, int M,
+                           T* targets) {
+    const int outputs = R * M * M;
+    for (int k = blockIdx.x * blockDim.x + threadIdx.x; k < outputs; k += gridDim.x * blockDim.x) {
+        const int r = k / (M * M), i = k / M % M, j = k % M, ny = samples[2 * r], nx = samples[2 * r + 1];
+        if (matches[r] < 0 || matches[r] >= G) {
+            targets[k] = T(nan(""));
+            continue;
+        }
+        const unsigned char* mask = masks + matches[r] * H * W;
+        double sum = 0, dv, du;
+        int top, bottom, left, right;
+        for (int a = 0; a < ny; a++) {
+            const double v = low[2 * r] + (i * ny + a + 0.5) * step[2 * r];
+            if (!between(v, H, top, bottom, dv)) continue;
+            const unsigned char* upper = mask + (long long)top * W;
+            const unsigned char* lower = mask + (long long)bottom * W;
+            for (int b = 0; b < nx; b++) {
+                const double u = low[2 * r + 1] + (j * nx + b + 0.5) * step[2 * r + 1];
+                if (!between(u, W, left, right, du)) continue;
+                sum += (1 - dv) * ((1 - du) * upper[left] + du * upper[right]);
+                sum += dv * ((1 - du) * lower[left] + du * lower[right]);
+            }
+        }
+        targets[k] = sum / max(ny * nx, 1);
+    }
+}
+
+// images[n, y, x]: mask n, interpolated between the centres of its cells and fading to 0 outside; or, where
+// `above` is given, whether that is larger than `threshold`.
+//
+//   for n in range(N):                                     blockIdx.y
+//       for y, x in ndindex(H, W):                         blockIdx.x, threadIdx.x: neighbours in memory
+//           v, u = ((y, x) + 1/2 - origin[n]) * scale[n] - shift         in cells, cell 0's centre at 0
+//           images[n, y, x] = bilinear(masks[n], v, u) if (y, x) lies within first[n], stop[n] else 0
+//
+// Nearly all pixels lie outside a mask's window: what costs is to write N H W zeros. So every pixel is
+// written by one thread, once, in order, instead of zeros first and windows after.
+template <typename T>
+__global__ void paste_masks(const T* masks, const double* origin, const double* scale, const int* first,
+                            const int* stop, double shift, int N, int M, int H, int W, T threshold, T* images,
+                            unsigned char* above) {
+    const unsigned pixels = (unsigned)H * W;
+    for (int n = blockIdx.y; n < N; n += gridDim.y) {
+        const T* mask = masks + (long long)n * M * M;
+        for (unsigned k = blockIdx.x * blockDim.x + threadIdx.x; k < pixels; k += gridDim.x * blockDim.x) {
+            const int y = k / W, x = k % W;
+            T value = 0;
+            if (first[2 * n] <= y && y < stop[2 * n] && first[2 * n + 1] <= x && x < stop[2 * n + 1]) {
+                const double v = (y + 0.5 - origin[2 * n]) * scale[2 * n] - shift;
+                const double u = (x + 0.5 - origin[2 * n + 1]) * scale[2 * n + 1] - shift;
+                const int top = (int)floor(v), left = (int)floor(u);
+                for (int a = max(top, 0); a <= min(top + 1, M - 1); a++)
+                    for (int b = max(left, 0); b <= min(left + 1, M - 1); b++)
+                        value += T(1 - fabs(v - a)) * T(1 - fabs(u - b)) * mask[a * M + b];
+            }
+            const long long out = (long long)n * pixels + k;
+            if (above)
+                above[out] = value > threshold;
+            else
+                images[out] = value;
+        }
+    }
+}
