@@ -169,10 +169,9 @@ def nms(torch, s: Sizes, count: int) -> Contest:
 
 def relu(torch, s: Sizes) -> Contest:
     x = normal(s.planes, s.padded[0] // 2, s.padded[1] // 2)
-    ours, theirs = backend.to_gpu(x), on_torch(torch, x)[0] if torch else None
-    return Contest(
-        lambda: elementwise.relu(ours), theirs is not None and (lambda: torch.relu(theirs)), 2 * x.nbytes
-    )
+    ours, theirs = backend.to_gpu(x), on_torch(torch, x) if torch else None
+    peer = theirs and (lambda: torch.relu(*theirs))
+    return Contest(lambda: elementwise.relu(ours), peer, 2 * x.nbytes)
 
 
 def relu_gradient(torch, s: Sizes) -> Contest:
@@ -391,7 +390,7 @@ def host(result) -> list[np.ndarray]:
     """The arrays in a result, of whichever library, on the CPU."""
     if isinstance(result, (list, tuple)):
         return [a for part in result for a in host(part)]
-    if hasattr(result, "detach"):
+    if hasattr(result, "cpu"):  # torch's
         return [result.detach().cpu().numpy()]
     return [backend.to_cpu(result.data if isinstance(result, Tensor) else result)]
 
