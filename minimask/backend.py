@@ -162,9 +162,7 @@ def nccl(size: int, rank: int, number: int):
 
     found = cupy.cuda.runtime.getDeviceCount()
     if number >= found:
-        raise InputError(
-            f"mpiexec started more processes than this machine has GPUs, {found}; start one a GPU"
-        )
+        raise InputError(f"--device cuda: start one process a GPU, of which this machine has {found}")
     cupy.cuda.Device(number).use()
     return cupyx.distributed.init_process_group(size, rank, use_mpi=True)
 
@@ -319,7 +317,10 @@ one_thread_blas = _OneThreadBlas()
 _inside = threading.local()
 
 
-def parallel(work: Callable[[int, int], None], parts: int | None = None) -> None:
+FEW = 1 << 21  # multiplications that one thread has done before another would have woken up
+
+
+def parallel(work: Callable[[int, int], None], parts: int | None = None, operations: int = FEW) -> None:
     """Call ``work(part, parts)`` for every part, one thread each, and wait; the division is static.
 
     Parameters
@@ -329,11 +330,16 @@ def parallel(work: Callable[[int, int], None], parts: int | None = None) -> None
         compute; parts must write to disjoint memory. The results then do not depend on timing.
     parts : int, optional
         `threads()` by default. With 1, inside another `parallel`, or where BLAS cannot be held to one thread,
-        `work(0, 1)` runs here and BLAS uses its own threads.
+        `work(0, 1)` runs here.
+    operations : int, optional
+        How many there are, about; fewer than `FEW` are not divided.
     """
-    parts = parts or threads()
-    if parts == 1 or getattr(_inside, "on", False) or not _blas_libraries():
-        return work(0, 1)
+    parts = 1 if operations < FEW else parts or threads()
+    if not _blas_libraries():
+        return work(0, 1)  # BLAS uses threads of its own
+    if parts == 1 or getattr(_inside, "on", False):
+        with one_thread_blas:  # OpenBLAS's threads would stay busy for 20 ms after each product, in our way
+            return work(0, 1)
     with one_thread_blas:
         waiting = [  # each in a copy of our context: np.errstate and `reference_only` hold there too
             _pool().submit(contextvars.copy_context().run, _run_inside, work, part, parts)

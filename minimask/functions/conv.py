@@ -9,6 +9,7 @@ from __future__ import annotations
 from minimask.autograd import Function, Tensor
 from minimask.kernels import convolution
 from minimask.kernels.geometry import Geometry, pair
+from minimask.kernels.product import product
 
 
 class Conv2d(Function):
@@ -77,7 +78,7 @@ class Linear(Function):
         if x.ndim != 2 or x.shape[1] != w.shape[1]:
             raise ValueError(f"linear: x must be (rows, {w.shape[1]}), is {x.shape}")
         self.save(x if self.needs[1] else None, w if self.needs[0] else None)
-        y = x @ w.T
+        y = product(x, w.T)
         if b is not None:
             y += b
         return y
@@ -85,8 +86,8 @@ class Linear(Function):
     def backward(self, gy):  # (R, O)
         x, w = self.saved
         # y_ro = sum_d x_rd w_od + b_o
-        gx = gy @ w if self.needs[0] else None
-        gw = gy.T @ x if self.needs[1] else None
+        gx = product(gy, w) if self.needs[0] else None
+        gw = product(gy.T, x) if self.needs[1] else None
         gb = gy.sum(axis=0) if self.needs[2] else None
         return gx, gw, gb
 

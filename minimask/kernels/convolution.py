@@ -134,17 +134,16 @@ def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
             _product(w3, _patches(x[n0:n1], g, first, last), block)
             if b3 is not None:
                 block += b3
-            computed = block.reshape(*out.shape[:4], g.pitch)[
-                ..., : out.shape[4]
-            ]  # without what straddles two rows
+            if residual is not None or not direct:  # without what straddles two rows
+                block = block.reshape(*out.shape[:4], g.pitch)[..., : out.shape[4]]
             if residual is not None:
-                computed = np.add(computed, _rows(residual, g, n0, n1, first, last), out=out)
+                block = np.add(block, _rows(residual, g, n0, n1, first, last), out=out)
             if relu:
-                np.maximum(computed, 0, out=out)
-            elif computed is not out and not direct:
-                out[...] = computed
+                np.maximum(block, 0, out=out.reshape(block.shape))
+            elif residual is None and not direct:
+                out[...] = block
 
-    backend.parallel(work)
+    backend.parallel(work, operations=y.size * g.patch_size)
     return y
 
 
@@ -174,7 +173,32 @@ def input_gradient(gy, w, g: Geometry):
         o, c, kh, kw = g.w_shape
         turned = w.reshape(g.groups, o // g.groups, c, kh, kw)[:, :, :, ::-1, ::-1].swapaxes(1, 2)
         return forward(gy, np.ascontiguousarray(turned).reshape(back.w_shape), None, back)
+    if g.stride == g.w_shape[2:] and g.padding == (0, 0) and g.dilation == (1, 1) and g.groups == 1:
+        return _input_gradient_apart(np.ascontiguousarray(gy), w, g)
     return _input_gradient_by_channels(np.ascontiguousarray(gy), w, g)
+
+
+def _input_gradient_apart(gy, w, g: Geometry):
+    """w^T @ gy put into place, for windows that touch without overlap: the mask head's deconvolution."""
+    (o, channels, kh, kw), (height, width) = g.w_shape, g.out_size
+    gx = (np.empty if g.x_shape[2:] == (height * kh, width * kw) else np.zeros)(g.x_shape, gy.dtype)
+    wt = np.ascontiguousarray(w.reshape(o, -1).T)[None]  # (1, C KH KW, O)
+
+    def work(part, parts):
+        rows = max(1, BLOCK // (channels * kh * kw * width))
+        for n0, n1, first, last in row_blocks(len(gy), height, rows, part, parts):
+            g_rows = _rows(gy, g, n0, n1, first, last)  # (n, 1, O, R, Q)
+            n, size = n1 - n0, (last - first) * width
+            cols = backend.scratch("patches", n * channels * kh * kw * size, gy.dtype)
+            cols = cols.reshape(n, 1, channels * kh * kw, size)
+            _product(wt, g_rows.reshape(n, 1, o, size), cols)
+            cols = cols.reshape(n, channels, kh, kw, last - first, width)
+            for i, j in np.ndindex(kh, kw):
+                down, across = slice(first * kh + i, last * kh, kh), slice(j, width * kw, kw)
+                gx[n0:n1, :, down, across] = cols[:, :, i, j]
+
+    backend.parallel(work, operations=gy.size * w[0].size)
+    return gx
 
 
 def _input_gradient_by_channels(gy, w, g: Geometry):
@@ -208,7 +232,7 @@ def _input_gradient_by_channels(gy, w, g: Geometry):
                 for i, j, out, pixels in _shares(g, first, last - first):
                     gx[some, own, pixels[0], pixels[1]] += cols[:, :, i, j, out[0], out[1]]
 
-    backend.parallel(work)
+    backend.parallel(work, operations=gy.size * w[0].size)
     return gx
 
 
@@ -223,7 +247,7 @@ def weight_gradient(gy, x, g: Geometry):
     sums: dict[int, np.ndarray] = {}
 
     def work(part, parts):
-        total = np.zeros((g.groups, g.w_shape[0] // g.groups, g.patch_size), gy.dtype)
+        total = np.zeros((g.groups, g.patch_size, g.w_shape[0] // g.groups), gy.dtype)
         # Each block also reads and writes all of gw: larger blocks where gw is large.
         for n0, n1, first, last in _blocks(g, part, parts, max(BLOCK, 4 * total.size)):
             g_rows = _rows(gy, g, n0, n1, first, last)  # (n, G, O/G, R, Q)
@@ -233,17 +257,18 @@ def weight_gradient(gy, x, g: Geometry):
                 spread[..., g_rows.shape[4] :] = 0
                 g_rows = spread
             one = backend.scratch("weights", (n1 - n0) * total.size, gy.dtype).reshape(n1 - n0, *total.shape)
-            cols = _patches(x[n0:n1], g, first, last)
-            _product(g_rows.reshape(*g_rows.shape[:3], -1), cols.swapaxes(2, 3), one)
+            cols = _patches(x[n0:n1], g, first, last)  # (n, G, K, L)
+            # patches @ gy^T: BLAS is faster where the first matrix is the larger one
+            _product(cols, g_rows.reshape(*g_rows.shape[:3], -1).swapaxes(2, 3), one)
             for gw in one:
                 total += gw
         sums[part] = total
 
-    backend.parallel(work)
+    backend.parallel(work, operations=gy.size * g.patch_size)
     gw = sums.pop(0)
     for part in sorted(sums):
         gw += sums[part]
-    return gw.reshape(g.w_shape)
+    return np.ascontiguousarray(gw.swapaxes(1, 2)).reshape(g.w_shape)
 
 
 def bias_gradient(gy):
@@ -257,7 +282,7 @@ def bias_gradient(gy):
         own = slice(*backend.share(n * o, part, parts))
         rows[own].sum(axis=1, out=sums[own])
 
-    backend.parallel(work)
+    backend.parallel(work, operations=gy.size)
     return sums.reshape(n, o).sum(axis=0)
 
 

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from minimask import backend
+from minimask.kernels.product import product
 
 
 def nearest_index(size: int, out: int, xp=np):
@@ -87,7 +88,7 @@ def bilinear(x, out_size: tuple[int, int]):
     xp = backend.array_module(x)
     rows = bilinear_matrix(x.shape[-2], out_size[0], x.dtype, xp=xp)
     cols = bilinear_matrix(x.shape[-1], out_size[1], x.dtype, xp=xp)
-    return rows @ (x @ cols.T)
+    return _both(rows, x, cols)
 
 
 def bilinear_gradient(gy, size: tuple[int, int]):
@@ -95,4 +96,15 @@ def bilinear_gradient(gy, size: tuple[int, int]):
     xp = backend.array_module(gy)
     rows = bilinear_matrix(size[0], gy.shape[-2], gy.dtype, xp=xp)
     cols = bilinear_matrix(size[1], gy.shape[-1], gy.dtype, xp=xp)
-    return (rows.T @ gy) @ cols
+    return _both(rows.T, gy, cols.T)
+
+
+def _both(rows, x, cols):
+    """rows @ x @ cols^T for each of the (..., H, W) matrices of x."""
+    if backend.array_module(x) is not np:
+        return rows @ (x @ cols.T)
+    across = product(x.reshape(-1, x.shape[-1]), cols.T).reshape(-1, x.shape[-2], len(cols))
+    y = np.empty((*across.shape[:1], len(rows), len(cols)), x.dtype)
+    for image, out in zip(across, y):
+        out[...] = product(rows, image)
+    return y.reshape(*x.shape[:-2], *y.shape[1:])
