@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from minimask import backend, commands, distributed
 from minimask import config as configuration
 from minimask._version import __version__
-from minimask.errors import InputError
+from minimask.errors import InputError, memory_story
 
 WRONG_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 
@@ -63,9 +63,8 @@ def _run(argv: list[str], debug: bool) -> int:
     except InputError as error:
         return _say(str(error), WRONG_INPUT, debug)
     except MemoryError as error:
-        text = f"not enough memory: {error}".rstrip(" :.")
-        text += "; smaller images, a smaller --max-detections, or --device cpu need less"
-        return _say(text, WRONG_INPUT, debug)
+        less = "a smaller train.batch_size, data.crop or --max-detections, or --device cpu, needs less"
+        return _say(f"{memory_story(error)}; {less}", WRONG_INPUT, debug)
     except OSError as error:
         return _say(f"{error.filename or 'input or output'}: {error.strerror or error}", WRONG_INPUT, debug)
     except Exception as error:

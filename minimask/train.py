@@ -28,7 +28,7 @@ from minimask.checkpoint import (
 from minimask.config import Config, DataConfig, TrainConfig, differences, from_dict, to_dict, to_toml
 from minimask.data import Augmentation, Batches, Loader, Sample
 from minimask.detector import build_model
-from minimask.errors import InputError
+from minimask.errors import InputError, memory_story
 from minimask.files import make_output_directory, write_text
 from minimask.optim import SGD, LearningRate, clip_gradients, scaled_learning_rate
 from minimask.progress import Progress
@@ -142,8 +142,7 @@ def train(
                 images = ", ".join(dataset.describe(i) for i in batches.indices(index))
                 raise InputError(keeper.failure(step, f"{error} (images: {images})")) from error
             except MemoryError as error:
-                what = f"not enough memory: {error}".rstrip(" :.")
-                raise InputError(keeper.failure(step, what, _LESS)) from error
+                raise InputError(keeper.failure(step, memory_story(error), _LESS)) from error
             if log:
                 log.write(step, row)
             progress.update(options.batch_size, _shown(row))

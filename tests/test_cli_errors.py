@@ -248,8 +248,8 @@ def test_debug_shows_where_an_error_was_raised(tmp_path, capsys):
             "RuntimeError: oh: this is a bug in minimask, not a mistake of yours; --debug",
         ),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (MemoryError(), 2, "not enough memory; smaller images, a smaller --max-detections, or --device cpu"),
-        (OutOfMemory("2 TiB in Conv2d.forward"), 2, "not enough memory: 2 TiB in Conv2d.forward; smaller"),
+        (MemoryError("2 TiB"), 2, "not enough memory: 2 TiB in commands.info; a smaller train.batch_size, "),
+        (OutOfMemory("2 TiB in Conv2d.forward"), 2, "not enough memory: 2 TiB in Conv2d.forward; a smaller"),
         (PermissionError(13, "Permission denied", "/a/b"), 2, "/a/b: Permission denied"),
     ],
 )
