@@ -10,8 +10,11 @@ import pytest
 
 from minimask import backend
 from minimask.autograd import Tensor, no_grad
-from minimask.functions import array, loss
+from minimask.functions import array, conv, loss
+from minimask.functions.conv_norm import ConvFrozenNorm
 from minimask.gradient_cases import CASES
+from minimask.gradient_cases.case import Case, normal
+from minimask.kernels import convolution_gpu
 from tests import cuda_on_cpu
 from tests.fake_cupy import installed, syncs
 from tests.test_functions import ROUNDING, ROWS, as_tuple, assert_close, run, some_inputs, upstream
@@ -110,3 +113,45 @@ def test_nothing_is_kept_when_no_gradient_can_come(cls, case, cupy):
 def test_losses_take_labels_from_the_cpu(cls, case, cupy):
     labels = [i for i, x in enumerate(some_inputs(case)) if isinstance(x, np.ndarray) and x.dtype.kind == "i"]
     assert assert_equal_to_the_cpu(cupy, cls, case, host=labels) == []
+
+
+CONVOLUTIONS = [row for row in ROWS if row.values[0] in (conv.Conv2d, conv.ConvTranspose2d, ConvFrozenNorm)]
+
+
+@pytest.mark.parametrize("workspace", [1, 1500])
+@pytest.mark.parametrize("cls, case", CONVOLUTIONS)
+def test_a_convolution_in_many_blocks_is_the_same(cls, case, workspace, cupy, monkeypatch):
+    monkeypatch.setattr(convolution_gpu, "WORKSPACE", workspace)
+    monkeypatch.setattr(convolution_gpu, "LARGE", 1)
+    assert_equal_to_the_cpu(cupy, cls, case)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cupy", ["cupy"], indirect=True)  # the stand-in passes, too, in minutes
+@pytest.mark.parametrize("workspace", [4 << 20, convolution_gpu.WORKSPACE])
+@pytest.mark.parametrize(
+    "x, w, options",
+    [
+        ((2, 64, 100, 90), (64, 64, 3, 3), dict(padding=1)),
+        ((1, 96, 77, 90), (64, 96, 3, 3), dict(padding=1, stride=2)),
+        ((2, 3, 200, 180), (64, 3, 7, 7), dict(padding=3, stride=2)),
+        ((2, 128, 50, 40), (256, 128, 1, 1), {}),
+        ((100, 128, 14, 14), (128, 128, 3, 3), dict(padding=1)),
+        ((100, 128, 28, 28), (9, 128, 1, 1), {}),
+        ((2, 64, 40, 40), (64, 2, 3, 3), dict(padding=1, groups=32)),
+    ],
+)
+def test_convolutions_of_the_sizes_of_a_network(x, w, options, workspace, cupy, monkeypatch):
+    """Threads and blocks as many as a GPU really runs; in float64, where all digits must agree."""
+    monkeypatch.setattr(convolution_gpu, "WORKSPACE", workspace)
+    case = Case("large", normal(x, w, w[:1]), options)
+    assert_equal_to_the_cpu(cupy, conv.Conv2d, case)
+
+
+@pytest.mark.slow
+@each_case
+def test_no_kernel_of_a_function_has_a_race(cls, case):
+    if cuda_on_cpu.compiler() is None:
+        pytest.skip("no g++ on Linux to run CUDA kernels with")
+    with installed(watch=True) as cupy:
+        assert_equal_to_the_cpu(cupy, cls, case)
