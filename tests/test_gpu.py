@@ -1,4 +1,4 @@
-"""The whole of minimask on a GPU, beside the CPU: pytest -m gpu. Where there is none, each test names what lacks.
+"""The whole of minimask on a GPU, beside the CPU: pytest -m gpu. Without one, a test names what is missing.
 
 Single Functions and kernels are compared in the files that also run them on the CPU (`pytest -m gpu tests`).
 """
@@ -10,15 +10,20 @@ from minimask import backend, distributed
 from minimask.checkpoint import load_checkpoint
 from minimask.cli import main
 from minimask.config import Config, with_settings
-from minimask.data import nuclei_sample
-from minimask.detector import load_detector
-from minimask.train import read_losses, train
+from minimask.data import Batches, nuclei_sample
+from minimask.detector import build_model, load_detector
+from minimask.optim import SGD
+from minimask.randomness import Draws
+from minimask.train import augmentation, read_losses, train, training_step
 
 MISSING = backend._why_no_gpu()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(MISSING), reason=MISSING or "there is a GPU")]
 
-SETTINGS = ["data.crop=128", "train.batch_size=2", "train.warmup_steps=5", "train.schedule=constant"]
-SETTINGS += ["train.save_every=100", "train.deterministic=true"]
+# Which proposals a step samples hangs on the order of scores that differ by rounding: training is chaotic.
+# At the usual rate, 0.02, runs on the CPU with 1 and with 2 threads differ by 0.3 in the loss after 20 steps;
+# at 0.002, by 0.002.
+SETTINGS = ["train.learning_rate=0.0005", "data.crop=128", "train.batch_size=2", "train.warmup_steps=5"]
+SETTINGS += ["train.schedule=constant", "train.save_every=100", "train.deterministic=true"]
 STEPS = 20
 
 
@@ -45,8 +50,22 @@ def test_the_losses_of_20_steps_equal_the_cpus(tmp_path, cpu):
     losses = run(tmp_path, STEPS, "cuda")
     assert len(losses["step"]) == STEPS and losses["loss"][-1] < losses["loss"][0]
     gradient_norms = losses.pop("gradient_norm"), cpu[1]["gradient_norm"]
-    assert_equal_losses(losses, {k: v for k, v in cpu[1].items() if k != "gradient_norm"})
+    assert_equal_losses({name: cpu[1][name] for name in losses}, losses)
     np.testing.assert_allclose(*gradient_norms, rtol=1e-2)
+
+
+def test_in_double_precision_20_steps_at_the_usual_rate_equal_the_cpus():
+    config, data = with_settings(Config(), ["data.crop=128"]), nuclei_sample("train")
+    batches, found = Batches(data, 2, augmentation(config.data)), {}
+    for device in ("cpu", "cuda"):
+        model = build_model(config, 2).astype(np.float64).to(device)
+        optimizer = SGD(model.named_parameters(), 0.02)
+        rows = [
+            training_step(model, optimizer, batches(step), Draws(0, step), 0.02, 10.0)
+            for step in range(STEPS)
+        ]
+        found[device] = np.array([list(row.values()) for row in rows])
+    np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("first, second", [("cpu", "cuda"), ("cuda", "cpu")])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from minimask.autograd import Function, Tensor
+from minimask.backend import array_module
 from minimask.functions.activation import relu as relu_function
 from minimask.functions.conv import conv2d
 from minimask.functions.norm import frozen_batch_norm
@@ -65,7 +66,7 @@ def conv_frozen_norm(
 
 def scale_and_shift(weight, bias, mean, var, eps: float = 1e-5):
     """A frozen batch norm as y = scale x + shift; arrays (C,) to two arrays (C,)."""
-    scale = weight / np.sqrt(var + eps)
+    scale = weight / array_module(var).sqrt(var + eps)
     return scale, bias - mean * scale
 
 

@@ -323,7 +323,7 @@ def inference(torch, s: Sizes, batch: int) -> Contest:
 
 
 def training_step(torch, s: Sizes, batch: int, small: bool = False) -> Contest:
-    """Losses, gradients and the optimizer's step; images and targets come from the CPU."""
+    """Gradients and the optimizer's step; images and targets come from the CPU, the losses go there."""
     if small:
         s = Sizes(image=(s.small, s.small), objects=30 if s.small == 256 else 2)
         model = models.maskrcnn_small(2)
@@ -347,7 +347,7 @@ def training_step(torch, s: Sizes, batch: int, small: bool = False) -> Contest:
             sum(losses.values()).backward()
             optimizer.step()
             optimizer.zero_grad()
-            return list(losses.values())
+            return [float(loss) for loss in losses.values()]
 
     model.to("cuda")
     run = step(model, images, targets)
@@ -392,7 +392,8 @@ def host(result) -> list[np.ndarray]:
         return [a for part in result for a in host(part)]
     if hasattr(result, "cpu"):  # torch's
         return [result.detach().cpu().numpy()]
-    return [backend.to_cpu(result.data if isinstance(result, Tensor) else result)]
+    result = result.data if isinstance(result, Tensor) else result
+    return [np.asarray(result) if isinstance(result, float) else backend.to_cpu(result)]
 
 
 def compare(contest: Contest) -> float | None:
