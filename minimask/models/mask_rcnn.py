@@ -117,8 +117,8 @@ class MaskRCNN(Module):
 
         Returns
         -------
-        N dicts: ``boxes`` (D, 4) in the image's pixels, ``labels`` (D,), ``scores`` (D,) falling, and
-        ``masks``, a `Masks` of D probabilities, pasted when asked for.
+        N dicts of NumPy arrays: ``boxes`` (D, 4) in the image's pixels, ``labels`` (D,), ``scores`` (D,)
+        falling; and ``masks``, a `Masks` of D probabilities on the model's device, pasted when asked for.
         """
         batch = self.transform(images, self.dtype, self.device)  # (N, 3, H', W')
         levels = self.backbone(Tensor(batch.images))  # P2..P6
@@ -130,13 +130,15 @@ class MaskRCNN(Module):
 
     def _result(self, detections, probabilities, n: int, batch: Batch) -> dict:
         d, (sy, sx) = detections, batch.scale(n)
-        columns = [d.boxes, d.scores[:, None], d.labels[:, None].astype(d.boxes.dtype)]
-        found = to_cpu(array_module(d.boxes).concatenate(columns, axis=1))  # sync: the image's result
-        boxes, scores, labels = found[:, :4], found[:, 4], found[:, 5].astype(np.int64)
-        boxes = scale_boxes(boxes, (1 / sy, 1 / sx))
+        boxes = scale_boxes(d.boxes, (1 / sy, 1 / sx))
         convention = self.mask_head.pooler.conventions.masks
         masks = Masks(probabilities, boxes, batch.original_sizes[n], convention)
-        return {"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}
+        columns = [boxes, d.scores[:, None], d.labels[:, None].astype(boxes.dtype)]
+        found = to_cpu(
+            array_module(boxes).concatenate(columns, axis=1)
+        )  # sync: the image's result, but masks
+        labels = found[:, 5].astype(np.int64)
+        return {"boxes": found[:, :4], "labels": labels, "scores": found[:, 4], "masks": masks}
 
     @property
     def dtype(self):
