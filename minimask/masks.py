@@ -17,17 +17,13 @@ Shapes: N predicted masks of M x M cells; G ground-truth masks of H x W pixels; 
 (y0, y1, x0, x1), the pixels from y0 up to, not including, y1.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from minimask.backend import array_module, parallel, to_cpu, to_device
-from minimask.kernels import masks as masks_cu
+from minimask.backend import array_module, launch, parallel, to_cpu, to_device
 
-CHUNK = 2**26  # bytes of pasted masks that `Masks.numpy` makes on a GPU at once
 Window = tuple[int, int, int, int]
 
 
@@ -40,68 +36,54 @@ def _of(convention: str, choices: dict):
 # ---------------------------------------------------------------------------------------------- pasting
 
 
-class _Windows(NamedTuple):
-    """Where masks reach, (N, 2) of y, x. Pixel p reads the mask at cell (p + 0.5 - origin) scale - shift."""
-
-    origin: np.ndarray  # in pixels; float64
-    scale: np.ndarray  # cells a pixel; float64
-    first: np.ndarray  # the first pixel reached, int32
-    stop: np.ndarray  # the one after the last, int32; not below `first`
-    shift: float  # in cells; the centre of cell j is at j
-
-
 def _sides(boxes):  # (N, 4) -> low and high (N, 2) of y, x
     sides = boxes.reshape(-1, 2, 2)[:, :, ::-1]
     return sides[:, 0], sides[:, 1]
 
 
-def _paste_float(boxes, cells: int):
+def _paste_float(low, high, cells: int):
     """The outermost cells fade out over the half cell around the box: the window is that much larger."""
-    xp = array_module(boxes)
-    low, high = (side.astype(np.float64) for side in _sides(boxes))
-    has_extent = high > low
-    low, high = xp.where(has_extent, low, 0.0), xp.where(has_extent, high, 0.0)
-    extent = xp.where(has_extent, high - low, 1.0)
+    xp = array_module(low)
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    extent = xp.where(high > low, high - low, 1)
     fade = extent / (2 * cells)
-    return low, cells / extent, xp.floor(low - fade + 0.5), xp.ceil(high + fade - 0.5), 0.5
+    stop = xp.where(high > low, xp.ceil(high + fade - 0.5), 0)
+    return low, cells / extent, 0.5, xp.floor(low - fade + 0.5), stop
 
 
-def _paste_torchvision(boxes, cells: int):
+def _paste_torchvision(low, high, cells: int):
     """The same for a mask with a cell of zeros on each side, in a box grown to match, in whole pixels."""
-    xp = array_module(boxes)
-    low, high = _sides(boxes)
+    xp = array_module(low)
     half = (high - low) * 0.5 * ((cells + 2) / cells)  # in the boxes' dtype: truncation sees each rounding
     middle = (high + low) * 0.5
     low, high = (xp.trunc(v).astype(np.float64) for v in (middle - half, middle + half))
-    return low, (cells + 2) / xp.maximum(high - low + 1, 1), low, high + 1, 1.5
+    return low, (cells + 2) / xp.maximum(high - low + 1, 1), 1.5, low, high + 1
 
 
 _PASTE = {"float": _paste_float, "torchvision": _paste_torchvision}
 
 
-def _windows(boxes, cells: int, image_size, convention: str) -> _Windows:
+def _windows(boxes, cells: int, image_size, convention: str):
+    """Where masks lie, for y and x: (N, 2, 4) float64 of a, b, first, stop, in whole pixels.
+
+    Pixel p from `first` up to, not including, `stop` reads a mask at ``a p + b``, the centre of cell j at j.
+    """
     xp = array_module(boxes)
-    origin, scale, first, stop, shift = _of(convention, _PASTE)(boxes, cells)
+    origin, scale, shift, first, stop = _of(convention, _PASTE)(*_sides(boxes), cells)
     limit = xp.asarray(image_size, dtype=np.float64)
     first = xp.minimum(xp.maximum(first, 0), limit)
     stop = xp.minimum(xp.maximum(stop, first), limit)
-    return _Windows(origin, scale, first.astype(np.int32), stop.astype(np.int32), shift)
+    return xp.stack((scale, (0.5 - origin) * scale - shift, first, stop), axis=-1)
 
 
-def _paste(mask, windows: _Windows, i: int) -> tuple[Window, np.ndarray]:
-    """Mask (M, M) in window i."""
-    (y0, x0), (y1, x1) = windows.first[i].tolist(), windows.stop[i].tolist()
-    cells = np.arange(len(mask))
+def _paste(mask, window) -> tuple[Window, np.ndarray]:  # (M, M), (2, 4)
     rows, columns = (
         # a tent around each cell's centre is linear interpolation that fades to 0 outside
-        np.maximum(1 - abs(((pixel + 0.5 - origin) * scale - windows.shift)[:, None] - cells), 0).astype(
-            mask.dtype
-        )
-        for pixel, origin, scale in zip(
-            (np.arange(y0, y1), np.arange(x0, x1)), windows.origin[i].tolist(), windows.scale[i].tolist()
-        )
+        np.maximum(1 - abs((np.arange(first, stop) * a + b)[:, None] - np.arange(len(mask))), 0)
+        for a, b, first, stop in window.tolist()
     )
-    return (y0, y1, x0, x1), rows @ mask @ columns.T
+    corners = tuple(window[:, 2:].astype(int).ravel().tolist())
+    return corners, rows.astype(mask.dtype) @ mask @ columns.T.astype(mask.dtype)
 
 
 def paste_mask(
@@ -129,7 +111,7 @@ def paste_mask(
     and binarized at a threshold of 0.5".
     """
     mask, box = to_cpu(mask), to_cpu(box)  # sync: the window is an index on the host
-    return _paste(mask, _windows(box[None], len(mask), image_size, convention), 0)
+    return _paste(mask, _windows(box[None], len(mask), image_size, convention)[0])
 
 
 def paste_masks(
@@ -151,19 +133,25 @@ def paste_masks(
     -------
     (N, 1, H, W) array of the masks' dtype, or bool where there is a threshold; where the masks live.
     """
-    xp, masks = array_module(masks), masks.reshape(-1, *masks.shape[-2:])
+    xp, (height, width) = array_module(masks), image_size
+    masks = xp.ascontiguousarray(masks).reshape(-1, *masks.shape[-2:])
     windows = _windows(boxes, masks.shape[-1], image_size, convention)
+    dtype = masks.dtype if threshold is None else bool
     if xp is not np:
-        return masks_cu.paste(masks, *windows, image_size, threshold)[:, None]
-    out = np.zeros((len(masks), *image_size), masks.dtype if threshold is None else bool)
+        out = xp.empty((len(masks), 1, height, width), dtype=dtype)
+        images = (out, None) if threshold is None else (None, out)
+        args = (masks, windows, *masks.shape[:2], height, width, threshold or 0, *images)
+        launch("masks", "paste_masks", (-(-height * width // 1024), len(masks)), 256, args, masks.dtype)
+        return out
+    out = np.zeros((len(masks), 1, height, width), dtype)
 
     def work(part, parts):
-        for i in range(part, len(masks), parts):
-            (y0, y1, x0, x1), patch = _paste(masks[i], windows, i)
-            out[i, y0:y1, x0:x1] = patch if threshold is None else patch > threshold
+        for image, mask, window in zip(out[part::parts, 0], masks[part::parts], windows[part::parts]):
+            (y0, y1, x0, x1), patch = _paste(mask, window)
+            image[y0:y1, x0:x1] = patch if threshold is None else patch > threshold
 
     parallel(work)
-    return out[:, None]
+    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,11 +203,8 @@ class Masks:
         if array_module(self.probabilities) is np:
             return paste_masks(self.probabilities, self.boxes, self.image_size, self.convention)
         out = np.empty(self.shape, self.probabilities.dtype)
-        step = max(1, CHUNK // (math.prod(self.image_size) * out.itemsize))
-        for i in range(0, len(self), step):
-            some = self[i : i + step]
-            pasted = paste_masks(some.probabilities, some.boxes, self.image_size, self.convention)
-            out[i : i + step] = to_cpu(pasted)  # sync: it is asked for on the host
+        for image, mask in zip(out[:, 0], self):
+            image[:] = to_cpu(mask)  # sync: one at a time, all together may not fit there
         return out
 
     def to(self, device: str) -> "Masks":
@@ -233,8 +218,7 @@ class Masks:
     def rle(self, threshold: float = 0.5) -> list[dict]:
         """Where each mask is above the threshold, as COCO's run lengths: see `encode_window`."""
         masks = self.to("cpu")  # small, where patches are not
-        windows = _windows(masks.boxes, masks.probabilities.shape[-1], self.image_size, self.convention)
-        patches = (_paste(mask, windows, i) for i, mask in enumerate(masks.probabilities))
+        patches = (masks.window(i) for i in range(len(masks)))
         return [encode_window(window, patch > threshold, self.image_size) for window, patch in patches]
 
 
@@ -302,10 +286,10 @@ _ALIGNED = {"float": True, "torchvision": False}
 
 
 def _samples(boxes, bins: int, convention: str):
-    """Where RoIAlign samples along y and x of each box, three arrays (R, 2).
+    """Where RoIAlign samples, for y and x: (R, 2, 3) float64 of start, step, count.
 
-    Where the bins begin and how far apart samples are, float64, in pixels counted from pixel 0's centre; and
-    how many samples a bin has, int32: its size, rounded up.
+    Sample s lies at ``start + (s + 0.5) step``, in pixels counted from the centre of pixel 0; a bin has
+    `count` samples, as many as it has pixels, rounded up.
     """
     xp = array_module(boxes)
     low, high = _sides(boxes)
@@ -314,17 +298,19 @@ def _samples(boxes, bins: int, convention: str):
         extent = high - low
     else:
         extent = xp.maximum(high - low, 1)
-    samples = xp.maximum(xp.ceil(extent / bins), 0).astype(np.int32)  # in the boxes' dtype, as kernels round
-    return low.astype(np.float64), extent.astype(np.float64) / xp.maximum(bins * samples, 1), samples
+    count = xp.maximum(xp.ceil(extent / bins), 0).astype(np.float64)  # in the boxes' dtype, as kernels round
+    step = extent.astype(np.float64) / xp.maximum(bins * count, 1)
+    return xp.stack((low.astype(np.float64), step, count), axis=-1)
 
 
-def _crop_axis(low: float, step: float, samples: int, bins: int, length: int) -> tuple[int, np.ndarray]:
+def _crop_axis(start: float, step: float, count: float, bins: int, length: int) -> tuple[int, np.ndarray]:
     """Along one axis: the first pixel read, and the weights (bins, pixels read) of RoIAlign's bins.
 
     Each bin is the mean of its samples; a sample interpolates between the two pixel centres around it, stays
     at the edge pixel up to one pixel outside, and is 0 beyond.
     """
-    position = low + (np.arange(bins * samples) + 0.5) * step
+    samples = int(count)
+    position = start + (np.arange(bins * samples) + 0.5) * step
     inside = np.flatnonzero((position >= -1) & (position <= length))
     if len(inside) == 0:
         return 0, np.zeros((bins, 0))
@@ -361,12 +347,12 @@ def crop_mask(mask, box, size: int, convention: str = "float", dtype=np.float32)
     -------
     (M, M) array in [0, 1]: the share of each bin that the mask fills.
     """
-    return _crop(mask, *(v[0].tolist() for v in _samples(to_cpu(box)[None], size, convention)), size, dtype)
+    return _crop(mask, _samples(to_cpu(box)[None], size, convention)[0], size, dtype)
 
 
-def _crop(mask, low, step, samples, size: int, dtype) -> np.ndarray:
+def _crop(mask, samples, size: int, dtype) -> np.ndarray:  # (H, W), (2, 3) -> (M, M)
     (y0, rows), (x0, columns) = (  # (M, h), (M, w)
-        _crop_axis(*of_axis, size, length) for *of_axis, length in zip(low, step, samples, mask.shape)
+        _crop_axis(*axis, size, length) for axis, length in zip(samples.tolist(), mask.shape)
     )
     window = to_cpu(mask[y0 : y0 + rows.shape[1], x0 : x0 + columns.shape[1]]).astype(dtype)
     return rows.astype(dtype) @ window @ columns.astype(dtype).T
@@ -379,12 +365,12 @@ def crop_masks(
 
     Parameters
     ----------
-    masks : (G, H, W) bool or integer array, or any sequence of (H, W) arrays
+    masks : (G, H, W) bool or integer array, or on the CPU any sequence of (H, W) arrays
         Each is looked up once, so a sequence may decode its masks only then.
     boxes : (R, 4) float array
         The RoIs.
     matches : (R,) integer array
-        Index of each RoI's object.
+        Index of each RoI's object. On a GPU one that does not exist gives NaN: to raise, the host would wait.
     size : int
         M.
     convention : "float" or "torchvision"
@@ -397,15 +383,14 @@ def crop_masks(
     (R, M, M) array of the boxes' dtype, in [0, 1].
     """
     xp, samples = array_module(boxes), _samples(boxes, size, convention)
-    if xp is not np and array_module(masks) is xp:
-        out = masks_cu.crop(masks, matches, *samples, size, boxes.dtype)
+    out = xp.zeros((len(boxes), size, size), dtype=boxes.dtype)
+    if xp is not np:
+        masks, matches = xp.ascontiguousarray(masks, np.uint8), xp.ascontiguousarray(matches, np.int64)
+        args = (masks, matches, samples, len(boxes), *masks.shape, size, out)
+        launch("masks", "crop_masks", (-(-out.size // 256),), 256, args, out.dtype)
     else:
-        low, step, samples = (to_cpu(v).tolist() for v in samples)  # sync: the masks lie on the host
-        matches = to_cpu(matches)
-        out = np.zeros((len(boxes), size, size), dtype=boxes.dtype)
         for match in np.unique(matches):
             mask = masks[int(match)]
             for r in np.flatnonzero(matches == match):
-                out[r] = _crop(mask, low[r], step[r], samples[r], size, boxes.dtype)
-        out = xp.asarray(out)
+                out[r] = _crop(mask, samples[r], size, boxes.dtype)
     return out if threshold is None else (out >= threshold).astype(boxes.dtype)

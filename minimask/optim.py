@@ -53,16 +53,9 @@ class SGD:
         is updated in place, and whoever wants to keep the old weights copies them.
         """
         lr = self.lr if lr is None else lr
-        moved = [(name, p) for name, p in self.parameters.items() if p.grad is not None]
-        new = update(
-            [p.data for _, p in moved],
-            [p.grad for _, p in moved],
-            [self.velocity[name] for name, _ in moved],
-            [self.decay[name] for name, _ in moved],
-            lr,
-            self.momentum,
-        )
-        for (_, p), weights in zip(moved, new):
+        moved = {name: p for name, p in self.parameters.items() if p.grad is not None}
+        rows = [(p.data, p.grad, self.velocity[name], self.decay[name]) for name, p in moved.items()]
+        for p, weights in zip(moved.values(), update(rows, lr, self.momentum)):
             p.data = weights
 
     def zero_grad(self) -> None:

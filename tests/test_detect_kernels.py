@@ -145,22 +145,21 @@ def test_in_the_kernel_too_an_overlap_of_exactly_the_threshold_does_not_suppress
 
 
 def crop(masks, boxes, matches, size, convention, **options):
-    """What the launcher does, on NumPy arrays."""
-    low, step, samples = map(np.ascontiguousarray, mask_ops._samples(boxes, size, convention))
+    """What `crop_masks` does on a GPU, on NumPy arrays."""
     targets = np.full((len(boxes), size, size), -1, boxes.dtype)
     sizes = map(np.int32, (len(boxes), *masks.shape, size))
-    args = (masks, matches, low, step, samples, *sizes, targets)
+    args = (masks, matches, mask_ops._samples(boxes, size, convention), *sizes, targets)
     run("masks", "crop_masks", (3,), (32,), *args, dtype=boxes.dtype, **options)
     return targets
 
 
 def paste(masks, boxes, image_size, convention, threshold=None, grid=(3, 2), **options):
-    *arrays, shift = mask_ops._windows(boxes, masks.shape[-1], image_size, convention)
-    arrays, none, bits = map(np.ascontiguousarray, arrays), np.uintp(0), threshold is not None
-    images = np.full((len(masks), *image_size), 9, np.uint8 if bits else masks.dtype)
-    sizes = map(np.int32, (len(masks), masks.shape[-1], *image_size))
-    out = (masks.dtype.type(threshold or 0), none if bits else images, images if bits else none)
-    args = (masks, *arrays, np.float64(shift), *sizes, *out)
+    """What `paste_masks` does on a GPU, on NumPy arrays."""
+    windows = mask_ops._windows(boxes, masks.shape[-1], image_size, convention)
+    images = np.full((len(masks), *image_size), 9, masks.dtype if threshold is None else bool)
+    out = (images, np.uintp(0)) if threshold is None else (np.uintp(0), images)
+    sizes = map(np.int32, (*masks.shape[:2], *image_size))
+    args = (masks, windows, *sizes, masks.dtype.type(threshold or 0), *out)
     run("masks", "paste_masks", grid, (32,), *args, dtype=masks.dtype, **options)
     return images
 
@@ -282,9 +281,9 @@ def test_on_the_cpu_a_step_is_the_formula_to_the_bit_and_leaves_the_old_weights(
     gradients[1] = gradients[1][::-1]  # any layout
     want = plain_step(weights, gradients, velocities, decay, 0.1, 0.9)
     before = [w.copy() for w in weights]
-    new = sgd.update(weights, gradients, velocities, decay, 0.1, 0.9)
+    new = sgd.update(list(zip(weights, gradients, velocities, decay)), 0.1, 0.9)
     for got, wanted in zip([*new, *velocities, *weights], [*want[0], *want[1], *before]):
         assert got.dtype == dtype
         np.testing.assert_array_equal(got, wanted)
     assert sgd.sum_of_squares(gradients) == sum(float((g * g).sum(dtype=np.float64)) for g in gradients)
-    assert sgd.update([], [], [], [], 0.1, 0.9) == [] and sgd.sum_of_squares([]) == 0
+    assert sgd.update([], 0.1, 0.9) == [] and sgd.sum_of_squares([]) == 0

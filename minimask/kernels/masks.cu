@@ -1,4 +1,4 @@
-// Cropping and pasting masks on their boxes. Beside it, in NumPy: minimask/masks.py.
+// Cropping and pasting masks on their boxes. Beside them, in NumPy: minimask/masks.py.
 // How to launch it, and how it runs without a GPU: docs/kernels.md.
 //
 // Shapes: R RoIs, M x M cells; G masks of H x W pixels to crop from; N masks to paste into images of H x W.
@@ -10,8 +10,8 @@
 //
 //   for r, i, j in ndindex(R, M, M):                       a thread each
 //       for a, b in ndindex(ny, nx):                       a thread takes all samples of its bin
-//           v = low[r, 0] + (i ny + a + 1/2) step[r, 0]
-//           u = low[r, 1] + (j nx + b + 1/2) step[r, 1]
+//           v = start_y + (i ny + a + 1/2) step_y
+//           u = start_x + (j nx + b + 1/2) step_x
 //           targets[r, i, j] += bilinear(masks[matches[r]], v, u) / (ny nx)
 //
 // There is no faster version: neighbouring threads read neighbouring bytes of one mask, which is in cache.
@@ -24,15 +24,16 @@ __device__ bool between(double at, int length, int& before, int& after, double& 
     return true;
 }
 
-// low, step (R, 2): where sampling begins and how far samples lie apart, in pixels counted from pixel 0's
-// centre; samples (R, 2): how many a bin. A RoI whose object does not exist gets NaN.
+// samples (R, 2, 3), for y and x: start and step, in pixels counted from pixel 0's centre, and how many a bin.
+// A RoI whose object does not exist gets NaN: to raise, the host would have to wait for the GPU.
 template <typename T>
-__global__ void crop_masks(const unsigned char* masks, const long long* matches, const double* low,
-                           const double* step, const int* samples, int R, int G, int H, int W, int M,
-                           T* targets) {
+__global__ void crop_masks(const unsigned char* masks, const long long* matches, const double* samples,
+                           int R, int G, int H, int W, int M, T* targets) {
     const int outputs = R * M * M;
     for (int k = blockIdx.x * blockDim.x + threadIdx.x; k < outputs; k += gridDim.x * blockDim.x) {
-        const int r = k / (M * M), i = k / M % M, j = k % M, ny = samples[2 * r], nx = samples[2 * r + 1];
+        const int r = k / (M * M), i = k / M % M, j = k % M;
+        const double *in_y = samples + 6LL * r, *in_x = in_y + 3;
+        const int ny = (int)in_y[2], nx = (int)in_x[2];
         if (matches[r] < 0 || matches[r] >= G) {
             targets[k] = T(nan(""));
             continue;
@@ -41,13 +42,11 @@ __global__ void crop_masks(const unsigned char* masks, const long long* matches,
         double sum = 0, dv, du;
         int top, bottom, left, right;
         for (int a = 0; a < ny; a++) {
-            const double v = low[2 * r] + (i * ny + a + 0.5) * step[2 * r];
-            if (!between(v, H, top, bottom, dv)) continue;
+            if (!between(in_y[0] + (i * ny + a + 0.5) * in_y[1], H, top, bottom, dv)) continue;
             const unsigned char* upper = mask + (long long)top * W;
             const unsigned char* lower = mask + (long long)bottom * W;
             for (int b = 0; b < nx; b++) {
-                const double u = low[2 * r + 1] + (j * nx + b + 0.5) * step[2 * r + 1];
-                if (!between(u, W, left, right, du)) continue;
+                if (!between(in_x[0] + (j * nx + b + 0.5) * in_x[1], W, left, right, du)) continue;
                 sum += (1 - dv) * ((1 - du) * upper[left] + du * upper[right]);
                 sum += dv * ((1 - du) * lower[left] + du * lower[right]);
             }
@@ -61,24 +60,24 @@ __global__ void crop_masks(const unsigned char* masks, const long long* matches,
 //
 //   for n in range(N):                                     blockIdx.y
 //       for y, x in ndindex(H, W):                         blockIdx.x, threadIdx.x: neighbours in memory
-//           v, u = ((y, x) + 1/2 - origin[n]) * scale[n] - shift         in cells, cell 0's centre at 0
-//           images[n, y, x] = bilinear(masks[n], v, u) if (y, x) lies within first[n], stop[n] else 0
+//           v, u = a y + b, a x + b of axes y and x                      in cells, cell 0's centre at 0
+//           images[n, y, x] = bilinear(masks[n], v, u) if y and x lie in [first, stop) else 0
 //
 // Nearly all pixels lie outside a mask's window: what costs is to write N H W zeros. So every pixel is
 // written by one thread, once, in order, instead of zeros first and windows after.
+// windows (N, 2, 4), for y and x: a, b, first, stop.
 template <typename T>
-__global__ void paste_masks(const T* masks, const double* origin, const double* scale, const int* first,
-                            const int* stop, double shift, int N, int M, int H, int W, T threshold, T* images,
-                            unsigned char* above) {
+__global__ void paste_masks(const T* masks, const double* windows, int N, int M, int H, int W, T threshold,
+                            T* images, bool* above) {
     const unsigned pixels = (unsigned)H * W;
     for (int n = blockIdx.y; n < N; n += gridDim.y) {
         const T* mask = masks + (long long)n * M * M;
+        const double *in_y = windows + 8LL * n, *in_x = in_y + 4;
         for (unsigned k = blockIdx.x * blockDim.x + threadIdx.x; k < pixels; k += gridDim.x * blockDim.x) {
             const int y = k / W, x = k % W;
             T value = 0;
-            if (first[2 * n] <= y && y < stop[2 * n] && first[2 * n + 1] <= x && x < stop[2 * n + 1]) {
-                const double v = (y + 0.5 - origin[2 * n]) * scale[2 * n] - shift;
-                const double u = (x + 0.5 - origin[2 * n + 1]) * scale[2 * n + 1] - shift;
+            if (in_y[2] <= y && y < in_y[3] && in_x[2] <= x && x < in_x[3]) {
+                const double v = in_y[0] * y + in_y[1], u = in_x[0] * x + in_x[1];
                 const int top = (int)floor(v), left = (int)floor(u);
                 for (int a = max(top, 0); a <= min(top + 1, M - 1); a++)
                     for (int b = max(left, 0); b <= min(left + 1, M - 1); b++)

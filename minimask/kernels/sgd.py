@@ -10,22 +10,24 @@ PIECE = 1 << 14  # elements updated at once: five arrays of 64 KiB stay in a cor
 GRID = 128  # blocks that share a parameter on a GPU
 
 
-def update(
-    weights: Sequence, gradients: Sequence, velocities: Sequence, decay: Sequence[float], lr, momentum
-):
-    """One step; gives the new weights. Shapes and dtypes of a parameter's three arrays are equal.
+def update(rows: Sequence[tuple], lr: float, momentum: float) -> list:
+    """One step; gives the new weights.
 
     Parameters
     ----------
-    weights, gradients, velocities : arrays, one a parameter
-        Velocities have to be C-contiguous and are updated in place. Weights stay as they are on the CPU, for
-        whoever holds them; on a GPU they too are updated in place, since new ones would be a second copy of
-        the model, allocated in every step.
-    decay : one float a parameter
+    rows : (weights, gradient, velocity, decay) of each parameter
+        Three arrays of equal shape and dtype, and a float. The velocity has to be C-contiguous and is updated
+        in place. The weights stay as they are on the CPU, for whoever holds them; on a GPU they too are
+        updated in place, since new ones would be a second copy of the model, allocated in every step.
     lr, momentum : float
     """
-    if weights and backend.array_module(*weights) is not np:
-        return _update_on_gpu(weights, gradients, velocities, decay, lr, momentum)
+    weights, gradients, velocities, decay = map(list, zip(*rows)) if rows else ([], [], [], [])
+    if (xp := backend.array_module(*weights)) is not np:
+        weights, gradients = ([xp.ascontiguousarray(a) for a in some] for some in (weights, gradients))
+        rates = xp.asarray(np.array(decay, dtype=_one_dtype(weights)))
+        args = (_table(weights, gradients, velocities), rates, len(rows), lr, momentum)
+        backend.launch("sgd", "sgd", (GRID, len(rows)), 256, args, rates.dtype)
+        return weights
     new = [np.empty(w.shape, w.dtype) for w in weights]
     flat = [[a.reshape(-1) for a in arrays] for arrays in zip(weights, gradients, velocities, new)]
     total = sum(w.size for w in weights)
@@ -47,19 +49,6 @@ def update(
     return new
 
 
-def _update_on_gpu(weights, gradients, velocities, decay, lr, momentum):
-    xp = backend.array_module(*weights)
-    weights = [xp.ascontiguousarray(w) for w in weights]
-    for dtype in {w.dtype for w in weights}:
-        own = [k for k, w in enumerate(weights) if w.dtype == dtype]
-        columns = [[arrays[k] for k in own] for arrays in (weights, gradients, velocities)]
-        table, _alive = _table(*columns)
-        rates = xp.asarray(np.array([decay[k] for k in own], dtype))
-        grid = (GRID, min(len(own), 2**16 - 1))
-        backend.launch("sgd", "sgd", grid, 256, (table, rates, len(own), lr, momentum), dtype)
-    return weights
-
-
 def sum_of_squares(arrays: Sequence) -> float:
     """The sum over all elements of all arrays, added up in float64."""
     xp, sums = backend.array_module(*arrays), [0.0] * len(arrays)
@@ -71,19 +60,18 @@ def sum_of_squares(arrays: Sequence) -> float:
 
         backend.parallel(work)
         return sum(sums)
-    sums = []
-    for dtype in {a.dtype for a in arrays}:
-        own = [a for a in arrays if a.dtype == dtype]
-        table, _alive = _table(own)
-        sums.append(xp.empty((len(own), GRID), dtype=np.float64))
-        args = (table, len(own), sums[-1])
-        backend.launch("sgd", "squares", (GRID, min(len(own), 2**16 - 1)), 256, args, dtype)
-    return float(sum(s.sum() for s in sums))  # sync: the norm is reported, and says whether to scale
+    arrays, sums = [xp.ascontiguousarray(a) for a in arrays], xp.empty((len(arrays), GRID), dtype=np.float64)
+    args = (_table(arrays), len(arrays), sums)
+    backend.launch("sgd", "squares", (GRID, len(arrays)), 256, args, _one_dtype(arrays))
+    return float(sums.sum())  # sync: the norm is reported, and says whether to scale
+
+
+def _one_dtype(arrays: Sequence) -> np.dtype:
+    (dtype,) = {a.dtype for a in arrays}  # a kernel cannot see what the addresses point to
+    return dtype
 
 
 def _table(*columns: Sequence):
-    """Addresses and size of each row's arrays, (rows, columns + 1) uint64, and what has to stay alive."""
-    xp = backend.array_module(*columns[0])
-    columns = [[xp.ascontiguousarray(a) for a in column] for column in columns]
+    """Addresses and size of each row's arrays: (rows, columns + 1) uint64."""
     rows = [[*(a.data.ptr for a in row), row[0].size] for row in zip(*columns)]
-    return xp.asarray(np.array(rows, np.uint64)), columns
+    return backend.to_gpu(np.array(rows, np.uint64))
