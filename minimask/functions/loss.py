@@ -142,9 +142,7 @@ class BoxHeadLoss(Function):
     ):  # (R, K+1), (R, 4(K+1)) or (R, 4), (R,), (R, 4) -> (), ()
         xp, scale = self.xp, 1.0 / max(len(logits), 1)
         cls, g_logits = _softmax_cross_entropy(logits, labels, xp)
-        labels = backend.to_cpu(
-            labels
-        )  # sync, but only for labels that are not drawn on the CPU, as ours are
+        labels = backend.to_cpu(labels)  # sync, for labels on a GPU: ours were drawn on the CPU
         rows = np.flatnonzero(labels)  # background has no box
         of_class = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)  # (R, K+1, 4)
         own = np.zeros_like(rows) if self.class_agnostic else labels[rows]

@@ -48,7 +48,7 @@ __global__ void max_pool(const T* x, T* y, unsigned char* index, Geometry g, int
 
 // gy and index (M, P, Q), gx (M, H, W).
 template <typename T>
-__global__ void max_pool_gradient(const T* gy, const unsigned char* index, T* gx, Geometry g, int planes) {
+__global__ void max_pool_gradient(const T* gy, T* gx, const unsigned char* index, Geometry g, int planes) {
     const int pixels = g.height * g.width, outputs = g.out_height * g.out_width;
     for (int m = blockIdx.x; m < planes; m += gridDim.x) {
         for (int k = blockIdx.y * blockDim.x + threadIdx.x; k < pixels; k += gridDim.y * blockDim.x) {

@@ -52,9 +52,7 @@ def max_pool(x, g: Geometry, want_index: bool):
     if _in_one_pass(xp, g):
         y = xp.empty((len(x), 1, *g.out_size), x.dtype)
         index = xp.empty(y.shape, np.uint8) if want_index else None
-        args = (xp.ascontiguousarray(x), y, index, g.struct, len(x))
-        backend.launch("pooling", "max_pool", _grid(y), 256, args, x.dtype)
-        return y, index
+        return _launch("max_pool", x, y, index, g), index
     y = xp.full((len(x), 1, *g.out_size), -np.inf, x.dtype)
     index = xp.zeros(y.shape, _index_dtype(g)) if want_index else None
     kernel_width = g.w_shape[3]
@@ -79,9 +77,7 @@ def max_pool_gradient(gy, index, g: Geometry):
     xp = backend.array_module(gy)
     if _in_one_pass(xp, g):
         gx = xp.empty((len(gy), 1, *g.x_shape[2:]), gy.dtype)
-        args = (xp.ascontiguousarray(gy), index, gx, g.struct, len(gy))
-        backend.launch("pooling", "max_pool_gradient", _grid(gx), 256, args, gy.dtype)
-        return gx
+        return _launch("max_pool_gradient", gy, gx, index, g)
     gx = xp.zeros((len(gy), 1, *g.x_shape[2:]), gy.dtype)
     kernel_width = g.w_shape[3]
 
@@ -100,6 +96,9 @@ def _in_one_pass(xp, g: Geometry) -> bool:
     return xp is not np and g.patch_size <= 256 and not backend.use_reference()
 
 
-def _grid(planes) -> tuple[int, int]:
-    """Blocks of 256 threads over (M, 1, height, width)."""
-    return len(planes), min(-(-planes.shape[2] * planes.shape[3] // 256), 65535)
+def _launch(kernel: str, x, y, index, g: Geometry):
+    """Fill y (M, 1, height, width), a thread for each element."""
+    args = (backend.array_module(x).ascontiguousarray(x), y, index, g.struct, len(y))
+    grid = len(y), min(-(-y.shape[2] * y.shape[3] // 256), 65535)
+    backend.launch("pooling", kernel, grid, 256, args, x.dtype)
+    return y
