@@ -125,7 +125,7 @@ def clip_boxes_to_image(boxes, image_size: tuple[int, int]):
 def remove_small_boxes(boxes, min_size: float):
     """Indices, (K,) int64 and rising, of the boxes (N, 4) whose sides are both at least `min_size` pixels."""
     sides = boxes[:, 2:] - boxes[:, :2]  # (N, 2)
-    return array_module(boxes).flatnonzero((sides >= min_size).all(axis=1))  # sync
+    return array_module(boxes).flatnonzero((sides >= min_size).all(axis=1))  # sync: how many there are
 
 
 def scale_boxes(boxes, scale: tuple[float, float]):

@@ -7,10 +7,15 @@ import pytest
 
 from minimask import boxes as box_ops
 from minimask import masks as mask_ops
+from minimask.anchors import AnchorGenerator
+from minimask.backend import to_cpu
 from minimask.kernels import nms as launcher
 from minimask.kernels import sgd
+from minimask.nn import Parameter
+from minimask.optim import SGD, clip_gradients
 from tests import cuda_on_cpu
 from tests.cuda_on_cpu import ORDERS
+from tests.fake_cupy import syncs
 
 HERE = Path(__file__).parent
 KERNELS = Path(launcher.__file__).parent
@@ -287,3 +292,108 @@ def test_on_the_cpu_a_step_is_the_formula_to_the_bit_and_leaves_the_old_weights(
         np.testing.assert_array_equal(got, wanted)
     assert sgd.sum_of_squares(gradients) == sum(float((g * g).sum(dtype=np.float64)) for g in gradients)
     assert sgd.update([], 0.1, 0.9) == [] and sgd.sum_of_squares([]) == 0
+
+
+# ----------------------------------------------------------- the functions on a GPU that is a strict stand-in
+
+
+def test_suppression_on_a_gpu_is_the_cpus_and_waits_once(fake_cupy):
+    for count in (0, 1, 64, 65, 300):
+        boxes, scores, groups = crowded(count)
+        on_gpu = [fake_cupy.asarray(a) for a in (boxes, scores, groups)]
+        for suppression, arrays in ((box_ops.nms, 2), (box_ops.batched_nms, 3)):
+            before = len(syncs)
+            kept = suppression(*on_gpu[:arrays], 0.3)
+            assert len(syncs) == before + 1
+            want = suppression(boxes, scores, groups, 0.3) if arrays == 3 else suppression(boxes, scores, 0.3)
+            np.testing.assert_array_equal(to_cpu(kept), want)
+            assert kept.dtype == np.int64
+
+
+def test_more_boxes_than_a_gpu_can_suppress_at_once_are_refused(fake_cupy, monkeypatch):
+    monkeypatch.setattr(launcher, "LIMIT", 99)
+    boxes, scores, _ = (fake_cupy.asarray(a) for a in crowded(100))
+    with pytest.raises(ValueError, match="100 boxes are more than the 99"):
+        box_ops.nms(boxes, scores, 0.5)
+
+
+@pytest.mark.parametrize("convention", ["float", "torchvision"])
+def test_targets_and_pasted_masks_of_a_gpu_are_the_cpus(fake_cupy, convention):
+    rng = np.random.default_rng(4)
+    boxes = some_boxes(12, 30, 40)
+    bitmaps, matches = rng.uniform(size=(3, 30, 40)) < 0.5, rng.integers(0, 3, len(boxes))
+    masks = mask_ops.Masks(rng.uniform(size=(len(boxes), 14, 14)).astype("f4"), boxes, (30, 40), convention)
+    on_gpu, before = masks.to("cuda"), len(syncs)
+    arguments = [fake_cupy.asarray(a) for a in (bitmaps, boxes, matches)]
+    targets = mask_ops.crop_masks(*arguments, 7, convention, 0.5)
+    pasted = mask_ops.paste_masks(on_gpu.probabilities, on_gpu.boxes, (30, 40), convention)
+    above = mask_ops.paste_masks(on_gpu.probabilities, on_gpu.boxes, (30, 40), convention, 0.5)
+    assert len(syncs) == before
+    np.testing.assert_array_equal(
+        to_cpu(targets), mask_ops.crop_masks(bitmaps, boxes, matches, 7, convention, 0.5)
+    )
+    np.testing.assert_allclose(to_cpu(pasted), masks.numpy(), rtol=0, atol=3e-7)
+    np.testing.assert_array_equal(to_cpu(above), to_cpu(pasted) > 0.5)
+    np.testing.assert_array_equal(on_gpu.numpy(), to_cpu(pasted))
+    np.testing.assert_array_equal(to_cpu(on_gpu[-1]), to_cpu(pasted)[-1, 0])
+    assert on_gpu.rle() == masks.rle()
+    for got, want in zip(on_gpu.window(2), masks.window(2)):
+        np.testing.assert_array_equal(got, want)
+    assert mask_ops.paste_masks(on_gpu.probabilities[:0], on_gpu.boxes[:0], (30, 40)).shape == (0, 1, 30, 40)
+    assert mask_ops.crop_masks(*(a[:0] for a in arguments), 7, convention).shape == (0, 7, 7)
+
+
+def test_a_step_on_a_gpu_is_the_cpus_in_place_and_the_norm_waits_once(fake_cupy):
+    weights, gradients, *_ = a_model(np.float32)
+    model = [Parameter(w.copy()) for w in weights]
+    device = [Parameter(fake_cupy.asarray(w)) for w in weights]
+    steps = []
+    for parameters, place in ((model, np.asarray), (device, fake_cupy.asarray)):
+        optimizer = SGD([(str(k), p) for k, p in enumerate(parameters)], 0.1, decay_norms_and_biases=True)
+        held = parameters[1].data
+        for _ in range(2):
+            for p, g in zip(parameters[1:], gradients[1:]):  # the first has none
+                p.grad = place(g)
+            before = len(syncs)
+            norm = clip_gradients(parameters, 20.0)
+            optimizer.step()
+        steps.append((norm, len(syncs) - before, parameters[1].data is held))
+    assert steps[0][0] == pytest.approx(steps[1][0], rel=1e-7) and steps[1][0] > 20  # squares in float32
+    assert steps[0][1:] == (0, False) and steps[1][1:] == (1, True)
+    for p, q in zip(model, device):
+        np.testing.assert_allclose(to_cpu(q.data), p.data, rtol=1e-6, atol=1e-6)
+
+
+def test_parameters_of_two_dtypes_cannot_share_a_launch(fake_cupy):
+    arrays = [fake_cupy.zeros(3, np.float32), fake_cupy.zeros(3, np.float64)]
+    with pytest.raises(ValueError, match="unpack"):
+        sgd.sum_of_squares(arrays)
+
+
+GPU_CALLS = {
+    "area": lambda b: box_ops.box_area(b),
+    "iou": lambda b: box_ops.box_iou(b, b),
+    "giou": lambda b: box_ops.generalized_box_iou(b, b),
+    "coverage": lambda b: box_ops.box_coverage(b, b),
+    "clip": lambda b: box_ops.clip_boxes_to_image(b, (25, 35)),
+    "small": lambda b: box_ops.remove_small_boxes(b, 5.0),
+    "scale": lambda b: box_ops.scale_boxes(b, (2 / 3, 1.5)),
+    "encode": lambda b: box_ops.BoxCoder((10, 10, 5, 5)).encode(b[:20], b[1:21]),
+    "decode": lambda b: box_ops.BoxCoder().decode(b[:, [0, 1, 2, 3, 3, 2, 1, 0]] / 30, b),
+    "box of a mask": lambda b: mask_ops.mask_to_box(b[:, None, :] > b[:, :, None]),
+}
+
+
+@pytest.mark.parametrize("name", GPU_CALLS)
+def test_boxes_on_a_gpu_meet_no_numpy_array_and_give_the_same(fake_cupy, name):
+    boxes = some_boxes(20, 30, 40)
+    got = GPU_CALLS[name](fake_cupy.asarray(boxes))
+    want = GPU_CALLS[name](boxes)
+    assert isinstance(got, fake_cupy.ndarray) and got.dtype == want.dtype
+    np.testing.assert_allclose(to_cpu(got), want, rtol=1e-6, atol=1e-6)
+
+
+def test_anchors_made_on_a_gpu_are_the_cpus(fake_cupy):
+    generator, sizes = AnchorGenerator(((8,), (16,)), ((0.5, 1.0),) * 2, offset=0.5), [(4, 5), (2, 3)]
+    anchors = generator((32, 40), sizes, fake_cupy)
+    np.testing.assert_array_equal(to_cpu(anchors), generator((32, 40), sizes))
