@@ -32,17 +32,18 @@ class MaxPool2d(Function):
 
 
 class UpsampleNearest(Function):
-    """Each output is a copy of one input; an input's gradient is the sum of its copies'."""
+    """y = up(x) + a: each output is a copy of one input; an input's gradient is the sum of its copies'."""
 
     def __init__(self, size: tuple[int, int]):
         self.size = size
 
-    def forward(self, x):  # (N, C, H, W) -> (N, C, *size)
+    def forward(self, x, a):  # (N, C, H, W), (N, C, *size) or None -> (N, C, *size)
         self.save(x.shape[2:])
-        return resample.nearest(x, self.size)
+        return resample.nearest(x, self.size, a)
 
     def backward(self, gy):
-        return resample.nearest_gradient(gy, self.saved[0])
+        gx = resample.nearest_gradient(gy, self.saved[0]) if self.needs[0] else None
+        return gx, gy if self.needs[1] else None
 
 
 class UpsampleBilinear(Function):
@@ -75,10 +76,13 @@ def max_pool2d(x, kernel_size, stride=None, padding=0) -> Tensor:
     return MaxPool2d.apply(x, kernel_size=kernel_size, stride=stride, padding=padding)
 
 
-def upsample_nearest(x, size=None, scale_factor: int = 2) -> Tensor:
-    """Enlarge (N, C, H, W) to `size`, or by a whole `scale_factor`, repeating pixels (FPN, section 3)."""
+def upsample_nearest(x, size=None, scale_factor: int = 2, add=None) -> Tensor:
+    """Enlarge (N, C, H, W) to `size`, or by a whole `scale_factor`, repeating pixels (FPN, section 3).
+
+    With `add`, (N, C, *size), that is added in the same pass.
+    """
     size = pair(size) if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
-    return UpsampleNearest.apply(x, size=size)
+    return UpsampleNearest.apply(x, add, size=size)
 
 
 def upsample_bilinear(x, size=None, scale_factor: int = 2) -> Tensor:

@@ -114,9 +114,9 @@ def _max_pool(name: str, x, **options) -> Case:
     return Case(name, apart(x), options, loop)
 
 
-def _nearest_loop(x, size):
+def _nearest_loop(x, a, size):
     rows, cols = ([k * n // out for k in range(out)] for n, out in zip(x.shape[2:], size))
-    return np.stack([np.stack([x[:, :, v, u] for u in cols], -1) for v in rows], -2)
+    return np.stack([np.stack([x[:, :, v, u] for u in cols], -1) for v in rows], -2) + (0 if a is None else a)
 
 
 def _bilinear_loop(x, size):
@@ -127,12 +127,17 @@ def _bilinear_loop(x, size):
     return y
 
 
-def _resize(reference) -> list[Case]:
+def _resize(reference, *second: bool) -> list[Case]:
+    """With `second`, each case has a second input, (N, C, *size) or None."""
+    cases = {"doubled": (2, 6, 8), "no whole factor": (2, 7, 5), "smaller": (1, 2, 3), "no images": (0, 6, 8)}
     return [
-        Case("doubled", normal((2, 2, 3, 4)), dict(size=(6, 8)), reference),
-        Case("no whole factor", normal((2, 2, 3, 4)), dict(size=(7, 5)), reference),
-        Case("smaller", normal((1, 2, 3, 4)), dict(size=(2, 3)), reference),
-        Case("no images", normal((0, 2, 3, 4)), dict(size=(6, 8)), reference),
+        Case(
+            f"{name}{', added' * any(second)}",
+            normal((n, 2, 3, 4), *((n, 2, *size) if given else None for given in second)),
+            dict(size=tuple(size)),
+            reference,
+        )
+        for name, (n, *size) in cases.items()
     ]
 
 
@@ -218,7 +223,7 @@ CASES = {
         _max_pool("more than 256 in a window", (1, 1, 18, 19), kernel_size=17, stride=1),
         _max_pool("no images", (0, 2, 4, 4), kernel_size=2),
     ],
-    pool.UpsampleNearest: _resize(_nearest_loop),
+    pool.UpsampleNearest: _resize(_nearest_loop, False) + _resize(_nearest_loop, True),
     pool.UpsampleBilinear: _resize(_bilinear_loop),
     explicit_rpn_head.RPNHead: [
         _rpn_head("three levels", 2, [(4, 3), (2, 2), (1, 1)]),

@@ -203,7 +203,7 @@ def _input_gradient_apart(gy, w, g: Geometry):
 
 def _input_gradient_by_channels(gy, w, g: Geometry):
     """w^T @ gy added into place; each thread owns some input channels, so no two add to the same pixel."""
-    gx = np.zeros(g.x_shape, gy.dtype)
+    gx = np.empty(g.x_shape, gy.dtype)
     n_images, (o, depth, kh, kw), (height, width) = len(gy), g.w_shape, g.out_size
     w5 = w.reshape(g.groups, o // g.groups, depth, kh, kw)
 
@@ -216,6 +216,7 @@ def _input_gradient_by_channels(gy, w, g: Geometry):
         count = own.stop - own.start
         if count <= 0:
             return
+        gx[:, own] = 0
         wt = w5[groups, :, channels].reshape(groups.stop - groups.start, o // g.groups, -1).swapaxes(1, 2)
         rows = min(height, max(1, BLOCK // (count * kh * kw * width)))
         images = max(1, BLOCK // (count * kh * kw * width * height)) if rows == height else 1

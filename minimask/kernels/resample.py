@@ -13,6 +13,8 @@ import numpy as np
 from minimask import backend
 from minimask.kernels.product import product
 
+CACHED = 1 << 18  # elements of a piece that stays in cache over its four passes
+
 
 def nearest_index(size: int, out: int, xp=np):
     """The input pixel under each output pixel's left edge: floor(i size / out), in torch's float32."""
@@ -21,17 +23,36 @@ def nearest_index(size: int, out: int, xp=np):
     )
 
 
-def nearest(x, out_size: tuple[int, int]):
-    """(..., H, W) -> (..., P, Q), each output a copy of one input."""
+def nearest(x, out_size: tuple[int, int], add=None):
+    """(..., H, W) -> (..., P, Q), each output a copy of one input; plus `add` (..., P, Q), if given."""
     xp = backend.array_module(x)
     (h, w), (p, q) = x.shape[-2:], out_size
+    if xp is np and (p, q) == (2 * h, 2 * w) and not backend.use_reference():
+        return _doubled(x, add)
     if xp is not np and x.dtype.kind == "f" and not backend.use_reference():  # the kernel copies floats
-        return _nearest_gpu("nearest", x, out_size, (h, w, p, q))
-    if (p, q) == (2 * h, 2 * w):  # the pyramid's case, without index arrays
-        y = xp.empty((*x.shape[:-2], h, 2, w, 2), x.dtype)
-        y[...] = x[..., :, None, :, None]
-        return y.reshape(*x.shape[:-2], p, q)
-    return x[..., nearest_index(h, p, xp)[:, None], nearest_index(w, q, xp)]
+        y = _nearest_gpu("nearest", x, out_size, (h, w, p, q))
+    else:
+        y = x[..., nearest_index(h, p, xp)[:, None], nearest_index(w, q, xp)]
+    return y if add is None else xp.add(y, add, out=y)
+
+
+def _doubled(x, add):
+    """The pyramid's case in one pass: the outputs of even and odd rows and columns, apart, are x itself."""
+    *planes, h, w = x.shape
+    y = np.empty((math.prod(planes), 2 * h, 2 * w), x.dtype)
+    x, add = x.reshape(-1, h, w), None if add is None else add.reshape(y.shape)
+
+    def work(part, parts):
+        begin, end = backend.share(len(y), part, parts)
+        step = max(1, CACHED // max(4 * h * w, 1))
+        for n in range(begin, end, step):
+            some = slice(n, min(n + step, end))
+            for i, j in np.ndindex(2, 2):
+                quarter = some, slice(i, None, 2), slice(j, None, 2)
+                y[quarter] = x[some] if add is None else x[some] + add[quarter]
+
+    backend.parallel(work, operations=4 * y.size)
+    return y.reshape(*planes, 2 * h, 2 * w)
 
 
 def nearest_gradient(gy, size: tuple[int, int]):
@@ -41,8 +62,10 @@ def nearest_gradient(gy, size: tuple[int, int]):
     if xp is not np and not backend.use_reference():
         return _nearest_gpu("nearest_gradient", gy, size, (h, w, p, q))
     if (p, q) == (2 * h, 2 * w):
-        g = gy.reshape(*gy.shape[:-2], h, 2, w, 2)
-        return g[..., 0, :, 0] + g[..., 0, :, 1] + g[..., 1, :, 0] + g[..., 1, :, 1]
+        gx = gy[..., ::2, ::2] + gy[..., ::2, 1::2]
+        gx += gy[..., 1::2, ::2]
+        gx += gy[..., 1::2, 1::2]
+        return gx
     rows = (nearest_index(h, p, xp) == xp.arange(h)[:, None]).astype(gy.dtype)  # (H, P)
     cols = (nearest_index(w, q, xp) == xp.arange(w)[:, None]).astype(gy.dtype)  # (W, Q)
     return rows @ gy @ cols.T

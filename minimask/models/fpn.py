@@ -25,7 +25,7 @@ class FPN(Module):
     def forward(self, cs):
         inner = [lateral(c) for lateral, c in zip(self.inner_blocks, cs)]  # (N, D, H/s, W/s)
         for i in reversed(range(len(inner) - 1)):
-            inner[i] = inner[i] + F.upsample_nearest(inner[i + 1], inner[i].shape[2:])
+            inner[i] = F.upsample_nearest(inner[i + 1], inner[i].shape[2:], add=inner[i])  # top-down
         ps = [smooth(x) for smooth, x in zip(self.layer_blocks, inner)]
         return [*ps, F.max_pool2d(ps[-1], 1, stride=2)]  # P6, for the largest anchors only
 
