@@ -1,13 +1,17 @@
 """The whole system: its gradient, the paper's claims, torchvision's numbers, and what it makes of nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minimask import InputError, Tensor, models, no_grad
+from minimask.backend import to_cpu
 from minimask.models.box_head import RoIs
+from minimask.models.rpn import top_k
 from minimask.randomness import Draws
+from tests.fake_cupy import installed, syncs
 from tests.model_data import discs, fill, tiny_model
 
 REFERENCE = Path(__file__).parent / "reference" / "maskrcnn_resnet50_fpn.npz"
@@ -120,6 +124,54 @@ def test_mask_logits_do_not_change_with_the_class_predictors_weights():
     assert not np.array_equal(before.box.logits.data, after.box.logits.data)
     assert np.array_equal(before.rois.boxes, after.rois.boxes)
     assert np.array_equal(before.mask.data, after.mask.data)
+
+
+# ------------------------------------------------------------------------------------------- the stages
+
+
+def test_the_largest_come_first_and_equal_ones_in_their_order_on_both_devices():
+    values = np.random.default_rng(0).integers(0, 9, 200).astype(np.float32)
+    expected = sorted(range(200), key=lambda i: -values[i])
+    with installed() as cupy:
+        for k in (0, 1, 57, 200, 300):
+            assert top_k(values, k).tolist() == expected[:k]
+            assert top_k(cupy.asarray(values), k).get().tolist() == expected[:k]
+
+
+def test_both_devices_draw_the_same_samples_and_wait_once_for_each_kind():
+    model, rng = tiny_model(), np.random.default_rng(0)
+    images, targets = zip(discs(rng, 5), discs(rng, 3))
+    record = model.training_record(images, targets, Draws(seed=1))
+    moved = {"boxes", "masks", "crowd_boxes"}
+    with installed() as cupy:
+        there = [
+            replace(t, **{name: cupy.asarray(getattr(t, name)) for name in moved}) for t in record.targets
+        ]
+        rpn = replace(record.rpn, anchors=cupy.asarray(record.rpn.anchors))
+        syncs.clear()
+        anchors = model.rpn.sample(rpn, there, Draws(seed=1))
+        rois = model.box_head.sample(list(map(cupy.asarray, record.proposals)), there, Draws(seed=1))
+        positive = rois.positive
+        assert len(syncs) == 2, syncs  # the matches of anchors, the matches of proposals
+        for mine, theirs in (
+            (anchors, record.anchors),
+            (rois, record.rois),
+            (positive, record.rois.positive),
+        ):
+            for name, array in vars(theirs).items():
+                np.testing.assert_array_equal(to_cpu(getattr(mine, name)), array, err_msg=name)
+        assert isinstance(rois.boxes, cupy.ndarray) and isinstance(anchors.targets, cupy.ndarray)
+    assert rois.images.tolist() == rois.boxes.get()[:, 0].tolist()
+
+
+def test_anchors_are_made_once_for_each_size():
+    model, rng = tiny_model(), np.random.default_rng(0)
+    (small, _), (large, _) = discs(rng, 1), discs(rng, 1, size=96)
+    first, again, other = (
+        model.rpn(model.backbone(Tensor(batch.images)), batch).anchors
+        for batch in (model.transform([image], model.dtype) for image in (small, small, large))
+    )
+    assert again is first and len(other) > len(first)
 
 
 # -------------------------------------------------------------------------------------------- torchvision

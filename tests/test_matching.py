@@ -1,12 +1,22 @@
 """Matching, crowds, sampling and pyramid levels."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minimask.boxes import box_iou
-from minimask.matching import BELOW_LOW, BETWEEN, Matcher, assign_fpn_levels, ignore_crowds, sample_balanced
+from minimask.matching import (
+    BELOW_LOW,
+    BETWEEN,
+    Matcher,
+    assign_fpn_levels,
+    ignore_crowds,
+    match_images,
+    sample_balanced,
+)
+from tests.fake_cupy import installed, syncs
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -138,7 +148,46 @@ def test_a_sample_of_no_candidates_is_empty():
         assert indices.shape == (0,) and indices.dtype == np.int64
 
 
+# ------------------------------------------------------------------------------------------- both devices
+
+
+def some_boxes(rng, count, size=100):
+    low = rng.uniform(0, size, (count, 2))
+    return np.concatenate((low, low + rng.uniform(2, size / 2, (count, 2))), axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("objects", [(3, 0), (0, 0), (5, 4)])
+def test_images_are_matched_one_by_one_and_on_the_gpu_alike_with_one_wait(objects):
+    rng, matcher = np.random.default_rng(1), Matcher(0.4, 0.2, allow_low_quality_matches=True)
+    candidates = [some_boxes(rng, 60), some_boxes(rng, 40)]
+    targets = [
+        SimpleNamespace(boxes=some_boxes(rng, count), crowd_boxes=some_boxes(rng, crowds))
+        for count, crowds in zip(objects, (2, 0))
+    ]
+    found = match_images(matcher, candidates, targets, 0.5)
+    for matches, boxes, target in zip(found, candidates, targets):
+        alone = ignore_crowds(matcher(box_iou(target.boxes, boxes)), boxes, target.crowd_boxes, 0.5)
+        np.testing.assert_array_equal(matches, alone)
+    assert (found[0] == BETWEEN).any()
+    with installed() as cupy:
+        there = [SimpleNamespace(**{k: cupy.asarray(v) for k, v in vars(t).items()}) for t in targets]
+        syncs.clear()
+        again = match_images(matcher, list(map(cupy.asarray, candidates)), there, 0.5)
+        assert len(syncs) == 1
+    for here, matches in zip(found, again):
+        assert isinstance(matches, np.ndarray)
+        np.testing.assert_array_equal(matches, here)
+
+
 # ---------------------------------------------------------------------------------------- pyramid levels
+
+
+def test_levels_are_the_same_on_the_gpu():
+    boxes = some_boxes(np.random.default_rng(2), 500, 1500)
+    with installed() as cupy:
+        levels = assign_fpn_levels(cupy.asarray(boxes))
+        assert isinstance(levels, cupy.ndarray) and not syncs
+        np.testing.assert_array_equal(levels.get(), assign_fpn_levels(boxes))
 
 
 def test_levels_equal_torchvision():

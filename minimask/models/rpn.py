@@ -145,7 +145,7 @@ def _anchors(generator: AnchorGenerator, image_size, feature_sizes, dtype, xp) -
 
 def top_k(values, k: int):
     """Indices of the k largest, by falling value; equal ones in their order."""
-    if array_module(values) is np and len(values) > k:  # a GPU sorts them all before NumPy has parted them
+    if array_module(values) is np and 0 < k < len(values):  # a GPU sorts all of them as fast
         least = np.partition(values, len(values) - k)[len(values) - k]
         candidates = np.flatnonzero(values >= least)
         return candidates[np.argsort(-values[candidates], kind="stable")][:k]
