@@ -114,8 +114,8 @@ MUTANTS = {
         ("a factor 2", "bias_gradient(gy)", "bias_gradient(2 * gy)"),
     ],
     conv.Linear: [
-        ("the sign", "gx = gy @ w", "gx = -gy @ w"),
-        ("a row off by one", "gy.T @ x", "gy[::-1].T @ x"),
+        ("the sign", "gx = product(gy, w)", "gx = -gy @ w"),
+        ("a row off by one", "product(gy.T, x)", "product(gy[::-1].T, x)"),
         ("a mean", "gy.sum(axis=0)", "gy.sum(axis=0) / max(len(gy), 1)"),
     ],
     ConvFrozenNorm: [
@@ -162,7 +162,12 @@ MUTANTS = {
     ],
     pool.UpsampleBilinear: [
         ("a factor 1/2", "bilinear_gradient(gy", "bilinear_gradient(gy / 2"),
-        ("the matrix the other way", "(rows.T @ gy)", "(rows[::-1].T @ gy)", resample.bilinear_gradient),
+        (
+            "the matrix the other way",
+            "_both(rows.T, gy,",
+            "_both(rows[::-1].T, gy,",
+            resample.bilinear_gradient,
+        ),
     ],
     roi.RoIAlign: [
         ("the sign", "backward(gy, argmax", "backward(-gy, argmax"),
@@ -184,14 +189,14 @@ MUTANTS = {
     roi.RoIWarp: [
         (
             "the gradient of the box as it was",
-            "return super().forward(warp.quantised(rois, **self.rounding), *xs)",
-            "y = super().forward(warp.quantised(rois, **self.rounding), *xs)"
+            "return super().forward(warp.quantised(rois, levels, **self.rounding), *xs)",
+            "y = super().forward(warp.quantised(rois, levels, **self.rounding), *xs)"
             "; super().forward(rois, *xs); return y",
         ),
     ],
     roi.RoIPool: [
-        ("the first pixel gets all", "argmax[own], rois[own], shape", "0 * argmax[own], rois[own], shape"),
-        ("no image index", "rois[own], shape", "0 * rois[own], shape"),
+        ("the first pixel gets all", "argmax[own], rois", "0 * argmax[own], rois", roi_pool.backward),
+        ("no image index", "rois[own], shape", "0 * rois[own], shape", roi_pool.backward),
         (
             "overwritten instead of added",
             "gx = np.bincount(index[filled], weights=gy[filled], minlength=n * channels * height * width)",
