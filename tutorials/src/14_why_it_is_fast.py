@@ -1,0 +1,823 @@
+# ruff: noqa: E402, E501
+
+# %% [markdown]
+# # 14 Why it is fast
+#
+# **Time** 60 minutes to read and try; it runs in a minute.
+# **Needs** notebooks 02 (convolution) and 05 (RoIAlign), Python and NumPy. No GPU, no downloads. threadpoolctl for the steps with threads.
+#
+# "NumPy is a hundred times slower than C++." A loop in Python is; NumPy need not be. minimask is written in NumPy, and its convolutions take about as long as those of the frameworks,
+# which thousands of people have tuned. This notebook goes from the loop to that, one step at a time, and measures on *your* machine what each step wins. The numbers in
+# the text are therefore only "about"; yours stand under the cells.
+#
+# Afterwards you can
+#
+# 1. say, before you write it, how fast an operation can be at best on a given machine, from two measured numbers;
+# 2. name the five steps from a loop to that limit, and what each of them saves: interpreter, arithmetic units, memory, processors, memory again;
+# 3. tell a slow program's reason from its profile: waiting for memory, waiting for Python, computing in the wrong type, or copying.
+
+# %%
+# Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib.metadata import distributions
+
+cupy = [f"{d.name}=={d.version}" for d in distributions() if str(d.name).startswith("cupy")]
+if importlib.util.find_spec("minimask") is None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
+
+import minimask
+
+FAST = os.environ.get("MINIMASK_FAST") == "1"  # fewer points and steps: how the tests run this notebook
+print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and none is needed'}")
+
+# %%
+import contextlib
+import gc
+import time
+import tracemalloc
+from dataclasses import dataclass
+from unittest import mock
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minimask import Tensor, backend, no_grad, tutorial
+from minimask import functions as F
+from minimask.backend import reference_only
+from minimask.functions.conv_norm import ConvFrozenNorm
+from minimask.kernels import convolution, im2col
+from minimask.kernels import roi_align as align
+from minimask.kernels.geometry import Geometry
+from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
+
+plt.rcParams["figure.dpi"] = 85
+rng = np.random.default_rng(0)
+threads = backend.threads()
+for key in ("processor", "threads", "blas", "blas_kernel", "numpy"):
+    print(f"{key:12} {backend.describe()[key]}")
+
+# %% [markdown]
+# ## The idea in a picture
+#
+# A processor does two things: it computes, and it fetches what it computes with. Each has a top speed, and an operation can be no faster than the slower of the two allows. Let it do $F$ operations (a
+# multiplication and an addition count as two) and move at least $M$ bytes: its inputs read once, its outputs written once. On a machine with $P$ operations a second and $B$ bytes a second it takes at least
+#
+# $$t \ge \max\left(\frac{F}{P},\; \frac{M}{B}\right), \qquad \text{so its speed is at most} \quad \frac{F}{t} \le \min\left(P,\; B \cdot I\right), \quad I = \frac{F}{M} .$$
+#
+# $I$ is the *intensity*: operations per byte. Over $I$ this bound is a slope and then a flat top, a **roofline**. Below the slope live operations that wait for memory, below the flat part
+# those that compute. We measure $P$ with a product of two matrices, and $B$ by copying an array that is too large for the caches.
+
+
+# %%
+def seconds(run, budget=0.05 if FAST else 0.3):
+    """The fastest of several runs, after one that does not count: the one that others disturbed least."""
+    run()
+    begin, times = time.perf_counter(), []
+    while len(times) < 3 or time.perf_counter() - begin < budget:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@contextlib.contextmanager
+def on_threads(count):
+    """minimask on so many threads, with BLAS on one thread in each of them."""
+    with mock.patch.object(backend, "threads", lambda: count):
+        yield
+
+
+def in_shares(run, total):
+    """Call run(begin, end) for a share of the work on each of our threads."""
+    backend.parallel(lambda part, parts: run(*backend.share(total, part, parts)))
+
+
+n = 768 if FAST else 1536
+a, b, c = (rng.standard_normal((n, n), np.float32) for _ in range(3))
+big = np.zeros((2, 4 if FAST else 24, 1 << 20), np.float32)  # two arrays of 96 MiB
+
+
+def multiply(begin, end):
+    np.matmul(a[begin:end], b, out=c[begin:end])
+
+
+def copy(begin, end):
+    np.copyto(big[1, begin:end], big[0, begin:end])
+
+
+with on_threads(1):
+    P1, B1 = (
+        2 * n**3 / seconds(lambda: in_shares(multiply, n)),
+        big.nbytes / seconds(lambda: in_shares(copy, len(big[0]))),
+    )
+P, B = (
+    2 * n**3 / seconds(lambda: in_shares(multiply, n)),
+    big.nbytes / seconds(lambda: in_shares(copy, len(big[0]))),
+)
+print(f"one thread:  {P1 / 1e9:6.0f} G operations/s  {B1 / 1e9:6.1f} G bytes/s")
+print(
+    f"{threads} threads:   {P / 1e9:6.0f} G operations/s  {B / 1e9:6.1f} G bytes/s: the corner is at {P / B:.0f} operations a byte"
+)
+
+
+def roofline(axes):
+    """The bound on the speed over the intensity."""
+    intensity = np.logspace(-1.5, 3, 200)
+    axes.loglog(
+        intensity, np.minimum(P, B * intensity) / 1e9, color="black", lw=2, label=f"all {threads} threads"
+    )
+    axes.loglog(intensity, np.minimum(P1, B1 * intensity) / 1e9, ":", color="black", label="one thread")
+    axes.axvline(P / B, color=GREY, lw=1, ls="--")
+    axes.set(xlabel="intensity (operations per byte that must be moved)", ylabel="G operations a second")
+    axes.grid(alpha=0.3)
+
+
+_, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
+roofline(axes)
+for intensity, name in (
+    (1 / 12, "x + y"),
+    (1 / 8, "ReLU"),
+    (26, "1x1 convolution,\n256 to 64 channels"),
+    (430, "3x3 convolution,\n256 to 256"),
+):
+    axes.axvline(intensity, color=BLUE, lw=1)
+    axes.annotate(
+        name,
+        (intensity, axes.get_ylim()[0]),
+        xytext=(3, 6),
+        textcoords="offset points",
+        color=BLUE,
+        fontsize=9,
+    )
+axes.set_title("The roofline of this machine: memory on the left, arithmetic on the right")
+axes.legend(loc="upper left")
+plt.show()
+assert P / B > 0.25  # adding two arrays waits for memory, on any machine of today
+
+# %% [markdown]
+# So a ReLU can reach no more than a few percent of what the processor could compute, however cleverly it is written, and a 3 x 3 convolution could reach all of it. Two rules follow, and
+# the rest of the notebook is their application.
+#
+# * **Right of the corner**: turn the work into matrix products. They are the one thing for which somebody has already spent years per processor; BLAS reaches 90 % of $P$.
+# * **Left of the corner**: move less. Do what must be done to a number while it is in cache anyway.
+#
+# ## Step by step: one convolution
+#
+# The layer: 3 x 3, 64 to 64 channels, then a frozen norm (a scale and a shift per channel) and a ReLU: $y = \max(0,\, s\,(w * x) + t)$. Notebook 02 derived it as a list of products
+# $w \cdot x$. We write this list down in five ways. The first is the formula:
+
+# %%
+source(im2col.forward_loop, im2col._terms)
+
+# %%
+height, width = (40, 56) if FAST else (100, 136)
+x = rng.standard_normal((1, 64, height, width), np.float32)
+w = rng.standard_normal((64, 64, 3, 3), np.float32) / np.float32(24)
+scale, shift = rng.uniform(0.5, 1.5, (2, 64)).astype(np.float32)
+mean, var = np.zeros(64, np.float32), np.ones(64, np.float32)
+g = Geometry.of(x.shape, w.shape, 1, 1, 1, 1)
+operations = 2 * g.patch_size * x.size
+
+
+def norm_and_relu(y):
+    return F.relu(F.frozen_batch_norm(y, scale, shift, mean, var, eps=0.0))
+
+
+def loops():
+    """Only for a corner of the image and four channels: the time is scaled up."""
+    small = Geometry.of((1, 4, 6, 6), (4, 4, 3, 3), 1, 1, 1, 1)
+    im2col.forward_loop(x[:, :4, :6, :6], w[:4, :4], None, small)
+    return 2 * small.patch_size * 4 * 36
+
+
+def shifted():
+    """NumPy without matrix products: each of the 64 x 64 x 9 weights times a shifted copy of a channel."""
+    padded = np.pad(x[0], ((0, 0), (1, 1), (1, 1)))
+    y = np.zeros_like(x[0])
+    for o, c, i, j in np.ndindex(w.shape):
+        y[o] += w[o, c, i, j] * padded[c, i : i + height, j : j + width]
+    return norm_and_relu(y[None])
+
+
+def one_matrix():
+    """All patches in one matrix, one product."""
+    with reference_only():
+        return norm_and_relu(F.conv2d(x, w, padding=1))
+
+
+def blocks():
+    """The same for a block of rows at a time."""
+    return norm_and_relu(F.conv2d(x, w, padding=1))
+
+
+def fused():
+    """Scale, shift and ReLU are applied to each block before the next one is computed."""
+    return F.conv_frozen_norm(x, w, (scale, shift), padding=1)
+
+
+with no_grad(), on_threads(1), backend.one_thread_blas:
+    expected = one_matrix().numpy()
+    for way in (shifted, blocks, fused):
+        difference = np.abs(way().numpy() - expected).max() / expected.max()
+        print(f"{way.__name__:10} differs from one_matrix by {difference:.0e} of the largest value")
+        assert difference < 1e-5
+
+# %% [markdown]
+# Equal results first, then the time. The loop is timed on a corner of the image and scaled up: the whole layer would take many minutes. The first four steps run on one thread; then
+# the others join.
+
+# %%
+steps = {}
+with no_grad():
+    with on_threads(1), backend.one_thread_blas:
+        steps["loops in Python"] = seconds(loops) * operations / loops()
+        steps["NumPy, without\nmatrix products"] = seconds(shifted, 0)
+        steps["im2col:\none product"] = seconds(one_matrix)
+        steps["blocks of rows"] = seconds(blocks)
+    steps[f"blocks on\n{threads} threads"] = seconds(blocks)
+    steps["norm and ReLU\nin the block"] = seconds(fused)
+steps["the arithmetic\nalone, F / P"] = operations / P
+
+print(f"{operations / 1e9:.1f} G operations")
+before = None
+for name, took in steps.items():
+    name = name.replace("\n", " ")
+    print(
+        f"{name:32} {took * 1e3:12.1f} ms {operations / took / 1e9:8.2f} G operations/s"
+        + (f"   {before / took:7.1f} times the step before" if before else "")
+    )
+    before = took
+
+_, axes = plt.subplots(figsize=(10.5, 4.4), layout="constrained")
+bars = axes.bar(
+    list(steps), [t * 1e3 for t in steps.values()], color=[RED, ORANGE, BLUE, BLUE, GREEN, GREEN, GREY]
+)
+axes.bar_label(bars, [f"{t * 1e3:.3g} ms" if t < 10 else f"{t / 60:.0f} min" for t in steps.values()])
+axes.set(
+    yscale="log",
+    ylabel="time (ms)",
+    title=f"One 3x3 convolution of 64 channels at {height} x {width}, with norm and ReLU",
+)
+axes.tick_params(axis="x", labelsize=8)
+plt.show()
+
+took = list(steps.values())
+assert took[0] > 20 * took[1] > 60 * took[5]
+
+# %% [markdown]
+# Read the bars from left to right. Each step removes a different waste.
+#
+# 1. **Loops.** About a microsecond a product, nearly all of it spent by the interpreter looking up what `*` means for these two objects. It learns the answer, forgets it, and asks again.
+# 2. **NumPy without matrix products.** One question for a whole channel: tens to hundreds of times faster. But each multiplication reads and writes $y$ once more: some 12 bytes for 2 operations. This is
+#    far down the roofline's slope, at $I \approx 1/6$.
+# 3. **im2col.** The same products as one matrix product $W \cdot \text{patches}$. BLAS keeps a tile of the result in registers while it adds to it, so the arithmetic units no longer wait. This is the
+#    step that needs no new hardware and no new language, only a look at the formula. Its price is the matrix of patches: nine copies of the image.
+# 4. **Blocks.** The patches of some rows, multiplied, thrown away, the next ones into the same buffer. Nine copies of the image are never in memory at once. How much time this wins depends on the
+#    machine's caches; how much memory, on nothing.
+# 5. **Threads.** Each thread has blocks of its own, and calls BLAS for itself *with one thread*. NumPy releases the interpreter's lock inside such calls. Why not give all threads to BLAS? Because then
+#    only the product is divided, while copying patches, adding the bias and applying the ReLU wait for one thread.
+# 6. **Fused.** The norm's scale goes into the weights once; shift and ReLU touch each block while it is in the cache. Three passes over the output become none.
+#
+# The last bar is no program: it is the bound. Here is the code of step 6, shorter than one would think.
+
+# %%
+source(ConvFrozenNorm, convolution.forward)
+
+# %% [markdown]
+# ### How large should a block be?
+#
+# The buffer of a block should fit into a core's second-level cache, the books say. Try all sizes.
+
+# %%
+sizes = 2 ** np.arange(14, 25, 2 if FAST else 1)
+with no_grad():
+    by_size = {}
+    for count in sorted({1, threads}):
+        with on_threads(count):
+            by_size[count] = []
+            for size in sizes:
+                with mock.patch.object(convolution, "BLOCK", int(size)):
+                    by_size[count].append(seconds(fused))
+
+_, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
+for (count, times), colour, marker in zip(by_size.items(), (BLUE, GREEN), "os"):
+    axes.plot(
+        sizes * 4 / 2**20,
+        np.array(times) * 1e3,
+        marker=marker,
+        color=colour,
+        label=f"{count} thread{'s' * (count > 1)}",
+    )
+axes.axvline(convolution.BLOCK * 4 / 2**20, color=GREY, ls="--", label="minimask's choice")
+axes.set(
+    xscale="log",
+    ylim=(0, None),
+    xlabel="patches of a block (MiB)",
+    ylabel="time (ms)",
+    title="Small blocks cost calls, large ones cost cache",
+)
+axes.legend()
+axes.grid(alpha=0.3)
+plt.show()
+for count, times in by_size.items():
+    print(
+        f"{count} thread(s): best at {sizes[np.argmin(times)] * 4 / 2**20:.2f} MiB; smallest / best {times[0] / min(times):.2f}, largest / best {times[-1] / min(times):.2f}"
+    )
+
+# %% [markdown]
+# (A block has at least one row of the output. Sizes below that change nothing; there the curve begins flat.) Its left side is steeper than the books promise: a dozen NumPy calls a block cost about ten microseconds, and between the calls a thread must get the interpreter's lock back
+# from the other. So the best block in Python is larger than the best block in C. Measure, then believe.
+#
+# ### A step that need not pay: short rows
+#
+# The mask head convolves RoIs of 14 x 14. Copying the patches of an image with rows this short means copying 14 numbers at a time, and NumPy pays as much for starting a row as for moving it. A trick:
+# lay the padded image out *flat*, rows of 16 one after another. Then the patches of kernel element $(i, j)$ are the flat image, shifted by $16 i + j$: one long copy. At the ends of rows the shifted image
+# straddles two rows; these positions are computed for nothing, two in sixteen, so the product takes up to 16/14 of the time. Does it pay?
+
+# %%
+channels = 32 if FAST else 256
+flat = np.zeros((channels, 16 * 16 + 2), np.float32)  # padded, and two more for the last shift
+padded = flat[:, :256].reshape(channels, 16, 16)
+padded[:, 1:-1, 1:-1] = rng.standard_normal((channels, 14, 14), np.float32)
+by_rows = np.empty((channels, 9, 14, 14), np.float32)
+flat_rows = np.empty((channels, 9, 14 * 16), np.float32)
+kernel = rng.standard_normal((channels, 9 * channels), np.float32)
+
+
+def copy_rows():
+    for k, (i, j) in enumerate(np.ndindex(3, 3)):
+        by_rows[:, k] = padded[:, i : i + 14, j : j + 14]
+
+
+def copy_flat():
+    for k, (i, j) in enumerate(np.ndindex(3, 3)):
+        flat_rows[:, k] = flat[:, 16 * i + j : 16 * i + j + 14 * 16]
+
+
+copy_rows()
+copy_flat()
+assert np.array_equal(by_rows, flat_rows.reshape(channels, 9, 14, 16)[..., :14])
+with backend.one_thread_blas:
+    for name, copying, patches in (("row by row", copy_rows, by_rows), ("flat", copy_flat, flat_rows)):
+        patches = patches.reshape(9 * channels, -1)
+        first, second = seconds(copying) * 1e6, seconds(lambda patches=patches: kernel @ patches) * 1e6
+        print(
+            f"{name:10} copies {first:6.0f} us, product {second:6.0f} us, together {first + second:6.0f} us"
+        )
+
+# %% [markdown]
+# The copy is quicker, the product longer; which of the two is more depends on the machine and on the number of channels. A trick with a good story is not yet a step: measure it where it is to be used.
+#
+# %% [markdown]
+# ## The surprise: what does a ReLU cost?
+#
+# Count operations. The convolution above has 64 x 9 products for each output, 1152 operations; norm and ReLU have 3. Three in a thousand: who would bother? Guess their share of
+# the *time*, if they are passes of their own behind the convolution. Then, the same for a 1 x 1 convolution of 64 channels, as ResNet-50's blocks have them.
+
+# %%
+wide = rng.standard_normal((1, 64, 2 * height, 2 * width), np.float32)
+shares = {}
+with no_grad(), on_threads(1):
+    for k in (3, 1):
+        wk = rng.standard_normal((64, 64, k, k), np.float32)
+        y = F.conv2d(wide, wk, padding=k // 2)
+        product = seconds(lambda wk=wk, k=k: F.conv2d(wide, wk, padding=k // 2))
+        passes = seconds(lambda y=y: norm_and_relu(y))
+        together = seconds(lambda wk=wk, k=k: F.conv_frozen_norm(wide, wk, (scale, shift), padding=k // 2))
+        shares[k] = passes / (product + passes)
+        print(
+            f"{k} x {k}: convolution {product * 1e3:6.2f} ms, norm and ReLU {passes * 1e3:6.2f} ms; fused, all of it {together * 1e3:6.2f} ms"
+        )
+        print(
+            f"       norm and ReLU: {3 / (2 * 64 * k * k + 3):.1%} of the operations, {shares[k]:.0%} of the time"
+        )
+assert shares[3] > 2 * 3 / (2 * 64 * 9 + 3) and shares[1] > 2 * 3 / (2 * 64 + 3)
+
+# %% [markdown]
+# The processor does not care how many operations there are; it waits for the array to come by. Fused, the norm's scale costs nothing (it is in the weights), and shift and ReLU come while the block is
+# still near; they are not free even so, as the last number of the 1 x 1 line shows. That is why frameworks fold batch norms into convolutions, and why compilers like XLA exist at all.
+#
+# ## RoIAlign is a sparse matrix
+#
+# RoIAlign has no large matrix product in it. It reads the feature map at 2 x 2 points a bin, interpolates between four pixels each, and averages. In loops:
+
+# %%
+source(align.roi_align_loop)
+
+# %% [markdown]
+# But it is linear in the features: each bin is a weighted sum of at most 16 pixels. Write the weights of a bin into a row, one column a pixel, and the whole layer for all RoIs is $Y = A X$ with a
+# sparse matrix $A$ (rows: bins; columns: pixels) and the features $X$ as (pixels, channels). $A$ knows nothing of channels, so the geometry is computed once instead of 256 times. And
+# backward needs no thought: $\bar X = A^\top \bar Y$, with the same matrix.
+
+# %%
+source(F.roi.RoIAlign)
+
+# %%
+features = rng.standard_normal((1, 64 if FAST else 256, 100, 136), np.float32)
+count = 64 if FAST else 512
+corner, side = rng.uniform(0, 600, (count, 2)), rng.uniform(30, 190, (count, 2))
+boxes = np.concatenate(
+    [np.zeros((count, 1)), corner * [0.8, 0.3], corner * [0.8, 0.3] + side], axis=1
+).astype(np.float32)
+sampling = align.Sampling((7, 7), 2, True)
+(matrix,) = align.Plan.build(boxes, None, [features.shape], [0.125], sampling, np.float32).matrices
+print(
+    f"A has {matrix.shape[0]} x {matrix.shape[1]} elements, {matrix.nnz / matrix.shape[0]:.1f} of a row are not 0: {matrix.nnz / np.prod(matrix.shape):.4%}"
+)
+
+gy = rng.standard_normal((count, features.shape[1], 7, 7), np.float32)
+one = seconds(lambda: align.roi_align_loop(features, boxes[:2], 0.125, sampling), 0) / 2
+
+
+def forward():
+    return F.roi_align(features, boxes, 7, 0.125, 2, True)
+
+
+def both():
+    F.roi_align(Tensor(features, True), boxes, 7, 0.125, 2, True).backward(gy)
+
+
+columns = np.ascontiguousarray(features[0].reshape(features.shape[1], -1).T)  # (pixels, channels)
+loop_difference = np.abs(
+    forward().numpy()[:2] - align.roi_align_loop(features, boxes[:2], 0.125, sampling)
+).max()
+assert loop_difference < 1e-4
+parts = {
+    "loops\n(NumPy over channels)": one * count,
+    "all of it": seconds(forward),
+    "building A": seconds(
+        lambda: align.Plan.build(boxes, None, [features.shape], [0.125], sampling, np.float32)
+    ),
+    "to channels last": seconds(lambda: align.channels_last(features, "notebook")),
+    "A @ X\n(one thread)": seconds(lambda: matrix @ columns),
+    "with backward": seconds(both),
+}
+_, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained", gridspec_kw=dict(width_ratios=[1, 1.3]))
+row = matrix[[24]].toarray().reshape(100, 136)  # the middle bin of the first RoI
+v, u = np.argwhere(row).T
+window = slice(v.min() - 2, v.max() + 3), slice(u.min() - 2, u.max() + 3)
+picture = axes[0].imshow(
+    row[window], cmap="viridis", extent=(u.min() - 2.5, u.max() + 2.5, v.max() + 2.5, v.min() - 2.5)
+)
+axes[0].set(title="A row of A: the pixels of one bin", xlabel="column (pixels)", ylabel="row (pixels)")
+plt.colorbar(picture, label="weight")
+bars = axes[1].barh(
+    list(parts), [t * 1e3 for t in parts.values()], color=[RED, GREEN, BLUE, BLUE, BLUE, GREEN]
+)
+axes[1].bar_label(bars, [f" {t * 1e3:.1f} ms" for t in parts.values()])
+axes[1].set(xscale="log", xlabel="time (ms)", title=f"{count} RoIs, {features.shape[1]} channels")
+axes[1].set_xlim(right=5e3 * max(parts.values()))
+axes[1].invert_yaxis()
+plt.show()
+assert parts["loops\n(NumPy over channels)"] > 3 * parts["all of it"]
+
+# %% [markdown]
+# Where does the rest of "all of it" go, beyond the three blue bars? Into moving the result from (bins, channels) to (RoIs, channels, 7, 7), which computes nothing at all. Such moves decide here: the
+# product itself reads each pixel in one piece, all its channels, only because the features were brought to (pixels, channels) first.
+#
+# ## Every operator on the roofline
+#
+# Now the promised test. For each operator: operations, bytes that must be moved, measured time. Where does it stand under the roof?
+
+
+# %%
+@dataclass
+class Point:
+    """An operator: what it does at least, and how long it took."""
+
+    name: str
+    operations: float
+    bytes: float
+    seconds: float
+    colour: str
+
+
+def of_convolution(name, x_shape, w_shape, colour=GREEN):
+    x, w = (rng.standard_normal(shape, np.float32) for shape in (x_shape, w_shape))
+    g = Geometry.of(x_shape, w_shape, 1, w_shape[2] // 2, 1, 1)
+    vectors = np.ones(w_shape[0], np.float32), np.zeros(w_shape[0], np.float32)
+    run = seconds(lambda: F.conv_frozen_norm(x, w, vectors, padding=w_shape[2] // 2))
+    outputs = int(np.prod(g.y_shape))
+    return Point(name, 2 * g.patch_size * outputs, 4 * (x.size + w.size + outputs), run, colour)
+
+
+h, v = (25, 34) if FAST else (50, 68)
+with no_grad():
+    large = rng.standard_normal((1, 256, 2 * h, 2 * v), np.float32)
+    small = large[:, :, ::2, ::2].copy()
+    rows, weights = (
+        rng.standard_normal((512, 3136), np.float32),
+        rng.standard_normal((1024, 3136), np.float32),
+    )
+    vectors = [np.ones(256, np.float32)] * 4
+    cells = large.size
+    points = [
+        of_convolution("3x3, 256 channels", (1, 256, h, v), (256, 256, 3, 3)),
+        of_convolution("3x3, 64 channels", (1, 64, 4 * h, 4 * v), (64, 64, 3, 3)),
+        of_convolution("1x1, 256 > 64", (1, 256, 4 * h, 4 * v), (64, 256, 1, 1)),
+        of_convolution("1x1, 1024 > 256", (1, 1024, h, v), (256, 1024, 1, 1)),
+        Point(
+            "linear, 3136 > 1024",
+            2 * 512 * weights.size,
+            4 * (rows.size + weights.size + 512 * 1024),
+            seconds(lambda: F.linear(rows, weights)),
+            GREEN,
+        ),
+        Point("x + y", cells, 12 * cells, seconds(lambda: F.add(large, large)), ORANGE),
+        Point("ReLU", cells, 8 * cells, seconds(lambda: F.relu(large)), ORANGE),
+        Point(
+            "frozen norm", 2 * cells, 8 * cells, seconds(lambda: F.frozen_batch_norm(large, *vectors)), ORANGE
+        ),
+        Point(
+            "max pool 3x3/2", 9 * cells / 4, 5 * cells, seconds(lambda: F.max_pool2d(large, 3, 2, 1)), ORANGE
+        ),
+        Point("upsample x 2", cells, 5 * cells, seconds(lambda: F.upsample_nearest(small)), ORANGE),
+        Point(
+            "RoIAlign",
+            2 * matrix.nnz * features.shape[1],
+            4 * (features.size + gy.size + 2 * matrix.nnz),
+            parts["all of it"],
+            BLUE,
+        ),
+    ]
+
+print(f"{'operator':22}{'G operations':>13}{'M bytes':>10}{'ms':>9}{'of the bound':>14}")
+_, axes = plt.subplots(figsize=(10, 5.4), layout="constrained")
+roofline(axes)
+for i, p in enumerate(points):
+    bound = max(p.operations / P, p.bytes / B)
+    print(
+        f"{p.name:22}{p.operations / 1e9:13.2f}{p.bytes / 1e6:10.1f}{p.seconds * 1e3:9.2f}{bound / p.seconds:14.0%}"
+    )
+    intensity, speed = p.operations / p.bytes, p.operations / p.seconds / 1e9
+    axes.loglog(intensity, speed, "osD^vP*X<>h"[i], ms=9, color=p.colour, label=p.name, ls="none")
+axes.set_title("Where the operators stand under this machine's roof")
+axes.legend(fontsize=8, ncols=2, loc="lower right")
+plt.show()
+assert all(p.operations / p.bytes < 4 for p in points if p.colour == ORANGE)  # these wait for memory
+assert all(p.operations / p.bytes > 20 for p in points if p.colour == GREEN)
+
+# %% [markdown]
+# The green ones should come near the flat roof and the orange ones near the slope. (A point *above* the slope is no mistake: an array that fits the cache need not come from memory; the roof was
+# measured with one that does not fit.) RoIAlign, blue, is far from both: its bytes count each pixel once, but a pixel is read anew for each bin that it is part of, in no order. The distance to the roof is what is left to win, and the table has it in percent. Someone who wants to make minimask faster
+# starts with the operator whose percentage is low *and* whose time is long.
+#
+# ## Three ways to lose it again
+#
+# **A float64 slip.** A single number of the wrong type turns an array into float64, and with it everything after. Twice the bytes, half the numbers a processor handles at once. Python's own numbers are
+# safe; NumPy's are not.
+
+# %%
+numbers = rng.standard_normal((1024, 1024), np.float32)
+print("x * 0.5 is", (numbers * 0.5).dtype, "   x * np.sqrt(0.25) is", (numbers * np.sqrt(0.25)).dtype)
+assert (numbers * 0.5).dtype == np.float32 and (numbers * np.sqrt(0.25)).dtype == np.float64
+double = numbers * np.float64(1)
+with on_threads(1), backend.one_thread_blas:
+    losses = {
+        "product in float64": (seconds(lambda: double @ double), seconds(lambda: numbers @ numbers)),
+        "ReLU in float64": (seconds(lambda: np.maximum(double, 0)), seconds(lambda: np.maximum(numbers, 0))),
+        "copy, transposed": (seconds(lambda: numbers.T.copy()), seconds(lambda: numbers.copy())),
+        "a small product, 16 x 16": (seconds(lambda: numbers[:16, :16] @ numbers[:16, :16]), 2 * 16**3 / P1),
+    }
+for name, (slow, quick) in losses.items():
+    print(f"{name:30} {slow * 1e3:9.3f} ms instead of {quick * 1e3:9.4f} ms: {slow / quick:6.1f} times")
+assert losses["product in float64"][0] > 1.3 * losses["product in float64"][1]
+
+# %% [markdown]
+# **A copy nobody asked for.** `x.transpose(...)` is free, it only renames the axes. The bill comes with the first operation that wants memory in order; a transposing copy jumps through memory and is
+# many times slower than a plain one. **Small calls**: NumPy needs about a microsecond to find out what to do; for a
+# product of 16 x 16 that is more than the work (the bound here is $F/P$). A network of many small layers is slow in NumPy, and no step of this notebook helps; put images together into a batch.
+#
+# ## What is saved for the backward pass
+#
+# Memory decides how large an image can be, and how much of it must be written and read again. A convolution's backward pass reads $x$ and $w$, a ReLU's only where $y > 0$, a frozen norm's only
+# its scale. Who keeps more than that keeps it for nothing. A chain of convolution, norm, ReLU, held in four ways:
+
+# %%
+layers = 4 if FAST else 8
+image = rng.standard_normal((1, 32, 96, 96), np.float32)
+weights = [rng.standard_normal((32, 32, 3, 3), np.float32) * np.float32(0.08) for _ in range(layers)]
+constants = [np.ones(32, np.float32), np.zeros(32, np.float32)]
+
+
+def chain(trained, keep=None):
+    """The output of the chain; `keep`, a list, gets every intermediate array, as a tape that holds inputs would."""
+    y = Tensor(image)
+    for w in (Tensor(w, requires_grad=trained) for w in weights):
+        y = F.conv2d(y, w, padding=1)
+        for last in (lambda y: F.frozen_batch_norm(y, *constants, *constants[::-1], eps=0.0), F.relu):
+            if keep is not None:
+                keep.append(y)
+            y = last(y)
+    return y
+
+
+def fused_chain():
+    y = Tensor(image)
+    for w in (Tensor(w, requires_grad=True) for w in weights):
+        y = F.conv_frozen_norm(y, w, constants, padding=1)
+    return y
+
+
+def held(run, backward=False):
+    """MiB that are still allocated when the output has been computed, and the most on the way."""
+    run()  # buffers that stay
+    gc.collect()
+    tracemalloc.start()
+    y = run()
+    now = tracemalloc.get_traced_memory()[0]
+    if backward:
+        y.sum().backward()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return np.array([now, peak]) / 2**20
+
+
+everything: list = []
+kept = {
+    "every intermediate\nkept": held(lambda: (everything.clear(), chain(True, everything))[1], True),
+    "what backward\nreads": held(lambda: chain(True), True),
+    "norm and ReLU\nfused": held(fused_chain, True),
+    "nothing trains": held(lambda: chain(False)),
+}
+everything.clear()
+_, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
+positions = np.arange(len(kept))
+for offset, index, label, colour in (
+    (-0.2, 0, "held after forward", BLUE),
+    (0.2, 1, "peak, backward included", ORANGE),
+):
+    bars = axes.bar(
+        positions + offset,
+        [k[index] for k in kept.values()],
+        0.38,
+        label=label,
+        color=colour,
+        hatch="/" * index,
+    )
+    axes.bar_label(bars, fmt="%.1f")
+axes.set_xticks(positions, list(kept))
+axes.set_ylim(0, 1.15 * max(k[1] for k in kept.values()))
+axes.set(ylabel="MiB", title=f"{layers} layers; one activation has {image.nbytes / 2**20:.1f} MiB")
+axes.legend()
+plt.show()
+amounts = [k[0] for k in kept.values()]
+assert amounts[0] > 2.5 * amounts[1] and amounts[1] > 2 * amounts[3]
+assert kept["what backward\nreads"][1] < amounts[0]
+
+# %% [markdown]
+# Three activations a layer, one, one, none. The second bar is minimask: a node of its graph holds what its `backward` reads and nothing else, and the output of one layer's ReLU *is* the input that the next
+# convolution saves, the same array. The fused layer holds no less: what it saves is passes, not memory. And during the backward pass each node is
+# freed as soon as it has been used, so the peak is little above what was held.
+#
+# ## Fast, and still right
+#
+# Fast code is where bugs hide. So each fast path has a plain one beside it (`reference_only` turns the fast ones off), a test compares them, and the gradient is compared with finite differences like any
+# other. The derivation is short: with $z = s\,(w * x) + t + r$ and $y = \max(0, z)$,
+#
+# $$\bar z = \bar y \cdot [y > 0], \qquad \bar x = (s w)^\top \bar z, \qquad \bar w = s \cdot (\bar z \star x), \qquad \bar r = \bar z ,$$
+#
+# where $\star$ is the correlation of notebook 02. Note $[y > 0]$ instead of $[z > 0]$: they are the same, and $z$ need not be kept.
+
+# %%
+arrays = rng.normal(size=(2, 3, 12, 12)), rng.normal(size=(4, 3, 3, 3)), rng.normal(size=(2, 4, 12, 12))
+factors = rng.uniform(0.5, 1.5, 4), rng.normal(size=4)
+
+
+def layer(x, w, r):
+    constants = [v.astype(x.dtype) for v in factors]
+    return F.conv_frozen_norm(x, w, constants, r, padding=1)
+
+
+steps = np.logspace(-12, 0, 25 if FAST else 73)
+fast = tutorial.step_errors(layer, arrays, steps=steps)
+with reference_only():
+    plain = tutorial.step_errors(layer, arrays, steps=steps)
+figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained", sharey=True)
+fast.plot(axes[0], "blocks, fused")
+plain.plot(axes[1], "reference")
+plt.show()
+print(f"best agreement with central differences: {fast.best():.0e} (fast), {plain.best():.0e} (reference)")
+assert max(fast.best(), plain.best()) < 1e-8
+
+# %% [markdown]
+# The same error, to the last place. (Central differences have no truncation error here, since the layer is linear between two corners of the ReLU: the errors follow the rounding line, until the step is so
+# large that some ReLU switches.)
+#
+# ## A yardstick
+#
+# If PyTorch is installed, compare. `python -m tests.benchmarks` in the repository does it properly: in turns, for every layer of the network, after comparing the results.
+
+# %%
+if importlib.util.find_spec("torch"):
+    import torch
+
+    torch.set_num_threads(threads)
+    folded = torch.from_numpy(w * scale[:, None, None, None]), torch.from_numpy(shift)
+    pixels = torch.from_numpy(x)
+    with torch.no_grad():
+        theirs = torch.nn.functional.conv2d(pixels, *folded, padding=1).relu_()
+        assert np.abs(theirs.numpy() - expected).max() < 1e-4 * expected.max()
+        torch_time = seconds(lambda: torch.nn.functional.conv2d(pixels, *folded, padding=1).relu_())
+    time.sleep(0.1)  # torch's threads wait for more work, busily
+    with no_grad():
+        print(f"minimask {seconds(fused) * 1e3:.2f} ms, torch {torch_time * 1e3:.2f} ms")
+else:
+    print("PyTorch is not installed: no yardstick, and none is needed")
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** Write a convolution by blocks of rows yourself. `my_blocks` below builds one large matrix of patches; make it a block of `rows` output rows at a time. The check compares results, and the largest
+# array that you allocate.
+
+
+# %%
+def my_blocks(x, w, rows):
+    """3x3, padding 1: (C, H, W), (O, C, 3, 3) -> (O, H, W)."""
+    channels, height, width = x.shape
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+    y = np.empty((len(w), height, width), x.dtype)
+    for first in range(0, height, height):  # here: all rows at once
+        last = height
+        patches = np.stack(
+            [padded[:, first + i : last + i, j : j + width] for i in range(3) for j in range(3)], axis=1
+        )  # (C, 9, rows, W)
+        y[:, first:last] = (w.reshape(len(w), -1) @ patches.reshape(channels * 9, -1)).reshape(
+            len(w), -1, width
+        )
+    return y
+
+
+def check(mine, rows=8):
+    """Compare with minimask, and measure how much memory is taken on the way."""
+    pixels, kernels = x[0, :32], w[:32, :32].copy()
+    wanted = F.conv2d(pixels[None], kernels, padding=1).numpy()[0]
+    tracemalloc.start()
+    got = mine(pixels, kernels, rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    if got.shape != wanted.shape or np.abs(got - wanted).max() > 1e-4:
+        print("not yet: the result differs; does the last block, which may be shorter, have the right rows?")
+    elif peak > 4 * pixels.nbytes:
+        print(f"right, but it takes {peak / pixels.nbytes:.1f} times the image's memory: not by blocks yet")
+    else:
+        print(f"right, in {peak / pixels.nbytes:.1f} times the image's memory")
+
+
+check(my_blocks)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# `for first in range(0, height, rows):` and `last = min(first + rows, height)`. Nothing else changes.
+#
+# </details>
+#
+# **2.** Up to which number of channels $C$ does a 1 x 1 convolution of $C$ to $C$ channels wait for memory on your machine, if nothing is in the cache? And a 3 x 3?
+#
+# <details><summary>Answer</summary>
+#
+# For many pixels the weights do not count: $I = 2 k^2 C^2 / (4 \cdot 2 C) = k^2 C / 4$. It waits for memory where this is less than $P / B$, so for $C < 4 (P / B) / k^2$.
+#
+# </details>
+#
+# **3.** The backward pass of the sparse RoIAlign multiplies by $A^\top$. What would be lost if it built $A$ again from the boxes? And if the box head and the mask head, which
+# read the same features at 7 x 7 and 14 x 14, each brought them to channels last?
+#
+# <details><summary>Answer</summary>
+#
+# Building takes the time of the bar "building A" once more; holding it takes 8 bytes an element that is not 0, which is much less than the features. And the bar "to channels last" would be paid twice
+# forward, and twice backward for the gradients on the way back.
+#
+# </details>
+#
+# **4.** The fused layer saves its output $y$ for the ReLU's backward pass, 4 bytes a number, though it needs one *bit* of each. When would storing bits save memory, and when not?
+#
+# <details><summary>Answer</summary>
+#
+# Not here: $y$ is the next convolution's $x$, which is saved anyway, so a bit mask would come on top. It saves where nobody else holds $y$: before a layer that does not need its input, or
+# whose weights are frozen.
+#
+# </details>
+#
+# **5.** With $p$ threads, step 5 of the ladder is at best $p$ times as fast as step 4. Give all threads to BLAS instead (`with reference_only():` and no `on_threads`) and measure `one_matrix`. What
+# do you expect from the share of the time that the product has in it?
+#
+# <details><summary>Answer</summary>
+#
+# If the product takes a share $q$ of the time, then $1 / (1 - q + q / p)$: Amdahl's law. With $q = 0.5$ and two threads, 1.33.
+#
+# </details>
+#
+# ## Read on
+#
+# * S. Williams, A. Waterman, D. Patterson, *Roofline: An Insightful Visual Performance Model for Multicore Architectures*, Communications of the ACM 52 (2009).
+# * K. Goto, R. van de Geijn, *Anatomy of High-Performance Matrix Multiplication*, ACM Transactions on Mathematical Software 34 (2008): what happens inside `@`.
+# * K. Chellapilla, S. Puri, P. Simard, *High Performance Convolutional Neural Networks for Document Processing* (2006): where im2col comes from.
+# * A. Lavin, S. Gray, *Fast Algorithms for Convolutional Neural Networks*, CVPR 2016: fewer multiplications for a 3 x 3 convolution (Winograd), at the price of more additions and more memory traffic.
+# * In the repository: `docs/performance.md`, where the time of the whole network goes, and `tests/benchmarks`.
