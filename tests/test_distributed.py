@@ -107,7 +107,7 @@ needs_mpi = pytest.mark.skipif(
 )
 
 
-def mpiexec(size: int, *arguments, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess:
+def mpiexec(size: int, *arguments, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
     """Run Python with these arguments in `size` processes of one thread each."""
     command = ["mpiexec", "-n", str(size), sys.executable, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MINIMASK_THREADS": "1"} | environment
@@ -170,7 +170,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path):
 @needs_mpi
 def test_a_killed_rank_ends_the_others(tmp_path):
     settings = ["--signal", str(int(signal.SIGKILL)), "--set", "train.steps=1000"]
-    assert mpiexec(2, __file__, tmp_path, *settings, timeout=30).returncode != 0
+    assert mpiexec(2, __file__, tmp_path, *settings).returncode != 0
     assert load_checkpoint(tmp_path / "checkpoint.npz").step < 1000
 
 
@@ -182,7 +182,7 @@ def test_an_error_in_one_rank_is_one_line_and_ends_the_others(tmp_path):
     broken = sorted((tmp_path / "images").iterdir())[order[1]]  # the second of the batch is rank 1's
     broken.write_bytes(broken.read_bytes()[:200])
     command = ["-m", "minimask", "train", "--data", tmp_path / "train.json", "--images", tmp_path / "images"]
-    done = mpiexec(2, *command, "--output", tmp_path / "run", *settings, timeout=30)
+    done = mpiexec(2, *command, "--output", tmp_path / "run", *settings)
     assert done.returncode == 2
     assert broken.name in one_line(done.stderr)
 
@@ -190,10 +190,10 @@ def test_an_error_in_one_rank_is_one_line_and_ends_the_others(tmp_path):
 @needs_mpi
 def test_an_error_of_all_ranks_is_one_line(tmp_path):
     command = ["-m", "minimask", "train", "--data", "shapes", "--output", tmp_path]
-    done = mpiexec(2, *command, "--set", "train.batch_size=3", timeout=30)
+    done = mpiexec(2, *command, "--set", "train.batch_size=3")
     assert done.returncode == 2
     assert "3, shared by 2 processes: choose a multiple of 2, such as 4" in one_line(done.stderr)
-    done = mpiexec(2, "-m", "minimask", "demo", "--output", tmp_path, timeout=30)
+    done = mpiexec(2, "-m", "minimask", "demo", "--output", tmp_path)
     assert done.returncode == 2 and "mpiexec is for 'minimask train' alone" in one_line(done.stderr)
 
 
@@ -201,7 +201,7 @@ def test_an_error_of_all_ranks_is_one_line(tmp_path):
 def test_without_mpi4py_one_line_names_the_extra_and_nothing_is_trained(tmp_path):
     (tmp_path / "mpi4py.py").write_text("raise ImportError('as if it were not installed')")
     command = ["-m", "minimask", "train", "--data", "shapes", "--output", tmp_path / "run"]
-    done = mpiexec(2, *command, timeout=30, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    done = mpiexec(2, *command, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert done.returncode == 2
     assert "install minimask[mpi]" in one_line(done.stderr)
     assert not (tmp_path / "run").exists()
@@ -235,23 +235,25 @@ class TwoGpus:
         target *= 2
 
     def broadcast(self, array):
-        raise AssertionError("NumPy arrays travel by MPI")
+        array[...] = 7
 
 
-def test_one_message_carries_all_gradients_and_a_missing_one_counts_as_zero():
+def test_between_gpus_one_message_carries_all_gradients_and_a_missing_one_counts_as_zero(fake_cupy):
     class Parameter:
         def __init__(self, shape, grad):
-            self.data, self.grad = np.ones(shape, np.float32), grad
+            self.data, self.grad = fake_cupy.ones(shape, np.float32), grad
 
     world = object.__new__(distributed._Mpi)
     world.size, world.nccl, world.bucket = 2, TwoGpus(), None
-    gradient = np.arange(6, dtype=np.float32).reshape(2, 3)
+    gradient = fake_cupy.arange(6, dtype=np.float32).reshape(2, 3)
     parameters = {"b": Parameter((2, 3), gradient), "a": Parameter((4,), None)}
     for _ in range(2):  # the second time, the gradients lie in the bucket already
         world.mean_(parameters)
-        assert np.array_equal(parameters["b"].grad, gradient) and parameters["b"].grad is not gradient
-        assert np.array_equal(parameters["a"].grad, np.zeros(4))
-        assert np.array_equal(world.bucket, [0, 0, 0, 0, 0, 1, 2, 3, 4, 5])  # by name
+        assert np.array_equal(parameters["b"].grad.get(), np.arange(6).reshape(2, 3))
+        assert np.array_equal(parameters["a"].grad.get(), np.zeros(4))
+        assert np.array_equal(world.bucket.get(), [0, 0, 0, 0, 0, 1, 2, 3, 4, 5])  # by name
+    world.share_({name: p.data for name, p in parameters.items()})
+    assert (parameters["a"].data.get() == 7).all() and (parameters["b"].data.get() == 7).all()
 
 
 if __name__ == "__main__":
