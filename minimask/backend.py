@@ -320,7 +320,9 @@ _inside = threading.local()
 FEW = 1 << 21  # multiplications that one thread has done before another would have woken up
 
 
-def parallel(work: Callable[[int, int], None], parts: int | None = None, operations: int = FEW) -> None:
+def parallel(
+    work: Callable[[int, int], None], parts: int | None = None, operations: int | None = None
+) -> None:
     """Call ``work(part, parts)`` for every part, one thread each, and wait; the division is static.
 
     Parameters
@@ -334,7 +336,8 @@ def parallel(work: Callable[[int, int], None], parts: int | None = None, operati
     operations : int, optional
         How many there are, about; fewer than `FEW` are not divided.
     """
-    parts = 1 if operations < FEW else parts or threads()
+    few = operations is not None and operations < FEW
+    parts = 1 if few else parts or threads()
     if not _blas_libraries():
         return work(0, 1)  # BLAS uses threads of its own
     if parts == 1 or getattr(_inside, "on", False):

@@ -49,6 +49,7 @@ def small_blocks(monkeypatch):
     """Blocks of about a row, and three threads."""
     monkeypatch.setattr(convolution, "BLOCK", 30)
     monkeypatch.setattr(backend, "threads", lambda: 3)
+    monkeypatch.setattr(backend, "FEW", 0)
 
 
 @contextlib.contextmanager
@@ -56,6 +57,7 @@ def settings_of(threads: int = 2, **constants):
     """The number of threads and the kernel's constants, for a while."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "threads", lambda: threads)
+        patch.setattr(backend, "FEW", 0)
         for name, value in constants.items():
             patch.setattr(geometry if name == "NARROW" else convolution, name, value)
         yield
