@@ -160,18 +160,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     gradcheck.add_argument("names", nargs="*", metavar="NAME", help="Functions to check; all by default")
     _add_misalign(command)
-    command(
-        commands.info,
-        text="versions, BLAS, threads, GPU",
-    )
+    command(commands.info, text="versions, BLAS, threads, GPU")
     return parser
 
 
 def _add_demo(command) -> None:
-    demo = command(
-        commands.demo,
-        text="train on packaged images, evaluate, draw",
-    )
+    demo = command(commands.demo, text="train on packaged images, evaluate, draw")
     demo.add_argument("--quick", action="store_true", help="under a minute instead of five; worse results")
     demo.add_argument("--seed", type=_whole(0), default=0, help="of weights, order and augmentation (0)")
     demo.add_argument("--output", default="minimask-demo", metavar="DIR", help="(minimask-demo)")

@@ -112,14 +112,8 @@ def predict(arguments: argparse.Namespace) -> int:
     check_images(arguments.images)  # before the weights: a wrong name should not wait for them
     options = {"detections": arguments.max_detections, "score_threshold": arguments.score_threshold}
     detector = load_detector(arguments.weights, arguments.device, **options)
-    counts = predict_files(
-        detector,
-        arguments.images,
-        output,
-        arguments.json,
-        arguments.label_maps,
-        lambda paths: each(paths, "predicting"),
-    )
+    also = arguments.json, arguments.label_maps
+    counts = predict_files(detector, arguments.images, output, *also, lambda paths: each(paths, "predicting"))
     for path, count in zip(arguments.images, counts):
         print(f"{path}: {count} objects, {output / Path(path).stem}-instances.png")
     return 0

@@ -255,10 +255,8 @@ class BatchNorm2d(_Norm):
     """Batch norm that learns, and keeps running statistics for inference (momentum 0.1, as torch)."""
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
-        self.weight, self.bias = (
-            Parameter(np.ones(channels, np.float32)),
-            Parameter(np.zeros(channels, np.float32)),
-        )
+        self.weight = Parameter(np.ones(channels, np.float32))
+        self.bias = Parameter(np.zeros(channels, np.float32))
         self.running_mean = Buffer(np.zeros(channels, np.float32))
         self.running_var = Buffer(np.ones(channels, np.float32))
         self.eps, self.momentum = eps, momentum
@@ -300,10 +298,8 @@ class GroupNorm(_Norm):
     """Group norm: independent of the batch, so it trains from scratch with two images."""
 
     def __init__(self, channels: int, groups: int = 8, eps: float = 1e-5):
-        self.weight, self.bias = (
-            Parameter(np.ones(channels, np.float32)),
-            Parameter(np.zeros(channels, np.float32)),
-        )
+        self.weight = Parameter(np.ones(channels, np.float32))
+        self.bias = Parameter(np.zeros(channels, np.float32))
         self.groups, self.eps = groups, eps
 
     def forward(self, x, relu: bool = False):

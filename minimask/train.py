@@ -103,13 +103,8 @@ def train(
     options = config.train
     world.use(device)
     model = build_model(config, len(dataset.class_names) + 1, device)
-    optimizer = SGD(
-        list(model.named_parameters()),
-        options.learning_rate,
-        options.momentum,
-        options.weight_decay,
-        options.decay_norms_and_biases,
-    )
+    decay = options.weight_decay, options.decay_norms_and_biases
+    optimizer = SGD(model.named_parameters(), options.learning_rate, options.momentum, *decay)
     part = world.part(options.batch_size)
     batches = Batches(dataset, options.batch_size, augmentation(config.data), options.seed, part)
     keeper = _Keeper(output / CHECKPOINT, config, dataset, model, optimizer, world.rank == 0)

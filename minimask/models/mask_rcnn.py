@@ -92,13 +92,9 @@ class MaskRCNN(Module):
         rpn = self.rpn(levels, batch)  # logits (N, A), deltas (N, A, 4), anchors (A, 4)
         anchors = held.anchors if held else self.rpn.sample(rpn, targets, draws)
         proposals = held.proposals if held else self.rpn.propose(rpn, batch)  # N of (P, 4); no gradient
-        rois = (
-            held.rois if held else self.box_head.sample(proposals, targets, draws)
-        )  # R, with labels and matches
+        rois = held.rois if held else self.box_head.sample(proposals, targets, draws)  # R, with labels
         box = self.box_head(levels, rois.boxes)  # logits (R, K+1), deltas (R, 4(K+1))
-        mask = self.mask_head(
-            levels, rois.positive.boxes
-        )  # (R+, K+1, M, M), in parallel: needs neither of them
+        mask = self.mask_head(levels, rois.positive.boxes)  # (R+, K+1, M, M), in parallel: needs neither
         losses = (
             self.box_head.loss(box, rois, targets)
             | self.mask_head.loss(mask, rois.positive, targets)
