@@ -63,7 +63,7 @@ def _run(argv: list[str], debug: bool) -> int:
     except InputError as error:
         return _say(str(error), WRONG_INPUT, debug)
     except MemoryError as error:
-        less = "a smaller train.batch_size, data.crop or --max-detections, or --device cpu, needs less"
+        less = "a smaller train.batch_size, data.crop, model.max_size or --max-detections needs less"
         return _say(f"{memory_story(error)}; {less}", WRONG_INPUT, debug)
     except OSError as error:
         return _say(f"{error.filename or 'input or output'}: {error.strerror or error}", WRONG_INPUT, debug)
