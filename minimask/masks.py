@@ -389,8 +389,11 @@ def crop_masks(
         args = (masks, matches, samples, len(boxes), *masks.shape, size, out)
         launch("masks", "crop_masks", (-(-out.size // 256),), 256, args, out.dtype)
     else:
-        for match in np.unique(matches):
-            mask = masks[int(match)]
-            for r in np.flatnonzero(matches == match):
-                out[r] = _crop(mask, samples[r], size, boxes.dtype)
+        needed = {match: masks[match] for match in set(matches.tolist())}
+
+        def work(part, parts):
+            for r in range(part, len(out), parts):
+                out[r] = _crop(needed[int(matches[r])], samples[r], size, boxes.dtype)
+
+        parallel(work)
     return out if threshold is None else (out >= threshold).astype(boxes.dtype)
