@@ -33,8 +33,11 @@ namespace cuda_on_cpu {
 
 const size_t STACK = 256 << 10, PAGE = 64 << 10, FIBERS = 1024;  // a block has at most 1024 threads
 
+using Place = void*[5];  // where code goes on, and its stack: what __builtin_setjmp keeps
+
 struct Fiber {
-    ucontext_t context;
+    Place place;
+    bool begun;  // and waits for threads to run; swapcontext, which asks the kernel for the signals, only begins
     long long thread;
     int line;  // of the barrier where it waits; 0 once its thread has ended
     void* fake_stack;
@@ -42,7 +45,7 @@ struct Fiber {
 
 static char* stacks;  // FIBERS of STACK bytes; nobody may touch the lowest PAGE of each
 static std::vector<Fiber> fibers;
-static ucontext_t scheduler;
+static Place scheduler;
 [[maybe_unused]] static void* scheduler_fake_stack;
 [[maybe_unused]] static const void* scheduler_stack;
 [[maybe_unused]] static size_t scheduler_stack_size;
@@ -72,13 +75,18 @@ static void set_thread(long long number) {
 
 static char* stack_of(const Fiber& fiber) { return stacks + (&fiber - fibers.data()) * STACK; }
 
-static void to_scheduler([[maybe_unused]] bool for_good) {
+__attribute__((noinline, noreturn)) static void leave_for(Place& to) { __builtin_longjmp(to, 1); }
+
+__attribute__((noinline)) static void go(Place& from, Place& to) {
+    if (!__builtin_setjmp(from)) leave_for(to);
+}
+
+static void to_scheduler() {
     Fiber& self = *current;
 #ifdef __SANITIZE_ADDRESS__
-    void** keep = for_good ? nullptr : &self.fake_stack;
-    __sanitizer_start_switch_fiber(keep, scheduler_stack, scheduler_stack_size);
+    __sanitizer_start_switch_fiber(&self.fake_stack, scheduler_stack, scheduler_stack_size);
 #endif
-    swapcontext(&self.context, &scheduler);
+    go(self.place, scheduler);
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(self.fake_stack, nullptr, nullptr);
 #endif
@@ -88,13 +96,26 @@ static void fiber_main() {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
 #endif
-    while (next_thread < threads.size()) {
-        current->thread = threads[next_thread++];
-        set_thread(current->thread);
-        kernel(arguments);
+    for (;;) {
+        while (next_thread < threads.size()) {
+            current->thread = threads[next_thread++];
+            set_thread(current->thread);
+            kernel(arguments);
+        }
+        current->line = 0;
+        to_scheduler();
     }
-    current->line = 0;
-    to_scheduler(true);
+}
+
+__attribute__((noinline)) static void begin(Fiber& fiber) {
+    static ucontext_t here, there;
+    getcontext(&there);
+    there.uc_stack.ss_sp = stack_of(fiber);
+    there.uc_stack.ss_size = STACK;
+    there.uc_link = nullptr;
+    makecontext(&there, fiber_main, 0);
+    fiber.begun = true;
+    if (!__builtin_setjmp(scheduler)) swapcontext(&here, &there);
 }
 
 static void resume(Fiber& fiber) {
@@ -103,7 +124,10 @@ static void resume(Fiber& fiber) {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(&scheduler_fake_stack, stack_of(fiber), STACK);
 #endif
-    swapcontext(&scheduler, &fiber.context);
+    if (fiber.begun)
+        go(scheduler, fiber.place);
+    else
+        begin(fiber);
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
 #endif
@@ -121,19 +145,13 @@ static Fiber& start(size_t index) {
         fibers.emplace_back();
         mprotect(stack_of(fibers[index]), PAGE, PROT_NONE);  // too deep a stack ends here
     }
-    Fiber& fiber = fibers[index];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = stack_of(fiber);
-    fiber.context.uc_stack.ss_size = STACK;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
-    resume(fiber);
-    return fiber;
+    resume(fibers[index]);
+    return fibers[index];
 }
 
 void barrier(int line) {
     current->line = line;
-    to_scheduler(false);
+    to_scheduler();
 }
 
 // ---------------------------------------------------------------------------------------------------- blocks
@@ -206,6 +224,7 @@ static bool run_block(std::mt19937_64& random) {
         }
         waiting = again;
     }
+    for (Fiber* fiber : waiting) fiber->begun = false;  // it stays where the kernel went wrong
     for (auto& [memory, bytes] : arrays) {
         forget(memory, bytes);  // the next block may get the same addresses
         free(memory);
