@@ -39,6 +39,10 @@ def test_a_result_that_differs_from_torchs_is_not_timed():
     assert gpu.compare(gpu.Contest(lambda: one, lambda: one + np.float32(1e-6))) < 2e-6
     with pytest.raises(AssertionError, match=r"differs from torch's result by 1\.0e-02"):
         gpu.compare(gpu.Contest(lambda: one * np.float32(1.01), lambda: one))
+    kept = np.arange(1000)
+    assert gpu.compare(gpu.Contest(lambda: kept[:999], lambda: kept, tolerance=0)) == 0.001
+    with pytest.raises(AssertionError, match=r"50\.0% of the boxes"):
+        gpu.compare(gpu.Contest(lambda: kept[:500], lambda: kept, tolerance=0))
     with pytest.raises(AssertionError, match="other shapes"):
         gpu.compare(gpu.Contest(lambda: one, lambda: one[:2]))
 
