@@ -52,7 +52,7 @@ class Contest:
     moved : int
         Bytes that have to be read and written, if the kernel does nothing else; 0: not looked at.
     tolerance : float or None
-        Of the largest difference, relative to the largest value. None: not comparable. 0: results are indices.
+        Of the largest difference, relative to the largest value. None: not compared. 0: results are indices.
     whole : bool
         Also compare how much memory a run takes.
     """
