@@ -14,11 +14,12 @@ from minimask.kernels import sgd
 from minimask.nn import Parameter
 from minimask.optim import SGD, clip_gradients
 from tests import cuda_on_cpu
-from tests.cuda_on_cpu import ORDERS
+from tests.cuda_on_cpu import ORDERS, KernelError
 from tests.fake_cupy import syncs
 
 HERE = Path(__file__).parent
 KERNELS = Path(launcher.__file__).parent
+PLANTED = {}  # sources to run instead, with a mistake in them
 CTYPE = {np.dtype("f4"): "float", np.dtype("f8"): "double"}
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="no g++ to run CUDA sources with")
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="no g++ t
 def run(source: str, kernel: str, grid, block, *args, dtype=None, watch=False, **options) -> None:
     """A kernel of kernels/SOURCE.cu; for a template, that of `dtype`."""
     name = f"{kernel}<{CTYPE[np.dtype(dtype)]}>" if dtype else kernel
-    cuda_on_cpu.load(KERNELS / f"{source}.cu", watch=watch).get_function(name)(grid, block, args, **options)
+    text = PLANTED.get(source, KERNELS / f"{source}.cu")
+    cuda_on_cpu.load(text, watch=watch).get_function(name)(grid, block, args, **options)
 
 
 # ------------------------------------------------------------------------------- non-maximum suppression
@@ -292,6 +294,84 @@ def test_on_the_cpu_a_step_is_the_formula_to_the_bit_and_leaves_the_old_weights(
         np.testing.assert_array_equal(got, wanted)
     assert sgd.sum_of_squares(gradients) == sum(float((g * g).sum(dtype=np.float64)) for g in gradients)
     assert sgd.update([], 0.1, 0.9) == [] and sgd.sum_of_squares([]) == 0
+
+
+# --------------------------------------------------------------------------------------- planted mistakes
+
+
+def check_suppression(**options):
+    boxes, scores, groups = crowded(200)
+    kept = suppress(boxes, scores, groups, 0.3, 96, **options)  # 4 words, 24 threads share each
+    np.testing.assert_array_equal(kept, box_ops.batched_nms(boxes, scores, groups, 0.3))
+
+
+def check_masks(**options):
+    boxes, rng = some_boxes(12, 20, 26), np.random.default_rng(5)
+    bitmaps, matches = (rng.uniform(size=(3, 20, 26)) < 0.5).astype(np.uint8), np.arange(len(boxes)) % 3
+    want = mask_ops.crop_masks(bitmaps, boxes, matches, 7)
+    np.testing.assert_allclose(crop(bitmaps, boxes, matches, 7, "float", **options), want, atol=4e-7)
+    masks = rng.uniform(size=(len(boxes), 5, 5)).astype(np.float32)
+    want = mask_ops.paste_masks(masks, boxes, (20, 26), "float")[:, 0]
+    np.testing.assert_allclose(paste(masks, boxes, (20, 26), "float", **options), want, atol=3e-7)
+
+
+def check_sums(**options):
+    sums, gradients = np.full((3, 2), np.nan), a_model(np.float32, (700, 31, 300))[1]
+    run("sgd", "squares", (2, 1), (256,), addresses(gradients), np.int32(3), sums, dtype="f4", **options)
+    want = [(g.astype(np.float64) ** 2).sum() for g in gradients]
+    np.testing.assert_allclose(sums.sum(axis=1), want, rtol=1e-14)
+
+
+BARRIER = "__syncthreads();"
+MISTAKES = [  # check, source, text, which occurrence of it, what stands there instead
+    (check_suppression, "nms", BARRIER, 0, ""),  # columns not yet read
+    (check_suppression, "nms", BARRIER, 1, ""),  # words not yet zero
+    (check_suppression, "nms", BARRIER, 2, ""),  # survivors not yet settled
+    (check_suppression, "nms", BARRIER, 3, ""),  # a step begins before the last has ended
+    (check_suppression, "nms", "row_group == column_group[b] && ", 0, ""),
+    (check_suppression, "nms", "w == blockIdx.y ? t + 1 : 0", 0, "0"),  # a box strikes out itself
+    (check_suppression, "nms", "i += parts", 0, "i += 2 * parts"),
+    (check_suppression, "nms", "place += alive >> i & 1", 0, "place++"),
+    (
+        check_masks,
+        "masks",
+        "samples + 6LL * r, *in_x = in_y + 3",
+        0,
+        "samples + 6LL * r + 3, *in_x = in_y - 3",
+    ),
+    (
+        check_masks,
+        "masks",
+        "before = (int)at, after = min(before + 1, length - 1)",
+        0,
+        "before = after = (int)at",
+    ),
+    (check_masks, "masks", "matches[r] * H * W", 0, "matches[0] * H * W"),
+    (check_masks, "masks", "mask[a * M + b]", 0, "mask[b * M + a]"),
+    (check_masks, "masks", "(int)floor(v)", 0, "(int)v"),  # towards zero: the fading edge is lost
+    (check_sums, "sgd", BARRIER, 0, ""),
+    (check_sums, "sgd", BARRIER, 1, ""),
+    (check_sums, "sgd", "half = 128", 0, "half = 64"),
+]
+
+
+def caught(check) -> bool:
+    for options in [{"order": order} for order in ORDERS] + [{"watch": True}]:
+        try:
+            check(**options)
+        except (AssertionError, KernelError):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("check", "source", "text", "which", "instead"), MISTAKES)
+def test_a_planted_mistake_is_caught(check, source, text, which, instead, monkeypatch):
+    assert not caught(check)
+    pieces = (KERNELS / f"{source}.cu").read_text(encoding="utf-8").split(text)
+    assert len(pieces) > which + 1
+    planted = text.join(pieces[: which + 1]) + instead + text.join(pieces[which + 1 :])
+    monkeypatch.setitem(PLANTED, source, planted)
+    assert caught(check)
 
 
 # ----------------------------------------------------------- the functions on a GPU that is a strict stand-in

@@ -51,15 +51,8 @@ def update(rows: Sequence[tuple], lr: float, momentum: float) -> list:
 
 def sum_of_squares(arrays: Sequence) -> float:
     """The sum over all elements of all arrays, added up in float64."""
-    xp, sums = backend.array_module(*arrays), [0.0] * len(arrays)
-    if xp is np:
-
-        def work(part, parts):
-            for k in range(part, len(arrays), parts):
-                sums[k] = float((arrays[k] * arrays[k]).sum(dtype=np.float64))
-
-        backend.parallel(work)
-        return sum(sums)
+    if (xp := backend.array_module(*arrays)) is np:
+        return sum(float((a * a).sum(dtype=np.float64)) for a in arrays)
     arrays, sums = [xp.ascontiguousarray(a) for a in arrays], xp.empty((len(arrays), GRID), dtype=np.float64)
     args = (_table(arrays), len(arrays), sums)
     backend.launch("sgd", "squares", (GRID, len(arrays)), 256, args, _one_dtype(arrays))
