@@ -106,6 +106,7 @@ def execute(name: str) -> nbformat.NotebookNode:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
     made = notebook(name, source_cells(name))
+    os.environ["MINIMASK_CLONE"] = str(TUTORIALS.parent)  # where a notebook finds what the tests have
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             made,

@@ -714,8 +714,8 @@ print("\n".join(line for line in lines[: lines.index("struct Maps {") - 2] if li
 # work.
 
 # %%
-first = next(i for i, line in enumerate(lines) if "__global__ void roi_align_backward" in line) - 2
-print("\n".join(lines[first:]))
+first = next(i for i, line in enumerate(lines) if "__global__ void roi_align_backward(" in line) - 2
+print("\n".join(lines[first : lines.index("}", first) + 1]))
 
 # %% [markdown]
 # Here comes what cannot be done on a GPU: **stop the time**. minimask's tests compile this very file with
@@ -980,4 +980,4 @@ exercises.check("roi_align_backward", my_roi_align_backward)
 # * B. Jiang, R. Luo, J. Mao, T. Xiao, Y. Jiang, *Acquisition of localization confidence for accurate object
 #   detection*, ECCV 2018: the exact integral as a layer, with a gradient for the box.
 #
-# Next: **07 Heads and losses**, what is done with the 7 x 7.
+# Next: **06 CUDA kernels**, the same layer on a GPU, from naive to fast.

@@ -1,0 +1,823 @@
+# ruff: noqa: E402
+
+# %% [markdown]
+# # 06 CUDA kernels
+#
+# **Time** 90 minutes; it runs in a minute. **Needs** notebook 05 (what RoIAlign computes). No GPU: without
+# one, the same CUDA source is compiled by g++ and run thread by thread on the CPU. For that you need Linux,
+# g++ and a clone of minimask's repository; with a GPU, only CuPy. With neither, the cells that run kernels
+# say so and pass, and you read the outputs that are stored here.
+#
+# A GPU runs ten thousands of threads at a time, and each does little. So a program for it answers one
+# question above all: **which thread computes which number?** Everything else follows from the answer: how
+# fast memory is read, where two threads get in each other's way, and whether a result is the same twice.
+#
+# Afterwards you can
+#
+# 1. read a CUDA kernel: find out which thread writes which output;
+# 2. see from the addresses of 32 neighbouring threads whether their reads are cheap;
+# 3. recognise a race, say why a test may not see it, and remove it by `atomicAdd`, a barrier or another
+#    division of labour;
+# 4. explain how minimask's RoIAlign gets from a naive kernel to a fast one, and what it costs to have the
+#    same bits in every run.
+
+# %%
+# Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib.metadata import distributions
+
+cupy = [f"{d.name}=={d.version}" for d in distributions() if str(d.name).startswith("cupy")]
+if importlib.util.find_spec("minimask") is None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
+
+import minimask
+
+FAST = os.environ.get("MINIMASK_FAST") == "1"  # fewer points and steps: how the tests run this notebook
+print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and none is needed'}")
+
+# %%
+import re
+from collections import Counter
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Markdown
+
+from minimask import Tensor, backend, gradcheck, tutorial
+from minimask import functions as F
+from minimask.autograd import Function
+from minimask.kernels import roi_align as align
+from minimask.kernels.roi_align import OnDevice, Plan, Sampling
+from minimask.tutorial import BLUE, GREY, ORANGE, source
+
+rng = np.random.default_rng(6)
+
+# %% [markdown]
+# ## Where the kernels run
+#
+# On a GPU where CuPy finds one. Otherwise in the harness that minimask's own tests use: `tests/cuda_on_cpu`
+# compiles a CUDA source for the CPU, and `tests/fake_cupy` plays CuPy. It is slow, but it can do what no GPU
+# can: choose the order in which threads run, and watch every access to memory.
+
+
+# %%
+def find_device():
+    """CuPy or its stand-in, the harness (None on a GPU), and why there is neither (or an empty text)."""
+    if backend.device("auto") == "cuda":
+        import cupy
+
+        return cupy, None, ""
+    clone = [Path(minimask.__file__).parent.parent, *Path.cwd().parents, Path.cwd()]
+    clone += [Path(os.environ["MINIMASK_CLONE"])] if "MINIMASK_CLONE" in os.environ else []
+    clone = [folder for folder in clone if (folder / "tests" / "fake_cupy").is_dir()]
+    if not clone:
+        return None, None, "no GPU, and no clone of minimask's repository around (or in MINIMASK_CLONE)"
+    sys.path.append(str(clone[0]))
+    from tests import cuda_on_cpu, fake_cupy
+
+    if cuda_on_cpu.compiler() is None:
+        return None, None, "no GPU, and no g++ or no Linux to run CUDA sources on the CPU with"
+    stand_in = fake_cupy.installed()
+    sys.modules["stand-in of this notebook"] = stand_in  # in force until the notebook ends
+    return stand_in.__enter__(), cuda_on_cpu, ""
+
+
+cupy, harness, why_not = find_device()
+gpu, can_run = harness is None and not why_not, not why_not
+print(
+    "kernels run on", "nothing: " + why_not if why_not else "the GPU" if gpu else "the CPU, thread by thread"
+)
+
+
+def launch(code, name, grid, block, *arguments, order="forward", watch=False, seed=0):
+    """Run a kernel on NumPy arrays, and change them; `order` and `watch` are of the harness."""
+    arguments = tuple(np.int32(a) if isinstance(a, int) else a for a in arguments)
+    if not gpu:
+        kernel = harness.load(code, [name], watch=watch).get_function(name)
+        return kernel(grid, block, arguments, order=order, seed=seed)
+    on_gpu = tuple(cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments)
+    cupy.RawModule(code=code, name_expressions=[name]).get_function(name)(grid, block, on_gpu)
+    for array, moved in zip(arguments, on_gpu):
+        if isinstance(array, np.ndarray):
+            array[...] = cupy.asnumpy(moved)
+
+
+# %% [markdown]
+# ## Which thread computes which output
+#
+# A kernel is a function that many threads run at once. They come in **blocks**, and each thread knows where
+# it stands: `blockIdx` says which block, `threadIdx` which thread of it, `gridDim` and `blockDim` how many
+# there are. From these it works out what is its own. The smallest useful kernel is a loop that starts at the
+# thread's number and goes on by the number of all threads, so that any number of threads does all the work:
+
+# %%
+WHO = """
+__global__ void who(int* block, int* thread, int* turn, int n) {
+    int turns = 0;
+    for (int k = blockIdx.x * blockDim.x + threadIdx.x; k < n; k += gridDim.x * blockDim.x) {
+        block[k] = blockIdx.x;
+        thread[k] = threadIdx.x;
+        turn[k] = turns++;
+    }
+}
+"""
+
+channels, bins = 3, 3
+if can_run:
+    block, thread, turn = (np.full(channels * bins * bins, -1, np.int32) for _ in range(3))
+    launch(WHO, "who", (2,), (8,), block, thread, turn, block.size)  # 2 blocks of 8 threads, 27 outputs
+    _, panels = plt.subplots(1, channels, figsize=(9, 3.2), layout="constrained")
+    for c, axes in enumerate(panels):
+        axes.set(title=f"channel {c}", xticks=range(bins), yticks=range(bins), xlabel="bin j", ylabel="bin i")
+        axes.set(xlim=(-0.5, 2.5), ylim=(2.5, -0.5), aspect="equal")
+        for i, j in np.ndindex(bins, bins):
+            k = (c * bins + i) * bins + j
+            colour, alpha = (BLUE, ORANGE)[block[k]], 0.75 if turn[k] == 0 else 0.35
+            axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fc=colour, ec="white", alpha=alpha))
+            text = f"k = {k}\nblock {block[k]}\nthread {thread[k]}\nturn {turn[k]}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=7)
+    plt.show()
+    assert Counter(block.tolist()) == {0: 16, 1: 11} and block[8] == 1 and thread[8] == 0 and turn[16] == 1
+
+# %% [markdown]
+# These are the 27 outputs of RoIAlign for one RoI: 3 channels of 3 x 3 bins, `k = (c * 3 + i) * 3 + j`.
+# Block 0 (blue) takes eight outputs, block 1 (orange) the next eight, and in a second turn both go on: block
+# 0 begins with output 16, block 1 with 24 and has only three left.
+#
+# Now minimask's own kernel. It has the same loop, twice: the blocks of `blockIdx.x` take the RoIs, and those
+# of `blockIdx.y` with their threads the outputs of one. The body is the text of notebook 05: for each
+# sampling point the four pixels around it, and the mean.
+
+# %%
+CU = Path(align.__file__).with_name("roi_align.cu").read_text(encoding="utf-8")
+
+
+def cuda(name):
+    """One function of roi_align.cu, with the comment above it."""
+    end = re.search(rf"\b{name}\([^;]*?\) \{{\n", CU).start()
+    begin = CU.rindex("\n\n", 0, end) + 2
+    return Markdown(f"```cpp\n{CU[begin : CU.index(chr(10) + '}', end) + 2]}\n```")
+
+
+cuda("roi_align_forward")
+
+# %% [markdown]
+# On the host side stand a grid, a block and the arguments, in the order of the source; `backend.launch`
+# checks them against it, because a kernel cannot: it sees addresses and no shapes. (`Maps` is a structure of
+# the addresses of all levels of a pyramid, so that one launch serves them all.)
+
+# %%
+source(OnDevice.forward, align.one_each)
+
+
+# %%
+def on_the_device(x, boxes, size, gradient, how=backend.reference_only):
+    """RoIAlign of one map and its gradient on the device, as NumPy arrays; by default the naive kernels."""
+    x = Tensor(cupy.asarray(x), requires_grad=True)
+    with how():
+        y = F.roi_align(x, cupy.asarray(boxes), size, 1.0, sampling_ratio=2, aligned=True)
+        y.backward(cupy.asarray(gradient))
+    return y.numpy(), cupy.asnumpy(x.grad)
+
+
+x = rng.normal(size=(1, 8, 30, 40))
+corner = rng.uniform(0, 12, (20, 2))
+boxes = np.concatenate([np.zeros((20, 1)), corner, corner + rng.uniform(10, 18, (20, 2))], axis=1)
+boxes[0, 1:] = 3.2, 2.6, 29.4, 24.1
+upstream = rng.normal(size=(20, 8, 7, 7))
+on_cpu = Tensor(x, requires_grad=True)
+y_cpu = F.roi_align(on_cpu, boxes, 7, 1.0, sampling_ratio=2, aligned=True)
+y_cpu.backward(upstream)
+if can_run:
+    y, gx = on_the_device(x, boxes, 7, upstream)
+    print("largest difference to NumPy: forward", f"{np.abs(y - y_cpu.numpy()).max():.0e}", end=", ")
+    print("backward", f"{np.abs(gx - on_cpu.grad).max():.0e}")
+    np.testing.assert_allclose(y, y_cpu.numpy(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(gx, on_cpu.grad, rtol=0, atol=1e-12)
+
+# %% [markdown]
+# ## What a read costs: 32 threads, and pieces of 32 bytes
+#
+# The hardware runs 32 neighbouring threads as a **warp**: one instruction for all of them at a time. When it
+# is a read, the memory does not serve 32 numbers but **pieces of 32 bytes**, eight floats each, and a piece
+# that several threads want is fetched once. Neighbouring threads that read neighbouring addresses need 4
+# pieces for 32 numbers (they are *coalesced*); scattered ones need up to 32.
+#
+# Left is what the first warp of the naive kernel adds to in one instruction of its backward pass: 32 bins'
+# first pixel. Right are the same 32 threads if each takes a *pixel* instead, one after the other.
+
+# %%
+WIDTH = 40
+
+
+def pieces(pixels):
+    """Pieces of 32 bytes that a warp touches, of a float32 map."""
+    return np.unique(np.asarray(pixels) // 8)
+
+
+one = boxes[0, 1:]
+at = (
+    one[:2, None, None]
+    - 0.5
+    + (np.arange(7)[:, None] + [0.25, 0.75]) * ((one[2:] - one[:2]) / 7)[:, None, None]
+)
+low_u, low_v = np.floor(at).astype(int)  # (7, 2): the left and the upper pixel of each bin's two points
+columns, rows = (np.unique([low, low + 1]) for low in (low_u, low_v))
+by_bin = (low_v[:, 0, None] * WIDTH + low_u[:, 0]).ravel()[:32]
+by_pixel = (rows[:, None] * WIDTH + columns).ravel()[:32]
+
+_, both = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+for axes, pixels, title in zip(both, (by_bin, by_pixel), ("a thread takes a bin", "a thread takes a pixel")):
+    for piece in pieces(pixels):
+        v, u = divmod(piece * 8, WIDTH)
+        axes.add_patch(plt.Rectangle((u - 0.5, v - 0.5), 8, 1, fc=ORANGE, ec="white", alpha=0.5))
+    axes.scatter(pixels % WIDTH, pixels // WIDTH, s=14, color=BLUE, zorder=3, label="a thread's pixel")
+    axes.add_patch(plt.Rectangle(one[:2] - 0.5, *(one[2:] - one[:2]), fill=False, ec=GREY, ls="--", lw=1.5))
+    axes.set(title=f"{title}: {len(pieces(pixels))} pieces for 32 numbers", xlabel="column u", aspect="equal")
+    axes.set(xlim=(-0.5, 31.5), ylim=(rows[-1] + 2, -0.5))
+both[0].set(ylabel="row v")
+both[0].legend(loc="lower right")
+plt.show()
+print("one instruction:", len(pieces(by_bin)), "pieces by bin,", len(pieces(by_pixel)), "by pixel")
+assert len(pieces(by_bin)) > 2 * len(pieces(by_pixel))
+
+# %% [markdown]
+# Dashed is the RoI, orange what memory hands over. On the left a row has seven numbers a bin's width apart.
+# Forward there is little to be done about it: an output needs the pixels it needs. Backward there is, as we
+# will see.
+#
+# ## Step 1, forward: compute where to read once
+#
+# What does the naive thread do for one output? Four points, and for each point two divisions, two roundings,
+# comparisons with the border, four weights; then 16 reads. All of it depends on the box and the bin, and
+# nothing on the channel; with 256 channels it is computed 256 times. So let a thread **keep its bin** and go
+# through the channels.
+#
+# There is more. The weight of a pixel is that of its row times that of its column, and the points of a bin
+# lie on a grid: 4 rows and 4 columns say all (two for each point, and where points are less than two pixels
+# apart, some are the same). So 8 numbers and 8 weights, few enough for registers.
+
+# %%
+cuda("roi_align_forward_by_bin")
+
+# %%
+calls = []  # which kernels are launched from here on
+launch_of_backend = backend.launch
+backend.launch = lambda *arguments: (calls.append(arguments[1]), launch_of_backend(*arguments))[1]
+
+
+def fast():
+    """Neither the reference nor the deterministic kernels: those that minimask takes by itself."""
+    return backend.contextlib.nullcontext()
+
+
+if can_run:
+    y, gx = on_the_device(x, boxes, 7, upstream, fast)
+    print(", ".join(calls))
+    assert calls == ["roi_align_forward_by_bin", "roi_align_backward_by_pixel"]
+    np.testing.assert_allclose(y, y_cpu.numpy(), rtol=0, atol=1e-12)
+
+reads = sum(np.unique([a, a + 1]).size * np.unique([b, b + 1]).size for a in low_v for b in low_u)
+print(f"reads for a channel of this RoI: 7 * 7 * 16 = {7 * 7 * 16} by the naive kernel, {reads} by the other")
+assert reads < 7 * 7 * 16
+
+# %% [markdown]
+# ## Step 2, backward: who adds to which pixel
+#
+# Take one RoI and one channel. Let $A$ be the weights of the map's rows in the rows of bins ($P \times H$)
+# and $B$ those of its columns ($P \times W$). Then
+#
+# $$ Y = A X B^\top, \qquad y_{ij} = \sum_v \sum_u A_{iv} B_{ju} x_{vu}, $$
+#
+# and for an upstream gradient $G$, as $\partial y_{ij} / \partial x_{vu} = A_{iv} B_{ju}$,
+#
+# $$ \frac{\partial L}{\partial x_{vu}} = \sum_i \sum_j A_{iv} B_{ju} g_{ij}
+# = \sum_i A_{iv} \Big( \sum_j B_{ju} g_{ij} \Big), \qquad G_X = A^\top G B. $$
+#
+# We can see that from the sparse matrix of notebook 05: it is the Kronecker product of the two.
+
+# %%
+s = Sampling((7, 7), 2, True)
+
+
+def matrix(box, height, width):
+    """The sparse matrix of one box on a map, as a full one."""
+    (csr,) = Plan.build(np.array([[0, *box]]), None, [(1, 1, height, width)], (1.0,), s, np.float64).matrices
+    return csr.toarray()
+
+
+left, top, right, bottom = one
+A = matrix([0, top, 1, bottom], 30, 1)[::7]  # of a map of one column: bins (i, 0)
+B = matrix([left, 0, right, 1], 1, 40)[:7]  # of a map of one row: bins (0, j)
+np.testing.assert_allclose(np.kron(A, B), matrix(one, 30, 40), atol=1e-15)
+G = upstream[0, 0]
+np.testing.assert_allclose((np.kron(A, B).T @ G.ravel()).reshape(30, 40), A.T @ G @ B, atol=1e-14)
+
+_, three = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained", width_ratios=(1, 1.3, 1.3))
+adds = np.kron((A > 0).sum(axis=0)[:, None], (B > 0).sum(axis=0))  # bins that reach a pixel
+naive = np.zeros((30, 40), int)
+for v in (low_v, low_v + 1):
+    for u in (low_u, low_u + 1):
+        np.add.at(naive, (v.ravel()[:, None], u.ravel()), 1)
+three[0].imshow(A, aspect="auto", cmap="cividis")
+three[0].set(title="A: weights of the rows", xlabel="row v", ylabel="bin i")
+for axes, count, title in (
+    (three[1], naive, "naive"),
+    (three[2], (naive > 0).astype(int), "a thread a pixel"),
+):
+    picture = axes.imshow(count[: rows[-1] + 2, : columns[-1] + 2], cmap="cividis", vmin=0, vmax=naive.max())
+    axes.set(title=f"{title}: {count.sum()} additions", xlabel="column u", ylabel="row v")
+plt.colorbar(picture, ax=three[1:], label="additions to a pixel")
+plt.show()
+assert naive.sum() == 7 * 7 * 16 and (naive > 0).sum() < naive.sum()
+
+# %% [markdown]
+# The naive backward kernel sends 784 additions to memory for a channel of a RoI. But only so many pixels
+# are touched: if a thread takes a **pixel** and computes its $\sum_i A_{iv} \sum_j B_{ju} g_{ij}$ first,
+# one addition each is enough, and neighbouring threads add to neighbouring addresses. That is the right
+# half of the picture of pieces above. What such a thread needs are the columns of $A$ and $B$, computed once
+# for a RoI and for all of its threads: this is what **shared memory** is for, which all threads of a block
+# see.
+
+# %%
+cuda("roi_align_backward_by_pixel")
+
+# %%
+if can_run:
+    print("largest difference to NumPy:", f"{np.abs(gx - on_cpu.grad).max():.0e}")
+    np.testing.assert_allclose(gx, on_cpu.grad, rtol=0, atol=1e-12)
+
+# %% [markdown]
+# There are two things in it that the forward pass did not need: `atomicAdd` and `__syncthreads()`. Both
+# prevent **races**.
+#
+# ## Races
+#
+# Several RoIs have read the same pixel; their threads must add to the same address. `x += 1` is three
+# steps: read, add, write. Two threads can do this:
+
+# %%
+_, axes = plt.subplots(figsize=(8, 1.9), layout="constrained")
+for row, (name, colour, steps) in enumerate(
+    [
+        ("thread 0", BLUE, [(0, "read 5"), (2, "5 + 1"), (3, "write 6")]),
+        ("thread 1", ORANGE, [(1, "read 5"), (4, "5 + 1"), (5, "write 6")]),
+    ]
+):
+    for column, text in steps:
+        axes.add_patch(plt.Rectangle((column, row - 0.4), 0.95, 0.8, fc=colour, ec="white", alpha=0.6))
+        axes.text(column + 0.475, row, text, ha="center", va="center")
+    axes.text(-0.1, row, name, ha="right", va="center")
+axes.set(xlim=(-1, 6.2), ylim=(1.6, -0.6), yticks=[], xticks=[], xlabel="time")
+axes.set_title("5 + 1 + 1 = 6: an addition is lost")
+plt.show()
+
+# %% [markdown]
+# Here are 64 threads that all add 1 to the same number, in three ways. The second does the same as the
+# first, but we make sure of the bad moment: a **barrier**, `__syncthreads()`, lets no thread go on until all
+# of the block have come there, so that all have read before the first one writes.
+
+# %%
+ADD = """
+__global__ void plain(int* sum) {
+    *sum += 1;
+}
+
+__global__ void plain_at_a_bad_moment(int* sum) {
+    int before = *sum;
+    __syncthreads();
+    *sum = before + 1;
+}
+
+__global__ void atomic(int* sum) {
+    atomicAdd(sum, 1);
+}
+"""
+if can_run:
+    results = {}
+    for name in ("plain", "plain_at_a_bad_moment", "atomic"):
+        for order in ("forward", "reverse", "shuffled"):
+            total = np.zeros(1, np.int32)
+            launch(ADD, name, (1,), (64,), total, order=order)
+            results[name, order] = int(total[0])
+        print(
+            f"{name:<22}",
+            *(f"{order}: {results[name, order]:2}" for order in ("forward", "reverse", "shuffled")),
+        )
+    assert {results["atomic", o] for o in ("forward", "reverse", "shuffled")} == {64}
+    assert {results["plain_at_a_bad_moment", o] for o in ("forward", "reverse", "shuffled")} == {1}
+
+# %% [markdown]
+# **The surprise is the first line.** On a GPU you get anything from 1 to 64, here 64 each time: on the CPU
+# one thread runs after the other, and no order of theirs shows the mistake. A test that compares results
+# would pass. So the harness does not compare, it *watches*: it knows for every address who touched it last,
+# and if two threads did, one of them wrote, and no barrier lies between, that is a race, whatever came out.
+
+# %%
+if harness:
+    for name in ("plain", "atomic"):
+        try:
+            launch(ADD, name, (1,), (64,), np.zeros(1, np.int32), watch=True)
+            print(f"{name}: nothing to object to")
+            assert name == "atomic"
+        except harness.KernelError as error:
+            print(error)
+            assert name == "plain" and "race" in str(error)
+
+# %% [markdown]
+# ## Barriers
+#
+# The other kind of race is about shared memory: a thread reads what another one has not written yet. This
+# is how a block adds up 64 numbers in six steps; each step halves how many are left:
+
+# %%
+SUM = """
+__global__ void block_sum(const float* x, float* y) {
+    __shared__ float part[64];
+    const int t = threadIdx.x;
+    part[t] = x[blockIdx.x * 64 + t];
+    __syncthreads();
+    for (int half = 32; half > 0; half /= 2) {
+        if (t < half) part[t] += part[t + half];
+        __syncthreads();
+    }
+    if (t == 0) y[blockIdx.x] = part[0];
+}
+"""
+without_first = SUM.replace("    __syncthreads();\n    for", "    for")
+without_second = SUM.replace("        __syncthreads();\n", "")
+numbers = np.arange(128, dtype=np.float32)
+if can_run:
+    sums = {}
+    versions = {"both barriers": SUM, "first left out": without_first, "second left out": without_second}
+    for name, code in versions.items():
+        for order in ("forward", "reverse", "shuffled"):
+            sums[name, order] = np.zeros(2, np.float32)
+            launch(code, "block_sum", (2,), (64,), numbers, sums[name, order], order=order)
+        print(
+            f"{name:<16}",
+            *(f"{order}: {sums[name, order]}  " for order in ("forward", "reverse", "shuffled")),
+        )
+    right_answer = numbers.reshape(2, 64).sum(axis=1)
+    assert all(
+        (sums["both barriers", order] == right_answer).all() for order in ("forward", "reverse", "shuffled")
+    )
+if harness:
+    assert (sums["first left out", "reverse"] == right_answer).all()  # by luck
+    assert np.isnan(sums["first left out", "forward"]).all()  # fresh shared memory is full of NaN here
+    for name in ("first left out", "second left out"):
+        try:
+            launch(versions[name], "block_sum", (2,), (64,), numbers, np.zeros(2, np.float32), watch=True)
+            raise AssertionError("the race was overlooked")
+        except harness.KernelError as error:
+            print(error)
+
+# %% [markdown]
+# Without the first barrier the sum is right in one order of threads and wrong in others: this is why
+# minimask's tests run every kernel in three orders, and watch it besides. (On a GPU these two often come out
+# right, as the 32 threads of a warp go in step. Often.)
+#
+# Read `roi_align_backward_by_pixel` again: which of its two barriers keeps which race away? We take each
+# out and let the watch tell.
+
+# %%
+HIDDEN = {
+    "first": ("        __syncthreads();       // until nobody", "        // until nobody"),
+    "second": (
+        "s.crossings);\n        __syncthreads();\n        const int pixels",
+        "s.crossings);\n        const int pixels",
+    ),
+}
+if harness:
+    for which, (old, new) in HIDDEN.items():
+        assert CU.count(old) == 1
+        broken = CU.replace(old, new)
+        kernel = harness.load(broken, ["roi_align_backward_by_pixel<double>"], watch=True)
+        kernel = kernel.get_function("roi_align_backward_by_pixel<double>")
+        gx = cupy.zeros(x.shape)
+        plan = OnDevice(cupy.asarray(boxes), None, (1.0,), s)
+        arguments = [upstream, boxes, np.uintp(0), align.maps([gx], (1.0,)), *plan._sizes(x.shape)]
+        arguments = [np.int32(a) if isinstance(a, int) else a for a in arguments]
+        try:
+            kernel((1, 1), (64,), tuple(arguments))  # one block takes all RoIs, one after the other
+            raise AssertionError("the race was overlooked")
+        except harness.KernelError as error:
+            print(f"without the {which} barrier:\n  {error}")
+            for line in re.findall(r"line (\d+)", str(error)):
+                print(f"  line {line}: {broken.splitlines()[int(line) - 1].strip()}")
+
+# %% [markdown]
+# Both times a thread still asks how many pixels a RoI has while another one writes that, but not the same
+# RoI. Without the first barrier, thread 0 is through with its pixels and builds the axes of the *next* RoI
+# while thread 1 still works on this one. Without the second, thread 1 reads before the axes are built. Two
+# barriers for one table, one before it is written and one after: this pattern is in every kernel that uses
+# shared memory in a loop.
+#
+# ## The same bits in every run
+#
+# `atomicAdd` loses nothing, but it does not say who comes first, and floating-point addition depends on the
+# order: $(a + b) + c \neq a + (b + c)$ in the last digit. So the gradient of RoIAlign on a GPU is a little
+# different in every run, in every framework; a training that is repeated with the same seed drifts away from
+# the first one. Inside `backend.deterministic()`, minimask turns the work around: a thread takes a pixel *of
+# the map*, asks all RoIs in their order whether they reach it, and sums alone. One writer, one order.
+
+# %%
+cuda("roi_align_backward_ordered")
+
+# %%
+x32, boxes32, count = x.astype(np.float32), np.tile(boxes, (4, 1)).astype(np.float32), 6 if FAST else 12
+boxes32[:, 1:] += rng.uniform(-2, 2, (80, 4))
+gy32 = rng.normal(size=(80, 8, 7, 7)).astype(np.float32)
+if can_run:
+    runs = {
+        "atomicAdd": [on_the_device(x32, boxes32, 7, gy32, fast)[1] for _ in range(count)],
+        "deterministic": [
+            on_the_device(x32, boxes32, 7, gy32, backend.deterministic)[1] for _ in range(count)
+        ],
+    }
+    exact = Tensor(x, requires_grad=True)
+    F.roi_align(exact, boxes32.astype(np.float64), 7, 1.0, 2, True).backward(gy32.astype(np.float64))
+    v, u = np.unravel_index(np.abs(exact.grad[0, 0]).argmax(), (30, 40))
+    _, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    right, unit = exact.grad[0, 0, v, u], np.spacing(np.float32(exact.grad[0, 0, v, u]))
+    for (name, gradients), marker, colour in zip(runs.items(), "os", (BLUE, ORANGE)):
+        different = len({g.tobytes() for g in gradients})
+        off = [(float(g[0, 0, v, u]) - right) / unit for g in gradients]
+        axes.plot(off, marker, color=colour, label=f"{name}: {different} different of {count}", alpha=0.8)
+        print(f"{name}: {different} different gradients in {count} runs")
+        assert (different == 1) == (name == "deterministic")
+        assert max(np.abs(g - exact.grad).max() for g in gradients) < 1e-5 * np.abs(exact.grad).max()
+    axes.axhline(0, color=GREY, lw=1, label="in float64")
+    axes.set(xlabel="run", ylabel="error of one pixel's gradient,\nin units of its last place")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    plt.show()
+
+# %% [markdown]
+# Note what the picture does *not* say: that the deterministic sum is more exact. Its error is of the same
+# size, only always the same.
+#
+# And the price? For a map of 200 x 304 pixels and 256 channels, and RoIs of 21 x 21 pixels:
+
+# %%
+pixels, groups = 200 * 304, 256 // 8  # a thread takes a pixel and 8 channels
+print(f"{'RoIs':>6} {'questions':>12} {'answers looked at':>18} {'additions, either way':>22}")
+for number in (64, 512, 2000):
+    questions, looks, additions = (
+        pixels // 256 * groups * number,
+        pixels * groups * number,
+        number * 256 * 21**2,
+    )
+    print(f"{number:>6} {questions:>12,} {looks:>18,} {additions:>22,}")
+
+# %% [markdown]
+# A block of 256 threads asks whether a RoI reaches its tile of 32 x 8 pixels once for all of them, and for
+# 256 RoIs at a time. But then every thread goes through the answers, most of which say no: pixels times
+# RoIs, where the other version had additions for the pixels *of* the RoIs alone. Such a look is much cheaper
+# than an addition to memory, a few instructions that 32 threads do in step; the times stand in
+# [docs/kernels.md](../docs/kernels.md). Still it is work that grows with the map, and so minimask does it
+# where it is asked to.
+#
+# ## Is the gradient right?
+#
+# Finite differences do not care where a function is computed. This Function has both CUDA kernels in it,
+# and gets the test that all Functions get:
+
+
+# %%
+class RoIAlignOnDevice(Function):
+    """The CUDA kernels between two copies."""
+
+    def __init__(self, boxes):
+        self.boxes = boxes
+
+    def forward(self, x):
+        plan = OnDevice(cupy.asarray(self.boxes), None, (1.0,), Sampling((3, 3), 2, True))
+        self.save(plan, x.shape)
+        return cupy.asnumpy(plan.forward([cupy.asarray(x)])[0])
+
+    def backward(self, gy):
+        plan, shape = self.saved
+        # forward: Y = A X B^T for each RoI, so gx = the sum over RoIs of A^T gy B
+        return cupy.asnumpy(plan.backward(cupy.asarray(gy), None, [shape])[0])
+
+
+small = rng.normal(size=(1, 2, 6, 7))
+some = np.array([[0, 0.3, 1.2, 5.1, 4.4], [0, -1.0, 2.0, 3.7, 8.0], [0, 2.2, 0.1, 6.9, 5.5]])
+if can_run:
+
+    def function(x):
+        return RoIAlignOnDevice.apply(x, boxes=some)
+
+    gradcheck(function, [Tensor(small, requires_grad=True)])
+    kinds = ("central",) if FAST else ("one-sided", "central", "five points")
+    errors = tutorial.step_errors(function, [Tensor(small, requires_grad=True)], kinds=kinds)
+    errors.plot(title="the CUDA kernels of RoIAlign")
+    plt.show()
+    assert errors.best() < 1e-10
+
+# %% [markdown]
+# There is no slope of $h^2$: RoIAlign is linear in the map, so that a difference has no error of truncation,
+# and only rounding is left.
+#
+# ## Exercises
+#
+# Write CUDA. `check` runs your kernel in three orders of threads, watches it, and says what is wrong. (The
+# watch needs the harness; on a GPU only the result is looked at.)
+
+
+# %%
+KernelError = harness.KernelError if harness else RuntimeError
+
+
+def check(code, name, grid, block, arguments, wanted):
+    """Say whether the kernel leaves `wanted` in the last array, in every order, and without a race."""
+    if not can_run:
+        return print(f"not checked: {why_not}")
+    for order in ("forward", "reverse", "shuffled"):
+        mine = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+        try:
+            launch(code, name, grid, block, *mine, order=order, watch=True)
+        except KernelError as error:
+            return print(f"wrong. {str(error).replace('kernel.cu: ', '')[:400]}")
+        result = next(a for a in reversed(mine) if isinstance(a, np.ndarray))
+        if not np.allclose(result, wanted, rtol=1e-5, atol=1e-6):
+            worst = np.unravel_index(
+                np.nan_to_num(np.abs(result - wanted), nan=np.inf).argmax(), wanted.shape
+            )
+            index = ", ".join(str(int(i)) for i in worst)
+            return print(
+                f"wrong, threads in {order} order: [{index}] is {result[worst]:.6g}, not {wanted[worst]:.6g}"
+            )
+    print("right" + (", in every order and without a race" if harness else ""))
+
+
+# %% [markdown]
+# **1. Channels last.** Turn a map (C, H, W) into (H, W, C): `y[v, u, c] = x[c, v, u]`. The try has two
+# mistakes in its indices. When it is right: which of the two accesses of a warp is coalesced?
+
+# %%
+TRANSPOSE = """
+__global__ void transpose(const float* x, float* y, int C, int H, int W) {
+    for (int k = blockIdx.x * blockDim.x + threadIdx.x; k < C * H * W; k += blockDim.x) {
+        int c = k / (H * W), v = k / W, u = k % W;
+        y[(v * W + u) * C + c] = x[k];
+    }
+}
+"""
+maps = rng.normal(size=(3, 4, 5)).astype(np.float32)
+check(
+    TRANSPOSE,
+    "transpose",
+    (2,),
+    (16,),
+    (maps, np.zeros((4, 5, 3), np.float32), 3, 4, 5),
+    maps.transpose(1, 2, 0),
+)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# `k += gridDim.x * blockDim.x` (as it is, two blocks do the same work, which is a race, though a harmless
+# one), and `v = k / W % H`. The reads are coalesced, for `k` is the address; the writes are `C` numbers
+# apart. If `k` counted the outputs instead it would be the other way round.
+#
+# </details>
+#
+# **2. RoIPool, backward.** Each output sends its gradient to the pixel that was its maximum:
+# `gx[argmax[k]] += gy[k]`, unless `argmax[k]` is -1.
+
+# %%
+POOL = """
+__global__ void pool_backward(const float* gy, const int* argmax, float* gx, int n) {
+    int k = blockIdx.x * blockDim.x + threadIdx.x;
+    if (k < n && argmax[k] >= 0) gx[argmax[k]] += gy[k];
+}
+"""
+winners = rng.integers(-1, 12, 100).astype(np.int32)
+sent = rng.normal(size=100).astype(np.float32)
+wanted = np.bincount(winners[winners >= 0], weights=sent[winners >= 0], minlength=12)
+check(POOL, "pool_backward", (4,), (32,), (sent, winners, np.zeros(12, np.float32), 100), wanted)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# `atomicAdd(gx + argmax[k], gy[k])`. Or without atomics: a thread for each of the 12 pixels, which goes
+# through all `k`. That is the deterministic version, and 12 threads read 100 numbers each.
+#
+# </details>
+#
+# **3. A running sum** in shared memory: `y[t] = x[0] + ... + x[t]` for one block of 64 threads, in six
+# steps: in step `far` = 1, 2, 4, ... each adds what stands `far` places before it. The try has a barrier in
+# each step, and still a race. Whose read meets whose write?
+
+# %%
+SCAN = """
+__global__ void running_sum(const float* x, float* y) {
+    __shared__ float part[64];
+    const int t = threadIdx.x;
+    part[t] = x[t];
+    __syncthreads();
+    for (int far = 1; far < 64; far *= 2) {
+        if (t >= far) part[t] += part[t - far];
+        __syncthreads();
+    }
+    y[t] = part[t];
+}
+"""
+sixty_four = rng.normal(size=64).astype(np.float32)
+check(SCAN, "running_sum", (1,), (64,), (sixty_four, np.zeros(64, np.float32)), np.cumsum(sixty_four))
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# Within a step, thread `t` writes `part[t]` while thread `t + far` reads it. Read first, wait, then write:
+#
+# ```cpp
+# float before = t >= far ? part[t - far] : 0;
+# __syncthreads();
+# part[t] += before;
+# __syncthreads();
+# ```
+#
+# The barrier must not stand inside the `if`: some threads would never come there, and the others wait for
+# them. (Try it.)
+#
+# </details>
+#
+# **4. RoIAlign of your own**, naive: one box `(x1, y1, x2, y2)` in pixels of a map (C, H, W), P x P bins, one
+# sampling point in the middle of each. A thread takes an output; the box lies inside of the map. The try
+# rounds: it is a kind of RoIPool.
+
+# %%
+MINE = """
+__global__ void my_roi_align(const float* x, const float* box, float* y, int C, int H, int W, int P) {
+    int k = blockIdx.x * blockDim.x + threadIdx.x;
+    if (k >= C * P * P) return;
+    int c = k / (P * P), i = k / P % P, j = k % P;
+    float v = box[1] + (i + 0.5f) * (box[3] - box[1]) / P - 0.5f;
+    float u = box[0] + (j + 0.5f) * (box[2] - box[0]) / P - 0.5f;
+    y[k] = x[(c * H + (int)(v + 0.5f)) * W + (int)(u + 0.5f)];
+}
+"""
+my_box = np.array([2.3, 1.6, 9.1, 8.7], np.float32)
+my_map = rng.normal(size=(2, 11, 12)).astype(np.float32)
+wanted = F.roi_align(my_map[None], np.array([[0, *my_box]], np.float32), 3, 1.0, 1, True).numpy()[0]
+check(
+    MINE, "my_roi_align", (1,), (32,), (my_map, my_box, np.zeros((2, 3, 3), np.float32), 2, 11, 12, 3), wanted
+)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# ```cpp
+# int top = (int)v, left = (int)u;
+# float dv = v - top, du = u - left;
+# const float* p = x + (c * H + top) * W + left;
+# y[k] = (1 - dv) * ((1 - du) * p[0] + du * p[1]) + dv * ((1 - du) * p[W] + du * p[W + 1]);
+# ```
+#
+# </details>
+#
+# **5.** The threads of a block all read the same `box`. Is this expensive?
+#
+# <details><summary>Answer</summary>
+#
+# No: a warp that reads one address fetches one piece and hands the number to all 32 threads.
+#
+# </details>
+#
+# **6.** Why does `roi_align_backward_by_pixel` still need `atomicAdd`, where a thread has a pixel to itself?
+#
+# <details><summary>Answer</summary>
+#
+# To itself within its RoI. Other RoIs, in other blocks, reach the same pixel, and no barrier reaches across
+# blocks. The deterministic kernel gives a pixel *of the map* to a thread, for all RoIs: there nobody else
+# comes.
+#
+# </details>
+#
+# **7.** Before it calls `atomicAdd`, a kernel might look whether the number is 0, and save the addition.
+# When would that be wrong, and when slow?
+#
+# <details><summary>Answer</summary>
+#
+# Wrong where the gradient is NaN and the test is written so that NaN counts as 0 (`if (g > 0 || g < 0)`): a
+# broken training would look healthy. Slow hardly ever: threads of a warp that skip wait for those that do
+# not, so that little is saved unless all 32 skip.
+#
+# </details>
+#
+# ## Read on
+#
+# * [docs/kernels.md](../docs/kernels.md): all sources, how they are launched and tested, what each mistake
+#   is found by, and what they cost on a GPU.
+# * NVIDIA, *CUDA C++ Programming Guide*: hardware, memory, and `__syncthreads()`; *Best Practices Guide*:
+#   coalesced access.
+# * CuPy's documentation on `RawModule`. K. He and others, *Mask R-CNN*, ICCV 2017, section 3.
+#
+# Next: **07 Heads and losses**, what is done with the 7 x 7.
