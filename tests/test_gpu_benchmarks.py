@@ -1,6 +1,7 @@
 """The benchmarks on a GPU, tiny, on the stand-in for CuPy: every row runs, and figures can be read."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,3 +63,23 @@ def test_figures_are_written_after_every_row(tmp_path):
     assert json.loads(args.json.read_text())["rows"]["memory/relu"]["ratio"] == 0.5
     text = args.markdown.read_text()
     assert "| memory/relu | 1.000 | 2.000 | 0.50 | 700 (70%) |" in text and "ValueError: no" in text
+
+
+def test_a_row_that_fails_does_not_cost_the_others(tmp_path, monkeypatch, fake_cupy, capsys):
+    def milliseconds(run, times):  # the stand-in has no clock
+        run()
+        return 1.0
+
+    def fails(torch):
+        raise RuntimeError("no such kernel")
+
+    chosen = [("memory/fails", fails), *(row for row in ROWS if row[0] == "memory/relu")]
+    monkeypatch.setattr(gpu, "rows", lambda: chosen)
+    monkeypatch.setattr(gpu, "milliseconds", milliseconds)
+    monkeypatch.setattr(gpu, "card", lambda: {"gpu": "none", "peak_gb_per_s": 1.0, "copy_gb_per_s": 1.0})
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import of it fails
+    assert gpu.main(["memory", "--json", str(tmp_path / "a.json")]) == 1
+    found = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert found["memory/fails"]["error"] == "RuntimeError: no such kernel"
+    assert found["memory/relu"]["minimask_ms"] == 1.0 and "ratio" not in found["memory/relu"]
+    assert "memory/relu" in capsys.readouterr().out

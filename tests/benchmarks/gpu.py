@@ -347,7 +347,7 @@ def training_step(torch, s: Sizes, batch: int, small: bool = False) -> Contest:
             sum(losses.values()).backward()
             optimizer.step()
             optimizer.zero_grad()
-            return [float(loss) for loss in losses.values()]
+            return [loss.item() for loss in losses.values()]
 
     model.to("cuda")
     run = step(model, images, targets)
