@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from minimask.backend import reference_only
 from minimask.boxes import (
     BoxCoder,
     batched_nms,
@@ -219,6 +220,25 @@ def test_an_overlap_of_exactly_the_threshold_does_not_suppress(tenths):
     pair = np.array([[0, 0, 10, 1], [0, 0, tenths, 1]], np.float32)
     np.testing.assert_array_equal(nms(pair, np.array([2, 1], np.float32), tenths / 10), [0, 1])
     np.testing.assert_array_equal(nms(pair, np.array([2, 1], np.float32), tenths / 10 - 0.001), [0])
+
+
+def test_reference_only_suppresses_by_the_definition_itself(monkeypatch):
+    rng = np.random.default_rng(3)
+    candidates, scores, classes = random_boxes(rng, 150), rng.uniform(size=150), rng.integers(0, 3, 150)
+    want = batched_nms(candidates, scores, classes, 0.2)
+    monkeypatch.setattr("minimask.boxes._nms_in_order", None)  # the fast version is not called
+    with reference_only():
+        np.testing.assert_array_equal(batched_nms(candidates, scores, classes, 0.2), want)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4096, 4097, 20_000])
+def test_coding_many_boxes_piece_by_piece_is_coding_them_all_at_once(count):
+    rng, coder = np.random.default_rng(4), BoxCoder((10.0, 10.0, 5.0, 5.0))
+    a, b = random_boxes(rng, count), random_boxes(rng, count)
+    encoded = coder.encode(a, b)
+    np.testing.assert_array_equal(encoded, coder._encode(a, b))
+    deltas = np.concatenate((encoded, -encoded), axis=1)
+    np.testing.assert_array_equal(coder.decode(deltas, b), coder._decode(deltas.reshape(-1, 2, 4), b))
 
 
 def test_of_equal_scores_the_box_that_comes_first_is_kept():
