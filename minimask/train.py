@@ -30,6 +30,7 @@ from minimask.data import Augmentation, Batches, Loader, Sample
 from minimask.detector import build_model
 from minimask.errors import InputError, memory_story
 from minimask.files import make_output_directory, write_text
+from minimask.memory import training_memory
 from minimask.optim import SGD, LearningRate, clip_gradients, scaled_learning_rate
 from minimask.progress import Progress
 from minimask.randomness import Draws
@@ -130,6 +131,10 @@ def train(
         # warnings on the way there would only name lines of ours.
         warnings.simplefilter("ignore", RuntimeWarning)
         for index, samples in loader:
+            if index == first and world.rank == 0:
+                sizes = [sample.image.shape[1:] for sample in samples]
+                needed = training_memory(model, len(samples), *model.transform.padded(sizes))
+                note(f"a step takes about {max(needed, 1 << 20) >> 20:,} MiB of memory on {device}")
             step, draws = index + 1, Draws(options.seed, index, part.start)  # steps done: counted from 1
             try:
                 row = training_step(model, optimizer, samples, draws, rate(index), options.clip_norm, world)

@@ -25,7 +25,7 @@ LAYERS = (
     "functions",
     "ops nn",
     "models",
-    "optim checkpoint weights config progress distributed",
+    "optim checkpoint weights config progress distributed memory",
     "detector",
     "train",
     "minimask",  # the public names

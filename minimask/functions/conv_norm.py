@@ -28,13 +28,15 @@ class ConvFrozenNorm(Function):
         self.geometry = Geometry.of(x.shape, w.shape, *self.options)
         sw = w * s[:, None, None, None]
         y = convolution.forward(x, sw, t, self.geometry, self.relu, r)
-        self.save(x if self.needs[1] else None, sw if self.needs[0] else None, s, y if self.relu else None)
+        self.save(x if self.needs[1] else None, w if self.needs[0] else None, s, y if self.relu else None)
         return y
 
     def backward(self, gy):  # (N, O, P, Q)
-        x, sw, s, y = self.saved
+        x, w, s, y = self.saved
         gz = elementwise.relu_gradient(gy, y) if self.relu else gy  # z = (s w) * x + t + r
-        gx = convolution.input_gradient(gz, sw, self.geometry) if self.needs[0] else None
+        gx = None
+        if self.needs[0]:  # s w once more: kept, it would be a second copy of all the backbone's weights
+            gx = convolution.input_gradient(gz, w * s[:, None, None, None], self.geometry)
         gw = None
         if self.needs[1]:
             gw = convolution.weight_gradient(gz, x, self.geometry)  # of s w

@@ -101,8 +101,7 @@ class Transform:
                 raise InputError(f"images[{n}]: must be (3, H, W) floating point RGB in 0..1, is {got}")
         on_device = (to_device(image, device).astype(dtype, copy=False) for image in images)
         resized = [self._resize(self._normalize(image)) for image in on_device]
-        multiple = self.size_divisible
-        height, width = (-(-max(r.shape[axis] for r in resized) // multiple) * multiple for axis in (1, 2))
+        height, width = self.padded([image.shape[1:] for image in images])
         batch = array_module(*resized).zeros((len(resized), 3, height, width), dtype)
         for n, image in enumerate(resized):
             batch[n, :, : image.shape[1], : image.shape[2]] = image
@@ -114,11 +113,19 @@ class Transform:
         return (image - mean) / std
 
     def _resize(self, image):
-        height, width = image.shape[1:]
-        scale = self.max_size / max(height, width)
-        scale = min(scale, 1.0 if self.min_size is None else self.min_size / min(height, width))
-        size = math.floor(height * scale), math.floor(width * scale)
-        return image if size == (height, width) else resample.bilinear(image, size)
+        size = self.resized(image.shape[1:])
+        return image if size == image.shape[1:] else resample.bilinear(image, size)
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """What an image of (height, width) is scaled to."""
+        scale = self.max_size / max(size)
+        scale = min(scale, 1.0 if self.min_size is None else self.min_size / min(size))
+        return math.floor(size[0] * scale), math.floor(size[1] * scale)
+
+    def padded(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """(H', W') of a batch of images of such sizes."""
+        largest = (max(sides) for sides in zip(*map(self.resized, sizes)))
+        return tuple(-(-side // self.size_divisible) * self.size_divisible for side in largest)
 
     def targets(self, targets: Sequence[dict], batch: Batch) -> list[Target]:
         """Boxes and masks of the batch's images, checked and scaled along.
