@@ -58,7 +58,8 @@ def train(arguments: argparse.Namespace) -> int:
     """Train on images annotated in COCO's instance format. The output directory gets checkpoint.npz,
     config.toml, losses.csv, losses.png and, with --val, metrics.json and detections.json. Ctrl-C and
     SIGTERM finish the step, save, and say how to resume; a resumed run equals an unbroken one to the last
-    bit, on the same machine with as many threads.
+    bit, on the same machine with as many threads. Started by mpiexec -n N, N processes share each batch,
+    on GPUs one a GPU (extra mpi).
     """
     from minimask.distributed import world
     from minimask.files import check_output_directory
