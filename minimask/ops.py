@@ -14,20 +14,3 @@ from minimask.boxes import (
 from minimask.functions.roi import roi_align, roi_pool
 from minimask.masks import paste_masks
 from minimask.matching import Matcher, assign_fpn_levels
-
-__all__ = [
-    "AnchorGenerator",
-    "BoxCoder",
-    "Matcher",
-    "assign_fpn_levels",
-    "batched_nms",
-    "box_area",
-    "box_iou",
-    "clip_boxes_to_image",
-    "generalized_box_iou",
-    "nms",
-    "paste_masks",
-    "remove_small_boxes",
-    "roi_align",
-    "roi_pool",
-]

@@ -11,16 +11,3 @@ from .coco import CocoDataset, nuclei_sample, read_coco
 from .images import read_image
 from .sample import Sample
 from .shapes import Shapes
-
-__all__ = [
-    "Augmentation",
-    "Batches",
-    "CocoDataset",
-    "Loader",
-    "Sample",
-    "Shapes",
-    "augment",
-    "nuclei_sample",
-    "read_coco",
-    "read_image",
-]
