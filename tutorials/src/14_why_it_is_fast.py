@@ -141,8 +141,8 @@ roofline(axes)
 for intensity, name, side in (
     (1 / 12, "x + y", "right"),
     (1 / 8, "ReLU", "left"),
-    (26, "1x1 convolution,\n256 to 64", "left"),
-    (430, "3x3 convolution,\n256 to 256", "right"),
+    (26, "1x1 conv.,\n256 to 64", "left"),
+    (430, "3x3 conv.,\n256 to 256", "right"),
 ):
     axes.axvline(intensity, color=BLUE, lw=1)
     place = dict(xytext=(3 if side == "left" else -3, 6), textcoords="offset points", ha=side)
