@@ -1,4 +1,4 @@
-"""The whole of minimask on the stand-in for a GPU, beside the CPU: training, resuming, evaluating, predicting.
+"""The whole of minimask on the stand-in for a GPU, beside the CPU: train, resume, evaluate, predict.
 
 Nothing is left out for want of a GPU: arrays are as strict as CuPy's, and every kernel runs, its threads in a
 random order (tests/fake_cupy).
@@ -64,11 +64,10 @@ def launched(monkeypatch):
 
 
 @cache
-def _marked(file: str) -> set[int]:
+def _marked(text: str) -> set[int]:
     """Lines of statements (without their bodies) in which a comment says `# sync`."""
-    lines = Path(file).read_text(encoding="utf-8").splitlines()
-    found = set()
-    for node in ast.walk(ast.parse("\n".join(lines))):
+    lines, found = text.splitlines(), set()
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.stmt):
             end = node.body[0].lineno - 1 if getattr(node, "body", None) else node.end_lineno
             own = range(node.lineno, end + 1)
@@ -77,12 +76,12 @@ def _marked(file: str) -> set[int]:
     return found
 
 
-def unmarked() -> set[str]:
+def unmarked(read=lambda file: Path(file).read_text(encoding="utf-8")) -> set[str]:
     """Lines in which the host waited for the device, and which do not say so."""
     return {
         f"{Path(file).relative_to(memory.PACKAGE)}:{line}: {linecache.getline(file, line).strip()}"
         for file, line, _ in syncs
-        if line not in _marked(file)
+        if line not in _marked(read(file))
     }
 
 
