@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from minimask import backend
@@ -27,20 +25,20 @@ def training_memory(model: MaskRCNN, batch_size: int, height: int, width: int) -
     maps, rpn = _saved(record.levels), _saved([record.rpn.logits, record.rpn.deltas])
     box, mask = _saved([record.box.logits, record.box.deltas]), _saved([record.mask])
     parameters = model.parameters()
-    held = {id(p.data) for p in parameters}
-
-    def size(arrays: dict, *without: dict) -> int:
-        return sum(
-            a.nbytes for key, a in arrays.items() if key not in held and not any(key in w for w in without)
-        )
-
+    for p in parameters:
+        for arrays in (maps, rpn, box, mask):
+            arrays.pop(id(p.data), None)
+    per_roi = _size(box, maps) / max(len(record.rois.boxes), 1)
+    per_mask = _size(mask, maps) / max(len(record.rois.positive.boxes), 1)
+    heads = rois * (per_roi + options.positive_fraction * per_mask)
     levels = sum(level.data.nbytes for level in record.levels)
     state = sum(p.data.nbytes * (3 if p.requires_grad else 1) for p in parameters)
-    per_roi = size(box, maps) / max(len(record.rois.boxes), 1)
-    per_mask = size(mask, maps) / max(len(record.rois.positive.boxes), 1)
-    heads = rois * (per_roi + options.positive_fraction * per_mask)
     buffers = 4 * BLOCK * backend.threads()
-    return int(state + pixels * (size(maps | rpn) + 2 * levels) + heads + buffers)
+    return int(state + pixels * (_size(maps | rpn) + 2 * levels) + heads + buffers)
+
+
+def _size(arrays: dict, without=()) -> int:
+    return sum(array.nbytes for key, array in arrays.items() if key not in without)
 
 
 def _small_step(model: MaskRCNN):
@@ -76,7 +74,5 @@ def _arrays(value):
     elif isinstance(value, (list, tuple)):
         for entry in value:
             yield from _arrays(entry)
-    elif hasattr(value, "indptr"):  # a sparse matrix
-        yield from (value.data, value.indices, value.indptr)
-    elif dataclasses.is_dataclass(value):
+    elif hasattr(value, "__dict__"):  # a sparse matrix, or one of our records
         yield from _arrays(list(vars(value).values()))
