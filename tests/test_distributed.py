@@ -124,8 +124,9 @@ def equal_ranks(directory: Path, size: int) -> dict[str, np.ndarray]:
 
 
 def one_line(text: str) -> str:
-    """The only line of standard error that is ours, all of it but the progress."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("training ")]
+    """The only line of standard error, progress and notes aside."""
+    aside = "training ", "minimask: note: "
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(aside)]
     assert len(lines) == 1 and lines[0].startswith("minimask: "), text
     return lines[0]
 
