@@ -284,9 +284,10 @@ def _nms(boxes, scores, groups, iou_threshold: float):
         kept, count = suppress(boxes, order, groups, iou_threshold)
         return kept[: int(count)]  # sync: the shape of all that follows depends on how many survive
     boxes, in_order = boxes[order], _nms_in_order_loop if use_reference() else _nms_in_order
-    groups = np.zeros(len(order), dtype=bool) if groups is None else groups[order]
-    # members rise, so each group still comes by falling score
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    if groups is None:
+        return order[in_order(boxes, iou_threshold)]
+    groups = groups[order]
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]  # rising: by falling score
     kept = np.zeros(len(order), dtype=bool)
 
     def work(part, parts):

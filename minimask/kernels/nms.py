@@ -5,6 +5,8 @@ the greedy pass over the bits goes one box at a time. `minimask.boxes.nms_loop` 
 Shapes: N boxes; words are of 64 bits.
 """
 
+import math
+
 import numpy as np
 
 from minimask import backend
@@ -23,56 +25,58 @@ def in_order(boxes, iou_threshold: float) -> np.ndarray:
     """
     x1, y1, x2, y2 = boxes.T
     table = np.stack((x1, y1, x2, y2, (x2 - x1) * (y2 - y1)))  # (5, N)
+    least = 0.5 * table[4].min(initial=1)  # no union is smaller, rounding included; NaN if an area is
     kept, rest, bits = [], np.arange(len(boxes)), np.empty((BLOCK, BLOCK), bool)
     while len(rest):
         block, after = table[:, :BLOCK], table[:, BLOCK:]
         n = block.shape[1]
-        bits[:n, :n] = _strikes(block, block, iou_threshold)
+        bits[:n, :n] = _strikes(block, block, iou_threshold, least)
         out, alive = 0, []  # bits of boxes struck out: Python's whole numbers are words of any length
         for i, word in enumerate(np.packbits(bits, axis=1, bitorder="little").view("<u8")[:n, 0].tolist()):
             if not out >> i & 1:
                 alive.append(i)
                 out |= word
         kept.append(rest[alive])
-        stays = np.flatnonzero(~_struck(block[:, alive], after, iou_threshold))
+        stays = np.flatnonzero(~_struck(block[:, alive], after, iou_threshold, least))
         table, rest = after.take(stays, axis=1), rest[BLOCK:][stays]
     return np.concatenate(kept) if kept else rest
 
 
-def _struck(block, table, iou_threshold: float) -> np.ndarray:  # (5, B), (5, A) -> (A,) bool
+def _struck(block, table, iou_threshold: float, least: float) -> np.ndarray:  # (5, B), (5, A) -> (A,) bool
     struck = np.empty(table.shape[1], bool)
 
     def work(part, parts):
         begin, end = backend.share(len(struck), part, parts)
         for first in range(begin, end, COLUMNS):
             some = slice(first, min(first + COLUMNS, end))
-            _strikes(block, table[:, some], iou_threshold).any(axis=0, out=struck[some])
+            _strikes(block, table[:, some], iou_threshold, least).any(axis=0, out=struck[some])
 
     backend.parallel(work, None if len(struck) > 2 * COLUMNS else 1)
     return struck
 
 
-def _strikes(a, b, iou_threshold: float) -> np.ndarray:
+def _strikes(a, b, iou_threshold: float, least: float) -> np.ndarray:
     """Whether IoU > threshold: tables (5, A), (5, B) of coordinates and areas -> (A, B) bool.
 
     `box_iou`, rounding by rounding, in memory that is still in cache from the call before. A height below
     zero need not become zero: it makes the quotient negative, which is no more than any threshold either.
     """
-    shape = a.shape[1], b.shape[1]
-    size = shape[0] * shape[1]
-    inter, side, union = (
-        backend.scratch(name, size, a.dtype).reshape(shape) for name in ("inter", "side", "union")
-    )
-    a = a[:, :, None]
-    np.minimum(a[2], b[2], out=inter)
-    inter -= np.maximum(a[0], b[0], out=side)
+    shape = 3, a.shape[1], b.shape[1]
+    inter, side, union = backend.scratch("nms", math.prod(shape), a.dtype).reshape(shape)
+
+    def spread(k, out):  # NumPy has vector code for two long rows, and none for a number and a row
+        out[:] = a[k, :, None]
+        return out
+
+    np.minimum(spread(2, inter), b[2], out=inter)
+    inter -= np.maximum(spread(0, side), b[0], out=side)
     np.maximum(inter, 0, out=inter)
-    np.minimum(a[3], b[3], out=side)
-    side -= np.maximum(a[1], b[1], out=union)
+    np.minimum(spread(3, side), b[3], out=side)
+    side -= np.maximum(spread(1, union), b[1], out=union)
     inter *= side
-    np.add(a[4], b[4], out=union)
+    np.add(spread(4, union), b[4], out=union)
     union -= inter
-    inter /= np.maximum(union, TINY, out=union)
+    inter /= union if least > TINY else np.maximum(union, TINY, out=union)
     return inter > iou_threshold
 
 
