@@ -247,7 +247,8 @@ plt.show()
 # $\sqrt m$, so the bracket is a **projection**: it takes from $g$ what points along $\mathbf 1$ and along $\hat x$.
 # It has to: adding a constant to all $x$, or multiplying all by a factor, does not change $y$, so the gradient
 # cannot ask for it. Here is the code; `BatchNorm` has mean and variance as further outputs, for the running
-# averages, so their gradients come in as well (two more terms of the same kind).
+# averages, so their gradients come in as well (two more terms of the same kind). `GroupNorm` goes group by group, so
+# that a group stays in cache; on a GPU (`_by_kernels`) it hands the same formula to kernels.
 
 # %%
 source(BatchNorm, GroupNorm.backward)
@@ -363,7 +364,8 @@ assert not report and gradcheck(lambda *x: function(*x)[0], inputs)
 # The projection is gone: the careless formula above, wrong for batch norm, is *right* for the frozen one. And a
 # scale and a shift behind a convolution are again a convolution: $s\,(W * x) + t = (sW) * x + t$. minimask folds
 # them in, and with them the shortcut and the ReLU; four passes over memory become one. The weights' gradient comes
-# back through the fold: $\bar W = s\,\overline{(sW)}$.
+# back through the fold: $\bar W = s\,\overline{(sW)}$. For the backward pass it keeps $W$, which is in memory anyway,
+# and computes $sW$ once more: a product for each weight, where keeping it would be a second copy of the backbone.
 
 # %%
 source(FrozenBatchNorm.forward, ConvFrozenNorm, F.scale_and_shift)
@@ -719,6 +721,10 @@ source(FPN)
 #
 # $$M_5 = L_5 C_5, \qquad M_i = L_i C_i + U M_{i+1}, \qquad P_i = S_i M_i, \qquad P_6 = P_5[::2, ::2].$$
 #
+# The sum $L_i C_i + U M_{i+1}$ is one Function, `F.upsample_nearest(..., add=...)`: the enlarged map is never stored by
+# itself, it is added to the lateral on the way. Its backward pass has two results, $\bar M_i$ as it is for the lateral,
+# and $U^\top \bar M_i$ for the coarser level.
+#
 # Why nearest upsampling, and not something smoother? It needs no arithmetic, and the 3 x 3 convolution behind it
 # can learn to smooth the steps away.
 #
@@ -731,10 +737,11 @@ source(FPN)
 # Again a sum over the readers. Written as a matrix, $U$ has a single 1 in each row, and the gradient is $U^\top$:
 # two 1s in each row, along each axis. For sizes that are not doubled exactly (a map of 5 cells over one of 3) the
 # index is $\lfloor p \cdot 3/5 \rfloor$, and the sums have as many terms as there are copies. (Here minimask pads
-# images to a multiple of 32, so within the pyramid the factor is always 2.)
+# images to a multiple of 32, so within the pyramid the factor is always 2. `_doubled` is that case without any index:
+# the outputs of even rows and even columns are $x$ itself, and the other three quarters are $x$ again.)
 
 # %%
-source(UpsampleNearest, resample.nearest, resample.nearest_gradient)
+source(UpsampleNearest, resample.nearest, resample._doubled, resample.nearest_gradient)
 
 # %%
 x = Tensor(np.arange(1.0, 10.0).reshape(1, 1, 3, 3), requires_grad=True)
@@ -974,7 +981,7 @@ exercises.check("max_pool_backward", my_max_pool_backward)
 #
 # </details>
 #
-# **6.** Replace the nearest upsampling by `F.upsample_bilinear` in a copy of `FPN.forward`. What are the variances
+# **6.** In a copy of `FPN.forward`, let `inner[i] = inner[i] + F.upsample_bilinear(inner[i + 1])`. What are the variances
 # at C3, C4 and C5 now? Predict first: how much of a unit gradient's *square* does an input of bilinear upsampling
 # by 2 collect?
 #
