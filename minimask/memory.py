@@ -7,6 +7,7 @@ import numpy as np
 from minimask import backend
 from minimask.kernels.convolution import BLOCK
 from minimask.models.mask_rcnn import MaskRCNN
+from minimask.nn import Buffer
 from minimask.randomness import Draws
 
 SIDE = 128  # pixels of the small step's image
@@ -48,10 +49,13 @@ def _small_step(model: MaskRCNN):
     mask[:, half:, half:] = 1
     target = {"boxes": np.array([[half, half, SIDE, SIDE]]), "labels": np.ones(1, int), "masks": mask}
     min_size, model.transform.min_size = model.transform.min_size, None
+    buffers = [(b, b.data) for _, b in model._named(Buffer)]  # running statistics, which a step replaces
     try:
         return model.training_record([rng.random((3, SIDE, SIDE), np.float32)], [target], Draws())
     finally:
         model.transform.min_size = min_size
+        for buffer, before in buffers:
+            buffer.data = before
 
 
 def _saved(outputs) -> dict[int, np.ndarray]:
