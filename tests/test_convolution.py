@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minimask import backend
 from minimask import functions as F
 from minimask.autograd import Tensor
-from minimask.kernels import convolution, geometry, im2col, pooling, resample
+from minimask.kernels import convolution, im2col, pooling, resample
 from minimask.kernels.geometry import Geometry
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
@@ -59,58 +59,53 @@ def settings_of(threads: int = 2, **constants):
         patch.setattr(backend, "threads", lambda: threads)
         patch.setattr(backend, "FEW", 0)
         for name, value in constants.items():
-            patch.setattr(geometry if name == "NARROW" else convolution, name, value)
+            patch.setattr(convolution, name, value)
         yield
 
 
 # ------------------------------------------------------------------------------- three versions of each
 
-each_way = pytest.mark.parametrize("narrow", [0, 32], ids=["row by row", "rows laid out flat"])
 
-
-@each_way
 @quick
 @given(g=geometries())
-def test_forward_is_the_same_by_loops_by_one_matrix_and_by_blocks(g, narrow):
+def test_forward_is_the_same_by_loops_by_one_matrix_and_by_blocks(g):
     x, w, _, b = arrays(g)
     want = im2col.forward_loop(x, w, b, g)
     np.testing.assert_allclose(im2col.forward_im2col(x, w, b, g), want, **ROUNDING)
-    with settings_of(NARROW=narrow):
+    with settings_of():
         np.testing.assert_allclose(convolution.forward(x, w, b, g), want, **ROUNDING)
 
 
-@each_way
 @quick
 @given(g=geometries())
-def test_input_gradient_is_the_same_by_loops_by_one_matrix_and_by_blocks(g, narrow):
+def test_input_gradient_is_the_same_by_loops_by_one_matrix_and_by_blocks(g):
     _, w, gy, _ = arrays(g)
     want = im2col.input_gradient_loop(gy, w, g)
     np.testing.assert_allclose(im2col.input_gradient_im2col(gy, w, g), want, **ROUNDING)
-    with settings_of(NARROW=narrow):
+    with settings_of():
         np.testing.assert_allclose(convolution.input_gradient(gy, w, g), want, **ROUNDING)
 
 
-@each_way
 @quick
 @given(g=geometries())
-def test_weight_gradient_is_the_same_by_loops_by_one_matrix_and_by_blocks(g, narrow):
+def test_weight_gradient_is_the_same_by_loops_by_one_matrix_and_by_blocks(g):
     x, _, gy, _ = arrays(g)
     want = im2col.weight_gradient_loop(gy, x, g)
     np.testing.assert_allclose(im2col.weight_gradient_im2col(gy, x, g), want, **ROUNDING)
-    with settings_of(NARROW=narrow):
+    with settings_of():
         np.testing.assert_allclose(convolution.weight_gradient(gy, x, g), want, **ROUNDING)
 
 
 @quick
-@given(geometries(images=6), st.integers(1, 4), st.integers(1, 400), st.sampled_from([0, 4, 32]))
-def test_any_size_of_block_and_number_of_threads_gives_the_same(g, threads, block, narrow):
+@given(geometries(images=6), st.integers(1, 4), st.integers(1, 400))
+def test_any_size_of_block_and_number_of_threads_gives_the_same(g, threads, block):
     x, w, gy, b = arrays(g)
     want = (
         im2col.forward_im2col(x, w, b, g),
         im2col.input_gradient_im2col(gy, w, g),
         im2col.weight_gradient_im2col(gy, x, g),
     )
-    with settings_of(threads=threads, BLOCK=block, NARROW=narrow):
+    with settings_of(threads=threads, BLOCK=block):
         for got, expected in zip(all_three(g, x, w, gy, b), want, strict=True):
             np.testing.assert_allclose(got, expected, **ROUNDING)
 

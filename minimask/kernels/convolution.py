@@ -23,12 +23,12 @@ BLOCK = 1 << 21  # floats of a block's patches, 8 MiB: smaller ones fit the seco
 # threads wait more for the interpreter's lock between NumPy's calls than they gain
 
 # ------------------------------------------------------------------------------------- blocks, in threads
-# n images of a block at a time, R rows of each, L = R pitch positions; K = C/G KH KW elements a patch.
+# n images of a block at a time, R rows of each, L = R Q positions; K = C/G KH KW elements a patch.
 
 
 def _blocks(g: Geometry, part: int, parts: int, block: int | None = None):
     """This part's blocks of rows: (first image, past it, first row, past it)."""
-    rows = max(1, (block or BLOCK) // max(1, g.groups * g.patch_size * g.pitch))
+    rows = max(1, (block or BLOCK) // max(1, g.groups * g.patch_size * g.out_size[1]))
     return row_blocks(g.x_shape[0], g.out_size[0], rows, part, parts)
 
 
@@ -39,46 +39,16 @@ def _patches(x, g: Geometry, first: int, last: int):
     if g.is_pointwise:
         size = g.out_size[1]
         return x.reshape(n, g.groups, g.patch_size, -1)[..., first * size : last * size]
-    cols = backend.scratch("patches", n * channels * kh * kw * rows * g.pitch, x.dtype)
-    cols = cols.reshape(n, channels, kh, kw, rows, g.pitch)
-    if g.is_flat:
-        flat = _padded(x, g, first, rows)  # (n, C, (rows + (KH - 1) d) pitch + slack)
-        image, channel, one = flat.strides
-        shifts = (g.dilation[0] * g.pitch * one, g.dilation[1] * one)
-        shape = (n, channels, kh, kw, rows * g.pitch)
-        # all shifted copies at once: a view in which the kernel's element is an axis
-        shifted = np.lib.stride_tricks.as_strided(
-            flat, shape, (image, channel, *shifts, one), writeable=False
-        )
-        cols.reshape(shape)[...] = shifted
-    else:
-        for i, j, (down, across), pixels in _shares(g, first, rows):
-            target = cols[:, :, i, j]
-            target[:, :, : down.start] = 0
-            target[:, :, down.stop :] = 0
-            target[..., : across.start] = 0
-            target[..., across.stop :] = 0
-            target[:, :, down, across] = x[:, :, pixels[0], pixels[1]]
-    return cols.reshape(n, g.groups, g.patch_size, rows * g.pitch)
-
-
-def _padded(x, g: Geometry, first: int, rows: int):
-    """The input rows that `rows` output rows read, zeros around, each image and channel laid out flat."""
-    n, channels, height, width = x.shape
-    (kh, kw), (ph, pw) = g.w_shape[2:], g.padding
-    rows_in, slack = rows + (kh - 1) * g.dilation[0], (kw - 1) * g.dilation[1]
-    size = rows_in * g.pitch + slack
-    flat = backend.scratch("padded", n * channels * size, x.dtype).reshape(n, channels, size)
-    flat[:, :, rows_in * g.pitch :] = 0
-    image = flat[:, :, : rows_in * g.pitch].reshape(n, channels, rows_in, g.pitch)
-    top = min(max(ph - first, 0), rows_in)
-    bottom = min(max(height + ph - first, top), rows_in)
-    image[:, :, :top] = 0
-    image[:, :, bottom:] = 0
-    image[:, :, top:bottom, :pw] = 0
-    image[:, :, top:bottom, pw + width :] = 0
-    image[:, :, top:bottom, pw : pw + width] = x[:, :, first - ph + top : first - ph + bottom]
-    return flat
+    cols = backend.scratch("patches", n * channels * kh * kw * rows * g.out_size[1], x.dtype)
+    cols = cols.reshape(n, channels, kh, kw, rows, g.out_size[1])
+    for i, j, (down, across), pixels in _shares(g, first, rows):
+        target = cols[:, :, i, j]
+        target[:, :, : down.start] = 0
+        target[:, :, down.stop :] = 0
+        target[..., : across.start] = 0
+        target[..., across.stop :] = 0
+        target[:, :, down, across] = x[:, :, pixels[0], pixels[1]]
+    return cols.reshape(n, g.groups, g.patch_size, rows * g.out_size[1])
 
 
 def _shares(g: Geometry, first: int, rows: int):
@@ -127,21 +97,14 @@ def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
     def work(part, parts):
         for n0, n1, first, last in _blocks(g, part, parts):
             out = _rows(y, g, n0, n1, first, last)  # (n, G, O/G, R, Q)
-            direct = g.pitch == g.out_size[1]
-            block = (
-                out.reshape(*out.shape[:3], -1) if direct else _product_buffer(out, g.pitch)
-            )  # (n, G, O/G, L)
+            block = out.reshape(*out.shape[:3], -1)  # the same memory: (n, G, O/G, L)
             _product(w3, _patches(x[n0:n1], g, first, last), block)
             if b3 is not None:
                 block += b3
-            if residual is not None or not direct:  # without what straddles two rows
-                block = block.reshape(*out.shape[:4], g.pitch)[..., : out.shape[4]]
             if residual is not None:
-                block = np.add(block, _rows(residual, g, n0, n1, first, last), out=out)
+                out += _rows(residual, g, n0, n1, first, last)
             if relu:
-                np.maximum(block, 0, out=out.reshape(block.shape))
-            elif residual is None and not direct:
-                out[...] = block
+                np.maximum(out, 0, out=out)
 
     backend.parallel(work, operations=y.size * g.patch_size)
     return y
@@ -150,13 +113,6 @@ def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
 def _rows(y, g: Geometry, n0: int, n1: int, first: int, last: int):
     """Output rows of some images by group, a view: (N, O, P, Q) -> (n, G, O/G, R, Q)."""
     return y.reshape(len(y), g.groups, y.shape[1] // g.groups, *y.shape[2:])[n0:n1, :, :, first:last]
-
-
-def _product_buffer(out, pitch: int):
-    n, groups, depth, rows, _ = out.shape
-    return backend.scratch("product", n * groups * depth * rows * pitch, out.dtype).reshape(
-        n, groups, depth, -1
-    )
 
 
 def input_gradient(gy, w, g: Geometry):
@@ -252,11 +208,6 @@ def weight_gradient(gy, x, g: Geometry):
         # Each block also reads and writes all of gw: larger blocks where gw is large.
         for n0, n1, first, last in _blocks(g, part, parts, max(BLOCK, 4 * total.size)):
             g_rows = _rows(gy, g, n0, n1, first, last)  # (n, G, O/G, R, Q)
-            if g.pitch != g.out_size[1]:  # no gradient comes from positions that straddle two rows
-                spread = _product_buffer(g_rows, g.pitch).reshape(*g_rows.shape[:4], g.pitch)
-                spread[..., : g_rows.shape[4]] = g_rows
-                spread[..., g_rows.shape[4] :] = 0
-                g_rows = spread
             one = backend.scratch("weights", (n1 - n0) * total.size, gy.dtype).reshape(n1 - n0, *total.shape)
             cols = _patches(x[n0:n1], g, first, last)  # (n, G, K, L)
             # patches @ gy^T: BLAS is faster where the first matrix is the larger one

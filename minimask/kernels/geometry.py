@@ -12,8 +12,6 @@ import numpy as np
 
 from minimask import backend
 
-NARROW = 32  # columns up to which rows are copied several at once (14 in the mask head)
-
 
 @dataclass(frozen=True)
 class Geometry:
@@ -70,20 +68,6 @@ class Geometry:
     def patch_size(self) -> int:
         """Elements of one group's patch: C/G KH KW."""
         return self.w_shape[1] * self.w_shape[2] * self.w_shape[3]
-
-    @cached_property
-    def pitch(self) -> int:
-        """Columns that the fast kernels compute for a row of Q outputs: Q, or more where `is_flat`."""
-        return self.x_shape[3] + 2 * self.padding[1] if self.is_flat else self.out_size[1]
-
-    @cached_property
-    def is_flat(self) -> bool:
-        """Whether patches are copied from the padded image laid out flat.
-
-        With stride 1 they are its shifted copies, each one piece of memory, if the positions where the kernel
-        straddles two rows are computed too and thrown away. Worth it where rows are short.
-        """
-        return self.stride == (1, 1) and not self.is_pointwise and self.out_size[1] <= NARROW
 
     @cached_property
     def is_pointwise(self) -> bool:
