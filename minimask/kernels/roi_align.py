@@ -70,15 +70,12 @@ def roi_align_loop(x, rois, scale: float, s: Sampling):
         x1, y1, bin_w, bin_h = _bins(*(float(v) * scale for v in box), s)
         ny, nx = _points(bin_h, s), _points(bin_w, s)
         for i, j in np.ndindex(ph, pw):
-            values = [
-                bilinear_loop(x[int(n)], y1 + (i + v) * bin_h, x1 + (j + u) * bin_w, height, width)
-                for v in s.fractions(ny)
-                for u in s.fractions(nx)
+            points = [
+                (y1 + (i + v) * bin_h, x1 + (j + u) * bin_w) for v in s.fractions(ny) for u in s.fractions(nx)
             ]
+            values = [bilinear_loop(x[int(n)], *point, height, width) for point in points]
             if values:  # an adaptive grid of a box without area has no points
-                y[r, :, i, j] = (
-                    np.mean(values, axis=0) if s.aggregation == "average" else np.max(values, axis=0)
-                )
+                y[r, :, i, j] = (np.mean if s.aggregation == "average" else np.max)(values, axis=0)
     return y
 
 
@@ -156,10 +153,8 @@ def _matrix(rois, shape, scale: float, s: Sampling, dtype) -> csr_matrix:
         most = s.ratio**2
     else:  # RoIs with equally many points are served together
         ny, nx = (np.maximum(np.ceil(b), 0).astype(np.int64) for b in (bin_h, bin_w))
-        groups = [
-            (np.flatnonzero((ny == a) & (nx == b)), a, b)
-            for a, b in sorted(set(zip(ny.tolist(), nx.tolist())))
-        ]
+        pairs = sorted(set(zip(ny.tolist(), nx.tolist())))
+        groups = [(np.flatnonzero((ny == a) & (nx == b)), a, b) for a, b in pairs]
         most = max((a * b for _, a, b in groups), default=0)
 
     rows_each = most if s.aggregation == "max" else 1
@@ -186,17 +181,14 @@ def _matrix(rois, shape, scale: float, s: Sampling, dtype) -> csr_matrix:
     columns, values = _in_order(pieces, len(rois))
     indptr = np.concatenate([[0], np.cumsum(lengths.ravel())])
     shape = (lengths.size, n_images * height * width)
-    return csr_matrix(
-        (values, columns, indptr.astype(columns.dtype if indptr[-1] < 2**31 else np.int64)), shape=shape
-    )
+    indptr = indptr.astype(columns.dtype if indptr[-1] < 2**31 else np.int64)
+    return csr_matrix((values, columns, indptr), shape=shape)
 
 
 def _axis(start, bin_size, bins: int, fractions, length: int):
     """The two pixels that each sampling point of one axis reads, and their weights: two (R, bins, S, 2)."""
-    at = (
-        start[:, None, None]
-        + (np.arange(bins)[:, None] + fractions).astype(start.dtype) * bin_size[:, None, None]
-    )
+    place = (np.arange(bins)[:, None] + fractions).astype(start.dtype)  # (bins, S), in bins
+    at = start[:, None, None] + place * bin_size[:, None, None]
     inside = (at >= -1) & (at <= length)
     at = np.clip(at, 0, length - 1)
     low = at.astype(np.int32)
@@ -232,34 +224,39 @@ class OnDevice:
     sampling: Sampling
 
     def forward(self, xs):  # L of (N, C, H, W) -> (R, C, PH, PW), and argmax of that shape or None
-        xp, s, dtype = backend.array_module(self.rois), self.sampling, xs[0].dtype
+        xp, s, shape = backend.array_module(self.rois), self.sampling, xs[0].shape
         xs = [xp.ascontiguousarray(x) for x in xs]
-        y = xp.empty((len(self.rois), xs[0].shape[1], *s.output_size), dtype)
+        y = xp.empty((len(self.rois), shape[1], *s.output_size), xs[0].dtype)
         argmax = xp.empty(y.shape, np.int32) if s.aggregation == "max" else None
-        by_bin = argmax is None and s.ratio == 2 and not backend.use_reference()
-        outputs = (y,) if by_bin else (y, argmax)
-        args = maps(xs, self.scales), self.rois, self.levels, *outputs, *self._sizes(xs[0].shape)
-        kernel, launch = ("_by_bin", channels_in_turn(y.shape)) if by_bin else ("", one_each(y.shape))
-        backend.launch("roi_align", "roi_align_forward" + kernel, *launch, args, dtype)
+        arrays = maps(xs, self.scales), self.rois, self.levels, y
+        if argmax is None and s.ratio == 2 and not backend.use_reference():
+            self._launch("forward_by_bin", channels_in_turn(y.shape), arrays, shape, y.dtype)
+        else:
+            self._launch("forward", one_each(y.shape), (*arrays, argmax), shape, y.dtype)
         return y, argmax
 
     def backward(self, gy, argmax, shapes):  # (R, C, PH, PW) -> L of (N, C, H, W)
-        xp, s = backend.array_module(gy), self.sampling
-        ordered, gy = backend.is_deterministic(), xp.ascontiguousarray(gy)
-        gxs = [(xp.empty if ordered else xp.zeros)(shape, gy.dtype) for shape in shapes]
-        by_pixel = argmax is None and not ordered and not backend.use_reference() and _fits(s)
-        inputs = (gy,) if by_pixel else (gy, argmax)
-        args = *inputs, self.rois, self.levels, maps(gxs, self.scales), *self._sizes(shapes[0])
-        kernel, launch = ("_by_pixel", channels_in_turn(gy.shape)) if by_pixel else ("", one_each(gy.shape))
-        kernel, launch = ("_ordered", tiles(shapes)) if ordered else (kernel, launch)
-        backend.launch("roi_align", "roi_align_backward" + kernel, *launch, args, gy.dtype)
+        xp, ordered, shape = backend.array_module(gy), backend.is_deterministic(), shapes[0]
+        gxs, gy = [(xp.empty if ordered else xp.zeros)(s, gy.dtype) for s in shapes], xp.ascontiguousarray(gy)
+        arrays = self.rois, self.levels, maps(gxs, self.scales)
+        if ordered:
+            self._launch("backward_ordered", tiles(shapes), (gy, argmax, *arrays), shape, gy.dtype)
+        elif argmax is None and _fits(self.sampling) and not backend.use_reference():
+            self._launch("backward_by_pixel", channels_in_turn(gy.shape), (gy, *arrays), shape, gy.dtype)
+        else:
+            self._launch("backward", one_each(gy.shape), (gy, argmax, *arrays), shape, gy.dtype)
         return gxs
 
-    def _sizes(self, shape):
-        s = self.sampling
-        fields = [("ph", "i4"), ("pw", "i4"), ("ratio", "i4"), ("aligned", "?"), ("crossings", "?")]
-        values = (*s.output_size, s.ratio, s.aligned, s.points == "crossings")
-        return len(self.rois), *shape[:2], np.array(values, np.dtype(fields, align=True))
+    def _launch(self, kernel: str, grid_and_block, arrays, shape, dtype) -> None:
+        args = *arrays, len(self.rois), *shape[:2], struct_sampling(self.sampling)
+        backend.launch("roi_align", f"roi_align_{kernel}", *grid_and_block, args, dtype)
+
+
+def struct_sampling(s: Sampling) -> np.ndarray:
+    """``struct Sampling`` of the CUDA source."""
+    fields = [("ph", "i4"), ("pw", "i4"), ("ratio", "i4"), ("aligned", "?"), ("crossings", "?")]
+    values = (*s.output_size, s.ratio, s.aligned, s.points == "crossings")
+    return np.array(values, np.dtype(fields, align=True))
 
 
 def beside(x, rois, levels):
@@ -339,14 +336,12 @@ def forward(xs, plan: Plan):
         rois = np.arange(plan.count)[own]
         per_roi = matrix.shape[0] // len(rois)  # rows: a bin, or a sampling point, each
 
-        def write(
-            begin, end, read, matrix=matrix, rois=rois, per_roi=per_roi
-        ):  # read: (rows, C) of some RoIs
+        # read: (rows, C) of some RoIs
+        def write(begin, end, read, matrix=matrix, rois=rois, per_roi=per_roi):
             some = rois[begin:end]
             if is_max:
-                read, argmax[some] = _largest(
-                    read, matrix.indptr[begin * per_roi : end * per_roi + 1], len(some), ph * pw
-                )
+                indptr = matrix.indptr[begin * per_roi : end * per_roi + 1]
+                read, argmax[some] = _largest(read, indptr, len(some), ph * pw)
             y[some] = read.reshape(len(some), ph * pw, channels).swapaxes(1, 2)
 
         multiply(matrix, channels_last(x, "features"), per_roi, write)

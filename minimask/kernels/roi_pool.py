@@ -102,9 +102,8 @@ def roi_pool(x, rois, output_size: tuple[int, int], scale: float, aligned: bool 
     """
     (ph, pw), (n, channels, height, width) = output_size, x.shape
     top, bottom, left, right = _edges(rois, output_size, scale, height, width, aligned)
-    rows = np.ascontiguousarray(x.reshape(n, channels, height * width).swapaxes(1, 2)).reshape(
-        -1, channels
-    )  # (N HW, C)
+    rows = x.reshape(n, channels, height * width).swapaxes(1, 2)
+    rows = np.ascontiguousarray(rows).reshape(-1, channels)  # (N HW, C)
     y = np.zeros((len(rois), ph * pw, channels), x.dtype)
     argmax = np.full(y.shape, -1, np.int64)
     # every bin as (roi, bin, first pixel), grouped by its size
@@ -117,9 +116,8 @@ def roi_pool(x, rois, output_size: tuple[int, int], scale: float, aligned: bool 
     for bin_h, bin_w in sorted(set(zip(heights.tolist(), widths.tolist()))):
         if bin_h <= 0 or bin_w <= 0:
             continue
-        offsets = (
-            np.arange(bin_h)[:, None] * width + np.arange(bin_w)
-        ).ravel()  # row by row: the first maximum wins
+        # row by row: the first maximum wins
+        offsets = (np.arange(bin_h)[:, None] * width + np.arange(bin_w)).ravel()
         members = np.flatnonzero((heights == bin_h) & (widths == bin_w))
         for own in np.array_split(members, -(-members.size * offsets.size * channels // LARGEST_GATHER)):
             pixels = corner[own, None] + offsets  # (bins, area)

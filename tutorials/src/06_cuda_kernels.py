@@ -42,7 +42,9 @@ print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and no
 # %%
 import re
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -83,7 +85,7 @@ def find_device():
     if cuda_on_cpu.compiler() is None:
         return None, None, "no GPU, and no g++ or no Linux to run CUDA sources on the CPU with"
     stand_in = fake_cupy.installed()
-    sys.modules["stand-in of this notebook"] = stand_in  # in force until the notebook ends
+    find_device.stand_in = stand_in  # in force as long as somebody holds it
     return stand_in.__enter__(), cuda_on_cpu, ""
 
 
@@ -266,20 +268,12 @@ assert len(pieces(by_bin)) > 2 * len(pieces(by_pixel))
 cuda("roi_align_forward_by_bin")
 
 # %%
-calls = []  # which kernels are launched from here on
-launch_of_backend = backend.launch
-backend.launch = lambda *arguments: (calls.append(arguments[1]), launch_of_backend(*arguments))[1]
-
-
-def fast():
-    """Neither the reference nor the deterministic kernels: those that minimask takes by itself."""
-    return backend.contextlib.nullcontext()
-
-
 if can_run:
-    y, gx = on_the_device(x, boxes, 7, upstream, fast)
-    print(", ".join(calls))
-    assert calls == ["roi_align_forward_by_bin", "roi_align_backward_by_pixel"]
+    with mock.patch.object(backend, "launch", wraps=backend.launch) as launched:
+        y, gx = on_the_device(x, boxes, 7, upstream, nullcontext)  # what minimask takes by itself
+    kernels = [call.args[1] for call in launched.call_args_list]
+    print(", ".join(kernels))
+    assert kernels == ["roi_align_forward_by_bin", "roi_align_backward_by_pixel"]
     np.testing.assert_allclose(y, y_cpu.numpy(), rtol=0, atol=1e-12)
 
 reads = sum(np.unique([a, a + 1]).size * np.unique([b, b + 1]).size for a in low_v for b in low_u)
@@ -500,11 +494,10 @@ if harness:
         kernel = harness.load(broken, ["roi_align_backward_by_pixel<double>"], watch=True)
         kernel = kernel.get_function("roi_align_backward_by_pixel<double>")
         gx = cupy.zeros(x.shape)
-        plan = OnDevice(cupy.asarray(boxes), None, (1.0,), s)
-        arguments = [upstream, boxes, np.uintp(0), align.maps([gx], (1.0,)), *plan._sizes(x.shape)]
-        arguments = [np.int32(a) if isinstance(a, int) else a for a in arguments]
+        sizes = np.int32(20), np.int32(1), np.int32(8), align.struct_sampling(s)
+        arguments = upstream, boxes, np.uintp(0), align.maps([gx], (1.0,)), *sizes
         try:
-            kernel((1, 1), (64,), tuple(arguments))  # one block takes all RoIs, one after the other
+            kernel((1, 1), (64,), arguments)  # one block takes all RoIs, one after the other
             raise AssertionError("the race was overlooked")
         except harness.KernelError as error:
             print(f"without the {which} barrier:\n  {error}")
@@ -535,7 +528,7 @@ boxes32[:, 1:] += rng.uniform(-2, 2, (80, 4))
 gy32 = rng.normal(size=(80, 8, 7, 7)).astype(np.float32)
 if can_run:
     runs = {
-        "atomicAdd": [on_the_device(x32, boxes32, 7, gy32, fast)[1] for _ in range(count)],
+        "atomicAdd": [on_the_device(x32, boxes32, 7, gy32, nullcontext)[1] for _ in range(count)],
         "deterministic": [
             on_the_device(x32, boxes32, 7, gy32, backend.deterministic)[1] for _ in range(count)
         ],
