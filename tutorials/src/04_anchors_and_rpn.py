@@ -360,7 +360,7 @@ assert all(
 # untrained network must not produce an `inf`.
 
 # %%
-source(BoxCoder.encode, BoxCoder.decode)
+source(BoxCoder._encode, BoxCoder._decode)  # what `encode` and `decode` do, for some rows at a time
 
 # %%
 coder = BoxCoder()
@@ -710,7 +710,9 @@ assert FAST or of_100["untrained"] < of_100["without rescue"] < of_100["with res
 #
 # ## Proposals, step by step
 #
-# From logits and deltas to a list of boxes, as `RPN.propose` does it:
+# From logits and deltas to a list of boxes, as `RPN.propose` does it. (`xp` is NumPy, or CuPy where the arrays are on a
+# GPU. `# sync` marks the lines where the program has to wait for a GPU, because it needs to know *how many* boxes are
+# left. On the CPU there is nothing to wait for.)
 
 # %%
 source(RPN._propose, RPN._top_of_each_level, top_k)
