@@ -1,5 +1,8 @@
 """The CUDA sources of suppression, masks and SGD on the CPU, in any order of threads, against NumPy."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -477,3 +480,15 @@ def test_anchors_made_on_a_gpu_are_the_cpus(fake_cupy):
     generator, sizes = AnchorGenerator(((8,), (16,)), ((0.5, 1.0),) * 2, offset=0.5), [(4, 5), (2, 3)]
     anchors = generator((32, 40), sizes, fake_cupy)
     np.testing.assert_array_equal(to_cpu(anchors), generator((32, 40), sizes))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(os.environ.get(cuda_on_cpu.SANITIZE)), reason="runs inside this very test")
+def test_nothing_reads_or_writes_beyond_its_arrays_nor_overflows():
+    """All of the above once more, with AddressSanitizer and UBSan, in a process that has their library."""
+    environment = dict(os.environ, LD_PRELOAD=cuda_on_cpu.libasan(), ASAN_OPTIONS="detect_leaks=0")
+    environment[cuda_on_cpu.SANITIZE] = "address,undefined"
+    command = [sys.executable, "-m", "pytest", __file__, "-k", "not planted"]
+    result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert " passed" in result.stdout
