@@ -288,7 +288,7 @@ assert np.all((0.5 < spread * coder.weights) & (spread * coder.weights < 1.5))
 # for at most $\log (1000 / 16)$.
 
 # %%
-source(BoxCoder.encode, BoxCoder.decode)
+source(BoxCoder._encode, BoxCoder._decode)  # what `encode` and `decode` do, for some rows at a time
 
 # %%
 reference = objects[: len(matched)]
@@ -646,9 +646,10 @@ assert np.abs(asked - np.diag(asked)[:, None]).max() < 0.06  # FAST or not: the 
 #
 # What is the right answer for a RoI? The object's bitmap, seen through the RoI: RoIAlign of a map of zeros and ones, one bin for each of
 # the 28 x 28 cells. Each value is the share of its cell that the object fills, so targets are **soft** along the outline.
+# Where the samples lie, what each of them reads along one axis, and the two axes together, as two matrix products:
 
 # %%
-source(minimask.masks.crop_mask, minimask.masks._crop_axis)
+source(minimask.masks._samples, minimask.masks._crop_axis, minimask.masks._crop)
 
 # %% [markdown]
 # Pasting back is the inverse: cell $j$'s centre lies at $(j + 1/2) / M$ of the box, bilinear in between, cut at 1/2. It happens once for every
