@@ -5,6 +5,7 @@ random order (tests/fake_cupy).
 """
 
 import ast
+import gc
 import json
 import linecache
 from functools import cache
@@ -230,10 +231,13 @@ def test_the_commands_predict_and_evaluate_run_on_the_gpu(runs, tmp_path, capsys
 def test_out_of_memory_is_one_line_and_the_checkpoint_stays(cupy, tmp_path):
     from minimask.errors import InputError
 
+    gc.collect()
     pool = cupy.get_default_memory_pool()
     try:
         with pytest.raises(InputError, match="not enough memory") as caught:
-            run(tmp_path, "cuda", f"train.gpu_memory_limit={(pool.used_bytes() + 20e6) / 2**30}")
+            run(tmp_path, "cuda", f"train.gpu_memory_limit={(pool.used_bytes() + 40e6) / 2**30}")
     finally:
         pool.set_limit(size=0)
+    for setting in ("train.batch_size", "data.crop", "model.max_size"):
+        assert setting in str(caught.value)
     assert "\n" not in str(caught.value) and load_checkpoint(tmp_path / "checkpoint.npz").step == 0

@@ -16,7 +16,6 @@
 #include <ucontext.h>
 
 #include <algorithm>
-#include <random>
 #include <unordered_map>
 #include <vector>
 
@@ -39,6 +38,7 @@ struct Fiber {
     Place place;
     bool begun;  // and waits for threads to run; swapcontext, which asks the kernel for the signals, only begins
     long long thread;
+    uint3 index;  // threadIdx
     int line;  // of the barrier where it waits; 0 once its thread has ended
     void* fake_stack;
 };
@@ -68,10 +68,7 @@ static uint3 coordinates(long long number, const unsigned size[3]) {
     return {unsigned(number % size[0]), unsigned(row % size[1]), unsigned(row / size[1])};
 }
 
-static void set_thread(long long number) {
-    thread_number = number;
-    threadIdx = coordinates(number, launch->block);
-}
+static void set_thread(const Fiber& fiber) { thread_number = fiber.thread, threadIdx = fiber.index; }
 
 static char* stack_of(const Fiber& fiber) { return stacks + (&fiber - fibers.data()) * STACK; }
 
@@ -99,7 +96,8 @@ static void fiber_main() {
     for (;;) {
         while (next_thread < threads.size()) {
             current->thread = threads[next_thread++];
-            set_thread(current->thread);
+            current->index = coordinates(current->thread, launch->block);
+            set_thread(*current);
             kernel(arguments);
         }
         current->line = 0;
@@ -120,7 +118,7 @@ __attribute__((noinline)) static void begin(Fiber& fiber) {
 
 static void resume(Fiber& fiber) {
     current = &fiber;
-    set_thread(fiber.thread);
+    set_thread(fiber);
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(&scheduler_fake_stack, stack_of(fiber), STACK);
 #endif
@@ -190,12 +188,22 @@ void assume(bool holds, int line) {
     say("false assumption: of %s in line %d", Name(thread_number, block_number).text, line);
 }
 
+struct Random {  // splitmix64: a block's threads are shuffled at every barrier, and std::shuffle is slow
+    unsigned long long state;
+    size_t below(size_t n) {  // n < 2^32
+        unsigned long long z = state += 0x9E3779B97F4A7C15ull;
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull, z = (z ^ z >> 27) * 0x94D049BB133111EBull;
+        return (z >> 32) * n >> 32;
+    }
+};
+
 template <typename Items>
-static void arrange(Items& items, std::mt19937_64& random) {
-    if (launch->order == 2) std::shuffle(items.begin(), items.end(), random);
+static void arrange(Items& items, Random& random) {
+    if (launch->order != 2) return;
+    for (size_t i = items.size(); i > 1; i--) std::swap(items[i - 1], items[random.below(i)]);
 }
 
-static std::vector<long long> sequence(long long count, std::mt19937_64& random) {
+static std::vector<long long> sequence(long long count, Random& random) {
     std::vector<long long> numbers(count);
     for (long long i = 0; i < count; i++) numbers[i] = launch->order == 1 ? count - 1 - i : i;
     arrange(numbers, random);
@@ -204,7 +212,7 @@ static std::vector<long long> sequence(long long count, std::mt19937_64& random)
 
 static void forget(const void* begin, size_t bytes);
 
-static bool run_block(std::mt19937_64& random) {
+static bool run_block(Random& random) {
     threads = sequence((long long)blockDim.x * blockDim.y * blockDim.z, random);
     next_thread = 0, interval = 0;
     std::vector<Fiber*> waiting;
@@ -325,7 +333,7 @@ int run(Launch& request, void (*call)(void**), void** args) {
     gridDim = {request.grid[0], request.grid[1], request.grid[2]};
     blockDim = {request.block[0], request.block[1], request.block[2]};
     cells.clear(), traced.clear();
-    std::mt19937_64 random(request.seed);
+    Random random = {request.seed};
     for (long long number : sequence((long long)gridDim.x * gridDim.y * gridDim.z, random)) {
         block_number = number;
         blockIdx = coordinates(number, request.grid);
