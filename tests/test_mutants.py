@@ -120,7 +120,7 @@ MUTANTS = {
     ],
     ConvFrozenNorm: [
         ("the scale left out of gw", "gw *= s[:, None, None, None]", "gw *= 1"),
-        ("the scale twice in gx", "gradient(gz, sw,", "gradient(gz, sw * s[:, None, None, None],"),
+        ("the scale left out of gx", "gradient(gz, w * s[:, None, None, None],", "gradient(gz, w,"),
         ("the residual before the ReLU", "gz if self.needs[4]", "gy if self.needs[4]"),
     ],
     norm.BatchNorm: [

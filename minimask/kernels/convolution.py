@@ -16,7 +16,7 @@ import numpy as np
 
 from minimask import backend
 from minimask.kernels import convolution_gpu
-from minimask.kernels.geometry import Geometry, overlap, row_blocks
+from minimask.kernels.geometry import Geometry, row_blocks, windows
 from minimask.kernels.im2col import forward_im2col, input_gradient_im2col, weight_gradient_im2col
 
 BLOCK = 1 << 21  # floats of a block's patches, 8 MiB: smaller ones fit the second-level cache, but then the
@@ -41,7 +41,7 @@ def _patches(x, g: Geometry, first: int, last: int):
         return x.reshape(n, g.groups, g.patch_size, -1)[..., first * size : last * size]
     cols = backend.scratch("patches", n * channels * kh * kw * rows * g.out_size[1], x.dtype)
     cols = cols.reshape(n, channels, kh, kw, rows, g.out_size[1])
-    for i, j, (down, across), pixels in _shares(g, first, rows):
+    for i, j, (down, across), pixels in windows(g, first, rows):
         target = cols[:, :, i, j]
         target[:, :, : down.start] = 0
         target[:, :, down.stop :] = 0
@@ -49,20 +49,6 @@ def _patches(x, g: Geometry, first: int, last: int):
         target[..., across.stop :] = 0
         target[:, :, down, across] = x[:, :, pixels[0], pixels[1]]
     return cols.reshape(n, g.groups, g.patch_size, rows * g.out_size[1])
-
-
-def _shares(g: Geometry, first: int, rows: int):
-    """`windows` for the output rows from `first` on, counted from there; some may be empty."""
-    for i, j in np.ndindex(*g.w_shape[2:]):
-        v, h = i * g.dilation[0] - g.padding[0] + first * g.stride[0], j * g.dilation[1] - g.padding[1]
-        top, bottom = overlap(v, g.stride[0], g.x_shape[2], rows)
-        left, right = overlap(h, g.stride[1], g.x_shape[3], g.out_size[1])
-        across = slice(top * g.stride[0] + v, (bottom - 1) * g.stride[0] + v + 1, g.stride[0])
-        along = slice(left * g.stride[1] + h, (right - 1) * g.stride[1] + h + 1, g.stride[1])
-        if bottom == top or right == left:
-            top = bottom = left = right = 0
-            across = along = slice(0, 0)
-        yield i, j, (slice(top, bottom), slice(left, right)), (across, along)
 
 
 def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
@@ -186,7 +172,7 @@ def _input_gradient_by_channels(gy, w, g: Geometry):
                 cols = cols.reshape(len(g_rows), *wt.shape[:2], size)
                 _product(wt, g_rows.reshape(*g_rows.shape[:3], size), cols)
                 cols = cols.reshape(len(g_rows), count, kh, kw, last - first, width)
-                for i, j, out, pixels in _shares(g, first, last - first):
+                for i, j, out, pixels in windows(g, first, last - first):
                     gx[some, own, pixels[0], pixels[1]] += cols[:, :, i, j, out[0], out[1]]
 
     backend.parallel(work, operations=gy.size * w[0].size)

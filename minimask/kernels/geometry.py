@@ -103,17 +103,22 @@ def overlap(offset: int, stride: int, size: int, out: int) -> tuple[int, int]:
     return begin, end
 
 
-def windows(g: Geometry):
-    """For each kernel element: which outputs meet the image there, and which pixels they read."""
+def windows(g: Geometry, first: int = 0, rows: int | None = None):
+    """For each kernel element: which outputs meet the image there, and which pixels they read; maybe none.
+
+    Of output rows from `first` on, counted from there; of all by default.
+    """
+    rows = g.out_size[0] if rows is None else rows
     for i, j in np.ndindex(*g.w_shape[2:]):
-        outs, pixels = [], []
-        for axis, k in enumerate((i, j)):
-            s, offset = g.stride[axis], k * g.dilation[axis] - g.padding[axis]
-            begin, end = overlap(offset, s, g.x_shape[2 + axis], g.out_size[axis])
-            outs.append(slice(begin, end))
-            pixels.append(slice(begin * s + offset, max(begin * s + offset, (end - 1) * s + offset + 1), s))
-        if all(o.stop > o.start for o in outs):
-            yield i, j, outs, pixels
+        v, h = i * g.dilation[0] - g.padding[0] + first * g.stride[0], j * g.dilation[1] - g.padding[1]
+        top, bottom = overlap(v, g.stride[0], g.x_shape[2], rows)
+        left, right = overlap(h, g.stride[1], g.x_shape[3], g.out_size[1])
+        across = slice(top * g.stride[0] + v, (bottom - 1) * g.stride[0] + v + 1, g.stride[0])
+        along = slice(left * g.stride[1] + h, (right - 1) * g.stride[1] + h + 1, g.stride[1])
+        if bottom == top or right == left:
+            top = bottom = left = right = 0
+            across = along = slice(0, 0)
+        yield i, j, (slice(top, bottom), slice(left, right)), (across, along)
 
 
 def row_blocks(images: int, height: int, rows: int, part: int, parts: int):
