@@ -294,7 +294,7 @@ def _nms(boxes, scores, groups, iou_threshold: float):
         for own in members[part::parts]:
             kept[own[in_order(boxes[own], iou_threshold)]] = True
 
-    parallel(work, 1 if len(members) < 2 else None)
+    parallel(work) if len(members) > 1 else work(0, 1)
     return order[kept]
 
 

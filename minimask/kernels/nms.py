@@ -51,7 +51,7 @@ def _struck(block, table, iou_threshold: float, least: float) -> np.ndarray:  # 
             some = slice(first, min(first + COLUMNS, end))
             _strikes(block, table[:, some], iou_threshold, least).any(axis=0, out=struck[some])
 
-    backend.parallel(work, None if len(struck) > 2 * COLUMNS else 1)
+    backend.parallel(work) if len(struck) > 2 * COLUMNS else work(0, 1)
     return struck
 
 
