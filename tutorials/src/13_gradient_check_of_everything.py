@@ -676,7 +676,7 @@ with planted(*JOINT):
 assert accused == [] and suspect == "pyramid"
 
 # %% [markdown]
-# All 41 Functions are right, and the pyramid is wrong. So it is in how they are joined. (The list has a clue already: something is *missing* from the tape.) Rule three: **check each input and each parameter of the piece alone**,
+# All Functions are right, also those of the pyramid, and the pyramid is wrong. So it is in how they are joined. Rule three: **check each input and each parameter of the piece alone**,
 # the others held. What is wrong lies on the ways from those that are wrong, and on no way from those that are right.
 
 # %%
@@ -698,7 +698,7 @@ assert wrong == {"C3", "C4", "C5", *(f"inner_blocks.{k}.0.weight" for k in (1, 2
 
 # %% [markdown]
 # The 3 x 3 convolutions (`layer_blocks`) are right: so what comes *after* the additions is right. C2 and its lateral `inner_blocks.0` are right, those of the coarser levels
-# are wrong: what distinguishes them is the way down, by which they reach the finer levels. And UpsampleNearest, which makes that way, was not on the tape. There is one line that calls it:
+# are wrong: what distinguishes them is the way down, by which they reach the finer levels. That way is made by UpsampleNearest, which has two inputs: the coarser map, which it enlarges, and the lateral, which it adds. It is right, and it is on the tape: but only because of the lateral. There is one line that calls it:
 
 # %%
 source(FPN.forward)
