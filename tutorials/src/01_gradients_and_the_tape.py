@@ -259,7 +259,8 @@ assert np.isfinite(y.numpy()).all() and np.array_equal(x.grad[[0, 2, 4]], [0, 0.
 # ## What the tape is
 #
 # `Softplus.apply(x)` makes an object, and calls it. The call runs `forward`, and if some input needs a
-# gradient, records. Here is all of the recording:
+# gradient, records. (If memory runs out, the error says in which Function, and of what shapes.) Here is all
+# of the recording:
 
 # %%
 source(Function.__call__, Function._record, Function.save)
@@ -857,7 +858,7 @@ exercises.check("tape_backward", my_tape_backward)
 #
 # ## Read on
 #
-# * minimask's tape in full: `source(minimask.autograd)`, 280 lines with its comments. The check:
+# * minimask's tape in full: `source(minimask.autograd)`, some 300 lines with its comments. The check:
 #   `source(minimask.gradient_check)`.
 # * A. Griewank, A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008: the cost of a backward pass, and
 #   trading memory for time.
