@@ -466,12 +466,13 @@ assert patch_bytes == 9 * image_bytes
 # Half a GiB, written to memory and read back, for one layer and one image. There are two ways out, and they
 # correspond to the two readings of the matrix.
 #
-# **By columns: blocks.** Build the patches of a few rows of outputs, multiply, throw them away. The buffer is so
-# small that it is still in the processor's cache when the product reads it. Each thread has its own buffer and its
-# own rows. (A 1 x 1 convolution needs no patches at all: there, the image itself is the matrix.)
+# **By columns: blocks.** Build the patches of a few rows of outputs, multiply, throw them away. The buffer, 8 MiB at
+# most, is used over and over, so that a large last-level cache still holds it when the product reads it. Each thread
+# has its own buffer and its own rows. (A 1 x 1 convolution needs no patches at all: there, the image itself is the
+# matrix.)
 
 # %%
-source(convolution._blocks, convolution.forward)
+source(convolution._blocks, convolution._patches, convolution.forward)
 
 # %% [markdown]
 # **By rows: shifted views.** Row $(i, j)$ of the patches is the moved image. Pad the image with zeros and lay it out
@@ -479,30 +480,28 @@ source(convolution._blocks, convolution.forward)
 # $i \cdot \text{pitch} + j$, with the pitch the width of the padded image. Nothing is copied at all;
 # $Y = \sum_{ij} W_{ij} \cdot \text{view}_{ij}$. There is a catch: a window that begins near the end of a row
 # continues at the beginning of the next one. These outputs are nonsense. They are computed along, and thrown away.
-
-# %%
-source(convolution._padded, convolution._patches)
-
-# %% [markdown]
-# minimask combines both: where rows are short (14 columns in the mask head), it fills a block's buffer from shifted
-# views, which are long pieces of memory, rather than from short rows. The figure is a 6 x 6 image with padding 1, so
-# a pitch of 8. Both outputs begin at some flat position and read on from there; the orange one straddles two rows.
+#
+# The figure is a 6 x 6 image with padding 1, so a pitch of 8. Both outputs begin at some flat position and read on from
+# there; the orange one straddles two rows.
 
 # %%
 g = Geometry.of((1, 1, 6, 6), (1, 1, 3, 3), 1, 1, 1, 1)
 x = rng.uniform(0.3, 1.0, size=g.x_shape)
-flat = convolution._padded(x, g, 0, 6)[0, 0].copy()  # 8 rows of 8, and two more for the last view
-views = convolution._patches(x, g, 0, 6).reshape(9, -1).copy()  # (9, 6 * 8)
+pitch = 8
+flat = np.pad(
+    x[0, 0], ((1, 2), (1, 1))
+).ravel()  # 8 rows of 8, and one more, into which the last view reaches
+views = np.stack([flat[i * pitch + j :][: 6 * pitch] for i, j in np.ndindex(3, 3)])  # (9, 6 * 8)
 
 _, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
 left.imshow(flat[:64].reshape(8, 8), cmap="gray", vmin=0, vmax=1.2)
 right.imshow((kernel.reshape(1, 9) @ views).reshape(6, 8), cmap="gray")
 for begin, colour, style in ((11, BLUE, "-"), (23, ORANGE, "--")):
     for i, j in np.ndindex(3, 3):
-        row, column = divmod(begin + i * g.pitch + j, g.pitch)
+        row, column = divmod(begin + i * pitch + j, pitch)
         square = dict(fill=False, ec=colour, lw=3, ls=style)
         left.add_patch(Rectangle((column - 0.4, row - 0.4), 0.8, 0.8, **square))
-    row, column = divmod(begin, g.pitch)
+    row, column = divmod(begin, pitch)
     right.add_patch(Rectangle((column - 0.4, row - 0.4), 0.8, 0.8, **square))
 for column in (6, 7):
     right.add_patch(Rectangle((column - 0.5, -0.5), 1, 6, fill=False, ec=RED, hatch="//", lw=0))
@@ -510,8 +509,8 @@ left.set(title="the padded image; the windows of two flat positions", xlabel="co
 right.set(title="outputs; those hatched straddle two rows", xlabel="column", ylabel="row")
 plt.show()
 
-for i, j in np.ndindex(3, 3):  # row (i, j) of the patches is a piece of the flat image
-    assert np.array_equal(views[3 * i + j], flat[i * g.pitch + j :][: 6 * g.pitch])
+# row (i, j) of the patches is a piece of the flat image, but for the last two columns
+assert np.array_equal(views.reshape(9, 6, 8)[:, :, :6], im2col.im2col(x, g).reshape(9, 6, 6))
 kept = (kernel.reshape(1, 9) @ views).reshape(6, 8)[:, :6]
 assert np.allclose(kept, F.conv2d(x, kernel, padding=1).numpy()[0, 0])
 
@@ -598,12 +597,13 @@ assert np.allclose(forward_views(x, w, 1), reference, rtol=0, atol=2e-3)
 peaks = {name: peak(WAYS[name][0]) for name in ("im2col", "shifted views", "minimask: blocks")}
 print("peak memory:", ", ".join(f"{name} {most:.1f} MiB" for name, most in peaks.items()))
 print(
-    f"(the output itself: {reference.nbytes / 2**20:.1f} MiB; the blocks' buffers, about 1 MiB a thread, are kept between calls)"
+    f"(the output itself: {reference.nbytes / 2**20:.1f} MiB; the blocks' buffers, up to {4 * convolution.BLOCK / 2**20:.0f} MiB a thread, are kept between calls)"
 )
 assert peaks["minimask: blocks"] < 0.6 * peaks["im2col"]
 
 sizes = 2 ** np.arange(16, 24, 2 if FAST else 1)  # from a row at a time to nearly all rows
-over_block = 1e3 * np.array(seconds([lambda size=int(size): with_block(size) for size in sizes], repeats))
+works = [lambda size=int(size): with_block(size) for size in sizes]
+over_block = 1e3 * np.array(seconds(works, 2 * repeats))  # twice as many: the points lie close together
 
 _, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8), layout="constrained")
 left.barh(list(rates), list(rates.values()), color=[GREY, ORANGE, GREEN, BLUE, GREY])
@@ -630,21 +630,43 @@ plt.show()
 # The loops are slower by a factor of ten thousand and more, which is Python's price for touching each number by
 # itself. Among the others, the arithmetic is identical, and all that differs is where the numbers wait.
 #
-# * **Blocks** of a single row (the left end of the curve) make short matrix products; blocks of all rows (the right
-#   end) are im2col. How deep the valley between is depends on your caches, and on who else is using them; where the
-#   last-level cache is large, the curve is nearly flat. The memory is not: each point to the right takes twice as much.
+# * **Blocks** of a single row (the left end of the curve) make short matrix products, and many of them; blocks of all
+#   rows (the right end) are im2col. What is best between depends on the layer, on your caches, and on who else is using
+#   them, so believe no single point of a curve from a busy machine. Textbooks say: as large as the second-level cache.
+#   That is right for a program of one thread in C. Here several Python threads fill buffers and multiply, and between
+#   any two calls of NumPy a thread needs the **interpreter's lock**, for which it may have to wait. Small blocks mean
+#   many calls, and the waiting can cost more than the better cache saves. minimask's size was chosen by larger layers
+#   than this one: on the machine on which it was made, the 7 x 7 stem and a 3 x 3 on 200 x 272 pixels took about half
+#   as long with 8 MiB as with 1 MiB. Memory is the other side: each point to the right takes twice as much, for every
+#   thread.
 # * **Shifted views** copy nothing, but each of the nine products goes through the whole output once more to add to
 #   it. The fewer the channels, the shorter the products and the heavier that weighs. Change 64 to 256 in the cell
-#   above and look again.
+#   above and look again. (One can also *fill* a block's buffer from shifted views, long pieces of memory, where rows are
+#   short. With small blocks that was faster in the mask head; with large ones, it no longer was.)
 #
 # ### The gradients, fast
 #
 # The gradient of the input, with stride 1, calls `forward` with the turned kernel: what we derived. With a stride it
 # would multiply mostly zeros (with stride 2, three quarters of the spread-out gradient), so it does `W^T @ gy` by
-# blocks, and adds into place. Look who may add where: two threads must never add to the same pixel.
+# blocks, and adds into place. Look who may add where: two threads must never add to the same pixel. Where the stride
+# is as large as the kernel, windows touch without overlap, each pixel is read once, and there is nothing to add: there
+# blocks of rows are divided over the threads, as in the forward pass, and *written* into place.
 
 # %%
-source(convolution.input_gradient, convolution._input_gradient_by_channels)
+source(
+    convolution.input_gradient,
+    convolution._input_gradient_apart,
+    convolution._input_gradient_by_channels,
+)
+
+# %% [markdown]
+# The gradient of the weights is a sum over all positions, so over all threads: each adds up its own rows, and the sums
+# are added in a fixed order, since floating point numbers added in another order give other last digits. The product
+# is computed as $\text{patches} \cdot \bar Y^\top$, the transpose of the formula above: a product of the same numbers,
+# but BLAS is faster where the first matrix is the larger one.
+
+# %%
+source(convolution.weight_gradient)
 
 # %% [markdown]
 # ## Transposed convolution
@@ -780,7 +802,8 @@ def three_ways(g, x, w, b, gy):
     passes = {"forward": (x, w, b), "input_gradient": (gy, w), "weight_gradient": (gy, x)}
     worst = 0.0
     for name, arrays in passes.items():
-        fast, *others = (getattr(convolution, name + way)(*arrays, g) for way in ("", "_im2col", "_loop"))
+        fast = getattr(convolution, name)(*arrays, g)
+        others = (getattr(im2col, name + way)(*arrays, g) for way in ("_im2col", "_loop"))
         worst = max([worst, *(float(np.abs(fast - other).max(initial=0)) for other in others)])
     return worst
 
@@ -824,7 +847,10 @@ BUGS = {
     "rows and columns swapped": lambda gy, x, w, g: (K.input_gradient(gy, w.swapaxes(2, 3), g), None),
     "channels not exchanged": lambda gy, x, w, g: (K.input_gradient(gy, w.swapaxes(0, 1), g), None),
     "written, not added": lambda gy, x, w, g: (overwriting(gy, w, g), None),
-    "gw of the last image only": lambda gy, x, w, g: (None, K.weight_gradient_im2col(gy[-1:], x[-1:], g)),
+    "gw of the last image only": lambda gy, x, w, g: (
+        None,
+        im2col.weight_gradient_im2col(gy[-1:], x[-1:], g),
+    ),
     "gw turned": lambda gy, x, w, g: (None, K.weight_gradient(gy, x, g)[:, :, ::-1, ::-1]),
 }
 
