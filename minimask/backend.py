@@ -320,14 +320,12 @@ _inside = threading.local()
 FEW = 1 << 21  # multiplications that one thread has done before another would have woken up
 
 
-def parallel(
-    work: Callable[[int, int], None], parts: int | None = None, operations: int | None = None
-) -> None:
+def parallel(work: Callable, parts: int | None = None, operations: int | None = None) -> None:
     """Call ``work(part, parts)`` for every part, one thread each, and wait; the division is static.
 
     Parameters
     ----------
-    work : callable
+    work : callable (int, int) -> None
         Gets the part's number and how many there are. Its NumPy calls release the interpreter lock while they
         compute; parts must write to disjoint memory. The results then do not depend on timing.
     parts : int, optional

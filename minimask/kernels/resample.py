@@ -61,11 +61,17 @@ def nearest_gradient(gy, size: tuple[int, int]):
     (h, w), (p, q) = size, gy.shape[-2:]
     if xp is not np and not backend.use_reference():
         return _nearest_gpu("nearest_gradient", gy, size, (h, w, p, q))
-    if (p, q) == (2 * h, 2 * w):
-        gx = gy[..., ::2, ::2] + gy[..., ::2, 1::2]
-        gx += gy[..., 1::2, ::2]
-        gx += gy[..., 1::2, 1::2]
-        return gx
+    if xp is np and (p, q) == (2 * h, 2 * w):
+        g, gx = gy.reshape(-1, p, q), np.empty((math.prod(gy.shape[:-2]), h, w), gy.dtype)
+
+        def work(part, parts):
+            own = slice(*backend.share(len(g), part, parts))
+            np.add(g[own, ::2, ::2], g[own, ::2, 1::2], out=gx[own])
+            gx[own] += g[own, 1::2, ::2]
+            gx[own] += g[own, 1::2, 1::2]
+
+        backend.parallel(work, operations=4 * g.size)
+        return gx.reshape(*gy.shape[:-2], h, w)
     rows = (nearest_index(h, p, xp) == xp.arange(h)[:, None]).astype(gy.dtype)  # (H, P)
     cols = (nearest_index(w, q, xp) == xp.arange(w)[:, None]).astype(gy.dtype)  # (W, Q)
     return rows @ gy @ cols.T
@@ -127,7 +133,5 @@ def _both(rows, x, cols):
     if backend.array_module(x) is not np:
         return rows @ (x @ cols.T)
     across = product(x.reshape(-1, x.shape[-1]), cols.T).reshape(-1, x.shape[-2], len(cols))
-    y = np.empty((*across.shape[:1], len(rows), len(cols)), x.dtype)
-    for image, out in zip(across, y):
-        out[...] = product(rows, image)
-    return y.reshape(*x.shape[:-2], *y.shape[1:])
+    y = np.array([product(rows, image) for image in across], x.dtype)
+    return y.reshape(*x.shape[:-2], len(rows), len(cols))
