@@ -131,6 +131,7 @@ MISTAKES = {
             ),
         ),
         ("no logarithm", ("np.log(size / anchor_size)", "size / anchor_size")),
+        ("from corner to corner", ("(center - anchor_center)", "(boxes - anchors)[:, :2]")),
     ],
     "box_decode": [
         ("dw and dh", ("np.minimum(deltas[:, 2:], limit)", "deltas[:, 2:]")),

@@ -59,12 +59,18 @@ def box_iou(a, b):
     return box_ops.box_iou(a, b)
 
 
+def _corners(boxes, anchors):
+    shift = (boxes - anchors)[:, :2] / (anchors[:, 2:] - anchors[:, :2])
+    return np.concatenate([shift, box_encode(boxes, anchors)[:, 2:]], axis=1)
+
+
 @exercise(
     lambda rng: {"normal boxes": (_boxes(rng, 6), _boxes(rng, 6)), "no boxes": (np.zeros((0, 4)),) * 2},
     {
         PLUS_ONE: dict(boxes=lambda a: a.boxes + ONE, anchors=lambda a: a.anchors + ONE),
         AXES: lambda *a: box_encode(*a)[:, SWAPPED],
         "coded against the box, not against the anchor": lambda *a: box_encode(*a[::-1]),
+        "from corner to corner: dx and dy lead from centre to centre": _corners,
         "no logarithm": lambda *a: np.where(ONE > 0, np.exp(box_encode(*a)), box_encode(*a)),
     },
 )
