@@ -78,7 +78,7 @@ class Buffer:
         self.size = 0
         self.size = pool._allocate(size)
 
-    def __del__(self):
+    def __del__(self, pool=pool):  # the module's name may be gone when the interpreter ends
         pool._free(self.size)
 
 
