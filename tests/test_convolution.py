@@ -346,3 +346,18 @@ def test_nearest_repeats_pixels():
     np.testing.assert_array_equal(
         F.upsample_nearest(x, scale_factor=3).numpy()[0, 0], np.kron(x[0, 0], np.ones((3, 3)))
     )
+
+
+def test_doubling_has_a_fast_path_that_reference_only_turns_off(monkeypatch):
+    def not_to_be_called(*arguments, **options):
+        raise AssertionError("the fast path was taken")
+
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
+    fast = resample.nearest(x, (8, 10)), resample.nearest_gradient(np.tile(x, (1, 1, 2, 2)), (4, 5))
+    monkeypatch.setattr(backend, "parallel", not_to_be_called)
+    with backend.reference_only():
+        plain = resample.nearest(x, (8, 10)), resample.nearest_gradient(np.tile(x, (1, 1, 2, 2)), (4, 5))
+    np.testing.assert_array_equal(plain[0], fast[0])
+    np.testing.assert_allclose(plain[1], fast[1], **ROUNDING)
+    with pytest.raises(AssertionError, match="fast path"):
+        resample.nearest_gradient(np.tile(x, (1, 1, 2, 2)), (4, 5))
