@@ -221,6 +221,13 @@ def test_a_function_of_numpy_takes_no_array_of_cupy(call, fake_cupy):
         call(fake_cupy.ones(3))
 
 
+def test_matmul_takes_its_output_by_name_alone(fake_cupy):
+    a = fake_cupy.ones((2, 2))
+    assert fake_cupy.matmul(a, a, out=a) is a
+    with pytest.raises(TypeError, match="multiple values for argument 'out'"):
+        fake_cupy.matmul(a, a, a)
+
+
 @pytest.mark.parametrize("convert", [np.asarray, np.array, np.ascontiguousarray])
 def test_nothing_becomes_an_array_of_numpy_unasked(convert, fake_cupy):
     with pytest.raises(

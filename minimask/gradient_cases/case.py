@@ -71,12 +71,12 @@ def positive(*shapes) -> Inputs:
 
 
 def apart(*shapes) -> Inputs:
-    """Normal, but no two elements of an array closer than 0.01, nor any that close to 0: far from kinks."""
+    """Evenly spaced: no two elements of an array closer than 0.02, none to 0 than 0.01, far from kinks."""
     return lambda rng: tuple(spread(rng, s) for s in shapes)
 
 
 def spread(rng: np.random.Generator, shape) -> np.ndarray:
-    """An array as `apart` gives it: normal quantiles in random order."""
+    """An array as `apart` gives it, in random order."""
     n = int(np.prod(shape))
     half = rng.permutation(n) - (n - 1) / 2  # symmetric about 0, a step of 1 apart
     return (half * max(0.02, 3.0 / max(n, 1)) + 0.01 * (n % 2)).reshape(shape)

@@ -98,7 +98,7 @@ def _product(a, b, out=None):
     """a @ b for G matrices, C-contiguous; of one by `dot`, which copies no transposed view and knows TF32."""
     xp = backend.array_module(a)
     out = xp.empty((len(a), a.shape[1], b.shape[2]), a.dtype) if out is None else out
-    xp.dot(a[0], b[0], out[0]) if len(a) == 1 else xp.matmul(a, b, out)
+    xp.dot(a[0], b[0], out[0]) if len(a) == 1 else xp.matmul(a, b, out=out)
     return out
 
 

@@ -81,6 +81,8 @@ class Ufunc:
                 f"Wrong number of arguments for {self.name!r}. It must be either {self.nin} or {self.nargs} "
                 f"(with outputs), but given {len(args)}."
             )
+        if self.__name__ == "matmul" and len(args) > self.nin:  # a generalized ufunc of CuPy, unlike NumPy's
+            raise TypeError("_try_fastcall_matmul() got multiple values for argument 'out'")
         if out is None and len(args) > self.nin:
             args, out = args[: self.nin], args[self.nin :]
         outs = out if isinstance(out, tuple) else (out,) * (out is not None)
