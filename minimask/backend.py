@@ -31,9 +31,7 @@ _reference_only = contextvars.ContextVar("reference_only", default=False)
 def array_module(*arrays):
     """The module whose arrays these are: ``numpy``, or ``cupy`` when one of them is a CuPy array."""
     cupy = sys.modules.get("cupy")  # nobody can hold a CuPy array without having imported it
-    if cupy is not None and any(isinstance(a, cupy.ndarray) for a in arrays):
-        return cupy
-    return np
+    return cupy if cupy is not None and any([isinstance(a, cupy.ndarray) for a in arrays]) else np
 
 
 def to_cpu(array) -> np.ndarray:
@@ -170,6 +168,7 @@ def nccl(size: int, rank: int, number: int):
 _KERNEL = re.compile(r"(template\s*<typename T>\s*)?__global__\s+void\s+(\w+)\s*\(([^)]*)\)\s*\{")
 _C_TYPES = {"float": "f4", "double": "f8", "int": "i4", "long long": "i8", "unsigned char": "u1", "bool": "?"}
 _C_TYPES |= {"unsigned long long": "u8", "unsigned int": "u4"}
+_NULL = np.uintp(0)
 
 
 @cache
@@ -185,13 +184,22 @@ def _source(name: str) -> tuple[str, dict[str, tuple[bool, list[str]]]]:
 
 
 @cache
-def _module(name: str):
+def _module(name: str) -> dict[tuple, tuple]:
+    """kernels/NAME.cu, compiled: kernel and T -> the function, and what each of its parameters takes.
+
+    That is the dtype of a pointer and None, None and the type of a number, or twice None for a structure.
+    """
     import cupy
 
-    text, kernels = _source(name)
-    names = [f"{k}<{t}>" for k, (template, _) in kernels.items() if template for t in ("float", "double")]
-    names += [k for k, (template, _) in kernels.items() if not template]
-    return cupy.RawModule(code=text, name_expressions=names)
+    (text, kernels), scalar, found = _source(name), {c: np.dtype(code) for c, code in _C_TYPES.items()}, {}
+    names = {(k, t): f"{k}<{t}>" if of[0] else k for k, of in kernels.items() for t in ("float", "double")}
+    module = cupy.RawModule(code=text, name_expressions=list(dict.fromkeys(names.values())))
+    for (kernel, t), expression in names.items():
+        types = [re.sub(r"\bT\b", t, kind) for kind in kernels[kernel][1]]
+        targets = [(scalar.get(kind.removesuffix("*").strip()), "*" in kind) for kind in types]
+        takes = [(to, None) if pointer else (None, to and to.type) for to, pointer in targets]
+        found[kernel, scalar[t]] = module.get_function(expression), takes
+    return found
 
 
 def launch(source: str, kernel: str, grid: tuple, block: int | tuple, args: Sequence, dtype=None) -> None:
@@ -217,30 +225,26 @@ def launch(source: str, kernel: str, grid: tuple, block: int | tuple, args: Sequ
     block = (block,) if isinstance(block, int) else block
     if 0 in grid or 0 in block:
         return  # CUDA calls an empty launch an error
-    is_template, types = _source(source)[1][kernel]
-    scalar = {"T": np.dtype(dtype)} | {name: np.dtype(code) for name, code in _C_TYPES.items()}
-    if len(args) != len(types):
-        raise TypeError(f"{kernel}: {len(args)} arguments for {len(types)} parameters")
-    values = [_argument(kernel, i, a, t, scalar) for i, (a, t) in enumerate(zip(args, types))]
-    name = f"{kernel}<{'float' if scalar['T'] == np.float32 else 'double'}>" if is_template else kernel
-    _module(source).get_function(name)(grid, block, tuple(values))
+    function, takes = _module(source)[kernel, np.dtype(dtype)]
+    if len(args) != len(takes):
+        raise TypeError(f"{kernel}: {len(args)} arguments for {len(takes)} parameters")
+    function(grid, block, tuple([_argument(kernel, i, a, *t) for i, (a, t) in enumerate(zip(args, takes))]))
 
 
-def _argument(kernel: str, i: int, value, kind: str, scalar: dict):
-    """A value as a kernel's parameter of type `kind` takes it."""
-    if kind.endswith("*"):
+def _argument(kernel: str, i: int, value, dtype, number):
+    """A value as a kernel's parameter takes it: a pointer to `dtype`, a `number`, or a structure."""
+    if number is not None:
+        return number(value)
+    if dtype is not None:
         if value is None:
-            return np.uintp(0)
-        wanted = scalar[kind.removesuffix("*").strip()]
-        if array_module(value) is np or value.dtype != wanted:
-            raise TypeError(f"{kernel}: argument {i} must be a CuPy array of {wanted}, is {_kind(value)}")
+            return _NULL
+        if isinstance(value, np.ndarray) or getattr(value, "dtype", None) != dtype:
+            raise TypeError(f"{kernel}: argument {i} must be a CuPy array of {dtype}, is {_kind(value)}")
         if not value.flags.c_contiguous:
             raise ValueError(f"{kernel}: argument {i} is a view with gaps; pass a contiguous copy")
         return value
-    if kind in scalar:
-        return scalar[kind].type(value)
     if not isinstance(value, np.ndarray) or value.dtype.fields is None or value.size != 1:
-        raise TypeError(f"{kernel}: argument {i} must be one {kind}, as a structured NumPy array")
+        raise TypeError(f"{kernel}: argument {i} must be a structure, as a NumPy array of one element")
     return value
 
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from minimask import backend
 
+_STRUCT = np.dtype([(f"size{i}", "i4") for i in range(13)])
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -74,12 +76,11 @@ class Geometry:
         """A 1x1 kernel of stride 1: the image itself is the matrix of patches."""
         return self.w_shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
 
-    @property
+    @cached_property
     def struct(self) -> np.ndarray:
         """``struct Geometry`` of the CUDA sources: C, H, W, P, Q, KH, KW, stride, padding, dilation."""
         sizes = (*self.x_shape[1:], *self.out_size, *self.w_shape[2:], *self.stride, *self.padding)
-        fields = [(f"size{i}", "i4") for i in range(13)]
-        return np.array((*sizes, *self.dilation), fields)
+        return np.array((*sizes, *self.dilation), _STRUCT)
 
     def transposed(self) -> Geometry:
         """The convolution, of stride 1, that takes gradients of y to gradients of x."""
