@@ -245,7 +245,7 @@ def _argument(kernel: str, i: int, value, dtype, number):
         return value
     if not isinstance(value, np.ndarray) or value.dtype.fields is None or value.size != 1:
         raise TypeError(f"{kernel}: argument {i} must be a structure, as a NumPy array of one element")
-    return value
+    return value.view(f"V{value.itemsize}")  # plain bytes: CuPy would describe every field of it, in Python
 
 
 def _kind(value) -> str:

@@ -55,7 +55,7 @@ class RawKernel:
             raise TypeError("grid, block and args must be tuples")
         values = []
         for value, kind in zip(args, self._kernel.types):
-            if isinstance(value, np.ndarray) and (kind.startswith("*") or value.dtype.fields is None):
+            if isinstance(value, np.ndarray) and (kind.startswith("*") or value.dtype.kind != "V"):
                 raise unsupported(value)
             if not isinstance(value, (ndarray, np.ndarray, np.generic)):
                 raise unsupported(value)
