@@ -174,17 +174,17 @@ MUTANTS = {
         ("bins upside down", "backward(gy, argmax", "backward(gy[:, :, ::-1], argmax"),
         (
             "the maximum spread evenly",
-            "np.put_along_axis(spread, argmax[own][:, :, None], g_level[:, :, None], axis=2)",
-            "spread += g_level[:, :, None] / points",
+            "np.put_along_axis(spread, argmax[:, :, None], g[:, :, None], axis=2)",
+            "spread += g[:, :, None] / spread.shape[2]",
             roi_align.backward,
         ),
         (
             "always the first point",
-            "argmax[own][:, :, None]",
-            "0 * argmax[own][:, :, None]",
+            "argmax[:, :, None]",
+            "0 * argmax[:, :, None]",
             roi_align.backward,
         ),
-        ("always the first image", "gx[image, :,", "gx[0, :,", roi_align.backward),
+        ("only the first image", "transpose(sums[", "transpose((first == 0) * sums[", roi_align.backward),
     ],
     roi.RoIWarp: [
         (

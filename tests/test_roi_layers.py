@@ -357,7 +357,7 @@ def test_backward_is_the_transpose_of_forward(rois, aggregation, aligned):
 def test_weights_of_a_bin_inside_the_map_sum_to_one_and_are_never_negative(rois):
     sampling = Sampling((2, 2), 2, aligned=True)
     plan = Plan.build(rois, None, [(2, 1, 8, 8)], (1.0,), sampling, np.float64)
-    (matrix,) = plan.matrices
+    matrix = plan.matrix
     assert matrix.shape == (len(rois) * 4, 2 * 64)
     sums = np.asarray(matrix.sum(axis=1)).ravel()
     assert (matrix.data >= 0).all() and (sums <= 1 + 1e-12).all()

@@ -271,8 +271,8 @@ def roi_align_forward(x, rois, output_size, scale, sampling_ratio):
 
 
 def _points_of_pixel(gy, rois, x_shape, scale, sampling_ratio):
-    sampling = Sampling(gy.shape[2:], sampling_ratio, aligned=True)
-    (matrix,) = Plan.build(rois, None, [x_shape], (scale,), sampling, gy.dtype).matrices
+    sampling = Sampling(gy.shape[2:], sampling_ratio, True, aggregation="max")  # a row for each point
+    matrix = Plan.build(rois, None, [x_shape], (scale,), sampling, gy.dtype).matrix
     counts = np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1])
     return counts.reshape(x_shape[0], 1, *x_shape[2:])
 

@@ -3,17 +3,19 @@
 Shapes: R RoIs, PH x PW bins, SY x SX sampling points a bin, L pyramid levels of (N, C, H, W) features.
 
 Each sampling point reads four pixels with bilinear weights, so an output row is a combination of at most
-4 SY SX pixels. `Plan` holds one CSR matrix A a level, with a row for each bin of that level's RoIs and a
-column for each pixel of its N images. Forward is A @ x, backward A^T @ g, on features held as (N H W, C).
-For the maximum, A has a row for each sampling point instead, and the largest of a bin's rows is kept.
-`roi_align_loop` says the same in plain loops, as the paper does (section 3).
+4 SY SX pixels. `Plan` holds a CSR matrix A with a row for each bin and a column for each pixel of all maps.
+Forward is A @ x, backward A^T @ g, on features held as (pixels, C). For the maximum, A has a row for each
+sampling point instead, and the largest of a bin's rows is kept. `roi_align_loop` says the same in plain
+loops, as the paper does (section 3).
 
 On a GPU there is no matrix: `OnDevice` is launched with the RoIs themselves (roi_align.cu).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +70,7 @@ def roi_align_loop(x, rois, scale: float, s: Sampling):
     y = np.zeros((len(rois), x.shape[1], ph, pw), x.dtype)
     for r, (n, *box) in enumerate(rois):
         x1, y1, bin_w, bin_h = _bins(*(float(v) * scale for v in box), s)
-        ny, nx = _points(bin_h, s), _points(bin_w, s)
+        ny, nx = (s.ratio if s.ratio > 0 else max(0, math.ceil(size)) for size in (bin_h, bin_w))
         for i, j in np.ndindex(ph, pw):
             points = [
                 (y1 + (i + v) * bin_h, x1 + (j + u) * bin_w) for v in s.fractions(ny) for u in s.fractions(nx)
@@ -94,14 +96,9 @@ def bilinear_loop(x, v: float, u: float, height: int, width: int):
 
 def _bins(x1, y1, x2, y2, s: Sampling):
     """Left, top, bin width and bin height in feature pixels, counted from pixel 0's centre."""
-    shift = 0.5 if s.aligned else 0.0
-    least = 0.0 if s.aligned else 1.0
+    shift, least = (0.5, 0.0) if s.aligned else (0.0, 1.0)
     bin_w, bin_h = max(x2 - x1, least) / s.output_size[1], max(y2 - y1, least) / s.output_size[0]
     return x1 - shift, y1 - shift, bin_w, bin_h
-
-
-def _points(bin_size: float, s: Sampling) -> int:
-    return s.ratio if s.ratio > 0 else max(0, math.ceil(bin_size))
 
 
 # ---------------------------------------------------------------------------------------- the sparse matrix
@@ -109,16 +106,15 @@ def _points(bin_size: float, s: Sampling) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where R RoIs read L feature maps: a matrix a level, and the RoIs that it serves."""
+    """Where R RoIs read L feature maps."""
 
-    matrices: tuple  # L of CSR (rows, N H W)
-    rois_of_level: tuple  # L of (R_l,) indices; slice(None) where one level serves all
+    matrix: csr_matrix  # (R PH PW, L N H W), or (R PH PW S, L N H W) for the maximum over at most S points
     count: int  # R
     sampling: Sampling
 
     @classmethod
     def build(cls, rois, levels, shapes, scales, sampling: Sampling, dtype) -> Plan | OnDevice:
-        """Compute the matrices; of RoIs on a GPU, nothing.
+        """Compute the matrix; of RoIs on a GPU, nothing.
 
         Parameters
         ----------
@@ -133,82 +129,89 @@ class Plan:
         """
         if backend.array_module(rois) is not np:
             return OnDevice(rois, levels, tuple(scales), sampling)
-        matrices, served = [], []
-        for level, (shape, scale) in enumerate(zip(shapes, scales)):
-            own = slice(None) if levels is None else np.flatnonzero(levels == level)
-            matrices.append(_matrix(rois[own], shape, scale, sampling, dtype))
-            served.append(own)
-        return cls(tuple(matrices), tuple(served), len(rois), sampling)
+        levels = np.zeros(len(rois), np.int64) if levels is None else levels
+        x1, y1, x2, y2 = (rois[:, 1:] * np.array(scales, rois.dtype)[levels, None]).T
+        sizes = np.array([(n * h * w, h, w) for n, _, h, w in shapes])
+        begin, (_, height, width) = (np.cumsum(sizes[:, 0]) - sizes[:, 0])[levels], sizes[levels].T
+        map_begin = begin + rois[:, 0].astype(np.int64) * height * width  # of each RoI's map among all pixels
+        rows = list(_axis(y1, y2, sampling.output_size[0], height, sampling))
+        columns = list(_axis(x1, x2, sampling.output_size[1], width, sampling))
+        matrix = _matrix(rows, columns, map_begin, width, sizes[:, 0].sum(), sampling, dtype)
+        return cls(matrix, len(rois), sampling)
 
 
-def _matrix(rois, shape, scale: float, s: Sampling, dtype) -> csr_matrix:
-    """CSR (R PH PW, N H W) for the average, (R PH PW S, N H W) for the maximum over S points."""
-    n_images, _, height, width = shape
-    x1, y1, x2, y2 = (rois[:, 1:] * float(scale)).T
-    shift, least = (0.5, 0.0) if s.aligned else (0.0, 1.0)
-    bin_h = np.maximum(y2 - y1, least) / s.output_size[0]  # (R,)
-    bin_w = np.maximum(x2 - x1, least) / s.output_size[1]
-    if s.ratio > 0:
-        groups = [(slice(None), s.ratio, s.ratio)]
-        most = s.ratio**2
-    else:  # RoIs with equally many points are served together
-        ny, nx = (np.maximum(np.ceil(b), 0).astype(np.int64) for b in (bin_h, bin_w))
-        pairs = sorted(set(zip(ny.tolist(), nx.tolist())))
-        groups = [(np.flatnonzero((ny == a) & (nx == b)), a, b) for a, b in pairs]
-        most = max((a * b for _, a, b in groups), default=0)
-
-    rows_each = most if s.aggregation == "max" else 1
-    bins = s.output_size[0] * s.output_size[1]
-    lengths = np.zeros((len(rois), bins, rows_each), np.int64)
-    index_type = np.int32 if n_images * height * width < 2**31 else np.int64
-    pieces = []
-    for own, ny, nx in groups:
-        v_index, v_weight = _axis(y1[own] - shift, bin_h[own], s.output_size[0], s.fractions(ny), height)
-        u_index, u_weight = _axis(x1[own] - shift, bin_w[own], s.output_size[1], s.fractions(nx), width)
-        # (R, PH, SY, 2) and (R, PW, SX, 2) -> (R, PH, PW, SY, SX, 2, 2)
-        along_v = (slice(None), slice(None), None, slice(None), None, slice(None), None)
-        along_u = (slice(None), None, slice(None), None, slice(None), None, slice(None))
-        first = rois[own, 0].astype(index_type)[:, None, None, None] * (height * width)
-        index = (first + v_index * width)[along_v] + u_index[along_u]
-        weight = v_weight[along_v] * u_weight[along_u]
-        if s.aggregation == "average":
-            weight = weight / max(ny * nx, 1)
-            lengths[own] = 4 * ny * nx
-        else:
-            lengths[own, :, : ny * nx] = 4
-        entries = (len(index), bins * ny * nx * 4)
-        pieces.append((own, index.reshape(entries), weight.astype(dtype).reshape(entries)))
-    columns, values = _in_order(pieces, len(rois))
+def _matrix(rows: list, columns: list, map_begin, width, pixels: int, s: Sampling, dtype) -> csr_matrix:
+    """The outer products of what each RoI reads along the axes, from `_axis`."""
+    (ph, pw), is_max, count = s.output_size, s.aggregation == "max", len(width)
+    most = max((ny * nx for _, ny, *_ in rows for _, nx, *_ in columns), default=0) if is_max else 1
+    lengths, pieces = np.zeros((count, ph * pw, most), np.int64), []
+    map_begin, width = map_begin.astype(np.int32), width.astype(np.int32)  # maps of 2^31 pixels fit no memory
+    for (of_v, ny, v, a), (of_u, nx, u, b) in itertools.product(rows, columns):
+        own, in_v, in_u = np.intersect1d(of_v, of_u, assume_unique=True, return_indices=True)
+        ny, nx, kv, ku = (ny, nx, 2, 2) if is_max else (1, 1, v.shape[1], u.shape[1])
+        # (PH, PW, NY, NX, KV, KU, G), RoIs last: side by side lies what is added and multiplied
+        along_v, along_u = (ph, 1, ny, 1, kv, 1, len(own)), (1, pw, 1, nx, 1, ku, len(own))
+        index = (v.take(in_v, -1) * width[own] + map_begin[own]).reshape(along_v)
+        index = index + u.take(in_u, -1).reshape(along_u)
+        weight = a.take(in_v, -1).reshape(along_v) * b.take(in_u, -1).reshape(along_u)
+        lengths[own, :, : ny * nx] = kv * ku
+        entries = ph * pw * ny * nx * kv * ku, len(own)
+        pieces.append((own.tolist(), index.reshape(entries).T, weight.reshape(entries).T))
+    sizes = lengths.sum(axis=(1, 2))
+    indices, values = np.empty(sizes.sum(), np.int32), np.empty(sizes.sum(), dtype)
+    ends = np.cumsum(sizes).tolist()
+    for own, *arrays in pieces:
+        for r, index, weight in zip(own, *map(np.ascontiguousarray, arrays)):
+            place = slice(ends[r] - len(index), ends[r])
+            indices[place], values[place] = index, weight
     indptr = np.concatenate([[0], np.cumsum(lengths.ravel())])
-    shape = (lengths.size, n_images * height * width)
-    indptr = indptr.astype(columns.dtype if indptr[-1] < 2**31 else np.int64)
-    return csr_matrix((values, columns, indptr), shape=shape)
+    return csr_matrix((values, indices, indptr), shape=(lengths.size, pixels))
 
 
-def _axis(start, bin_size, bins: int, fractions, length: int):
-    """The two pixels that each sampling point of one axis reads, and their weights: two (R, bins, S, 2)."""
-    place = (np.arange(bins)[:, None] + fractions).astype(start.dtype)  # (bins, S), in bins
-    at = start[:, None, None] + place * bin_size[:, None, None]
-    inside = (at >= -1) & (at <= length)
-    at = np.clip(at, 0, length - 1)
-    low = at.astype(np.int32)
-    high = np.minimum(low + 1, length - 1)
-    fraction = at - low
-    weight = np.stack([1 - fraction, fraction], axis=-1) * inside[..., None]
-    return np.stack([low, high], axis=-1), weight
+def _axis(begin, end, bins: int, length, s: Sampling) -> Iterator[tuple]:
+    """What RoIs read along one axis, those together that read equally many pixels.
+
+    Parameters
+    ----------
+    begin, end, length : (R,)
+        The boxes' edges, and the size of the map, in feature pixels.
+
+    Yields
+    ------
+    rois : (G,) which ones
+    points : S of a bin
+    pixels, weights : (rows, K, G), with a row for each bin; for the maximum, for each point
+    """
+    shift, least = (0.5, 0.0) if s.aligned else (0.0, 1.0)
+    start, bin_size = begin - shift, np.maximum(end - begin, least) / bins
+    counts = (
+        np.maximum(np.ceil(bin_size), 0).astype(np.int64) if s.ratio <= 0 else np.full(len(begin), s.ratio)
+    )
+    for n in np.unique(counts).tolist():
+        own = np.flatnonzero(counts == n)
+        place = (np.arange(bins)[:, None] + s.fractions(n)).astype(start.dtype)  # (bins, S), in bins
+        at, last = start[own] + place[..., None] * bin_size[own], (length[own] - 1).astype(np.int32)
+        counted = ((at >= -1) & (at <= last + 1)).astype(start.dtype)  # (bins, S, G)
+        at = np.clip(np.nan_to_num(at), 0, last).astype(start.dtype)
+        low = at.astype(np.int32)
+        pixels = np.minimum(np.stack([low, low + 1], axis=2), last)  # (bins, S, 2, G)
+        weights = np.stack([low + 1 - at, at - low], axis=2) * counted[:, :, None]
+        if s.aggregation == "max":
+            yield own, n, *(values.reshape(bins * n, 2, len(own)) for values in (pixels, weights))
+            continue
+        pixels, weights = (values.reshape(bins, 2 * n, len(own)) for values in (pixels, weights / max(n, 1)))
+        spans = np.max(pixels[:, -1:] - pixels[:, :1], axis=(0, 1), initial=-1) + 1
+        for k in np.unique(np.minimum(spans, 2 * n)).tolist():
+            some = np.flatnonzero(np.minimum(spans, 2 * n) == k)
+            yield own[some], n, *_each_once(pixels[..., some], weights[..., some], k, last[some])
 
 
-def _in_order(pieces, count: int):
-    """Join the groups' (R_g, entries) arrays so that RoIs stand in their own order again."""
-    if len(pieces) == 1:
-        return pieces[0][1].ravel(), pieces[0][2].ravel()
-    columns, values = [None] * count, [None] * count
-    for own, index, weight in pieces:
-        for row, r in enumerate(own):
-            columns[r], values[r] = index[row], weight[row]
-    if not count:
-        return np.zeros(0, np.int32), np.zeros(0)
-    return np.concatenate(columns), np.concatenate(values)
+def _each_once(pixels, weights, k: int, last):
+    """The k pixels from a bin's first one on, each once: points less than two pixels apart share some."""
+    if k == pixels.shape[1]:
+        return pixels, weights
+    place, at = np.arange(k)[:, None], (pixels - pixels[:, :1])[:, :, None]  # (k, 1), (bins, K', 1, G)
+    return np.minimum(pixels[:, :1] + place, last), np.where(at == place, weights[:, :, None], 0).sum(axis=1)
 
 
 # ---------------------------------------------------------------------------------------------- on the GPU
@@ -311,7 +314,7 @@ def tiles(shapes):
 # ------------------------------------------------------------------------------------- forward and backward
 
 
-def forward(xs, plan: Plan):
+def forward(xs, plan: Plan | OnDevice):
     """Read the maps.
 
     Parameters
@@ -327,55 +330,47 @@ def forward(xs, plan: Plan):
     """
     if isinstance(plan, OnDevice):
         return plan.forward(xs)
-    channels, (ph, pw), is_max = xs[0].shape[1], plan.sampling.output_size, plan.sampling.aggregation == "max"
-    y = np.zeros((plan.count, channels, ph * pw), xs[0].dtype)
+    matrix, channels, (ph, pw) = plan.matrix, xs[0].shape[1], plan.sampling.output_size
+    y, is_max = np.zeros((plan.count, channels, ph * pw), xs[0].dtype), plan.sampling.aggregation == "max"
     argmax = np.zeros((plan.count, ph * pw, channels), np.int32) if is_max else None
-    for x, matrix, own in zip(xs, plan.matrices, plan.rois_of_level):
-        if not matrix.nnz:
-            continue
-        rois = np.arange(plan.count)[own]
-        per_roi = matrix.shape[0] // len(rois)  # rows: a bin, or a sampling point, each
+    each = max(1, matrix.shape[0] // max(plan.count, 1))  # rows of a RoI: a bin, or a sampling point, each
 
-        # read: (rows, C) of some RoIs
-        def write(begin, end, read, matrix=matrix, rois=rois, per_roi=per_roi):
-            some = rois[begin:end]
-            if is_max:
-                indptr = matrix.indptr[begin * per_roi : end * per_roi + 1]
-                read, argmax[some] = _largest(read, indptr, len(some), ph * pw)
-            y[some] = read.reshape(len(some), ph * pw, channels).swapaxes(1, 2)
+    def write(begin, end, read):  # read: (rows, C) of some RoIs
+        if is_max:
+            indptr = matrix.indptr[begin * each : end * each + 1]
+            read, argmax[begin:end] = _largest(read, indptr, end - begin, ph * pw)
+        transpose(read.reshape(end - begin, ph * pw, channels), y[begin:end])
 
-        multiply(matrix, channels_last(x, "features"), per_roi, write)
+    multiply(matrix, channels_last(xs, matrix.indices), each, write)
     return y.reshape(plan.count, channels, ph, pw), argmax
 
 
-def backward(gy, argmax, shapes, plan: Plan):
+def backward(gy, argmax, shapes, plan: Plan | OnDevice):
     """d loss / d x of each level: L of (N, C, H, W)."""
     if isinstance(plan, OnDevice):
         return plan.backward(gy, argmax, shapes)
-    r, channels, ph, pw = gy.shape
-    g = channels_last(gy, "gradient").reshape(r, ph * pw, channels)
-    gradients = []
-    for (n, _, height, width), matrix, own in zip(shapes, plan.matrices, plan.rois_of_level):
-        gx = np.zeros((n, channels, height * width), gy.dtype)
-        gradients.append(gx.reshape(n, channels, height, width))
-        if not matrix.nnz:
-            continue
-        g_level = g[own]
-        if argmax is not None:
-            points = matrix.shape[0] // (len(g_level) * ph * pw)
-            spread = np.zeros((*g_level.shape[:2], points, channels), gy.dtype)
-            np.put_along_axis(spread, argmax[own][:, :, None], g_level[:, :, None], axis=2)
-            g_level = spread
+    (r, channels, ph, pw), matrix = gy.shape, plan.matrix
+    g = backend.scratch("gradient", gy.size, gy.dtype).reshape(r, ph * pw, channels)
 
-        def write(begin, end, sums, gx=gx, pixels=height * width):  # sums: (rows, C) of some pixels
-            while begin < end:
-                image, first = divmod(begin, pixels)
-                last = min(pixels, first + end - begin)
-                gx[image, :, first:last] = sums[: last - first].T
-                begin, sums = begin + last - first, sums[last - first :]
+    def bins_first(part, parts):
+        own = slice(*backend.share(r, part, parts))
+        g[own] = gy[own].reshape(-1, channels, ph * pw).swapaxes(1, 2)
 
-        multiply(matrix.T.tocsr(), g_level.reshape(-1, channels), 1, write)
-    return gradients
+    backend.parallel(bins_first, operations=gy.size)
+    if argmax is not None:
+        spread = np.zeros((r, ph * pw, matrix.shape[0] // max(r * ph * pw, 1), channels), gy.dtype)
+        np.put_along_axis(spread, argmax[:, :, None], g[:, :, None], axis=2)
+        g = spread
+    gxs = [np.zeros(shape, gy.dtype) for shape in shapes]
+
+    def write(begin, end, sums):  # sums: (rows, C) of some pixels
+        for first, last, gx in _images(gxs):
+            low, high = max(begin, first), min(end, last)
+            if low < high:
+                transpose(sums[low - begin : high - begin], gx[:, low - first : high - first])
+
+    multiply(matrix.T.tocsr(), g.reshape(-1, channels), 1, write)
+    return gxs
 
 
 def _largest(read, indptr, rois: int, bins: int):
@@ -399,31 +394,57 @@ def multiply(matrix: csr_matrix, x, unit: int, write) -> None:
     step = max(1, ROWS // unit)
 
     def work(part, parts):
-        begin, last = (int(np.searchsorted(ends, matrix.nnz * k // parts)) for k in (part, part + 1))
-        last = len(ends) if part == parts - 1 else last
+        begin, last = np.searchsorted(ends, [matrix.nnz * k // parts for k in (part, part + 1)], "right")
         for first in range(begin, last, step):
             end = min(first + step, last)
-            pointer = matrix.indptr[first * unit : end * unit + 1]
-            inner = slice(pointer[0], pointer[-1])
-            if inner.stop > inner.start:
-                rows = (matrix.data[inner], matrix.indices[inner], pointer - pointer[0])
-                write(first, end, csr_matrix(rows, shape=(len(pointer) - 1, matrix.shape[1])) @ x)
+            rows = matrix[first * unit : end * unit]
+            if rows.nnz:
+                write(first, end, rows @ x)
 
-    backend.parallel(work)
+    backend.parallel(work, operations=matrix.nnz * x.shape[1])
 
 
-def channels_last(x, name: str):
-    """(N, C, H, W) -> (N H W, C) in the buffer of that name; some pixels at a time, to stay in cache."""
-    n, c, h, w = x.shape
-    x, out = x.reshape(n, c, h * w), backend.scratch(name, x.size, x.dtype).reshape(n, h * w, c)
+PIXELS = 512  # transposed at once: as many as fit the second level of the cache with 256 channels
+CELL = 16  # pixels side by side, of which all are read if one is: they come from memory together
+
+
+def channels_last(xs, read):
+    """L of (N, C, H, W) -> (L N H W, C) in this thread's buffer, at least the pixels numbered in `read`."""
+    shape = sum(len(x) * math.prod(x.shape[2:]) for x in xs), xs[0].shape[1]
+    out, pieces = backend.scratch("features", math.prod(shape), xs[0].dtype).reshape(shape), []
+    is_read = np.bincount(read, minlength=len(out)) > 0
+    for begin, end, x in _images(xs):
+        some = np.logical_or.reduceat(is_read[begin:end], np.arange(0, end - begin, CELL))
+        edges = (np.flatnonzero(np.diff(some, prepend=False, append=False)) * CELL).tolist()
+        runs = (range(a, min(b, end - begin)) for a, b in zip(edges[::2], edges[1::2]))
+        pieces += [(x, begin, run[at : at + PIXELS]) for run in runs for at in range(0, len(run), PIXELS)]
 
     def work(part, parts):
-        begin, end = backend.share(n * h * w, part, parts)
-        while begin < end:
-            image, first = divmod(begin, h * w)
-            last = min(h * w, first + 256, first + end - begin)
-            out[image, first:last] = x[image, :, first:last].T
-            begin += last - first
+        for x, begin, own in pieces[slice(*backend.share(len(pieces), part, parts))]:
+            transpose(x[:, own.start : own.stop], out[begin + own.start : begin + own.stop])
 
-    backend.parallel(work)
-    return out.reshape(n * h * w, c)
+    backend.parallel(work, operations=out.size)
+    return out
+
+
+def _images(xs) -> Iterator[tuple]:
+    """Of each image of each level the first pixel, that past it, and the view (C, H W)."""
+    begin = 0
+    for x in xs:
+        for image in x.reshape(*x.shape[:2], math.prod(x.shape[2:])):
+            yield begin, begin + image.shape[1], image
+            begin += image.shape[1]
+
+
+def transpose(source, target) -> None:
+    """target = source^T of one matrix or many; if they are large, by way of a copy with a gap after each row.
+
+    Rows that lie a multiple of some KiB apart share a few places of the cache and drive each other out.
+    """
+    *shape, columns = source.shape
+    if min(shape[-1], columns) > 64:
+        copy = backend.scratch("transpose", math.prod(shape) * (columns + 4), source.dtype)
+        copy = copy.reshape(*shape, columns + 4)[..., :columns]
+        copy[:] = source
+        source = copy
+    target[:] = source.swapaxes(-1, -2)
