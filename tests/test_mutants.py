@@ -137,9 +137,9 @@ MUTANTS = {
     norm.GroupNorm: [
         ("the mean a constant", "x_hat -= r * a", "pass"),
         ("the variance a constant", "x_hat *= -r * b", "x_hat *= 0"),
-        ("the weight left out", "w3[g] * r, out=gx4", "w3[g] * 0 + r, out=gx4"),
-        ("the ReLU left out", "g4[n, g] * (y4[n, g] > 0)", "g4[n, g]"),
-        ("the last image alone", "g_weights.sum(axis=0)", "g_weights[-1:].sum(axis=0)"),
+        ("the weight left out", "w[own] * r, out=gx", "w[own] * 0 + r, out=gx"),
+        ("the ReLU left out", "g3[own] * (self._grouped(y)[own] > 0)", "g3[own]"),
+        ("the last image alone", ".sum(axis=0) for v in (g_w", "[-1:].sum(axis=0) for v in (g_w"),
     ],
     pool.MaxPool2d: [
         ("always the first pixel", "index, self.geometry)", "0 * index, self.geometry)"),

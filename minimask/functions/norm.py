@@ -73,6 +73,9 @@ class FrozenBatchNorm(Function):
         return gx, g_weight, g_bias, None, None
 
 
+AT_ONCE = 1 << 17  # elements of groups that are normalised together
+
+
 class GroupNorm(Function):
     """As batch normalisation, but mean and variance over one image's channels of one group.
 
@@ -86,27 +89,27 @@ class GroupNorm(Function):
         if x.shape[1] % self.groups:
             raise ValueError(f"group_norm: {x.shape[1]} channels do not divide into {self.groups} groups")
         xp, kept = self.xp, any(self.needs)
-        if self._by_kernels():
+        if xp is not np and not backend.use_reference():
             y, mean, inv_std = norm_kernels.group_norm(x, weight, bias, self.groups, self.eps, self.relu)
             self.save(x, mean, inv_std, weight, y if self.relu else None)
             return y
-        x4, w3, b3 = self._grouped(x), self._by_channel(weight), self._by_channel(bias)
-        y4 = xp.empty_like(x4)
-        mean, inv_std = (xp.empty(x4.shape[:2], x.dtype) for _ in range(2))  # (N, G)
-        m = max(x4.shape[2] * x4.shape[3], 1)
+        x3, w, b = self._grouped(x), self._of_groups(weight, len(x)), self._of_groups(bias, len(x))
+        y3 = xp.empty_like(x3)
+        mean, inv_std = (xp.empty((len(x3), 1, 1), x.dtype) for _ in range(2))  # (N G, 1, 1)
+        m = max(x3.shape[1] * x3.shape[2], 1)
 
-        def one(n, g):  # each group is small enough to stay in cache over all its passes
-            y = y4[n, g]  # (C/G, HW)
-            mean[n, g] = mu = x4[n, g].sum() / m
-            xp.subtract(x4[n, g], mu, out=y)
-            inv_std[n, g] = r = 1.0 / xp.sqrt(xp.dot(y.ravel(), y.ravel()) / m + self.eps)
-            y *= w3[g] * r
-            y += b3[g]
+        def some(own):  # as many groups as stay in cache over all passes
+            y = y3[own]  # (groups, C/G, HW)
+            mean[own] = x3[own].sum(axis=(1, 2), keepdims=True) / m
+            xp.subtract(x3[own], mean[own], out=y)
+            inv_std[own] = 1.0 / xp.sqrt(xp.einsum("gcm,gcm->g", y, y)[:, None, None] / m + self.eps)
+            y *= w[own] * inv_std[own]
+            y += b[own]
             if self.relu:
                 xp.maximum(y, 0, out=y)
 
-        self._for_each_group(one, len(x))
-        y = y4.reshape(x.shape)
+        self._for_groups(some, x3)
+        y = y3.reshape(x.shape)
         if kept:
             self.save(x, mean, inv_std, weight, y if self.relu else None)
         return y
@@ -114,47 +117,46 @@ class GroupNorm(Function):
     def backward(self, gy):
         x, mean, inv_std, weight, y = self.saved
         xp = self.xp
-        if self._by_kernels():
+        if xp is not np and not backend.use_reference():
             return norm_kernels.group_norm_gradient(gy, x, y, mean, inv_std, weight)
-        x4, g4, w3 = self._grouped(x), self._grouped(gy), self._by_channel(weight)
-        y4 = self._grouped(y) if self.relu else None
-        gx4 = xp.empty_like(x4)
-        g_weights, g_biases = (xp.empty((*x4.shape[:3], 1), x.dtype) for _ in range(2))  # (N, G, C/G, 1)
-        m = max(x4.shape[2] * x4.shape[3], 1)
+        x3, g3, w = self._grouped(x), self._grouped(gy), self._of_groups(weight, len(x))
+        gx3 = xp.empty_like(x3)
+        g_weights, g_biases = (xp.empty((*x3.shape[:2], 1), x.dtype) for _ in range(2))  # (N G, C/G, 1)
+        m = max(x3.shape[1] * x3.shape[2], 1)
 
-        def one(n, g):
-            r = inv_std[n, g]
-            g1 = g4[n, g] * (y4[n, g] > 0) if self.relu else g4[n, g]  # (C/G, HW)
-            x_hat = (x4[n, g] - mean[n, g]) * r
-            g_biases[n, g] = g_bias = g1.sum(axis=1, keepdims=True)
-            g_weights[n, g] = g_weight = xp.einsum("cm,cm->c", g1, x_hat)[:, None]
+        def some(own):
+            r, gx = inv_std[own], gx3[own]
+            g = g3[own] * (self._grouped(y)[own] > 0) if self.relu else g3[own]  # (groups, C/G, HW)
+            x_hat = (x3[own] - mean[own]) * r
+            g_biases[own] = g_bias = g.sum(axis=2, keepdims=True)
+            g_weights[own] = g_weight = xp.einsum("gcm,gcm->gc", g, x_hat)[..., None]
             # as for batch norm: gx = r (w gy - mean(w gy) - x_hat mean(w gy x_hat)), means over the group
-            a, b = (w3[g] * g_bias).sum() / m, (w3[g] * g_weight).sum() / m
+            a, b = ((w[own] * v).sum(axis=1, keepdims=True) / m for v in (g_bias, g_weight))
             x_hat *= -r * b
             x_hat -= r * a
-            xp.multiply(g1, w3[g] * r, out=gx4[n, g])
-            gx4[n, g] += x_hat
+            xp.multiply(g, w[own] * r, out=gx)
+            gx += x_hat
 
-        self._for_each_group(one, len(x))
-        shape = weight.shape
-        return gx4.reshape(x.shape), g_weights.sum(axis=0).reshape(shape), g_biases.sum(axis=0).reshape(shape)
+        self._for_groups(some, x3)
+        g_weight, g_bias = (v.reshape(len(x), *weight.shape).sum(axis=0) for v in (g_weights, g_biases))
+        return gx3.reshape(x.shape), g_weight, g_bias
 
-    def _by_kernels(self) -> bool:
-        return self.xp is not np and not backend.use_reference()
-
-    def _grouped(self, x):  # (N, C, H, W) -> (N, G, C/G, HW)
+    def _grouped(self, x):  # (N, C, H, W) -> (N G, C/G, HW)
         n, c, h, w = x.shape
-        return self.xp.ascontiguousarray(x).reshape(n, self.groups, c // self.groups, h * w)
+        return self.xp.ascontiguousarray(x).reshape(n * self.groups, c // self.groups, h * w)
 
-    def _by_channel(self, v):  # (C,) -> (G, C/G, 1)
-        return v.reshape(self.groups, -1, 1)
+    def _of_groups(self, v, images: int):  # (C,) -> (N G, C/G, 1)
+        return v.reshape(self.groups, -1, 1)[self.xp.arange(images * self.groups) % self.groups]
 
-    def _for_each_group(self, one, images: int) -> None:
+    def _for_groups(self, some, x3) -> None:
+        step = max(1, AT_ONCE // max(x3[:1].size, 1))
+
         def work(part, parts):
-            for k in range(*backend.share(images * self.groups, part, parts)):
-                one(*divmod(k, self.groups))
+            begin, end = backend.share(len(x3), part, parts)
+            for first in range(begin, end, step):
+                some(slice(first, min(first + step, end)))
 
-        backend.parallel(work) if self.xp is np else work(0, 1)
+        backend.parallel(work, operations=16 * x3.size) if self.xp is np else work(0, 1)
 
 
 def batch_norm(x, weight, bias, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tensor]:

@@ -247,8 +247,8 @@ plt.show()
 # $\sqrt m$, so the bracket is a **projection**: it takes from $g$ what points along $\mathbf 1$ and along $\hat x$.
 # It has to: adding a constant to all $x$, or multiplying all by a factor, does not change $y$, so the gradient
 # cannot ask for it. Here is the code; `BatchNorm` has mean and variance as further outputs, for the running
-# averages, so their gradients come in as well (two more terms of the same kind). `GroupNorm` goes group by group, so
-# that a group stays in cache; on a GPU (`_by_kernels`) it hands the same formula to kernels.
+# averages, so their gradients come in as well (two more terms of the same kind). `GroupNorm` takes as many
+# groups at a time as stay in cache; on a GPU it hands the same formula to kernels.
 
 # %%
 source(BatchNorm, GroupNorm.backward)
