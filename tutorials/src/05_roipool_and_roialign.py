@@ -409,15 +409,17 @@ assert min(found[name]["unseen"] for name in list(PAPER)[:3]) > 0.9
 # Look at the formula again: $f$ is **linear in the map** $X$. With average aggregation so is each bin: $y_i
 # = \sum_j A_{ij} x_j$, where $x$ is the flattened map, with a row of $A$ for each bin and a column for each
 # cell. $A$ depends on the boxes and on nothing else; most of it is zero. minimask's RoIAlign builds this
-# very matrix (in SciPy's CSR format: the nonzero values, their columns, and where each row begins) and
-# multiplies.
+# very matrix (in SciPy's CSR format: the weights, their columns, and where each row begins) and multiplies.
+# It is *one* matrix also where there are several images and levels: their cells are numbered one after the
+# other.
 
 # %%
 rois = np.array([[0, *box], [0, 60, 20, 150, 70]])
 plan = Plan.build(rois, None, [(1, 1, 8, 10)], (1 / STRIDE,), s, np.float64)
-(A,) = plan.matrices
+A = plan.matrix
 dense = A.toarray()
 print(f"A: {A.shape[0]} bins x {A.shape[1]} cells, {np.count_nonzero(dense) / dense.size:.0%} of it not zero")
+print(f"cells a bin: {A[0].nnz} of the first box, {A[9].nnz} of the second; its 4 points read 4 * 4 = 16")
 
 figure, axes = plt.subplots(figsize=(11, 3.2), layout="constrained")
 shown = axes.imshow(np.ma.masked_equal(dense, 0), cmap="viridis_r", aspect="auto")
@@ -438,8 +440,14 @@ y = F.roi_align(cells[None, None], rois, 3, 1 / STRIDE, 2, True).numpy()
 assert np.allclose((A @ x).reshape(2, 1, 3, 3), y, rtol=0, atol=1e-14)
 assert np.allclose(align.roi_align_loop(cells[None, None], rois, 1 / STRIDE, s), y, rtol=0, atol=1e-14)
 assert np.allclose(A.sum(axis=1), 1)
+assert (np.diff(A.indptr) < 16).all()
 
 # %% [markdown]
+# A bin's four points read four cells each, which would be 16 weights. But these points are less than two
+# cells apart and share cells, and a cell that several points read stands in the row once, with the sum of
+# its weights. (All bins of a box get room for as many cells as the widest of them needs, so a few stored
+# weights are 0.)
+#
 # Each row sums to 1 (an average of averages), and each row is a stripe pattern: the cells of a bin lie in a
 # few rows of the map. Put a row back into the shape of the map, and you see the bin. It is a *product* of a
 # vector along $y$ and one along $x$, because bilinear weights are and because a grid of points is. Below:
@@ -454,7 +462,7 @@ rules = {
 }
 footprints = {}
 for name, rule in rules.items():
-    (matrix,) = Plan.build(rois, None, [(1, 1, 8, 10)], (1 / STRIDE,), rule, np.float64).matrices
+    matrix = Plan.build(rois, None, [(1, 1, 8, 10)], (1 / STRIDE,), rule, np.float64).matrix
     footprints[name] = matrix.toarray()[4].reshape(8, 10)
     assert np.linalg.matrix_rank(footprints[name]) == 1
 middle = np.zeros((3, 3))
@@ -485,12 +493,19 @@ plt.show()
 #
 # $$\bar x_j = \sum_i A_{ij}\, \bar y_i, \qquad \bar x = A^\top \bar y .$$
 #
-# Nothing was differentiated: a linear map is its own derivative. What forward *gathers* from four cells,
-# backward *scatters* to the same four, with the same weights. Two things follow at once.
+# Nothing was differentiated: a linear map is its own derivative. What forward *gathers* from the cells of a
+# bin, backward *scatters* to the same cells, with the same weights. Two things follow at once.
 #
 # * Boxes overlap, bins share cells: the contributions to a cell are **added**. (`gx[cells] += ...` in NumPy
 #   adds only once where an index is repeated. It is *the* classic bug of this layer.)
 # * The backward pass needs the boxes, not the features: nothing of the map is saved.
+#
+# In minimask's `backward`, $A^\top \bar y$ is the call of `multiply` at the end. What stands around it is
+# about the order of numbers in memory. $A$ is the same for all channels, so the channels are the columns of
+# a dense matrix, side by side: `bins_first` turns the gradient (R, C, PH, PW) into (R PH PW, C), and `write`
+# brings the sums of some cells, (cells, C), back into their maps. (`backend.scratch` is a buffer that is kept
+# between calls, `backend.parallel` divides work over threads. For the maximum, $A$ has a row for each point,
+# and `spread` is 0 for all points but the winner. A GPU goes its own way, `plan.backward`; see below.)
 
 # %%
 source(F.roi.RoIAlign, align.backward)
@@ -751,7 +766,7 @@ print(f"skipping what follows: {why_not}" if why_not else "g++ and the harness a
 # %%
 one = Sampling((3, 3), 1, True)
 x, upstream = cells[None, None].copy(), np.ones((1, 1, 3, 3))
-(A1,) = Plan.build(rois[:1], None, [x.shape], (1 / STRIDE,), one, np.float64).matrices
+A1 = Plan.build(rois[:1], None, [x.shape], (1 / STRIDE,), one, np.float64).matrix
 
 
 def step_through(name, thread, *args, **arrays):
@@ -778,7 +793,8 @@ if not why_not:
 
 # %% [markdown]
 # It reads its level and its box, then four cells of the map, and writes one number: row 4 of the matrix
-# $A$, spelled out. Now backward: it reads one number of the gradient, and **adds** to the same four cells.
+# $A$ for one point a bin, spelled out. Now backward: it reads one number of the gradient, and **adds** to
+# the same four cells.
 
 # %%
 if not why_not:
@@ -897,7 +913,7 @@ exercises.describe("roi_align_backward")
 # %%
 def my_roi_align_backward(gy, rois, x_shape, scale, sampling_ratio):
     s = Sampling(gy.shape[2:], sampling_ratio, aligned=True)
-    (matrix,) = Plan.build(rois, None, [x_shape], (scale,), s, gy.dtype).matrices
+    matrix = Plan.build(rois, None, [x_shape], (scale,), s, gy.dtype).matrix
     entries = matrix.tocoo()  # bin entries.row reads cell entries.col with the weight entries.data
     n, channels, height, width = x_shape
     g = gy.transpose(1, 0, 2, 3).reshape(channels, -1)  # (R, C, PH, PW) -> (C, R*PH*PW)
@@ -962,11 +978,11 @@ exercises.check("roi_align_backward", my_roi_align_backward)
 #
 # <details><summary>Answer</summary>
 #
-# $512 \cdot 256 \cdot 49 \cdot 16 \approx 10^8$ against $512 \cdot (256 \cdot 49) \cdot 1024 \approx 6.6
-# \cdot 10^9$. But each of RoIAlign's needs its own number from a map of many megabytes, in an irregular
-# order, while a matrix product uses each number that it loads a thousand times. RoIAlign is limited by
-# memory. This is why minimask holds the map with channels last for it: the 256 channels of a cell lie side
-# by side.
+# At most $512 \cdot 256 \cdot 49 \cdot 16 \approx 10^8$ (fewer where the points of a bin share cells)
+# against $512 \cdot (256 \cdot 49) \cdot 1024 \approx 6.6 \cdot 10^9$. But each of RoIAlign's needs its own
+# number from a map of many megabytes, in an irregular order, while a matrix product uses each number that
+# it loads a thousand times. RoIAlign is limited by memory. This is why minimask turns the cells that it
+# reads to channels last first: the 256 channels of a cell then lie side by side.
 #
 # </details>
 #

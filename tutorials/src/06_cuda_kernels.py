@@ -262,7 +262,8 @@ assert len(pieces(by_bin)) > 2 * len(pieces(by_pixel))
 #
 # There is more. The weight of a pixel is that of its row times that of its column, and the points of a bin
 # lie on a grid: 4 rows and 4 columns say all (two for each point, and where points are less than two pixels
-# apart, some are the same). So 8 numbers and 8 weights, few enough for registers.
+# apart, some are the same; the sparse matrix of notebook 05 merges them, too). So 8 numbers and 8 weights,
+# few enough for registers.
 
 # %%
 cuda("roi_align_forward_by_bin")
@@ -301,8 +302,8 @@ s = Sampling((7, 7), 2, True)
 
 def matrix(box, height, width):
     """The sparse matrix of one box on a map, as a full one."""
-    (csr,) = Plan.build(np.array([[0, *box]]), None, [(1, 1, height, width)], (1.0,), s, np.float64).matrices
-    return csr.toarray()
+    plan = Plan.build(np.array([[0, *box]]), None, [(1, 1, height, width)], (1.0,), s, np.float64)
+    return plan.matrix.toarray()
 
 
 left, top, right, bottom = one
