@@ -213,7 +213,7 @@ class BoxCoder:
 
 def _by_rows(function, a, b):
     """``function(a, b)``; on the CPU in all threads, some rows at a time, whose arrays stay in cache."""
-    if array_module(a, b) is not np or len(a) <= ROWS:
+    if array_module(a, b) is not np or a.size <= 4 * ROWS:  # (R, 4), or (R, K, 4) of K classes
         return function(a, b)
     out = np.empty(a.shape, np.result_type(a, b))
 
