@@ -403,9 +403,9 @@ assert shares[3] > 2 * 3 / (2 * 64 * 9 + 3) and shares[1] > 2 * 3 / (2 * 64 + 3)
 source(align.roi_align_loop)
 
 # %% [markdown]
-# But it is linear in the features: each bin is a weighted sum of at most 16 pixels. Write the weights of a bin into a row, one column a pixel, and the whole layer for all RoIs is $Y = A X$ with a
-# sparse matrix $A$ (rows: bins; columns: pixels) and the features $X$ as (pixels, channels). $A$ knows nothing of channels, so the geometry is computed once instead of 256 times. And
-# backward needs no thought: $\bar X = A^\top \bar Y$, with the same matrix.
+# But it is linear in the features: each bin is a weighted sum of at most 16 pixels, and of fewer where its points lie so close that they share some. Write the weights of a bin into a row, one column a
+# pixel, and the whole layer for all RoIs is $Y = A X$ with a sparse matrix $A$ (rows: bins; columns: pixels, with a pyramid those of all its levels) and the features $X$ as (pixels, channels). $A$ knows
+# nothing of channels, so the geometry is computed once instead of 256 times. And backward needs no thought: $\bar X = A^\top \bar Y$, with the same matrix.
 
 # %%
 source(F.roi.RoIAlign)
@@ -418,10 +418,21 @@ boxes = np.concatenate(
     [np.zeros((count, 1)), corner * [0.8, 0.3], corner * [0.8, 0.3] + side], axis=1
 ).astype(np.float32)
 sampling = align.Sampling((7, 7), 2, True)
-(matrix,) = align.Plan.build(boxes, None, [features.shape], [0.125], sampling, np.float32).matrices
+
+
+def build():
+    return align.Plan.build(boxes, None, [features.shape], [0.125], sampling, np.float32).matrix
+
+
+matrix = build()
+pixels_read = len(np.unique(matrix.indices))
 print(
-    f"A has {matrix.shape[0]} x {matrix.shape[1]} elements, {matrix.nnz / matrix.shape[0]:.1f} of a row are not 0: {matrix.nnz / np.prod(matrix.shape):.4%}"
+    f"A has {matrix.shape[0]} x {matrix.shape[1]} elements and stores {matrix.nnz / matrix.shape[0]:.1f} of a row, not 16: {matrix.nnz / np.prod(matrix.shape):.3%}"
 )
+print(
+    f"{pixels_read / matrix.shape[1]:.0%} of the pixels are read, each by {matrix.nnz / pixels_read:.0f} bins"
+)
+assert matrix.nnz < 16 * matrix.shape[0]
 
 gy = rng.standard_normal((count, features.shape[1], 7, 7), np.float32)
 one = seconds(lambda: align.roi_align_loop(features, boxes[:2], 0.125, sampling), 0) / 2
@@ -435,21 +446,35 @@ def both():
     F.roi_align(Tensor(features, True), boxes, 7, 0.125, 2, True).backward(gy)
 
 
-columns = np.ascontiguousarray(features[0].reshape(features.shape[1], -1).T)  # (pixels, channels)
+columns = np.ascontiguousarray(features[0].reshape(features.shape[1], -1).T)  # X: (pixels, channels)
+result = np.empty((count, features.shape[1], 49), np.float32)
+
+
+def multiply_only():
+    align.multiply(matrix, columns, 49, lambda begin, end, product: None)
+
+
+def multiply_and_move():  # product: (49 bins of some RoIs, channels)
+    def move(begin, end, product):
+        align.transpose(product.reshape(end - begin, 49, -1), result[begin:end])
+
+    align.multiply(matrix, columns, 49, move)
+
+
 loop_difference = np.abs(
     forward().numpy()[:2] - align.roi_align_loop(features, boxes[:2], 0.125, sampling)
 ).max()
-assert loop_difference < 1e-4
+multiply_and_move()
+assert loop_difference < 1e-4 and np.array_equal(result, forward().numpy().reshape(result.shape))
 parts = {
     "loops\n(NumPy over channels)": one * count,
     "all of it": seconds(forward),
-    "building A": seconds(
-        lambda: align.Plan.build(boxes, None, [features.shape], [0.125], sampling, np.float32)
-    ),
-    "to channels last": seconds(lambda: align.channels_last(features, "notebook")),
-    "A @ X\n(one thread)": seconds(lambda: matrix @ columns),
-    "with backward": seconds(both),
+    "building A": seconds(build),
+    "X: to channels last": seconds(lambda: align.channels_last([features], matrix.indices)),
+    "A @ X": seconds(multiply_only),
 }
+parts["Y: to channels first"] = max(0.0, seconds(multiply_and_move) - parts["A @ X"])
+parts["with backward"] = seconds(both)
 _, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained", gridspec_kw=dict(width_ratios=[1, 1.3]))
 row = matrix[[24]].toarray().reshape(100, 136)  # the middle bin of the first RoI
 v, u = np.argwhere(row).T
@@ -460,19 +485,59 @@ picture = axes[0].imshow(
 axes[0].set(title="A row of A: the pixels of one bin", xlabel="column (pixels)", ylabel="row (pixels)")
 plt.colorbar(picture, label="weight")
 bars = axes[1].barh(
-    list(parts), [t * 1e3 for t in parts.values()], color=[RED, GREEN, BLUE, BLUE, BLUE, GREEN]
+    list(parts), [t * 1e3 for t in parts.values()], color=[RED, GREEN, BLUE, BLUE, BLUE, BLUE, GREEN]
 )
 axes[1].bar_label(bars, [f" {t * 1e3:.1f} ms" for t in parts.values()])
 axes[1].set(xscale="log", xlabel="time (ms)", title=f"{count} RoIs, {features.shape[1]} channels")
-axes[1].set_xlim(right=5e3 * max(parts.values()))
+axes[1].set_xlim(3e2 * parts["X: to channels last"], 1e4 * max(parts.values()))
 axes[1].invert_yaxis()
 plt.show()
 assert parts["loops\n(NumPy over channels)"] > 3 * parts["all of it"]
 
 # %% [markdown]
-# Where does the rest of "all of it" go, beyond the three blue bars? Into moving the result from (bins, channels) to (RoIs, channels, 7, 7), which computes nothing at all. Such moves decide here: the
-# product itself reads each pixel in one piece, all its channels, only because the features were brought to (pixels, channels) first.
+# The four blue bars make up "all of it", nearly: measured one at a time, each finds its data still in the cache, and fresh memory for the result is in none of them. Two of them compute nothing at all: they
+# move the features from (channels, pixels) to (pixels, channels), and the result from (bins, channels) to (channels, bins). The product pays them back: it reads a pixel in one piece, all its channels, each
+# time a bin wants it. And both can be made cheap: the features are moved only where a box reads them; and how to transpose a matrix is the next cell.
 #
+# ### Copy first, then transpose
+#
+# Both moves are transposes. A RoI's result is a matrix of 49 x 256 for the box head, which has 7 x 7 bins, and of 196 x 256 for the mask head with its 14 x 14. NumPy transposes it in one line,
+# `target[:] = matrix.T`. What happens if we *copy* the matrix first, into rows with room for four more numbers at their ends that nobody uses? One pass more: guess how much slower that is.
+
+
+# %%
+def transpose(array, target, room=None):
+    if room is not None:
+        room[:] = array
+        array = room
+    target[:] = array.T
+
+
+for bins in (49, 196):
+    y, target = rng.standard_normal((bins, 256), np.float32), np.empty((256, bins), np.float32)
+    for way, gap in (("direct", None), ("by a copy without a gap", 0), ("by a copy with a gap", 4)):
+        room = None if gap is None else np.empty((bins, 256 + gap), np.float32)[:, :256]
+        took = seconds(lambda y=y, target=target, room=room: transpose(y, target, room))
+        assert np.array_equal(target, y.T)
+        apart = (y if room is None else room).strides[0]  # bytes from a row to the next
+        sets = len({apart * row // 64 % 64 for row in range(bins)})
+        print(
+            f"{bins:4} x 256, {way:24}{took * 1e6:5.1f} us; rows {apart} bytes apart: a column lies in {sets:2} sets"
+        )
+
+# %% [markdown]
+# One pass more, and the large one takes a third of the time; the small one does not care. `target` is written in order, so the matrix is read column by column: one number of each row, though what comes
+# into the cache is a *line* of 64 bytes, with the numbers of 15 more columns. The first-level cache consists of *sets* (on most processors 64, each with room for 8 or 12 lines), and a line's address says
+# which set it must go to: rows of 256 floats lie 1 KiB, 16 lines, apart, so a whole column falls into 64 / 16 = 4 sets, at most 48 lines; 49 rows about fit, of 196 each line is driven out before the next
+# column comes to read it. The gap of 16 bytes moves each row on a little: a column spreads over all 64 sets, and its lines stay until the other columns on them have been read, too. (The copy itself goes along
+# the rows, where none of this matters. Without a gap it wins nothing: it is the gap that helps, not the copying.)
+#
+# Sizes that are powers of two are the usual ones in a network, and the worst ones here. So the layer does it wherever a matrix is large enough:
+
+# %%
+source(align.transpose)
+
+# %% [markdown]
 # ## Every operator on the roofline
 #
 # Now the promised test. For each operator: operations, bytes that must be moved, measured time. Where does it stand under the roof?
@@ -533,7 +598,7 @@ with no_grad():
         Point(
             "RoIAlign",
             2 * matrix.nnz * features.shape[1],
-            4 * (features.size + gy.size + 2 * matrix.nnz),
+            4 * (pixels_read * features.shape[1] + gy.size + 2 * matrix.nnz),
             parts["all of it"],
             BLUE,
         ),
@@ -557,7 +622,7 @@ assert all(p.operations / p.bytes > 20 for p in points if p.colour == GREEN)
 
 # %% [markdown]
 # The green ones should come near the flat roof and the orange ones near the slope. (A point *above* the slope is no mistake: an array that fits the cache need not come from memory; the roof was
-# measured with one that does not fit.) RoIAlign, blue, is far from both: its bytes count each pixel once, but a pixel is read anew for each bin that it is part of, in no order. The distance to the roof is what is left to win, and the table has it in percent. Someone who wants to make minimask faster
+# measured with one that does not fit.) RoIAlign, blue, is far from both: its bytes count each pixel that is read once, but it is read anew for each bin that it is part of, in no order. The distance to the roof is what is left to win, and the table has it in percent. Someone who wants to make minimask faster
 # starts with the operator whose percentage is low *and* whose time is long.
 #
 # ## Three ways to lose it again
@@ -583,7 +648,7 @@ assert losses["product in float64"][0] > 1.3 * losses["product in float64"][1]
 
 # %% [markdown]
 # **A copy nobody asked for.** `x.transpose(...)` is free, it only renames the axes. The bill comes with the first operation that wants memory in order; a transposing copy jumps through memory and is
-# many times slower than a plain one. **Small calls**: NumPy needs about a microsecond to find out what to do; for a
+# many times slower than a plain one. (This one is as bad as can be: its rows lie 4 KiB apart, and a whole column shares a single set of the cache.) **Small calls**: NumPy needs about a microsecond to find out what to do; for a
 # product of 16 x 16 that is more than the work (the bound here is $F/P$). A network of many small layers is slow in NumPy, and no step of this notebook helps; put images together into a batch.
 #
 # ## What is saved for the backward pass
@@ -780,13 +845,14 @@ check(my_blocks)
 #
 # </details>
 #
-# **3.** The backward pass of the sparse RoIAlign multiplies by $A^\top$. What would be lost if it built $A$ again from the boxes? And if the box head and the mask head, which
-# read the same features at 7 x 7 and 14 x 14, each brought them to channels last?
+# **3.** The backward pass of the sparse RoIAlign multiplies by $A^\top$. What would be lost if it built $A$ again from the boxes? And the box head and the mask head, which read the same features at 7 x 7
+# and 14 x 14, each bring what they read to channels last: what would be won if they shared it, and at which price?
 #
 # <details><summary>Answer</summary>
 #
-# Building takes the time of the bar "building A" once more; holding it takes 8 bytes an element that is not 0, which is much less than the features. And the bar "to channels last" would be paid twice
-# forward, and twice backward for the gradients on the way back.
+# Building takes the time of the bar "building A" once more; holding it takes 8 bytes an element that is stored, which is much less than the features. Shared, the bar "X: to channels last" would be paid
+# once instead of twice, and so would the way back of the gradients. The price is memory: a copy of the features would live until the mask head has read it, where now there is a buffer that the next layer
+# overwrites; and two layers would have to know of each other.
 #
 # </details>
 #
