@@ -616,3 +616,15 @@ def test_mask_r_cnn_trains_with_each_layer(layer, conventions):
     (loss, gradients), (of_align, align_gradients) = results
     assert {*gradients} == {*align_gradients}
     assert (loss == of_align) == (layer is F.roi_align)
+
+
+@pytest.mark.parametrize("aggregation", ["average", "max"])
+@pytest.mark.parametrize("ratio", [2, 0])
+def test_a_box_that_is_not_finite_reads_zeros_and_leaves_the_others_alone(ratio, aggregation):
+    rois = np.array([[0, np.nan, 1, 4, 4], [0, 1, 1, 4, np.inf], [0, 1, 1, 5, 5]], np.float32)
+    x = np.random.default_rng(0).normal(size=(1, 2, 8, 8)).astype(np.float32)
+    y = F.roi_align(x, rois, 2, 1.0, ratio, aggregation=aggregation).data
+    assert not y[:2].any()
+    np.testing.assert_array_equal(
+        y[2:], F.roi_align(x, rois[2:], 2, 1.0, ratio, aggregation=aggregation).data
+    )

@@ -184,18 +184,17 @@ def _axis(begin, end, bins: int, length, s: Sampling) -> Iterator[tuple]:
     """
     shift, least = (0.5, 0.0) if s.aligned else (0.0, 1.0)
     start, bin_size = begin - shift, np.maximum(end - begin, least) / bins
-    counts = (
-        np.maximum(np.ceil(bin_size), 0).astype(np.int64) if s.ratio <= 0 else np.full(len(begin), s.ratio)
-    )
+    counts = np.full(len(begin), s.ratio)
+    if s.ratio <= 0:
+        counts = np.maximum(np.ceil(np.where(np.isfinite(bin_size), bin_size, 0)), 0).astype(np.int64)
     for n in np.unique(counts).tolist():
         own = np.flatnonzero(counts == n)
         place = (np.arange(bins)[:, None] + s.fractions(n)).astype(start.dtype)  # (bins, S), in bins
         at, last = start[own] + place[..., None] * bin_size[own], (length[own] - 1).astype(np.int32)
         counted = ((at >= -1) & (at <= last + 1)).astype(start.dtype)  # (bins, S, G)
-        at = np.clip(np.nan_to_num(at), 0, last).astype(start.dtype)
-        low = at.astype(np.int32)
-        pixels = np.minimum(np.stack([low, low + 1], axis=2), last)  # (bins, S, 2, G)
-        weights = np.stack([low + 1 - at, at - low], axis=2) * counted[:, :, None]
+        fraction, low = np.modf(np.clip(np.nan_to_num(at), 0, last).astype(start.dtype))
+        pixels = np.minimum(np.stack([low, low + 1], axis=2), last).astype(np.int32)  # (bins, S, 2, G)
+        weights = np.stack([1 - fraction, fraction], axis=2) * counted[:, :, None]
         if s.aggregation == "max":
             yield own, n, *(values.reshape(bins * n, 2, len(own)) for values in (pixels, weights))
             continue
@@ -412,7 +411,8 @@ def channels_last(xs, read):
     """L of (N, C, H, W) -> (L N H W, C) in this thread's buffer, at least the pixels numbered in `read`."""
     shape = sum(len(x) * math.prod(x.shape[2:]) for x in xs), xs[0].shape[1]
     out, pieces = backend.scratch("features", math.prod(shape), xs[0].dtype).reshape(shape), []
-    is_read = np.bincount(read, minlength=len(out)) > 0
+    many = len(read) > 8 * len(out)  # then nearly all of them
+    is_read = np.ones(len(out), bool) if many else np.bincount(read, minlength=len(out)) > 0
     for begin, end, x in _images(xs):
         some = np.logical_or.reduceat(is_read[begin:end], np.arange(0, end - begin, CELL))
         edges = (np.flatnonzero(np.diff(some, prepend=False, append=False)) * CELL).tolist()
