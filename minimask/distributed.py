@@ -97,8 +97,7 @@ class _Mpi(World):
         self.bucket /= self.size
 
     def mean(self, row):
-        mean = self.comm.allreduce(np.array([*row.values()])) / self.size
-        return dict(zip(row, mean.tolist()))
+        return dict(zip(row, (self.comm.allreduce(np.array([*row.values()])) / self.size).tolist()))
 
     def highest(self, number):
         return self.comm.allreduce(number, self.mpi.MAX)
@@ -143,7 +142,8 @@ def together() -> Iterator[None]:
         if joined.rank:
             time.sleep(1)  # what stops all of them is told by process 0, which then ends the others
         atexit.register(joined.comm.Abort, {InputError: 2, KeyboardInterrupt: 130}.get(type(error), 1))
-        atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)  # comes first: MPI would add a line
+        atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)  # before it: MPI would add a line
+        atexit.register(time.sleep, 0.3)  # before that: mpiexec drops what it has not read by the end
         raise
     end = joined.comm.Ibarrier()
     while not end.Test():  # Barrier would keep a processor busy that process 0 may need to evaluate
