@@ -495,7 +495,7 @@ plt.show()
 assert parts["loops\n(NumPy over channels)"] > 3 * parts["all of it"]
 
 # %% [markdown]
-# The four blue bars make up "all of it", nearly: measured one at a time, each finds its data still in the cache, and fresh memory for the result is in none of them. Two of them compute nothing at all: they
+# The four blue bars make up most of "all of it". Not all: measured one at a time, each finds its data still in the cache, and fresh memory for the result is in none of them. Two of them compute nothing at all: they
 # move the features from (channels, pixels) to (pixels, channels), and the result from (bins, channels) to (channels, bins). The product pays them back: it reads a pixel in one piece, all its channels, each
 # time a bin wants it. And both can be made cheap. A few boxes move only the pixels that they read (with as many boxes as here, asking which would cost as much as it saves). And how to transpose a matrix is
 # the next cell.
