@@ -73,7 +73,7 @@ class FrozenBatchNorm(Function):
         return gx, g_weight, g_bias, None, None
 
 
-AT_ONCE = 1 << 17  # elements of groups that are normalised together
+AT_ONCE = 1 << 18  # elements of groups that are normalised together
 
 
 class GroupNorm(Function):
@@ -129,7 +129,7 @@ class GroupNorm(Function):
             g = g3[own] * (self._grouped(y)[own] > 0) if self.relu else g3[own]  # (groups, C/G, HW)
             x_hat = (x3[own] - mean[own]) * r
             g_biases[own] = g_bias = g.sum(axis=2, keepdims=True)
-            g_weights[own] = g_weight = xp.einsum("gcm,gcm->gc", g, x_hat)[..., None]
+            g_weights[own] = g_weight = xp.matmul(g[:, :, None], x_hat[..., None])[..., 0]
             # as for batch norm: gx = r (w gy - mean(w gy) - x_hat mean(w gy x_hat)), means over the group
             a, b = ((w[own] * v).sum(axis=1, keepdims=True) / m for v in (g_bias, g_weight))
             x_hat *= -r * b
