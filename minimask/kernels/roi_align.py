@@ -411,7 +411,7 @@ def channels_last(xs, read):
     """L of (N, C, H, W) -> (L N H W, C) in this thread's buffer, at least the pixels numbered in `read`."""
     shape = sum(len(x) * math.prod(x.shape[2:]) for x in xs), xs[0].shape[1]
     out, pieces = backend.scratch("features", math.prod(shape), xs[0].dtype).reshape(shape), []
-    many = len(read) > 8 * len(out)  # then nearly all of them
+    many = len(read) > 8 * len(out)  # then moving all costs no more than asking which are read
     is_read = np.ones(len(out), bool) if many else np.bincount(read, minlength=len(out)) > 0
     for begin, end, x in _images(xs):
         some = np.logical_or.reduceat(is_read[begin:end], np.arange(0, end - begin, CELL))
