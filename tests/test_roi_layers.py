@@ -628,3 +628,16 @@ def test_a_box_that_is_not_finite_reads_zeros_and_leaves_the_others_alone(ratio,
     np.testing.assert_array_equal(
         y[2:], F.roi_align(x, rois[2:], 2, 1.0, ratio, aggregation=aggregation).data
     )
+
+
+def test_many_channels_pixels_and_bins_are_transposed_by_way_of_a_copy():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 66, 9, 9))
+    rois = np.array([[0, 0.3, 0.7, 8.1, 7.9], [1, 2.2, 1.1, 6.3, 8.4]])
+    sampling = Sampling((9, 8), 2)
+    plan = Plan.build(rois, None, [x.shape], (1.0,), sampling, x.dtype)
+    y, _ = align.forward([x], plan)
+    np.testing.assert_allclose(y, roi_align_loop(x, rois, 1.0, sampling), rtol=1e-12, atol=1e-12)
+    gy = rng.normal(size=y.shape)
+    (gx,) = align.backward(gy, None, [x.shape], plan)
+    np.testing.assert_allclose((gx * x).sum(), (gy * y).sum(), rtol=1e-12)  # <A^T g, x> = <g, A x>
