@@ -34,9 +34,10 @@ setup(
     packages=find_packages(include=["minimask", "minimask.*"]),
     package_data={
         "minimask": [
-            "explorer.html",
+            "lessons/explorer.html",
             "kernels/*.cu",
-            "configs/*.toml",
+            "kernels/*/*.cu",
+            "config/*.toml",
             "data/nuclei/*.json",
             "data/nuclei/LICENSE",
             "data/nuclei/README.md",
@@ -69,5 +70,5 @@ setup(
         ],
         "docs": ["sphinx>=7.0", "myst-nb>=1.1", "numpydoc>=1.6", "pydata-sphinx-theme>=0.15"],
     },
-    entry_points={"console_scripts": ["minimask = minimask.cli:entry_point"]},
+    entry_points={"console_scripts": ["minimask = minimask.command.cli:entry_point"]},
 )

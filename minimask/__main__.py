@@ -1,5 +1,5 @@
 """``python -m minimask``: the same as the command ``minimask``."""
 
-from minimask.cli import entry_point
+from minimask.command.cli import entry_point
 
 entry_point()

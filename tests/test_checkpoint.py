@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimask import nn
-from minimask.checkpoint import (
+from minimask.errors import InputError
+from minimask.files import check_output_directory, make_output_directory, replacing, write_json
+from minimask.weights.checkpoint import (
     Checkpoint,
     environment_changes,
     fit,
     load_checkpoint,
     save_checkpoint,
 )
-from minimask.errors import InputError
-from minimask.files import check_output_directory, make_output_directory, replacing, write_json
 
 
 def a_checkpoint(step=3, size=5):
@@ -180,7 +180,7 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
     script = textwrap.dedent("""
         import sys
         import numpy as np
-        from minimask.checkpoint import Checkpoint, save_checkpoint
+        from minimask.weights.checkpoint import Checkpoint, save_checkpoint
         array = np.arange(300_000, dtype=np.float64)
         for step in range(10**6):
             save_checkpoint(sys.argv[1], Checkpoint({"weight": array + step}, step=step))

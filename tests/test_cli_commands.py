@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minimask import cli
-from minimask.checkpoint import load_checkpoint
+from minimask.command import cli
 from minimask.config import read_config
 from minimask.data import nuclei_sample, read_coco
-from minimask.progress import Progress
+from minimask.training.progress import Progress
+from minimask.weights.checkpoint import load_checkpoint
 from tests.cli_data import command, make_dataset
 
 FEW = [
@@ -156,7 +156,7 @@ def test_gradcheck_checks_what_is_named_and_knows_near_names(capsys):
 
 
 def test_a_failed_gradient_check_is_status_1(monkeypatch, capsys):
-    monkeypatch.setattr("minimask.gradient_cases.run_table", lambda names, out: False)
+    monkeypatch.setattr("minimask.lessons.gradient_cases.run_table", lambda names, out: False)
     assert cli.main(["gradcheck"]) == 1
 
 
@@ -180,7 +180,7 @@ def test_version_is_printed(capsys):
 
 
 def test_the_demo_leaves_pictures_curves_checkpoint_and_results(tmp_path, capsys, monkeypatch):
-    from minimask import demo
+    from minimask.command import demo
 
     quick = demo.configuration(quick=True, seed=3)
     assert quick.train.seed == 3

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minimask import cli, models
-from minimask.checkpoint import Checkpoint, save_checkpoint
+from minimask import models
+from minimask.command import cli
 from minimask.config import Config, to_dict
 from minimask.errors import OutOfMemory
+from minimask.weights.checkpoint import Checkpoint, save_checkpoint
 from tests.cli_data import broken, command, make_dataset
 
 
@@ -257,7 +258,7 @@ def test_every_error_ends_in_one_line(error, status, words, monkeypatch, capsys)
     def report():
         raise error
 
-    monkeypatch.setattr("minimask.info.report", report)
+    monkeypatch.setattr("minimask.backend.machine.report", report)
     assert cli.main(["info"]) == status
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"minimask: {words}") and err.count("\n") == 1

@@ -49,9 +49,9 @@ class Launches:
             block = tuple(min(n, most) for n, most in zip(block, (8, 2)))
         text = self.source.get(source) or (KERNELS / f"{source}.cu").read_text(encoding="utf-8")
         name = f"{kernel}<{'float' if np.dtype(dtype) == np.float32 else 'double'}>"
-        types = backend._source(source)[1][kernel][1]
+        types = backend.cuda._source(source)[1][kernel][1]
         assert len(types) == len(args)
-        scalar = {"T": np.dtype(dtype)} | {c: np.dtype(code) for c, code in backend._C_TYPES.items()}
+        scalar = {"T": np.dtype(dtype)} | {c: np.dtype(code) for c, code in backend.cuda._C_TYPES.items()}
         values = [
             np.uintp(0) if a is None else scalar[t].type(a) if t in scalar else a for a, t in zip(args, types)
         ]

@@ -48,16 +48,16 @@ def arrays(g: Geometry, seed: int = 0):
 def small_blocks(monkeypatch):
     """Blocks of about a row, and three threads."""
     monkeypatch.setattr(convolution, "BLOCK", 30)
-    monkeypatch.setattr(backend, "threads", lambda: 3)
-    monkeypatch.setattr(backend, "FEW", 0)
+    monkeypatch.setattr(backend.workers, "threads", lambda: 3)
+    monkeypatch.setattr(backend.workers, "FEW", 0)
 
 
 @contextlib.contextmanager
 def settings_of(threads: int = 2, **constants):
     """The number of threads and the kernel's constants, for a while."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "threads", lambda: threads)
-        patch.setattr(backend, "FEW", 0)
+        patch.setattr(backend.workers, "threads", lambda: threads)
+        patch.setattr(backend.workers, "FEW", 0)
         for name, value in constants.items():
             patch.setattr(convolution, name, value)
         yield
@@ -226,7 +226,7 @@ def test_an_image_does_not_depend_on_the_others_of_its_batch():
 
 
 def test_an_error_in_one_thread_reaches_the_caller(monkeypatch):
-    monkeypatch.setattr(backend, "threads", lambda: 2)
+    monkeypatch.setattr(backend.workers, "threads", lambda: 2)
 
     def work(part, parts):
         if part == 1:

@@ -17,8 +17,8 @@ import minimask.kernels
 from minimask import backend
 from tests import cuda_on_cpu
 
-DIRECTORY = Path(minimask.kernels.__file__).parent
-SOURCES = sorted(path.stem for path in DIRECTORY.glob("*.cu"))
+FILES = {path.stem: path for path in sorted(Path(minimask.kernels.__file__).parent.rglob("*.cu"))}
+SOURCES = list(FILES)
 ARCHITECTURES = (75, 80, 86, 89, 90)
 
 
@@ -77,7 +77,7 @@ COMPILERS = [
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_source_compiles_for_every_gpu_since_turing_without_a_warning(name, compiler, tmp_path):
-    source = (DIRECTORY / f"{name}.cu").read_text(encoding="utf-8")
+    source = FILES[name].read_text(encoding="utf-8")
     assert compiler(source, tmp_path) == ""
 
 
@@ -100,7 +100,7 @@ def test_what_a_compiler_finds_is_heard(line, what, compiler, tmp_path):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_launcher_reads_the_same_kernels_in_a_source_as_the_compilers_do(name):
-    text, kernels = backend._source(name)
+    text, kernels = backend.cuda._source(name)
     assert {k: is_template for k, (is_template, _) in kernels.items()} == {
         k: template is not None for k, (template, _) in cuda_on_cpu.kernels(text).items()
     }

@@ -15,7 +15,7 @@ from minimask.backend import to_cpu
 from minimask.kernels import nms as launcher
 from minimask.kernels import sgd
 from minimask.nn import Parameter
-from minimask.optim import SGD, clip_gradients
+from minimask.training.optim import SGD, clip_gradients
 from tests import cuda_on_cpu
 from tests.cuda_on_cpu import ORDERS, KernelError
 from tests.fake_cupy import syncs

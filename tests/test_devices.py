@@ -8,14 +8,15 @@ import types
 import numpy as np
 import pytest
 
-from minimask import InputError, Tensor, backend, cli, models
+from minimask import InputError, Tensor, backend, models
 from minimask import functions as F
 from minimask.autograd import Function
-from minimask.checkpoint import load_checkpoint
+from minimask.command import cli
 from minimask.config import Config, with_settings
 from minimask.data import Shapes
 from minimask.errors import OutOfMemory
-from minimask.train import train
+from minimask.training.loop import train
+from minimask.weights.checkpoint import load_checkpoint
 from tests.fake_cupy import installed
 
 PEBIBYTE = 2**50  # more than any machine has: NumPy refuses at once

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimask import distributed
-from minimask.checkpoint import load_checkpoint
 from minimask.config import Config, with_settings
 from minimask.data import Batches, Shapes
-from minimask.detector import build_model
 from minimask.errors import InputError
-from minimask.optim import SGD, clip_gradients
 from minimask.randomness import Draws
-from minimask.train import augmentation, learning_rate, read_losses, train
+from minimask.training import distributed
+from minimask.training.loop import augmentation, learning_rate, read_losses, train
+from minimask.training.optim import SGD, clip_gradients
+from minimask.weights.checkpoint import load_checkpoint
+from minimask.weights.detector import build_model
 from tests.cli_data import make_dataset
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +70,7 @@ def worker() -> None:
     rank = distributed.world().rank
     dataset = Interrupted(SHAPES, 1, 9, given.signal) if given.signal else SHAPES
     if rank:  # weights of its own, which rank 0's are to replace
-        sys.modules["minimask.train"].build_model = lambda config, *rest: build_model(
+        sys.modules["minimask.training.loop"].build_model = lambda config, *rest: build_model(
             with_settings(config, [f"train.seed={rank}"]), *rest
         )
     outcome = train(configuration(*given.set), dataset, given.output, resume=given.resume)

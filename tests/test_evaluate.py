@@ -9,7 +9,7 @@ from pycocotools import mask as rle_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from minimask.evaluate import METRICS, evaluate, score
+from minimask.results.evaluate import METRICS, evaluate, score
 
 H, W = 160, 200
 

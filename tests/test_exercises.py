@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimask import InputError, Tensor, exercises
+from minimask import InputError, Tensor
 from minimask.anchors import AnchorGenerator
-from minimask.exercises.exercise import EXERCISES, OVERWRITTEN, same
+from minimask.lessons import exercises
+from minimask.lessons.exercises.exercise import EXERCISES, OVERWRITTEN, same
 
 SOLUTIONS = Path(__file__).parent.parent / "tutorials" / "solutions"
 

@@ -18,9 +18,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from minimask import explorer, misalign
 from minimask.errors import InputError
 from minimask.kernels.roi_align import Sampling
+from minimask.lessons import explorer, misalign
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 X = np.random.default_rng(0).normal(size=(8, 10))

@@ -678,7 +678,9 @@ def test_it_comes_and_goes_without_a_trace():
         assert found is cupy and backend.device("cuda") == backend.device("auto") == "cuda"
         assert backend.array_module(x) is cupy and backend.array_module(np.ones(3)) is np
         assert backend.to_cpu(x).tolist() == [0, 0, 0] and "stand-in" in backend.describe()["gpu"]
-        backend.launch("elementwise", next(iter(backend._source("elementwise")[1])), (0,), 1, [], np.float32)
+        backend.launch(
+            "elementwise", next(iter(backend.cuda._source("elementwise")[1])), (0,), 1, [], np.float32
+        )
         cupy.get_default_memory_pool().set_limit(size=1)
     assert {name: sys.modules.get(name) for name in modules()} == before
     assert memory.pool.get_limit() == 0 and syncs == [] and backend.array_module(x) is np

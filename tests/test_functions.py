@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from minimask import backend, gradient_cases
+from minimask import backend
 from minimask.autograd import Function, Tensor, no_grad
 from minimask.errors import InputError
-from minimask.gradient_cases import CASES, Case, all_functions, check_function, run_table
 from minimask.kernels import convolution, elementwise
+from minimask.lessons import gradient_cases
+from minimask.lessons.gradient_cases import CASES, Case, all_functions, check_function, run_table
 
 ROWS = [
     pytest.param(cls, case, id=f"{cls.__name__}-{case.name}")
@@ -273,7 +274,7 @@ def test_the_reference_kernels_agree_with_the_fast_ones(cls, case):
 @each_case
 def test_blocks_and_threads_change_nothing_but_the_order_of_sums(cls, case, threads, monkeypatch):
     whole = run(cls, case)
-    monkeypatch.setattr(backend, "threads", lambda: threads)
+    monkeypatch.setattr(backend.workers, "threads", lambda: threads)
     monkeypatch.setattr(convolution, "BLOCK", 40)  # a row or two of each image: several blocks
     monkeypatch.setattr(elementwise, "PIECE", 7)
     assert_same_run(run(cls, case), whole, case.variables(some_inputs(case)))

@@ -6,18 +6,19 @@ Single Functions and kernels are compared in the files that also run them on the
 import numpy as np
 import pytest
 
-from minimask import backend, distributed
-from minimask.checkpoint import load_checkpoint
-from minimask.cli import main
+from minimask import backend
+from minimask.command.cli import main
 from minimask.config import Config, with_settings
 from minimask.data import Batches, nuclei_sample
-from minimask.detector import load_detector
 from minimask.models import maskrcnn_small
-from minimask.optim import SGD
 from minimask.randomness import Draws
-from minimask.train import augmentation, read_losses, train, training_step
+from minimask.training import distributed
+from minimask.training.loop import augmentation, read_losses, train, training_step
+from minimask.training.optim import SGD
+from minimask.weights.checkpoint import load_checkpoint
+from minimask.weights.detector import load_detector
 
-MISSING = backend._why_no_gpu()
+MISSING = backend.gpu.why_no_gpu()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(MISSING), reason=MISSING or "there is a GPU")]
 
 # Which proposals a step samples hangs on the order of scores that differ by rounding: training is chaotic.

@@ -12,9 +12,9 @@ from minimask import backend
 from minimask.autograd import Tensor, no_grad
 from minimask.functions import array, conv, loss
 from minimask.functions.conv_norm import ConvFrozenNorm
-from minimask.gradient_cases import CASES
-from minimask.gradient_cases.case import Case, normal
 from minimask.kernels import convolution_gpu
+from minimask.lessons.gradient_cases import CASES
+from minimask.lessons.gradient_cases.case import Case, normal
 from tests import cuda_on_cpu
 from tests.fake_cupy import installed, syncs
 from tests.test_functions import ROUNDING, ROWS, as_tuple, assert_close, run, some_inputs, upstream
@@ -35,8 +35,8 @@ def cupy(request):
         with installed() as module:
             yield module
     else:
-        if backend._why_no_gpu():
-            pytest.skip(backend._why_no_gpu())
+        if backend.gpu.why_no_gpu():
+            pytest.skip(backend.gpu.why_no_gpu())
         yield importlib.import_module("cupy")
 
 

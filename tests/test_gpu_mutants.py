@@ -101,7 +101,7 @@ def drop_small(device: str):
 
 def in_kernel(source: str, old: str, new: str):
     def plant(monkeypatch):
-        real = backend._source
+        real = backend.cuda._source
 
         def changed(name: str):
             text, kernels = real(name)
@@ -110,8 +110,8 @@ def in_kernel(source: str, old: str, new: str):
                 text = text.replace(old, new)
             return text, kernels
 
-        monkeypatch.setattr(backend, "_source", changed)
-        backend._module.cache_clear()
+        monkeypatch.setattr(backend.cuda, "_source", changed)
+        backend.cuda._module.cache_clear()
 
     return plant
 
@@ -228,7 +228,7 @@ def test_the_named_check_finds_the_planted_bug(name, fake_cupy, monkeypatch):
     expected = case("cpu")
     if check is not marks:
         assert check(case, expected) == "", "found without the bug"
-    backend._module.cache_clear()
+    backend.cuda._module.cache_clear()
     plant(monkeypatch)
     assert re.search(words, check(case, expected))
 

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from minimask import backend
-from minimask.checkpoint import load_checkpoint
-from minimask.cli import main
+from minimask.command.cli import main
 from minimask.config import Config, with_settings
 from minimask.data import Shapes
-from minimask.detector import load_detector
-from minimask.evaluate import evaluate
-from minimask.optim import SGD
 from minimask.randomness import Draws
-from minimask.train import read_losses, train, training_step
+from minimask.results.evaluate import evaluate
+from minimask.training.loop import read_losses, train, training_step
+from minimask.training.optim import SGD
+from minimask.weights.checkpoint import load_checkpoint
+from minimask.weights.detector import load_detector
 from tests import cuda_on_cpu
 from tests.fake_cupy import installed, memory, syncs
 from tests.model_data import discs, fill, tiny_model

@@ -6,15 +6,16 @@ import sys
 import numpy as np
 import pytest
 
-from minimask import memory, models
+from minimask import models
+from minimask.training import memory
 
 STEP = """
 import re, sys
 from pathlib import Path
 import numpy as np
 from minimask import models
-from minimask.memory import training_memory
-from minimask.optim import SGD
+from minimask.training.memory import training_memory
+from minimask.training.optim import SGD
 from minimask.randomness import Draws
 
 def peak():  # not getrusage's, which begins with that of the process that started this one

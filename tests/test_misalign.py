@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minimask import cli, misalign
 from minimask import functions as F
+from minimask.command import cli
 from minimask.kernels import roi_pool as pool
 from minimask.kernels.roi_integral import (
     edges_of_bins,
@@ -20,6 +20,7 @@ from minimask.kernels.roi_integral import (
     roi_integral,
     roi_integral_gradient,
 )
+from minimask.lessons import misalign
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 

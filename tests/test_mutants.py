@@ -16,8 +16,8 @@ from minimask.functions import activation, array, conv, loss, norm, pool, roi
 from minimask.functions import explicit_mask_head as mask_head
 from minimask.functions import explicit_rpn_head as rpn_head
 from minimask.functions.conv_norm import ConvFrozenNorm
-from minimask.gradient_cases import CASES, all_functions, check_function
 from minimask.kernels import convolution, elementwise, pooling, resample, roi_align, roi_pool
+from minimask.lessons.gradient_cases import CASES, all_functions, check_function
 
 # Function: (what is wrong, this piece of its source, what it is replaced by[, the helper it is a piece of])
 MUTANTS = {

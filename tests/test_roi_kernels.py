@@ -20,8 +20,8 @@ from tests import cuda_on_cpu, fake_cupy
 from tests.cuda_on_cpu import ORDERS, KernelError
 
 HERE = Path(__file__).parent
-KERNELS = Path(align.__file__).parent
-SOURCES = {name: (KERNELS / f"{name}.cu").read_text(encoding="utf-8") for name in ("roi_align", "roi_pool")}
+FILES = Path(align.__file__).with_name("roi_align.cu"), Path(pool.__file__).with_name("roi_pool.cu")
+SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in FILES}
 CTYPE = {np.dtype("f4"): "float", np.dtype("f8"): "double"}
 
 needs_gpp = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="no g++ to run CUDA sources with")

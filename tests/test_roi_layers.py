@@ -374,7 +374,7 @@ def test_the_product_is_bitwise_the_same_in_every_run_and_on_any_threads(threads
     corners = rng.uniform(0, 12, (30, 2))
     rois = np.concatenate([rng.integers(0, 2, (30, 1)), corners, corners + rng.uniform(1, 8, (30, 2))], 1)
     first = forward_and_backward(x, rois)
-    monkeypatch.setattr(backend, "threads", lambda: threads)
+    monkeypatch.setattr(backend.workers, "threads", lambda: threads)
     for _ in range(3):
         for got, want in zip(forward_and_backward(x, rois), first):
             np.testing.assert_array_equal(got, want)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from minimask import backend
-from minimask.checkpoint import load_checkpoint, save_checkpoint
 from minimask.config import Config, to_dict, with_settings
 from minimask.data import Augmentation, Shapes
 from minimask.errors import InputError
-from minimask.train import LossLog, StopSignals, augmentation, learning_rate, read_losses, train
+from minimask.training.loop import LossLog, StopSignals, augmentation, learning_rate, read_losses, train
+from minimask.weights.checkpoint import load_checkpoint, save_checkpoint
 
 SHAPES = Shapes(6, seed=3, size=64)
 SETTINGS = [

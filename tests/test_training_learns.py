@@ -8,9 +8,9 @@ import pytest
 
 from minimask.config import read_config
 from minimask.data import nuclei_sample, read_coco
-from minimask.detector import load_detector
-from minimask.evaluate import evaluate
-from minimask.train import train
+from minimask.results.evaluate import evaluate
+from minimask.training.loop import train
+from minimask.weights.detector import load_detector
 
 
 class First:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from minimask.masks import Masks
-from minimask.visualize import (
+from minimask.results.visualize import (
     PALETTE,
     _colours,
     comparison,

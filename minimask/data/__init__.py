@@ -3,11 +3,14 @@
 A dataset is anything with ``len(d)``, ``d[i] -> Sample``, ``class_names`` (label k is ``class_names[k - 1]``,
 0 the background), ``category_ids`` and ``image_ids`` (the COCO ids), ``name``, ``notes``, ``describe(i)`` for
 messages, ``image(i)`` for the image alone and ``coco_document()`` for pycocotools.
+
+Imports `errors` and `randomness` alone: it knows no models. Begin with `sample.py`, what an image with its
+objects is, then `coco.py`.
 """
 
-from .augmentation import Augmentation, augment
-from .batches import Batches, Loader
-from .coco import CocoDataset, nuclei_sample, read_coco
-from .images import read_image
-from .sample import Sample
-from .shapes import Shapes
+from minimask.data.augmentation import Augmentation, augment
+from minimask.data.batches import Batches, Loader
+from minimask.data.coco import CocoDataset, nuclei_sample, read_coco
+from minimask.data.images import read_image
+from minimask.data.sample import Sample
+from minimask.data.shapes import Shapes

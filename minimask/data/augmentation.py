@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import InputError
-from .sample import Sample, Window, crop
+from minimask.data.sample import Sample, Window, crop
+from minimask.errors import InputError
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a pixel's grey (ITU-R BT.601)."""

@@ -6,10 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from ..errors import InputError
-from ..randomness import Draws, Purpose
-from .augmentation import Augmentation, augment, carry_out, draw_plan
-from .sample import Sample
+from minimask.data.augmentation import Augmentation, augment, carry_out, draw_plan
+from minimask.data.sample import Sample
+from minimask.errors import InputError
+from minimask.randomness import Draws, Purpose
 
 
 class Batches:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from . import images, rle
+from minimask.data import images, rle
+from minimask.errors import InputError
 
 _shortener = reprlib.Repr()
 _shortener.maxstring = _shortener.maxother = 80

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from . import checks, rle
-from .images import PixelCache, decode, to_float
-from .sample import Sample, Window, cut
+from minimask.data import checks, rle
+from minimask.data.images import PixelCache, decode, to_float
+from minimask.data.sample import Sample, Window, cut
+from minimask.errors import InputError
 
 CACHE_BYTES = 256 * 2**20
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from minimask.errors import InputError
 
 EXIF_ORIENTATION = 0x0112
 

@@ -6,7 +6,7 @@ are read here first; and a small window of a mask is decoded here without the re
 
 import numpy as np
 
-from .sample import Window
+from minimask.data.sample import Window
 
 
 def read_runs(counts: bytes) -> np.ndarray:

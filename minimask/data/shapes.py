@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ..randomness import Draws, Purpose
-from . import rle
-from .sample import Sample, tight_boxes
+from minimask.data import rle
+from minimask.data.sample import Sample, tight_boxes
+from minimask.randomness import Draws, Purpose
 
 CORNERS = {"circle": 0, "square": 4, "triangle": 3}
 

@@ -1,4 +1,8 @@
-"""Every differentiable operation: a class with forward and backward, and the function people call."""
+"""Every differentiable operation: a class with forward and backward, and the function people call.
+
+Imports `autograd`, `kernels` and `backend`. Begin with `array.py`, arithmetic; then `conv.py`, `roi.py` and
+`loss.py`; a whole stage as one Function is `explicit_mask_head.py`.
+"""
 
 from minimask.functions.activation import dropout, log_softmax, relu, sigmoid, softmax
 from minimask.functions.array import (

@@ -1,4 +1,8 @@
-"""The models: `mask_rcnn.py` is the table of contents, `zoo.py` has the whole models by name."""
+"""The models, stage by stage, each file with its net, its decoding and its loss.
+
+Imports `functions`, `nn`, and what knows of boxes and masks. Begin with `mask_rcnn.py`, the table of
+contents; `zoo.py` has the whole models by name.
+"""
 
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.zoo import maskrcnn_resnet50_fpn, maskrcnn_small

@@ -31,7 +31,7 @@ from minimask.kernels import elementwise, pooling, resample
 from minimask.kernels.roi_align import Sampling
 from minimask.masks import paste_masks
 from minimask.matching import assign_fpn_levels
-from minimask.optim import SGD
+from minimask.training.optim import SGD
 from tests.benchmarks.rows_boxes import crowded_boxes
 from tests.benchmarks.rows_conv import Convolution, convolutions
 from tests.benchmarks.rows_roi import boxes as random_rois
@@ -587,7 +587,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--markdown", type=Path, help="also write them as a table")
     args = parser.parse_args(argv)
-    missing = backend._why_no_gpu()
+    missing = backend.gpu.why_no_gpu()
     if missing:
         print(f"nothing to measure: {missing}", file=sys.stderr)
         return 0

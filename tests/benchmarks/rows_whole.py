@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from minimask import models
-from minimask.optim import SGD
 from minimask.randomness import Draws
+from minimask.training.optim import SGD
 from tests.benchmarks.measure import Contest, Row
 from tests.model_data import fill
 

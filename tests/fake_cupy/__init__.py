@@ -90,7 +90,7 @@ def installed(order: str = "shuffled", watch: bool = False) -> Iterator[types.Mo
     for name in before:
         del sys.modules[name]
     memory.reset()
-    backend._module.cache_clear()
+    backend.cuda._module.cache_clear()
     cuda.RawModule.order, cuda.RawModule.watch = order, watch
     sys.modules.update(modules())
     try:
@@ -99,6 +99,6 @@ def installed(order: str = "shuffled", watch: bool = False) -> Iterator[types.Mo
         for name in [n for n in sys.modules if n.split(".")[0] in ("cupy", "cupyx")]:
             del sys.modules[name]
         sys.modules.update(before)
-        backend._module.cache_clear()
+        backend.cuda._module.cache_clear()
         memory.reset()
         cuda.RawModule.order, cuda.RawModule.watch = settings

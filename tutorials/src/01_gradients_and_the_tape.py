@@ -740,7 +740,7 @@ assert not report
 # tests. Here are three of them. `minimask gradcheck` on the command line prints all.
 
 # %%
-from minimask.gradient_cases import all_functions, run_table
+from minimask.lessons.gradient_cases import all_functions, run_table
 
 print(len(all_functions()), "Functions in the package\n")
 assert run_table(["relu", "softmax", "matmul"])

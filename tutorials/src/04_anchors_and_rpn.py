@@ -65,8 +65,8 @@ from minimask.functions.explicit_rpn_head import RPNHead, rpn_head_reference
 from minimask.functions.loss import RPNLoss, _sigmoid_cross_entropy, _smooth_l1
 from minimask.matching import BELOW_LOW, BETWEEN, Matcher, sample_balanced
 from minimask.models.rpn import RPN, top_k
-from minimask.optim import SGD, LearningRate, clip_gradients
 from minimask.randomness import Draws
+from minimask.training.optim import SGD, LearningRate, clip_gradients
 from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
 
 COLOURS, LEVELS = (BLUE, GREEN, ORANGE, RED, GREY), ("P2", "P3", "P4", "P5", "P6")

@@ -45,13 +45,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minimask import Tensor, data, exercises, explorer, misalign, tutorial
+from minimask import Tensor, data, exercises, misalign, tutorial
 from minimask import functions as F
 from minimask.kernels import roi_align as align
 from minimask.kernels import roi_pool as pool
 from minimask.kernels import roi_warp as warp
 from minimask.kernels.roi_align import Plan, Sampling
 from minimask.kernels.roi_integral import roi_integral, roi_integral_gradient
+from minimask.lessons import explorer
 from minimask.tutorial import BLUE, GREY, ORANGE, RED, source
 
 STRIDE = 16  # input pixels a cell of the feature map

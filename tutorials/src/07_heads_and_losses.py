@@ -54,8 +54,8 @@ from minimask.functions.activation import sigmoid_array, softmax_array
 from minimask.masks import crop_masks, paste_masks
 from minimask.models.box_head import BoxHead, Detections, RoIs
 from minimask.models.mask_head import MaskHead
-from minimask.optim import SGD
 from minimask.randomness import Draws
+from minimask.training.optim import SGD
 from minimask.tutorial import BLUE, GREEN, ORANGE, RED, source
 
 plt.rcParams["figure.dpi"] = 85

@@ -47,10 +47,10 @@ import numpy as np
 
 from minimask import Function, Tensor, data, models, no_grad, tutorial
 from minimask import functions as F
-from minimask.gradient_cases import CASES, all_functions, check_function, run_table
+from minimask.lessons.gradient_cases import CASES, all_functions, check_function, run_table
 from minimask.models.fpn import FPN
-from minimask.optim import SGD
 from minimask.randomness import Draws
+from minimask.training.optim import SGD
 from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
 
 plt.rcParams["figure.dpi"] = 85

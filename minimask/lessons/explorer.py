@@ -27,7 +27,7 @@ from minimask.files import write_text
 from minimask.kernels import roi_pool as pool
 from minimask.kernels import roi_warp as warp
 from minimask.kernels.roi_align import Sampling
-from minimask.visualize import PALETTE
+from minimask.results.visualize import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from minimask import backend, models
-from minimask.checkpoint import fit, load_checkpoint
 from minimask.config import Config, from_dict
+from minimask.weights.checkpoint import fit, load_checkpoint
 
 _NETWORKS = {
     "maskrcnn_small": models.maskrcnn_small,

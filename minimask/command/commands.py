@@ -25,8 +25,8 @@ def demo(arguments: argparse.Namespace) -> int:
     others, and write pictures, loss curves, the checkpoint and COCO results. What an earlier demo left in
     the output directory is replaced.
     """
-    from minimask.demo import configuration as demo_configuration
-    from minimask.demo import run
+    from minimask.command.demo import configuration as demo_configuration
+    from minimask.command.demo import run
     from minimask.files import check_output_directory
 
     output = check_output_directory(arguments.output)
@@ -61,11 +61,11 @@ def train(arguments: argparse.Namespace) -> int:
     bit, on the same machine with as many threads. Started by mpiexec -n N, N processes share each batch,
     on GPUs one a GPU (extra mpi).
     """
-    from minimask.distributed import world
     from minimask.files import check_output_directory
-    from minimask.train import LOSSES, read_losses
-    from minimask.train import train as run
-    from minimask.visualize import loss_curves
+    from minimask.results.visualize import loss_curves
+    from minimask.training.distributed import world
+    from minimask.training.loop import LOSSES, read_losses
+    from minimask.training.loop import train as run
 
     output = check_output_directory(arguments.output)
     config = _train_config(arguments, output)
@@ -104,10 +104,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """Write NAME-instances.png for each image: masks, boxes, class names and scores."""
-    from minimask.detector import load_detector
     from minimask.files import check_output_directory
-    from minimask.predict import check_images, predict_files
-    from minimask.progress import each
+    from minimask.results.predict import check_images, predict_files
+    from minimask.training.progress import each
+    from minimask.weights.detector import load_detector
 
     output = check_output_directory(arguments.output)
     check_images(arguments.images)  # before the weights: a wrong name should not wait for them
@@ -124,7 +124,7 @@ def gradcheck(arguments: argparse.Namespace) -> int:
     """Compare the backward pass of every Function (or of those named) with central differences in float64;
     print its cases, its worst relative error and where that is. The exit status is 1 if any fails.
     """
-    from minimask.gradient_cases import run_table
+    from minimask.lessons.gradient_cases import run_table
 
     return 0 if run_table(arguments.names, out=print) else 1
 
@@ -136,8 +136,8 @@ def misalign(arguments: argparse.Namespace) -> int:
     and figures for slides (SVG and PNG, described inside).
     """
     from minimask.files import check_output_directory, make_output_directory, write_json
-    from minimask.misalign import IMAGE, image_map, measure, table
-    from minimask.misalign_figures import draw
+    from minimask.lessons.misalign import IMAGE, image_map, measure, table
+    from minimask.lessons.misalign_figures import draw
 
     output, image = check_output_directory(arguments.output), Path(arguments.image or IMAGE)
     x = image_map(image, arguments.stride)
@@ -153,7 +153,7 @@ def info(arguments: argparse.Namespace) -> int:
     """Print versions, BLAS and its threads, the processor, and the GPU or why none is used: what a report
     of a problem should begin with.
     """
-    from minimask.info import report
+    from minimask.backend.machine import report
 
     print(report())
     return 0
@@ -161,8 +161,8 @@ def info(arguments: argparse.Namespace) -> int:
 
 def _train_config(arguments: argparse.Namespace, output: Path) -> configuration.Config:
     """The defaults, or the resumed run's configuration; under --config, --set and the data's flags."""
-    from minimask.checkpoint import load_checkpoint
-    from minimask.train import CHECKPOINT, check_resume
+    from minimask.training.loop import CHECKPOINT, check_resume
+    from minimask.weights.checkpoint import load_checkpoint
 
     check_resume(output, arguments.resume)
     config, path = configuration.Config(), output / CHECKPOINT
@@ -204,10 +204,10 @@ def _same_classes(dataset: Any, class_names: Sequence[str], whose: str) -> None:
 
 
 def _evaluate_checkpoint(weights: str | Path, dataset: Any, most: int, output: Path, device: str) -> None:
-    from minimask.detector import load_detector
-    from minimask.evaluate import evaluate as run
     from minimask.files import make_output_directory
-    from minimask.progress import each
+    from minimask.results.evaluate import evaluate as run
+    from minimask.training.progress import each
+    from minimask.weights.detector import load_detector
 
     detector = load_detector(weights, device, detections=most)
     _same_classes(dataset, detector.class_names, f"{weights} was trained on")

@@ -9,11 +9,11 @@ import numpy as np
 from minimask.functions import conv, explicit_mask_head, explicit_rpn_head, norm, pool
 from minimask.functions.activation import relu as relu_function
 from minimask.functions.conv_norm import ConvFrozenNorm, conv_frozen_norm_reference
-from minimask.gradient_cases.case import Case, apart, normal, positive
 from minimask.kernels import pooling
 from minimask.kernels.geometry import Geometry, pair
 from minimask.kernels.im2col import forward_loop
 from minimask.kernels.roi_align import bilinear_loop
+from minimask.lessons.gradient_cases.case import Case, apart, normal, positive
 
 # -------------------------------------------------------------------------------------------- convolutions
 

@@ -16,9 +16,9 @@ import numpy as np
 import minimask
 from minimask.autograd import Function
 from minimask.errors import InputError
-from minimask.gradient_cases import array, layers, loss, roi
-from minimask.gradient_cases.case import Case
 from minimask.gradient_check import GradientReport, gradcheck
+from minimask.lessons.gradient_cases import array, layers, loss, roi
+from minimask.lessons.gradient_cases.case import Case
 
 __all__ = ["CASES", "Case", "all_functions", "check_function", "named_functions", "run_table"]
 

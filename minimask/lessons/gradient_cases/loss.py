@@ -7,7 +7,7 @@ from scipy import special
 
 from minimask.functions import loss
 from minimask.functions.array import concatenate
-from minimask.gradient_cases.case import Case, far_out, normal
+from minimask.lessons.gradient_cases.case import Case, far_out, normal
 
 # ------------------------------------------------------------------------------------------ plain losses
 

@@ -16,8 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from minimask import backend, distributed
-from minimask.checkpoint import (
+from minimask import backend
+from minimask.config import Config, DataConfig, TrainConfig, differences, from_dict, to_dict, to_toml
+from minimask.data import Augmentation, Batches, Loader, Sample
+from minimask.errors import InputError, memory_story
+from minimask.files import make_output_directory, write_text
+from minimask.randomness import Draws
+from minimask.training import distributed
+from minimask.training.memory import training_memory
+from minimask.training.optim import SGD, LearningRate, clip_gradients, scaled_learning_rate
+from minimask.training.progress import Progress
+from minimask.weights.checkpoint import (
     Checkpoint,
     all_finite,
     environment_changes,
@@ -25,15 +34,7 @@ from minimask.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from minimask.config import Config, DataConfig, TrainConfig, differences, from_dict, to_dict, to_toml
-from minimask.data import Augmentation, Batches, Loader, Sample
-from minimask.detector import build_model
-from minimask.errors import InputError, memory_story
-from minimask.files import make_output_directory, write_text
-from minimask.memory import training_memory
-from minimask.optim import SGD, LearningRate, clip_gradients, scaled_learning_rate
-from minimask.progress import Progress
-from minimask.randomness import Draws
+from minimask.weights.detector import build_model
 
 CHECKPOINT, CONFIG, LOSSES = "checkpoint.npz", "config.toml", "losses.csv"
 _LESS = "a smaller train.batch_size, data.crop or model.max_size needs less"

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special
 
 from minimask.functions import activation, array
-from minimask.gradient_cases.case import Case, apart, elementwise, far_out, normal, positive
+from minimask.lessons.gradient_cases.case import Case, apart, elementwise, far_out, normal, positive
 
 
 def _arithmetic(operation, second=normal) -> list[Case]:

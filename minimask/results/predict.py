@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from minimask.data import read_image
-from minimask.detector import Detector
 from minimask.errors import InputError
-from minimask.evaluate import coco_results
 from minimask.files import make_output_directory, write_json
-from minimask.visualize import draw_instances, label_maps, save_picture
+from minimask.results.evaluate import coco_results
+from minimask.results.visualize import draw_instances, label_maps, save_picture
+from minimask.weights.detector import Detector
 
 
 def confident(prediction: dict, threshold: float) -> dict:

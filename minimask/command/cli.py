@@ -7,10 +7,12 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 
-from minimask import backend, commands, distributed
+from minimask import backend
 from minimask import config as configuration
 from minimask._version import __version__
+from minimask.command import commands
 from minimask.errors import InputError, memory_story
+from minimask.training import distributed
 
 WRONG_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minimask import functions as F
-from minimask.exercises.exercise import exercise, gradients
 from minimask.functions.activation import softmax_array
 from minimask.kernels import im2col as plain
 from minimask.kernels.geometry import Geometry
+from minimask.lessons.exercises.exercise import exercise, gradients
 
 # --------------------------------------------------------------------------------------------- the tape
 

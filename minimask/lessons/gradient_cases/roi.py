@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 
 from minimask.functions.roi import RoIAlign, RoIPool, RoIWarp
-from minimask.gradient_cases.case import Case, spread
 from minimask.kernels.roi_align import Sampling, roi_align_loop
 from minimask.kernels.roi_pool import roi_pool_loop
 from minimask.kernels.roi_warp import roi_warp_loop
+from minimask.lessons.gradient_cases.case import Case, spread
 
 SIZE = 16.0  # of the images, in pixels; the maps have 8 x 8, 4 x 4 and 2 x 2
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from minimask.config import Config, read_config
 from minimask.data import nuclei_sample
-from minimask.detector import load_detector
-from minimask.evaluate import Evaluation, evaluate
-from minimask.predict import confident
-from minimask.progress import each
-from minimask.train import LOSSES, Outcome, read_losses, train
-from minimask.visualize import comparison, loss_curves, save_picture
+from minimask.results.evaluate import Evaluation, evaluate
+from minimask.results.predict import confident
+from minimask.results.visualize import comparison, loss_curves, save_picture
+from minimask.training.loop import LOSSES, Outcome, read_losses, train
+from minimask.training.progress import each
+from minimask.weights.detector import load_detector
 
 PICTURES = 4  # validation images in the comparison
 SHOWN_ABOVE = 0.5  # the score of what is drawn; the metrics take all

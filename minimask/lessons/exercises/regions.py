@@ -11,8 +11,8 @@ from minimask import boxes as box_ops
 from minimask import functions as F
 from minimask import masks
 from minimask.autograd import Tensor
-from minimask.exercises.exercise import exercise, gradients
 from minimask.kernels.roi_align import Plan, Sampling
+from minimask.lessons.exercises.exercise import exercise, gradients
 
 SWAPPED = [1, 0, 3, 2]  # y1, x1, y2, x2
 ONE = np.array([0, 0, 1, 1], np.float32)

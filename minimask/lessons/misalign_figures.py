@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minimask import misalign
 from minimask.files import replacing
 from minimask.kernels.roi_integral import edges_of_bins, roi_integral, roi_integral_gradient
-from minimask.visualize import PALETTE
+from minimask.lessons import misalign
+from minimask.results.visualize import PALETTE
 
 COLOURS = {"RoIPool": PALETTE[4], "RoIWarp": PALETTE[0], "RoIAlign": PALETTE[6]}
 HATCHES = {"RoIPool": "", "RoIWarp": "//", "RoIAlign": ".."}

@@ -1,0 +1,44 @@
+"""Where arrays live and who computes on them: NumPy or CuPy, the threads, the CUDA kernels, this machine.
+
+Imports `errors` alone. Only this room may import CuPy, and does so where it is used: ``import minimask``
+works without a GPU. Begin with `arrays.py`, whose `array_module` every other room asks.
+"""
+
+from minimask.backend.arrays import (
+    array_module,
+    deterministic,
+    device_of,
+    is_deterministic,
+    reference_only,
+    to_cpu,
+    to_device,
+    to_gpu,
+    use_reference,
+)
+from minimask.backend.cuda import launch
+from minimask.backend.gpu import device, nccl, set_up_gpu
+from minimask.backend.machine import describe
+from minimask.backend.workers import limit_threads, parallel, processors, scratch, share, threads
+
+__all__ = [
+    "array_module",
+    "describe",
+    "deterministic",
+    "device",
+    "device_of",
+    "is_deterministic",
+    "launch",
+    "limit_threads",
+    "nccl",
+    "parallel",
+    "processors",
+    "reference_only",
+    "scratch",
+    "set_up_gpu",
+    "share",
+    "threads",
+    "to_cpu",
+    "to_device",
+    "to_gpu",
+    "use_reference",
+]

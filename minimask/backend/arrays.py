@@ -1,0 +1,75 @@
+"""Whose arrays these are, NumPy's or CuPy's, and which kernels run: reference ones, or deterministic ones."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+_deterministic = contextvars.ContextVar("deterministic", default=False)
+_reference_only = contextvars.ContextVar("reference_only", default=False)
+
+
+def array_module(*arrays):
+    """The module whose arrays these are: ``numpy``, or ``cupy`` when one of them is a CuPy array."""
+    cupy = sys.modules.get("cupy")  # nobody can hold a CuPy array without having imported it
+    return cupy if cupy is not None and any([isinstance(a, cupy.ndarray) for a in arrays]) else np
+
+
+def to_cpu(array) -> np.ndarray:
+    """The array as a NumPy array; a copy only when it lives on a GPU."""
+    return array if isinstance(array, np.ndarray) else array_module(array).asnumpy(array)
+
+
+def to_gpu(array):
+    """The array as a CuPy array; a copy only when it lives on the CPU."""
+    import cupy
+
+    return cupy.asarray(array)
+
+
+def to_device(array, name: str):
+    """The array on "cpu" or "cuda"; itself where it is there already."""
+    return to_gpu(array) if name == "cuda" else to_cpu(array)
+
+
+def device_of(array) -> str:
+    """Where an array lives: "cpu" or "cuda"."""
+    return "cpu" if array_module(array) is np else "cuda"
+
+
+@contextlib.contextmanager
+def reference_only() -> Iterator[None]:
+    """Inside, every kernel runs its plain reference version instead of its fast one."""
+    token = _reference_only.set(True)
+    try:
+        yield
+    finally:
+        _reference_only.reset(token)
+
+
+def use_reference() -> bool:
+    """Whether `reference_only` is in force in this thread."""
+    return _reference_only.get()
+
+
+@contextlib.contextmanager
+def deterministic(on: bool = True) -> Iterator[None]:
+    """Inside, GPU kernels whose sums depend on the order of threads give way to ones that do not.
+
+    Two runs on the same machine are then equal to the bit; `docs/kernels.md` says what it costs. NumPy's
+    kernels always are so. With `on` False all stays as it is.
+    """
+    token = _deterministic.set(on or is_deterministic())
+    try:
+        yield
+    finally:
+        _deterministic.reset(token)
+
+
+def is_deterministic() -> bool:
+    """Whether `deterministic` is in force in this thread."""
+    return _deterministic.get()

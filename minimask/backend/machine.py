@@ -1,0 +1,70 @@
+"""What this machine is: what `minimask info` prints, and checkpoints record because results depend on it."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import numpy as np
+
+from minimask.backend.gpu import why_no_gpu
+from minimask.backend.workers import blas_libraries, threads
+
+PACKAGES = ("pillow", "matplotlib", "pycocotools", "tqdm", "threadpoolctl")
+
+
+def describe() -> dict[str, str]:
+    """What the numbers depend on: versions, BLAS and its kernel, threads, processor, GPU or why none."""
+    import scipy
+
+    from minimask._version import __version__
+
+    blas = [f"{library.internal_api} {library.version}" for library in blas_libraries()]
+    kernels = [getattr(library, "architecture", None) or "unknown" for library in blas_libraries()]
+    return {
+        "minimask": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "blas": ", ".join(sorted(set(blas))) or "unknown (threadpoolctl is not installed)",
+        "blas_kernel": ", ".join(sorted(set(kernels))) or "unknown",
+        "threads": str(threads()),
+        "processor": _processor(),
+        "gpu": _gpu(),
+    }
+
+
+def _gpu() -> str:
+    missing = why_no_gpu()
+    if missing:
+        return f"none used: {missing}"
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    card = runtime.getDeviceProperties(cupy.cuda.Device().id)
+    size = f"{card['totalGlobalMem'] / 2**30:.0f} GiB, sm_{card['major']}{card['minor']}"
+    return f"{card['name'].decode()}, {size}, CuPy {cupy.__version__}, CUDA {runtime.runtimeGetVersion()}"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:  # noqa: PTH123
+            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def report() -> str:
+    """Versions, BLAS and its threads, processor, and the GPU or why none, a line each."""
+    from threadpoolctl import threadpool_info
+
+    facts = describe()
+    for package in PACKAGES:
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    pools = [f"{pool['internal_api']}: {pool['num_threads']}" for pool in threadpool_info()]
+    facts["blas_threads"] = ", ".join(pools) or "unknown"
+    return "\n".join(f"{name.replace('_', ' '):<14} {value}" for name, value in facts.items())

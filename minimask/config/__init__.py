@@ -1,0 +1,37 @@
+"""Everything that decides a training run, as one tree of options; and demo, nuclei and quick, three of them.
+
+Imports `errors` alone. Begin with `tree.py`, which has every option with its meaning; `reading.py` takes them
+from TOML files and from ``--set``.
+"""
+
+from minimask.config.reading import from_dict, packaged_names, read_config, to_toml, with_settings
+from minimask.config.tree import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    TrainConfig,
+    describe,
+    differences,
+    options,
+    shown,
+    to_dict,
+)
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "ModelConfig",
+    "TrainConfig",
+    "describe",
+    "differences",
+    "from_dict",
+    "options",
+    "packaged_names",
+    "read_config",
+    "shown",
+    "to_dict",
+    "to_toml",
+    "with_settings",
+]

@@ -1,0 +1,141 @@
+"""The options: one tree of frozen dataclasses, in which each states its default, meaning and range once.
+
+The checks, the help text and the comments in the written file are made from that.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any
+
+
+def option(default: Any, text: str, low=None, high=None, above=None, choices: Sequence[str] = ()) -> Any:
+    """A dataclass field with its meaning and range: low <= value <= high, value > above."""
+    metadata = {"help": text, "low": low, "high": high, "above": above, "choices": tuple(choices)}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network, and what it reports. An unset size leaves the network's own."""
+
+    name: str = option("maskrcnn_small", "the network", choices=("maskrcnn_small", "maskrcnn_resnet50_fpn"))
+    score_threshold: float = option(0.05, "detections that score less are dropped", low=0, high=1)
+    nms_threshold: float = option(
+        0.5, "of two boxes of a class with more IoU than this, one goes", low=0, high=1
+    )
+    detections: int = option(100, "most detections an image", low=1)
+    min_size: int | None = option(
+        None, "images are scaled until the shorter side has this many pixels", low=32
+    )
+    max_size: int | None = option(None, "... unless the longer side would then exceed this", low=32)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and what random changes training makes to them."""
+
+    train: str = option("", "COCO instance file to train on, or 'nuclei' or 'shapes' (built in)")
+    images: str = option("", "folder of its images")
+    val: str = option("", "COCO instance file to evaluate on after training")
+    val_images: str = option("", "folder of its images, if not the same")
+    strict: bool = option(False, "whether annotations without area, or outside the image, are an error")
+    crop: int = option(256, "side of the random square crop in pixels; 0 trains on whole images", low=0)
+    scale: tuple[float, float] = option((1.0, 1.0), "least and greatest random magnification", above=0)
+    flip_horizontal: bool = option(True, "mirror left to right, half of the time")
+    flip_vertical: bool = option(False, "mirror top to bottom, half of the time")
+    rotate90: bool = option(False, "turn by a random multiple of 90 degrees")
+    brightness: float = option(0.0, "random change of all values, by up to this share", low=0, high=1)
+    contrast: float = option(0.0, "random change of the distance to the mean grey", low=0, high=1)
+    saturation: float = option(0.0, "random change of the distance to each pixel's grey", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimization."""
+
+    steps: int = option(1500, "optimizer steps", low=1)
+    batch_size: int = option(2, "images a step", low=1)
+    learning_rate: float = option(
+        0.02, "greatest learning rate, for a batch of reference_batch images", above=0
+    )
+    reference_batch: int = option(2, "the rate used is learning_rate * batch_size / reference_batch", low=1)
+    warmup_steps: int = option(100, "steps over which the rate rises to its greatest, linearly", low=0)
+    schedule: str = option("cosine", "how the rate falls afterwards", choices=("cosine", "step", "constant"))
+    milestones: tuple[int, ...] = option((), "for 'step': the steps at which the rate falls", low=1)
+    gamma: float = option(0.1, "for 'step': what it is multiplied by there", above=0, high=1)
+    momentum: float = option(0.9, "of SGD", low=0, high=0.9999)
+    weight_decay: float = option(1e-4, "of SGD", low=0)
+    decay_norms_and_biases: bool = option(False, "whether weight decay reaches them too")
+    clip_norm: float = option(10.0, "gradients with a greater norm are scaled down to it; 0: never", low=0)
+    seed: int = option(0, "of the initial weights, the order of the images and all random changes", low=0)
+    save_every: int = option(100, "steps between checkpoints", low=1)
+    deterministic: bool = option(False, "on a GPU: the same bits in every run, a little slower")
+    tf32: bool = option(False, "on a GPU: faster products of float32, with 10 bits of mantissa instead of 23")
+    gpu_memory_limit: float = option(0.0, "GiB of the GPU's memory that may be used; 0: all", low=0)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The evaluation after training."""
+
+    max_detections: int = option(100, "most detections an image, in the results and in the metrics", low=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def options(tree: Any = Config) -> Iterator[tuple[str, Field]]:
+    """Every option of the tree as (``"train.steps"``, its dataclass field)."""
+    for section in fields(tree):
+        for entry in fields(section.type):
+            yield f"{section.name}.{entry.name}", entry
+
+
+def to_dict(config: Config) -> dict[str, dict]:
+    """The tree as nested dictionaries that JSON can hold; unset options are left out."""
+    return {
+        section: {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in entries.items()
+            if value is not None
+        }
+        for section, entries in asdict(config).items()
+    }
+
+
+def describe(entry: Field) -> str:
+    """An option's meaning and range in one line."""
+    meaning = entry.metadata
+    limits = [f"one of {', '.join(meaning['choices'])}"] if meaning["choices"] else []
+    limits += [f"more than {meaning['above']}"] if meaning["above"] is not None else []
+    limits += [f"at least {meaning['low']}"] if meaning["low"] not in (None, 0) else []
+    limits += [f"at most {meaning['high']}"] if meaning["high"] is not None else []
+    return meaning["help"] + (f" ({', '.join(limits)})" if limits else "")
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """One phrase an option that differs: ``"train.steps is 200, was 100"``."""
+    phrases = []
+    for key, _ in options():
+        section, _, name = key.partition(".")
+        before, after = getattr(getattr(old, section), name), getattr(getattr(new, section), name)
+        if before != after:
+            phrases.append(f"{key} is {shown(after)}, was {shown(before)}")
+    return phrases
+
+
+def shown(value: Any) -> str:
+    """An option's value as a person writes it."""
+    return (
+        "unset"
+        if value is None
+        else json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
+    )

@@ -1,0 +1,153 @@
+"""What the notebooks share: minimask's own source, and the error of finite differences over the step."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minimask.autograd import Tensor
+from minimask.gradient_check import _Point
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # told apart by the colour-blind, too
+GREY = "#666666"
+
+# f(x + a h) times its weight, summed over a, over h; the power of h that the error falls with; a colour
+STENCILS = {
+    "one-sided": ({0: -1.0, 1: 1.0}, 1, ORANGE),
+    "central": ({-1: -0.5, 1: 0.5}, 2, BLUE),
+    "five points": ({-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}, 4, GREEN),
+}
+
+
+class Source:
+    """Source text that a notebook shows in colours, anything else as it is."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        return f"```python\n{self.text}\n```"
+
+
+def source(*objects: Any) -> Source:
+    """The installed source of functions, classes or methods; in a notebook, a cell's last line shows it."""
+    parts = []
+    for thing in objects:
+        path = inspect.getmodule(thing).__name__.replace(".", "/")
+        parts.append(f"# {path}.py\n{textwrap.dedent(inspect.getsource(thing)).rstrip()}")
+    return Source("\n\n\n".join(parts))
+
+
+@dataclass(frozen=True)
+class StepErrors:
+    """Relative errors of finite differences against one derived gradient.
+
+    Attributes
+    ----------
+    steps : (S,) float
+    errors : dict of (S,) float
+        For each kind of difference: |numeric - derived| / |derived|, along one random direction.
+    rounding : (S,) float
+        The size that rounding alone gives a difference: the values' last place, over the step.
+    """
+
+    steps: np.ndarray
+    errors: dict[str, np.ndarray]
+    rounding: np.ndarray
+
+    def best(self, kind: str = "central") -> float:
+        """The smallest error of a kind, where truncation and rounding meet; one lucky step does not count."""
+        return float(np.median(np.lib.stride_tricks.sliding_window_view(self.errors[kind], 3), axis=1).min())
+
+    def plot(self, axes=None, title: str = ""):
+        """Draw the errors over the step on doubly logarithmic axes, with the two straight lines of theory.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            A new figure's by default.
+
+        Returns
+        -------
+        The Axes.
+        """
+        import matplotlib.pyplot as plt
+
+        if axes is None:
+            _, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        axes.loglog(self.steps, self.rounding, "--", color=GREY, lw=1, label="rounding: last place / h")
+        for kind, errors in self.errors.items():
+            _, order, colour = STENCILS[kind]
+            drawn = np.maximum(errors, 1e-17)  # an error of exactly 0 has no logarithm
+            axes.loglog(self.steps, drawn, ".-", color=colour, lw=1, ms=4, label=kind)
+            anchor = self._truncation(drawn, order)
+            if anchor is not None:
+                line = drawn[anchor] * (self.steps / self.steps[anchor]) ** order
+                power = "h" if order == 1 else f"$h^{order}$"
+                axes.loglog(self.steps, line, ":", color=colour, lw=1, label=f"truncation: {power}")
+        axes.set(xlabel="step h", ylabel="relative error", title=title, ylim=(3e-18, 10))
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+        return axes
+
+    def _truncation(self, errors, order: int) -> int | None:
+        """The largest step around which the errors go with its power `order`; None if there is none."""
+        x, y = np.log(self.steps), np.log(errors)
+        for i in range(len(x) - 1, -1, -1):
+            below = int(np.abs(x - x[i] + np.log(4)).argmin())  # a quarter of the step
+            if x[i] > x[below] and abs((y[i] - y[below]) / (x[i] - x[below]) - order) < 0.15:
+                return i if errors[below] > self.rounding[below] else None
+        return None
+
+
+def step_errors(
+    function: Callable,
+    inputs: Sequence,
+    *,
+    kinds: Sequence[str] = tuple(STENCILS),
+    steps=None,
+    dtype=np.float64,
+    seed: int = 0,
+) -> StepErrors:
+    """Compare a derived gradient with finite differences of many step sizes.
+
+    The outputs are weighted by a random u and all floating point inputs moved along a random v, as in
+    `minimask.gradcheck`; the derived <backward(u), v> is computed in float64.
+
+    Parameters
+    ----------
+    function, inputs
+        As for `minimask.gradcheck`.
+    kinds : sequence of "one-sided", "central", "five points"
+    steps : (S,) float, optional
+        From 1e-13 to 1 by default.
+    dtype : float dtype
+        Of the finite differences.
+    seed : int
+        Of u and v.
+    """
+    rng = np.random.default_rng([seed, *b"steps"])
+    steps = np.logspace(-13, 0, 53) if steps is None else np.asarray(steps, np.float64)
+    point = _Point(function, inputs, rng)
+    shapes = {i: point.arrays[i].shape for i in point.variables}
+    v = {i: rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1, shape) for i, shape in shapes.items()}
+    derived = sum(float((point.gradients[i] * d).sum()) for i, d in v.items())
+    point.function = lambda *xs: function(
+        *(Tensor(x.data.astype(dtype)) if isinstance(x, Tensor) else x for x in xs)
+    )
+    errors = {}
+    for kind in kinds:
+        stencil = STENCILS[kind][0].items()
+        numeric = [
+            sum(w * point.value({i: a * h * d for i, d in v.items()}) for a, w in stencil) / h for h in steps
+        ]
+        errors[kind] = np.abs(np.array(numeric) - derived) / abs(derived)
+    return StepErrors(steps, errors, np.finfo(dtype).eps * point.scale / steps / abs(derived))
