@@ -1,15 +1,16 @@
-"""The tape: Tensor, Function, and the backward pass over the graph they leave behind.
+"""Tensor, Function, and the arithmetic of Tensors; `minimask.tape` has the backward pass.
 
 A Function object is one call: options in ``__init__``, arrays in ``forward``, upstream gradients in
 ``backward``. The graph holds (creator, slot) edges and never an input Tensor, so an array stays alive only
 where some backward pass will read it.
+
+``gy`` is the gradient of a Function's output, ``gx`` that of an input. Constants may be numbers or arrays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import heapq
 import itertools
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from minimask import backend
 from minimask.errors import OutOfMemory
+from minimask.tape import accumulate, run_backward
 
 _recording = contextvars.ContextVar("recording", default=True)
 _created = itertools.count()
@@ -50,8 +52,7 @@ class Tensor:
 
     Notes
     -----
-    Arithmetic operators, ``reshape``, ``sum`` and the like are attached by `minimask.functions.array`, where
-    each stands beside its derivative.
+    Each operator and method that computes runs a Function below, where it stands beside its derivative.
     """
 
     __slots__ = ("creator", "data", "grad", "requires_grad", "slot")
@@ -157,9 +158,64 @@ class Tensor:
         if gradient.shape != self.shape:
             raise ValueError(f"backward: gradient has shape {gradient.shape}, the Tensor {self.shape}")
         if self.creator is None:
-            _accumulate_leaf(self, gradient, owned=False)
+            accumulate(self, gradient, owned=False)
         else:
-            _run_backward(self.creator, self.slot, gradient)
+            run_backward(self.creator, self.slot, gradient)
+
+    def __add__(self, other) -> Tensor:
+        return Add.apply(self, other)
+
+    def __radd__(self, other) -> Tensor:
+        return Add.apply(other, self)
+
+    def __sub__(self, other) -> Tensor:
+        return Subtract.apply(self, other)
+
+    def __rsub__(self, other) -> Tensor:
+        return Subtract.apply(other, self)
+
+    def __mul__(self, other) -> Tensor:
+        return Multiply.apply(self, other)
+
+    def __rmul__(self, other) -> Tensor:
+        return Multiply.apply(other, self)
+
+    def __truediv__(self, other) -> Tensor:
+        return Divide.apply(self, other)
+
+    def __rtruediv__(self, other) -> Tensor:
+        return Divide.apply(other, self)
+
+    def __neg__(self) -> Tensor:
+        return Multiply.apply(self, -1.0)
+
+    def __pow__(self, exponent: float) -> Tensor:
+        return Power.apply(self, exponent=exponent)
+
+    def __matmul__(self, other) -> Tensor:
+        return MatMul.apply(self, other)
+
+    def __rmatmul__(self, other) -> Tensor:
+        return MatMul.apply(other, self)
+
+    def __getitem__(self, index) -> Tensor:
+        return GetItem.apply(self, index=index)
+
+    def sum(self, axis=None, keepdims: bool = False) -> Tensor:
+        """Sum over an axis, a tuple of axes, or everything."""
+        return Sum.apply(self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis=None, keepdims: bool = False) -> Tensor:
+        """Mean over an axis, a tuple of axes, or everything; 0 where there is nothing to average."""
+        return Mean.apply(self, axis=axis, keepdims=keepdims)
+
+    def reshape(self, *shape) -> Tensor:
+        """The same elements in another shape, given as one tuple or as numbers; one of them may be -1."""
+        return Reshape.apply(self, shape=shape[0] if isinstance(shape[0], tuple) else shape)
+
+    def transpose(self, *axes) -> Tensor:
+        """The axes in another order, given as one tuple or as numbers; reversed by default."""
+        return Transpose.apply(self, axes=axes[0] if axes and isinstance(axes[0], tuple) else axes or None)
 
 
 class Function:
@@ -195,7 +251,7 @@ class Function:
         try:
             results = self.forward(*arrays)
         except MemoryError as error:
-            raise self._out_of_memory("forward", arrays, error) from error
+            raise self.out_of_memory("forward", arrays, error) from error
         several = isinstance(results, tuple)
         outputs = [Tensor(self.xp.asarray(r)) for r in (results if several else (results,))]
         if any(self.needs):
@@ -214,7 +270,8 @@ class Function:
         for slot, y in enumerate(outputs):
             y.requires_grad, y.creator, y.slot = True, self, slot
 
-    def _out_of_memory(self, what: str, arrays, error: MemoryError) -> OutOfMemory:
+    def out_of_memory(self, what: str, arrays, error: MemoryError) -> OutOfMemory:
+        """The error to raise when `what`, "forward" or "backward", found no memory: it names the shapes."""
         shapes = ", ".join(str(tuple(a.shape)) for a in arrays if hasattr(a, "shape"))
         return OutOfMemory(f"{error} in {type(self).__name__}.{what} of {shapes}".strip())
 
@@ -230,85 +287,201 @@ class Function:
         raise NotImplementedError(f"{type(self).__name__} has no backward")
 
 
-# ------------------------------------------------------------------------------------------ backward pass
+# ------------------------------------------------------------------------------------------------- arithmetic
 
 
-def _run_backward(creator: Function, slot: int, gradient) -> None:
-    """Visit the graph from `creator` against the order of creation, freeing each node on the way."""
-    pending: dict[
-        Function, list
-    ] = {}  # for each node reached, [gradient, owned] or None for each of its outputs
-    heap: list[tuple[int, Function]] = []
-
-    def deliver(node: Function, slot: int, gradient, owned: bool) -> None:
-        if node not in pending:
-            if node.edges is None:
-                raise RuntimeError(
-                    f"backward: the graph was freed by an earlier backward pass (at {type(node).__name__}); "
-                    "compute the output again"
-                )
-            pending[node] = [None] * len(node.output_kinds)
-            heapq.heappush(heap, (-node.order, node))
-        pending[node][slot] = _add(pending[node][slot], gradient, owned)
-
-    deliver(creator, slot, gradient, owned=False)
-    while heap:
-        node = heapq.heappop(heap)[1]
-        upstream = [
-            entry[0] if entry else node.xp.zeros(shape, dtype)
-            for entry, (shape, dtype) in zip(pending.pop(node), node.output_kinds)
-        ]
-        try:
-            gradients = _checked(node, node.backward(*upstream))
-        except MemoryError as error:
-            raise node._out_of_memory("backward", upstream, error) from error
-        for i, (edge, g) in enumerate(zip(node.edges, gradients)):
-            if edge is None or g is None:
-                continue
-            owned = _is_fresh(g, i, gradients, upstream, node.saved)
-            if isinstance(edge, Tensor):
-                _accumulate_leaf(edge, g, owned)
-            else:
-                deliver(*edge, g, owned)
-        node.saved, node.edges = (), None
+def unbroadcast(g, shape: tuple[int, ...], dtype):
+    """Sum a gradient over the axes along which its input was broadcast, and give it the input's dtype."""
+    if g.shape != shape:
+        extra = g.ndim - len(shape)
+        stretched = [i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1]
+        g = g.sum(axis=(*range(extra), *stretched), keepdims=True).reshape(shape)
+    return g.astype(dtype, copy=False)
 
 
-def _checked(node: Function, gradients) -> tuple:
-    name = type(node).__name__
-    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-    if len(gradients) != len(node.edges):
-        raise RuntimeError(f"{name}.backward gave {len(gradients)} gradients for {len(node.edges)} inputs")
-    for i, (g, kind) in enumerate(zip(gradients, node.input_kinds)):
-        if kind is None:
-            continue
-        if g is None:
-            raise RuntimeError(f"{name}.backward gave no gradient for input {i}, which needs one")
-        if (g.shape, g.dtype) != kind:
-            raise RuntimeError(
-                f"{name}.backward gave a gradient of {g.shape} {g.dtype} for input {i} of {kind[0]} {kind[1]}"
+def _kind(x) -> tuple:  # (shape, dtype); a plain number has none and needs no gradient
+    return getattr(x, "shape", ()), getattr(x, "dtype", None)
+
+
+class Add(Function):
+    """y = a + b."""
+
+    def forward(self, a, b):
+        self.save(_kind(a), _kind(b))
+        return a + b
+
+    def backward(self, gy):
+        return tuple(unbroadcast(gy, *kind) if need else None for kind, need in zip(self.saved, self.needs))
+
+
+class Subtract(Function):
+    """y = a - b."""
+
+    def forward(self, a, b):
+        self.save(_kind(a), _kind(b))
+        return a - b
+
+    def backward(self, gy):
+        a_kind, b_kind = self.saved
+        ga = unbroadcast(gy, *a_kind) if self.needs[0] else None
+        gb = unbroadcast(-gy, *b_kind) if self.needs[1] else None
+        return ga, gb
+
+
+class Multiply(Function):
+    """y = a b."""
+
+    def forward(self, a, b):
+        self.save(a, b)
+        return a * b
+
+    def backward(self, gy):
+        a, b = self.saved
+        ga = unbroadcast(gy * b, *_kind(a)) if self.needs[0] else None
+        gb = unbroadcast(gy * a, *_kind(b)) if self.needs[1] else None
+        return ga, gb
+
+
+class Divide(Function):
+    """y = a / b."""
+
+    def forward(self, a, b):
+        self.save(a, b)
+        return a / b
+
+    def backward(self, gy):
+        a, b = self.saved
+        ga = unbroadcast(gy / b, *_kind(a)) if self.needs[0] else None
+        gb = unbroadcast(-gy * a / (b * b), *_kind(b)) if self.needs[1] else None
+        return ga, gb
+
+
+class Power(Function):
+    """y = x ** exponent, for a constant exponent."""
+
+    def __init__(self, exponent: float):
+        self.exponent = exponent
+
+    def forward(self, x):
+        self.save(x)
+        return x**self.exponent
+
+    def backward(self, gy):
+        (x,) = self.saved
+        return gy * self.exponent * x ** (self.exponent - 1)
+
+
+class MatMul(Function):
+    """y = a @ b, for stacks of matrices too."""
+
+    def forward(self, a, b):  # (..., I, J), (..., J, K) -> (..., I, K)
+        if a.ndim < 2 or b.ndim < 2:
+            raise ValueError(
+                f"matmul: both sides must be matrices or stacks of them, not {a.shape} @ {b.shape}"
             )
-    return gradients
+        self.save(a, b)
+        return a @ b
+
+    def backward(self, gy):
+        a, b = self.saved
+        # y_ik = sum_j a_ij b_jk, so dL/da_ij = sum_k gy_ik b_jk and dL/db_jk = sum_i a_ij gy_ik
+        ga = unbroadcast(gy @ b.swapaxes(-1, -2), *_kind(a)) if self.needs[0] else None
+        gb = unbroadcast(a.swapaxes(-1, -2) @ gy, *_kind(b)) if self.needs[1] else None
+        return ga, gb
 
 
-def _is_fresh(g, i: int, gradients, upstream, saved) -> bool:
-    """Whether nobody else holds this array, so that it may be added to in place."""
-    others = [*upstream, *saved, *gradients[:i], *gradients[i + 1 :]]
-    return g.base is None and all(g is not other for other in others)
+# ------------------------------------------------------------------------------------------------- reductions
 
 
-def _add(entry, gradient, owned: bool):
-    """Sum of gradients; only a sum or a gradient that is ours alone is written to."""
-    if entry is None:
-        return [gradient, owned]
-    total, total_owned = entry
-    if total_owned:
-        total += gradient
-        return [total, True]
-    return [total + gradient, True]
+class Sum(Function):
+    """y = sum of x over some axes."""
+
+    def __init__(self, axis=None, keepdims: bool = False):
+        self.axis, self.keepdims = axis, keepdims
+
+    def forward(self, x):
+        self.save(x.shape)
+        return x.sum(axis=self.axis, keepdims=self.keepdims)
+
+    def backward(self, gy):
+        (shape,) = self.saved
+        if self.axis is not None and not self.keepdims:
+            gy = self.xp.expand_dims(gy, self.axis)
+        return self.xp.broadcast_to(gy, shape).copy()
 
 
-def _accumulate_leaf(leaf: Tensor, gradient, owned: bool) -> None:
-    if leaf.grad is None:
-        leaf.grad = gradient if owned else gradient.copy()
-    else:
-        leaf.grad = leaf.grad + gradient
+class Mean(Function):
+    """y = mean of x over some axes; the mean of nothing is 0."""
+
+    def __init__(self, axis=None, keepdims: bool = False):
+        self.axis, self.keepdims = axis, keepdims
+
+    def forward(self, x):
+        y = x.sum(axis=self.axis, keepdims=self.keepdims)
+        count = max(x.size // max(y.size, 1), 1)
+        self.save(x.shape, count)
+        return y / count
+
+    def backward(self, gy):
+        shape, count = self.saved
+        if self.axis is not None and not self.keepdims:
+            gy = self.xp.expand_dims(gy, self.axis)
+        return self.xp.broadcast_to(gy / count, shape).copy()
+
+
+# ------------------------------------------------------------------------------------------- shapes and parts
+
+
+class Reshape(Function):
+    """The same elements in the same order in another shape."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def forward(self, x):
+        self.save(x.shape)
+        return x.reshape(self.shape)
+
+    def backward(self, gy):
+        return gy.reshape(self.saved[0])
+
+
+class Transpose(Function):
+    """The axes in another order; reversed by default."""
+
+    def __init__(self, axes=None):
+        self.axes = axes
+
+    def forward(self, x):
+        self.save(x.ndim)
+        return x.transpose(self.axes)
+
+    def backward(self, gy):
+        if self.axes is None:
+            return gy.transpose()
+        back = [0] * self.saved[0]
+        for i, axis in enumerate(self.axes):  # y's axis i is x's axis axes[i]
+            back[axis] = i
+        return gy.transpose(back)
+
+
+class GetItem(Function):
+    """y = x[index]: slices, integers, and arrays of integers, in which an index may occur more than once."""
+
+    def __init__(self, index):
+        self.index = index
+
+    def forward(self, x):
+        self.save(x.shape)
+        y = x[self.index]
+        return y.copy() if y.base is not None else y  # a view would keep all of x alive
+
+    def backward(self, gy):
+        (shape,) = self.saved
+        gx = self.xp.zeros(shape, gy.dtype)
+        parts = self.index if isinstance(self.index, tuple) else (self.index,)
+        if all(isinstance(part, (int, slice, type(None), type(Ellipsis))) for part in parts):
+            gx[self.index] = gy
+        else:
+            self.xp.add.at(gx, self.index, gy)  # x_j was read once for each time j occurs
+        return gx

@@ -90,21 +90,21 @@ class Module:
         InputError
             If names or shapes differ; nothing has been changed then.
         """
-        own = dict(self._named((Parameter, Buffer)))
-        given = {k: v for k, v in state.items() if k in own or not k.endswith("num_batches_tracked")}
-        problems = [f"lacks {k}" for k in own if k not in given]
-        problems += [f"has {k}, which this model has not" for k in given if k not in own]
+        wanted = dict(self._named((Parameter, Buffer)))
+        given = {k: v for k, v in state.items() if k in wanted or not k.endswith("num_batches_tracked")}
+        problems = [f"lacks {k}" for k in wanted if k not in given]
+        problems += [f"has {k}, which this model has not" for k in given if k not in wanted]
         problems += [
-            f"{k} has shape {tuple(given[k].shape)}, not {own[k].shape}"
-            for k in own
-            if k in given and tuple(given[k].shape) != own[k].shape
+            f"{k} has shape {tuple(given[k].shape)}, not {tensor.shape}"
+            for k, tensor in wanted.items()
+            if k in given and tuple(given[k].shape) != tensor.shape
         ]
         if problems:
             more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
             raise InputError(f"the weights are of another model: state {problems[0]}{more}")
-        for name, value in own.items():
-            copy = backend.array_module(given[name]).array(given[name], value.dtype)
-            value.data = backend.to_device(copy, value.device)
+        for name, tensor in wanted.items():
+            copy = backend.array_module(given[name]).array(given[name], tensor.dtype)
+            tensor.data = backend.to_device(copy, tensor.device)
 
     def train(self, mode: bool = True) -> Module:
         """Set training mode here and below: losses from the models, batch statistics in batch norms."""
@@ -187,16 +187,16 @@ class Conv2d(Module):
 
     def __init__(
         self,
-        channels_in,
-        channels_out,
-        kernel,
-        rng,
-        stride=1,
-        padding=None,
-        dilation=1,
-        groups=1,
-        bias=True,
-        gain=2.0,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        rng: np.random.Generator,
+        stride: int = 1,
+        padding: int | None = None,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        gain: float = 2.0,
     ):
         shape = (channels_out, channels_in // groups, kernel, kernel)
         self.weight = Parameter(he_normal(rng, shape, shape[1] * kernel * kernel, gain))
@@ -208,7 +208,7 @@ class Conv2d(Module):
         return F.conv2d(x, self.weight, self.bias, **self.options)
 
     @property
-    def pair(self):
+    def weight_and_bias(self) -> tuple[Parameter, Parameter]:
         """(weight, bias), as the explicit heads take them."""
         return self.weight, self.bias
 
@@ -227,7 +227,7 @@ class ConvTranspose2d(Module):
         return F.conv_transpose2d(x, self.weight, self.bias, stride=self.stride)
 
     @property
-    def pair(self):
+    def weight_and_bias(self) -> tuple[Parameter, Parameter]:
         """(weight, bias), as the explicit heads take them."""
         return self.weight, self.bias
 
@@ -243,15 +243,25 @@ class Linear(Module):
         return F.linear(x, self.weight, self.bias)
 
 
-class _Norm(Module):
-    """A normalisation followed by an optional ReLU: ``norm(x, relu)``."""
+class Norm(Module):
+    """A normalisation, alone or after a convolution, with an optional ReLU behind it."""
+
+    def normalize(self, x):
+        raise NotImplementedError(f"{type(self).__name__} has no normalize")
 
     def forward(self, x, relu: bool = False):
         y = self.normalize(x)
         return F.relu(y) if relu else y
 
+    def after(self, conv: Conv2d, x, relu: bool = True, residual=None):
+        """norm(conv(x)) [+ residual] [-> ReLU]: a layer of a residual network."""
+        if residual is None:
+            return self(conv(x), relu)
+        y = self(conv(x)) + residual
+        return F.relu(y) if relu else y
 
-class BatchNorm2d(_Norm):
+
+class BatchNorm2d(Norm):
     """Batch norm that learns, and keeps running statistics for inference (momentum 0.1, as torch)."""
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
@@ -276,7 +286,7 @@ class BatchNorm2d(_Norm):
         return y
 
 
-class FrozenBatchNorm2d(_Norm):
+class FrozenBatchNorm2d(Norm):
     """Batch norm whose four vectors are constants: fine-tuning with few images a batch (section 3.1)."""
 
     def __init__(self, channels: int, eps: float = 1e-5):
@@ -293,8 +303,13 @@ class FrozenBatchNorm2d(_Norm):
         vectors = (self.weight, self.bias, self.running_mean, self.running_var)
         return F.scale_and_shift(*(v.data for v in vectors), self.eps)
 
+    def after(self, conv: Conv2d, x, relu: bool = True, residual=None):
+        """As for every norm, but in one Function: the scale goes into the convolution's weights."""
+        norm = self.scale_and_shift()
+        return F.conv_frozen_norm(x, conv.weight, norm, residual, relu=relu, **conv.options)
 
-class GroupNorm(_Norm):
+
+class GroupNorm(Norm):
     """Group norm: independent of the batch, so it trains from scratch with two images."""
 
     def __init__(self, channels: int, groups: int = 8, eps: float = 1e-5):
@@ -304,13 +319,3 @@ class GroupNorm(_Norm):
 
     def forward(self, x, relu: bool = False):
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps, relu)
-
-
-def conv_norm(conv: Conv2d, norm: Module, x, relu: bool = True, residual=None):
-    """norm(conv(x)) [+ residual] [-> ReLU], in one Function where the norm is frozen."""
-    if isinstance(norm, FrozenBatchNorm2d):
-        return F.conv_frozen_norm(x, conv.weight, norm.scale_and_shift(), residual, relu=relu, **conv.options)
-    if residual is None:
-        return norm(conv(x), relu)
-    y = norm(conv(x)) + residual
-    return F.relu(y) if relu else y

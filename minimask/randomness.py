@@ -18,8 +18,7 @@ class Purpose(IntEnum):
     AUGMENT = 3
     SAMPLE_ANCHORS = 4
     SAMPLE_ROIS = 5
-    DROPOUT = 6
-    SHAPES = 7
+    SHAPES = 7  # 6 was dropout's
 
 
 @dataclass(frozen=True)

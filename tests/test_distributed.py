@@ -19,7 +19,8 @@ from minimask.data import Batches, Shapes
 from minimask.errors import InputError
 from minimask.randomness import Draws
 from minimask.training import distributed
-from minimask.training.loop import augmentation, learning_rate, read_losses, train
+from minimask.training.log import read_losses
+from minimask.training.loop import augmentation, learning_rate, train
 from minimask.training.optim import SGD, clip_gradients
 from minimask.weights.checkpoint import load_checkpoint
 from minimask.weights.detector import build_model

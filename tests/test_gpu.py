@@ -13,7 +13,8 @@ from minimask.data import Batches, nuclei_sample
 from minimask.models import maskrcnn_small
 from minimask.randomness import Draws
 from minimask.training import distributed
-from minimask.training.loop import augmentation, read_losses, train, training_step
+from minimask.training.log import read_losses
+from minimask.training.loop import augmentation, train, training_step
 from minimask.training.optim import SGD
 from minimask.weights.checkpoint import load_checkpoint
 from minimask.weights.detector import load_detector

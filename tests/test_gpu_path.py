@@ -20,7 +20,8 @@ from minimask.config import Config, with_settings
 from minimask.data import Shapes
 from minimask.randomness import Draws
 from minimask.results.evaluate import evaluate
-from minimask.training.loop import read_losses, train, training_step
+from minimask.training.log import read_losses
+from minimask.training.loop import train, training_step
 from minimask.training.optim import SGD
 from minimask.weights.checkpoint import load_checkpoint
 from minimask.weights.detector import load_detector

@@ -21,6 +21,7 @@ LAYERS = (
     "kernels",
     "boxes masks anchors matching",
     "data",
+    "tape",
     "autograd",
     "gradient_check",
     "functions",

@@ -135,7 +135,7 @@ def test_the_largest_come_first_and_equal_ones_in_their_order_on_both_devices():
     with installed() as cupy:
         for k in (0, 1, 57, 200, 300):
             assert top_k(values, k).tolist() == expected[:k]
-            assert top_k(cupy.asarray(values), k).get().tolist() == expected[:k]
+            assert top_k(cupy.asarray(values), k, cupy).get().tolist() == expected[:k]
 
 
 def test_both_devices_draw_the_same_samples_and_wait_once_for_each_kind():

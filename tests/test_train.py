@@ -17,7 +17,9 @@ from minimask import backend
 from minimask.config import Config, to_dict, with_settings
 from minimask.data import Augmentation, Shapes
 from minimask.errors import InputError
-from minimask.training.loop import LossLog, StopSignals, augmentation, learning_rate, read_losses, train
+from minimask.training.log import LossLog, read_losses
+from minimask.training.loop import augmentation, learning_rate, train
+from minimask.training.stopping import StopSignals
 from minimask.weights.checkpoint import load_checkpoint, save_checkpoint
 
 SHAPES = Shapes(6, seed=3, size=64)
@@ -35,7 +37,7 @@ def config(*settings):
 
 
 def quiet(line):
-    assert re.fullmatch(r"a step takes about [\d,]+ MiB of memory on cpu", line), (
+    assert re.fullmatch(r"the first step took memory up to [\d,]+ MiB on cpu", line), (
         f"nothing else was to be said: {line}"
     )
 

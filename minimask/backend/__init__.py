@@ -17,7 +17,7 @@ from minimask.backend.arrays import (
 )
 from minimask.backend.cuda import launch
 from minimask.backend.gpu import device, nccl, set_up_gpu
-from minimask.backend.machine import describe
+from minimask.backend.machine import describe, peak_memory
 from minimask.backend.workers import limit_threads, parallel, processors, scratch, share, threads
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "limit_threads",
     "nccl",
     "parallel",
+    "peak_memory",
     "processors",
     "reference_only",
     "scratch",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 
@@ -68,3 +71,22 @@ def report() -> str:
     pools = [f"{pool['internal_api']}: {pool['num_threads']}" for pool in threadpool_info()]
     facts["blas_threads"] = ", ".join(pools) or "unknown"
     return "\n".join(f"{name.replace('_', ' '):<14} {value}" for name, value in facts.items())
+
+
+def peak_memory(device: str) -> int:
+    """The most memory this process has taken so far, in bytes, on "cuda" of the GPU's; 0 if nothing tells."""
+    if device == "cuda":
+        import cupy
+
+        return cupy.get_default_memory_pool().total_bytes()
+    status = Path("/proc/self/status")
+    if (
+        status.is_file()
+    ):  # not by getrusage, whose figure begins with that of the process that started this one
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[1])
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

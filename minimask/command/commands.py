@@ -64,7 +64,8 @@ def train(arguments: argparse.Namespace) -> int:
     from minimask.files import check_output_directory
     from minimask.results.visualize import loss_curves
     from minimask.training.distributed import world
-    from minimask.training.loop import LOSSES, read_losses
+    from minimask.training.log import read_losses
+    from minimask.training.loop import LOSSES
     from minimask.training.loop import train as run
 
     output = check_output_directory(arguments.output)

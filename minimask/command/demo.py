@@ -10,7 +10,8 @@ from minimask.data import nuclei_sample
 from minimask.results.evaluate import Evaluation, evaluate
 from minimask.results.predict import confident
 from minimask.results.visualize import comparison, loss_curves, save_picture
-from minimask.training.loop import LOSSES, Outcome, read_losses, train
+from minimask.training.log import read_losses
+from minimask.training.loop import LOSSES, Outcome, train
 from minimask.training.progress import each
 from minimask.weights.detector import load_detector
 
@@ -37,7 +38,7 @@ class Finished:
 
 
 def configuration(quick: bool = False, seed: int = 0) -> Config:
-    """The demo's configuration, ``configs/demo.toml`` or ``configs/quick.toml``."""
+    """The demo's configuration, `config/demo.toml` or `config/quick.toml`."""
     config = read_config("quick" if quick else "demo")
     return replace(config, train=replace(config.train, seed=seed))
 

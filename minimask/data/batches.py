@@ -59,6 +59,10 @@ class Batches:
         }
         return [int(orders[place // n][place % n]) for place in places]
 
+    def describe(self, step: int) -> str:
+        """The images of a step, for messages."""
+        return ", ".join(map(self.dataset.describe, self.indices(step)))
+
     def __call__(self, step: int) -> list[Sample]:
         draws = Draws(self.seed, step)
         return [

@@ -4,7 +4,7 @@ Imports `autograd`, `kernels` and `backend`. Begin with `array.py`, arithmetic; 
 `loss.py`; a whole stage as one Function is `explicit_mask_head.py`.
 """
 
-from minimask.functions.activation import dropout, log_softmax, relu, sigmoid, softmax
+from minimask.functions.activation import relu, sigmoid, softmax
 from minimask.functions.array import (
     add,
     concatenate,

@@ -48,58 +48,56 @@ def _smooth_l1(x, t, beta: float, xp):  # any shape twice -> sum, same shape
 # -------------------------------------------------------------------------------------------- plain losses
 
 
-class SoftmaxCrossEntropy(Function):
+class _SummedLoss(Function):
+    """y = loss(x, target) / normalizer: a sum, divided by how many terms it has where no number is given."""
+
+    def __init__(self, normalizer: float | None = None):
+        self.normalizer = normalizer
+
+    def value_and_slope(self, x, target):
+        """The sum as a () array, its derivative with respect to x, and how many terms it has."""
+        raise NotImplementedError
+
+    def forward(self, x, target):  # -> ()
+        loss, slope, terms = self.value_and_slope(x, target)
+        scale = 1.0 / (self.normalizer or max(terms, 1))
+        self.save(slope, scale)
+        return loss * scale
+
+    def backward(self, gy):  # () -> as x
+        slope, scale = self.saved
+        return gy * scale * slope, None
+
+
+class SoftmaxCrossEntropy(_SummedLoss):
     """y = sum_r -log softmax(x_r)[label_r] / normalizer."""
 
-    def __init__(self, normalizer: float | None = None):
-        self.normalizer = normalizer
-
-    def forward(self, x, labels):  # (R, K), (R,) -> ()
-        scale = 1.0 / (self.normalizer or max(len(x), 1))
-        loss, slope = _softmax_cross_entropy(x, labels, self.xp)
-        self.save(slope, scale)
-        return loss * scale
-
-    def backward(self, gy):
-        slope, scale = self.saved
-        return gy * scale * slope, None
+    def value_and_slope(self, x, labels):  # (R, K), (R,)
+        return *_softmax_cross_entropy(x, labels, self.xp), len(x)
 
 
-class SigmoidCrossEntropy(Function):
+class SigmoidCrossEntropy(_SummedLoss):
     """y = sum of -t log s(x) - (1 - t) log(1 - s(x)) / normalizer, s the sigmoid."""
 
-    def __init__(self, normalizer: float | None = None):
-        self.normalizer = normalizer
-
-    def forward(self, x, target):  # same shape twice -> ()
-        scale = 1.0 / (self.normalizer or max(x.size, 1))
-        loss, slope = _sigmoid_cross_entropy(x, target, self.xp)
-        self.save(slope, scale)
-        return loss * scale
-
-    def backward(self, gy):
-        slope, scale = self.saved
-        return gy * scale * slope, None
+    def value_and_slope(self, x, target):  # same shape twice
+        return *_sigmoid_cross_entropy(x, target, self.xp), x.size
 
 
-class SmoothL1(Function):
+class SmoothL1(_SummedLoss):
     """y = sum of f(x - t) / normalizer, f(d) = d^2 / (2 beta) within beta, |d| - beta / 2 beyond."""
 
     def __init__(self, beta: float = 1.0, normalizer: float | None = None):
         if beta < 0:
             raise ValueError(f"smooth_l1: beta must not be negative, is {beta}")
-        self.beta, self.normalizer = beta, normalizer
+        super().__init__(normalizer)
+        self.beta = beta
 
-    def forward(self, x, target):  # same shape twice -> ()
-        scale = 1.0 / (self.normalizer or max(x.size, 1))
-        loss, slope = _smooth_l1(x, target, self.beta, self.xp)
-        self.save(slope, scale)
-        return loss * scale
+    def value_and_slope(self, x, target):  # same shape twice
+        return *_smooth_l1(x, target, self.beta, self.xp), x.size
 
     def backward(self, gy):
-        slope, scale = self.saved
-        gx = gy * scale * slope
-        return gx, -gx if self.needs[1] else None
+        gx, _ = super().backward(gy)
+        return gx, -gx if self.needs[1] else None  # f(x - t): what x gets, t gets with the other sign
 
 
 # --------------------------------------------------------------------------------------- losses of a stage
@@ -137,27 +135,23 @@ class BoxHeadLoss(Function):
     def __init__(self, beta: float, class_agnostic: bool = False):
         self.beta, self.class_agnostic = beta, class_agnostic
 
-    def forward(
-        self, logits, deltas, labels, targets
-    ):  # (R, K+1), (R, 4(K+1)) or (R, 4), (R,), (R, 4) -> (), ()
+    def forward(self, logits, deltas, labels, targets):  # (R, K+1), (R, 4(K+1)), (R,), (R, 4) -> (), ()
         xp, scale = self.xp, 1.0 / max(len(logits), 1)
         cls, g_logits = _softmax_cross_entropy(logits, labels, xp)
         labels = backend.to_cpu(labels)  # sync, for labels on a GPU: ours were drawn on the CPU
         rows = np.flatnonzero(labels)  # background has no box
-        of_class = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)  # (R, K+1, 4)
-        own = np.zeros_like(rows) if self.class_agnostic else labels[rows]
-        rows, own = xp.asarray(rows), xp.asarray(own)
-        box, g_deltas = _smooth_l1(of_class[rows, own], targets[rows], self.beta, xp)
-        self.save(g_logits, g_deltas, rows, own, deltas.shape, scale)
-        return (
-            cls * scale,
-            box * scale,
-        )  # L_box, too, is divided by all RoIs: positives of all images weigh alike
+        classes = np.zeros_like(rows) if self.class_agnostic else labels[rows]
+        rows, classes = xp.asarray(rows), xp.asarray(classes)
+        boxes = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)  # (R, K+1, 4)
+        box, g_deltas = _smooth_l1(boxes[rows, classes], targets[rows], self.beta, xp)
+        self.save(g_logits, g_deltas, rows, classes, deltas.shape, scale)
+        # L_box, too, is divided by the number of all RoIs: the positives of all images weigh the same.
+        return cls * scale, box * scale
 
-    def backward(self, g_cls, g_box):
-        slope_logits, slope_deltas, rows, own, shape, scale = self.saved
+    def backward(self, g_cls, g_box):  # -> (R, K+1), (R, 4(K+1))
+        slope_logits, slope_deltas, rows, classes, shape, scale = self.saved
         g_deltas = self.xp.zeros(shape, slope_deltas.dtype)
-        g_deltas.reshape(shape[0], shape[1] // 4, 4)[rows, own] = g_box * scale * slope_deltas
+        g_deltas.reshape(shape[0], shape[1] // 4, 4)[rows, classes] = g_box * scale * slope_deltas
         return g_cls * scale * slope_logits, g_deltas, None, None
 
 
@@ -170,15 +164,15 @@ class MaskLoss(Function):
     def forward(self, logits, labels, targets):  # (R, K+1, M, M), (R,), (R, M, M) -> ()
         xp, scale = self.xp, 1.0 / max(targets.size, 1)
         rows = xp.arange(len(logits))
-        own = xp.zeros_like(rows) if self.class_agnostic else xp.asarray(labels)
-        loss, slope = _sigmoid_cross_entropy(logits[rows, own], targets, xp)
-        self.save(slope, rows, own, logits.shape, scale)
+        classes = xp.zeros_like(rows) if self.class_agnostic else xp.asarray(labels)
+        loss, slope = _sigmoid_cross_entropy(logits[rows, classes], targets, xp)
+        self.save(slope, rows, classes, logits.shape, scale)
         return loss * scale
 
     def backward(self, gy):
-        slope, rows, own, shape, scale = self.saved
+        slope, rows, classes, shape, scale = self.saved
         g = self.xp.zeros(shape, slope.dtype)  # the other classes' masks do not compete: exactly 0
-        g[rows, own] = gy * scale * slope
+        g[rows, classes] = gy * scale * slope
         return g, None, None
 
 
@@ -301,9 +295,9 @@ def box_head_loss(logits, deltas, labels, targets, beta: float = 1 / 9, class_ag
 def box_head_loss_reference(logits, deltas, labels, targets, beta: float = 1 / 9):
     """`box_head_loss` from small Functions."""
     rows = np.flatnonzero(labels)
-    own = deltas.reshape(len(labels), deltas.shape[1] // 4, 4)[rows, labels[rows]]
+    boxes = deltas.reshape(len(labels), deltas.shape[1] // 4, 4)[rows, labels[rows]]  # (R+, 4)
     count = max(len(labels), 1)
-    return softmax_cross_entropy(logits, labels, count), smooth_l1(own, targets[rows], beta, count)
+    return softmax_cross_entropy(logits, labels, count), smooth_l1(boxes, targets[rows], beta, count)
 
 
 def mask_loss(logits, labels, targets, class_agnostic: bool = False) -> Tensor:

@@ -25,7 +25,25 @@ from minimask.randomness import Draws, Purpose
 
 @dataclass(frozen=True)
 class BoxOptions:
-    """torchvision's defaults."""
+    """What torchvision's builders take as ``box_...``, with its defaults, and three options more.
+
+    Attributes
+    ----------
+    fg_iou_thresh, bg_iou_thresh : float
+        From this IoU with an object on a proposal is positive, below that one it is background.
+    batch_size_per_image, positive_fraction : int, float
+        RoIs in an image's loss, and the share of them that may be positive.
+    score_thresh, nms_thresh : float
+        Detections must score more; of two of a class with more IoU than that one goes.
+    detections_per_img : int
+        The best so many are kept.
+    crowd_coverage : float
+        See `minimask.matching.ignore_crowds`.
+    min_size : float
+        Detections with a shorter side are dropped; pixels of the batch.
+    beta : float
+        Of smooth L1.
+    """
 
     fg_iou_thresh: float = 0.5
     bg_iou_thresh: float = 0.5
@@ -133,11 +151,20 @@ class BoxPredictor(Module):
 
 
 class BoxHead(Module):
-    """What is in each RoI, and where exactly?"""
+    """What is in each RoI, and where exactly?
 
-    def __init__(self, channels: int, width: int, num_classes: int, pooler: Pooler, options: BoxOptions, rng):
-        self.box_head = TwoMLPHead(channels * pooler.output_size**2, width, rng)
-        self.box_predictor = BoxPredictor(width, num_classes, rng)
+    Parameters
+    ----------
+    pooler : Pooler
+    head : Module
+        RoI features (R, C, S, S) -> (R, width), as `TwoMLPHead` does it.
+    predictor : Module
+        (R, width) -> `BoxOutput`, as `BoxPredictor` does it.
+    options : BoxOptions
+    """
+
+    def __init__(self, pooler: Pooler, head: Module, predictor: Module, options: BoxOptions):
+        self.box_head, self.box_predictor = head, predictor
         self.pooler, self.options = pooler, options
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
         self.matcher = Matcher(options.fg_iou_thresh, options.bg_iou_thresh, allow_low_quality_matches=False)
@@ -147,9 +174,8 @@ class BoxHead(Module):
         xp, o, parts = array_module(*proposals), self.options, []
         candidates = [xp.concatenate([boxes, t.boxes]) for boxes, t in zip(proposals, targets)]
         matched = match_images(self.matcher, candidates, targets, o.crowd_coverage)
-        for n, (boxes, matches, target) in enumerate(
-            zip(candidates, matched, targets)
-        ):  # (P + G, 4), (P + G,)
+        for n, (boxes, matches, target) in enumerate(zip(candidates, matched, targets)):
+            # boxes (P + G, 4), matches (P + G,)
             rng = draws.rng(Purpose.SAMPLE_ROIS, n)
             positive, negative = sample_balanced(matches, o.batch_size_per_image, o.positive_fraction, rng)
             chosen = np.concatenate([positive, negative])

@@ -37,9 +37,12 @@ class MaskHead(Module):
 
     def forward(self, levels, boxes) -> Tensor:  # P2..P5, (R, 5) -> (R, K+1, M, M)
         x = self.pooler(levels, boxes)  # (R, C, 14, 14)
-        convs = [block[0].pair for block in self.mask_head]
+        convs = [block[0].weight_and_bias for block in self.mask_head]
         return F.mask_head(
-            x, convs, self.mask_predictor.conv5_mask.pair, self.mask_predictor.mask_fcn_logits.pair
+            x,
+            convs,
+            self.mask_predictor.conv5_mask.weight_and_bias,
+            self.mask_predictor.mask_fcn_logits.weight_and_bias,
         )
 
     def targets(self, rois: RoIs, targets: list[Target], size: int) -> np.ndarray:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from minimask import functions as F
-from minimask.nn import Conv2d, Module, Sequential, conv_norm
+import numpy as np
 
-Norm = Callable[[int], Module]
+from minimask import functions as F
+from minimask.nn import Conv2d, Module, Norm, Sequential
+
+MakeNorm = Callable[[int], Norm]  # channels -> a norm for so many
 
 
 class BasicBlock(Module):
@@ -18,7 +20,9 @@ class BasicBlock(Module):
 
     expansion = 1
 
-    def __init__(self, channels_in: int, channels: int, stride: int, norm: Norm, rng):
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, norm: MakeNorm, rng: np.random.Generator
+    ):
         self.conv1 = Conv2d(channels_in, channels, 3, rng, stride=stride, bias=False)
         self.bn1 = norm(channels)
         self.conv2 = Conv2d(channels, channels, 3, rng, bias=False)
@@ -26,37 +30,73 @@ class BasicBlock(Module):
         self.downsample = _shortcut(channels_in, channels, stride, norm, rng)
 
     def forward(self, x):  # (N, C_in, H, W) -> (N, C, H/stride, W/stride)
-        shortcut = conv_norm(*self.downsample, x, relu=False) if self.downsample else x
-        y = conv_norm(self.conv1, self.bn1, x)
-        return conv_norm(self.conv2, self.bn2, y, residual=shortcut)
+        shortcut = self.downsample(x) if self.downsample else x
+        y = self.bn1.after(self.conv1, x)
+        return self.bn2.after(self.conv2, y, residual=shortcut)
 
 
 class Bottleneck(Module):
-    """1x1 to fewer channels, 3x3 (which has the stride, as in torchvision), 1x1 to four times as many."""
+    """1x1 to fewer channels, 3x3, 1x1 to four times as many, and a shortcut.
+
+    Parameters
+    ----------
+    channels_in, channels : int
+        Before the block, and of a stage before the expansion by 4.
+    stride : int
+    norm : callable
+        Makes a norm for so many channels.
+    rng : numpy.random.Generator
+    groups, width_per_group : int
+        Of the 3x3 convolution: 32 groups of width 8 make ResNeXt's 32x8d (Xie et al. 2017).
+    stride_in_1x1 : bool
+        Whether the first 1x1 convolution has the stride, as in the original ResNet and detectron2's weights
+        converted from it; else the 3x3, as in torchvision.
+    """
 
     expansion = 4
 
-    def __init__(self, channels_in: int, channels: int, stride: int, norm: Norm, rng):
-        self.conv1 = Conv2d(channels_in, channels, 1, rng, bias=False)
-        self.bn1 = norm(channels)
-        self.conv2 = Conv2d(channels, channels, 3, rng, stride=stride, bias=False)
-        self.bn2 = norm(channels)
-        self.conv3 = Conv2d(channels, 4 * channels, 1, rng, bias=False)
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        stride: int,
+        norm: MakeNorm,
+        rng: np.random.Generator,
+        *,
+        groups: int = 1,
+        width_per_group: int = 64,
+        stride_in_1x1: bool = False,
+    ):
+        width = channels * width_per_group // 64 * groups
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = Conv2d(channels_in, width, 1, rng, stride=stride_1x1, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = Conv2d(width, width, 3, rng, stride=stride_3x3, groups=groups, bias=False)
+        self.bn2 = norm(width)
+        self.conv3 = Conv2d(width, 4 * channels, 1, rng, bias=False)
         self.bn3 = norm(4 * channels)
         self.downsample = _shortcut(channels_in, 4 * channels, stride, norm, rng)
 
     def forward(self, x):  # (N, C_in, H, W) -> (N, 4C, H/stride, W/stride)
-        shortcut = conv_norm(*self.downsample, x, relu=False) if self.downsample else x
-        y = conv_norm(self.conv1, self.bn1, x)
-        y = conv_norm(self.conv2, self.bn2, y)
-        return conv_norm(self.conv3, self.bn3, y, residual=shortcut)
+        shortcut = self.downsample(x) if self.downsample else x
+        y = self.bn1.after(self.conv1, x)
+        y = self.bn2.after(self.conv2, y)
+        return self.bn3.after(self.conv3, y, residual=shortcut)
 
 
-def _shortcut(channels_in: int, channels_out: int, stride: int, norm: Norm, rng) -> Sequential | None:
+class Shortcut(Sequential):
+    """A 1x1 convolution and a norm, where a block changes the size; named 0 and 1, as in torchvision."""
+
+    def forward(self, x):  # (N, C_in, H, W) -> (N, C_out, H/stride, W/stride)
+        conv, norm = self
+        return norm.after(conv, x, relu=False)
+
+
+def _shortcut(channels_in: int, channels_out: int, stride: int, norm: MakeNorm, rng) -> Shortcut | None:
     if stride == 1 and channels_in == channels_out:
         return None
     conv = Conv2d(channels_in, channels_out, 1, rng, stride=stride, bias=False, gain=1.0)
-    return Sequential(conv, norm(channels_out))
+    return Shortcut(conv, norm(channels_out))
 
 
 class ResNet(Module):
@@ -73,10 +113,21 @@ class ResNet(Module):
         Makes a norm for so many channels.
     rng : numpy.random.Generator
     stem : int
-        Kernel of the first convolution: 7, as published, or 3.
+        Kernel size of the first convolution: 7, as published, or 3.
+    **block_options
+        Of every block: `groups`, `width_per_group` and `stride_in_1x1` of `Bottleneck`.
     """
 
-    def __init__(self, block, blocks: Sequence[int], channels: Sequence[int], norm: Norm, rng, stem: int = 7):
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        blocks: Sequence[int],
+        channels: Sequence[int],
+        norm: MakeNorm,
+        rng: np.random.Generator,
+        stem: int = 7,
+        **block_options,
+    ):
         self.conv1 = Conv2d(3, channels[0], stem, rng, stride=2, bias=False)
         self.bn1 = norm(channels[0])
         self.channels = [c * block.expansion for c in channels]
@@ -84,20 +135,20 @@ class ResNet(Module):
         for i, (count, c) in enumerate(zip(blocks, channels)):
             stage = []
             for k in range(count):
-                stage.append(block(before, c, 2 if i > 0 and k == 0 else 1, norm, rng))
+                stride = 2 if i > 0 and k == 0 else 1  # the max pool has brought the first stage to stride 4
+                stage.append(block(before, c, stride, norm, rng, **block_options))
                 before = c * block.expansion
             setattr(self, f"layer{i + 1}", Sequential(*stage))
 
     def freeze(self, trainable_stages: int) -> None:
-        """Freeze all but the last stages; 5 trains everything, stem included."""
-        kept = ["layer4", "layer3", "layer2", "layer1", "conv1", "bn1"][
-            : trainable_stages + (trainable_stages == 5)
-        ]
+        """Freeze all but the last so many of the four stages; 5 trains everything, stem included."""
+        stages = ["layer4", "layer3", "layer2", "layer1", "conv1", "bn1"]
+        trained = stages if trainable_stages == 5 else stages[:trainable_stages]
         for name, parameter in self.named_parameters():
-            parameter.requires_grad = name.split(".")[0] in kept
+            parameter.requires_grad = name.split(".")[0] in trained
 
     def forward(self, x):  # (N, 3, H, W) -> C2..C5, each (N, C_i, H/s, W/s)
-        x = conv_norm(self.conv1, self.bn1, x)  # stride 2
+        x = self.bn1.after(self.conv1, x)  # stride 2
         c2 = self.layer1(F.max_pool2d(x, 3, stride=2, padding=1))  # stride 4
         c3 = self.layer2(c2)  # stride 8
         c4 = self.layer3(c3)  # stride 16

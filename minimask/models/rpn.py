@@ -24,17 +24,39 @@ from minimask.randomness import Draws, Purpose
 
 @dataclass(frozen=True)
 class RPNOptions:
-    """torchvision's defaults; pairs are (training, inference)."""
+    """What torchvision's builders take as ``rpn_...``, with its defaults, and four options more.
 
-    pre_nms_top_n: tuple[int, int] = (2000, 1000)  # of each level
-    post_nms_top_n: tuple[int, int] = (2000, 1000)
+    Attributes
+    ----------
+    pre_nms_top_n_train, pre_nms_top_n_test : int
+        The best so many anchors of each level become proposals, before suppression.
+    post_nms_top_n_train, post_nms_top_n_test : int
+        The best so many proposals of an image are kept after it.
+    nms_thresh, score_thresh : float
+        Of two proposals of a level with more IoU than this one goes; and what scores less than that.
+    fg_iou_thresh, bg_iou_thresh : float
+        From this IoU with an object on an anchor is positive, below that one it is negative.
+    batch_size_per_image, positive_fraction : int, float
+        Anchors in an image's loss, and the share of them that may be positive.
+    min_size : float
+        Proposals with a shorter side are dropped; pixels of the batch.
+    crowd_coverage : float
+        See `minimask.matching.ignore_crowds`.
+    beta : float
+        Of smooth L1.
+    """
+
+    pre_nms_top_n_train: int = 2000
+    pre_nms_top_n_test: int = 1000
+    post_nms_top_n_train: int = 2000
+    post_nms_top_n_test: int = 1000
     nms_thresh: float = 0.7
     score_thresh: float = 0.0
-    min_size: float = 1e-3
     fg_iou_thresh: float = 0.7
     bg_iou_thresh: float = 0.3
     batch_size_per_image: int = 256
     positive_fraction: float = 0.5
+    min_size: float = 1e-3
     crowd_coverage: float = 0.5
     beta: float = 1 / 9
 
@@ -69,15 +91,27 @@ class RPNHeadNet(Module):
         self.bbox_pred = Conv2d(channels, 4 * anchors_per_position, 1, rng, gain=1e-4 * channels)
 
     def forward(self, levels):  # L of (N, C, H_l, W_l) -> (N, A), (N, A, 4)
-        return F.rpn_head(levels, self.conv[0][0].pair, self.cls_logits.pair, self.bbox_pred.pair)
+        return F.rpn_head(
+            levels,
+            self.conv[0][0].weight_and_bias,
+            self.cls_logits.weight_and_bias,
+            self.bbox_pred.weight_and_bias,
+        )
 
 
 class RPN(Module):
-    """Where may objects be? Class-agnostic scores and boxes at every anchor."""
+    """Where may objects be? Class-agnostic scores and boxes at every anchor.
 
-    def __init__(self, channels: int, anchors: AnchorGenerator, options: RPNOptions, rng):
-        self.head = RPNHeadNet(channels, anchors.num_anchors_per_location()[0], rng)
-        self.anchors, self.options = anchors, options
+    Parameters
+    ----------
+    head : Module
+        L levels (N, C, H_l, W_l) -> logits (N, A), deltas (N, A, 4), as `RPNHeadNet` does it.
+    anchors : AnchorGenerator
+    options : RPNOptions
+    """
+
+    def __init__(self, head: Module, anchors: AnchorGenerator, options: RPNOptions):
+        self.head, self.anchors, self.options = head, anchors, options
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(options.fg_iou_thresh, options.bg_iou_thresh, allow_low_quality_matches=True)
 
@@ -89,32 +123,22 @@ class RPN(Module):
 
     def propose(self, out: RPNOutput, batch: Batch) -> list[np.ndarray]:
         """The best boxes of each image, (P, 4), by falling score; no gradient flows through them."""
-        return [self._propose(out, n, size) for n, size in enumerate(batch.sizes)]
-
-    def _propose(self, out: RPNOutput, n: int, size) -> np.ndarray:
-        xp = array_module(out.anchors)
-        logits, deltas = out.logits.data[n], out.deltas.data[n]  # (A,), (A, 4)
-        best, level = self._top_of_each_level(logits, out.per_level)
-        boxes = self.coder.decode(deltas[best], out.anchors[best])[:, 0]  # (P', 4)
-        boxes = clip_boxes_to_image(boxes, size)
-        scores = sigmoid_array(logits[best], xp)
-        large = (boxes[:, 2:] - boxes[:, :2] >= self.options.min_size).all(axis=1)
-        keep = xp.flatnonzero(large & (scores >= self.options.score_thresh))  # sync: how many there are
-        boxes, scores, level = boxes[keep], scores[keep], level[keep]
-        keep = batched_nms(boxes, scores, level, self.options.nms_thresh)  # sync: how many are kept
-        return boxes[keep[: self._of_mode(self.options.post_nms_top_n)]]
-
-    def _top_of_each_level(self, logits, per_level):
-        xp, top = array_module(logits), self._of_mode(self.options.pre_nms_top_n)
-        chosen, begin = [], 0
-        for count in per_level:
-            chosen.append(begin + top_k(logits[begin : begin + count], top))
-            begin += count
-        levels = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])
-        return xp.concatenate(chosen), xp.asarray(levels)
-
-    def _of_mode(self, pair: tuple[int, int]) -> int:
-        return pair[0] if self.training else pair[1]
+        xp, o = array_module(out.anchors), self.options
+        before = o.pre_nms_top_n_train if self.training else o.pre_nms_top_n_test
+        after = o.post_nms_top_n_train if self.training else o.post_nms_top_n_test
+        proposals = []
+        for n, size in enumerate(batch.sizes):
+            logits, deltas = out.logits.data[n], out.deltas.data[n]  # (A,), (A, 4)
+            best, level = top_of_each_level(logits, out.per_level, before, xp)  # (P',) twice
+            boxes = self.coder.decode(deltas[best], out.anchors[best])[:, 0]  # (P', 4)
+            boxes = clip_boxes_to_image(boxes, size)
+            scores = sigmoid_array(logits[best], xp)  # (P',)
+            large = (boxes[:, 2:] - boxes[:, :2] >= o.min_size).all(axis=1)
+            keep = xp.flatnonzero(large & (scores >= o.score_thresh))  # sync: how many there are
+            boxes, scores, level = boxes[keep], scores[keep], level[keep]
+            keep = batched_nms(boxes, scores, level, o.nms_thresh)  # sync: how many are kept
+            proposals.append(boxes[keep[:after]])
+        return proposals
 
     def sample(self, out: RPNOutput, targets: list[Target], draws: Draws) -> RPNSamples:
         """Match anchors with objects and draw those that the loss sees, at most half of them positive."""
@@ -143,9 +167,19 @@ def _anchors(generator: AnchorGenerator, image_size, feature_sizes, dtype, xp) -
     return xp.concatenate(levels).astype(dtype, copy=False), [len(level) for level in levels]
 
 
-def top_k(values, k: int):
-    """Indices of the k largest, by falling value; equal ones in their order."""
-    if array_module(values) is np and 0 < k < len(values):  # a GPU sorts all of them as fast
+def top_of_each_level(logits, per_level: list[int], k: int, xp=np) -> tuple:
+    """The k best anchors of each level: their indices among all A, and their levels, (P',) each."""
+    chosen, begin = [], 0
+    for count in per_level:
+        chosen.append(begin + top_k(logits[begin : begin + count], k, xp))
+        begin += count
+    levels = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])
+    return xp.concatenate(chosen), xp.asarray(levels)
+
+
+def top_k(values, k: int, xp=np):
+    """Indices of the k largest, by falling value; of equal ones, the first in the input comes first."""
+    if xp is np and 0 < k < len(values):  # a GPU sorts all of them as fast
         least = np.partition(values, len(values) - k)[len(values) - k]
         candidates = np.flatnonzero(values >= least)
         return candidates[np.argsort(-values[candidates], kind="stable")][:k]

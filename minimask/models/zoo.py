@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+
+import numpy as np
 
 from minimask.anchors import AnchorGenerator
-from minimask.models.box_head import BoxHead, BoxOptions, Pooler
+from minimask.models.box_head import BoxHead, BoxOptions, BoxPredictor, Pooler, TwoMLPHead
 from minimask.models.conventions import MINIMASK, TORCHVISION
 from minimask.models.fpn import FPN, Backbone
 from minimask.models.mask_head import MaskHead
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.resnet import BasicBlock, Bottleneck, ResNet
-from minimask.models.rpn import RPN, RPNOptions
+from minimask.models.rpn import RPN, RPNHeadNet, RPNOptions
 from minimask.models.transform import Transform
 from minimask.nn import FrozenBatchNorm2d, GroupNorm
 from minimask.randomness import Draws, Purpose
@@ -25,24 +27,8 @@ def maskrcnn_resnet50_fpn(
     max_size: int = 1333,
     image_mean: tuple[float, float, float] = TORCHVISION.mean,
     image_std: tuple[float, float, float] = TORCHVISION.std,
-    rpn_pre_nms_top_n_train: int = 2000,
-    rpn_pre_nms_top_n_test: int = 1000,
-    rpn_post_nms_top_n_train: int = 2000,
-    rpn_post_nms_top_n_test: int = 1000,
-    rpn_nms_thresh: float = 0.7,
-    rpn_fg_iou_thresh: float = 0.7,
-    rpn_bg_iou_thresh: float = 0.3,
-    rpn_batch_size_per_image: int = 256,
-    rpn_positive_fraction: float = 0.5,
-    rpn_score_thresh: float = 0.0,
-    box_score_thresh: float = 0.05,
-    box_nms_thresh: float = 0.5,
-    box_detections_per_img: int = 100,
-    box_fg_iou_thresh: float = 0.5,
-    box_bg_iou_thresh: float = 0.5,
-    box_batch_size_per_image: int = 512,
-    box_positive_fraction: float = 0.25,
     seed: int = 0,
+    **rpn_and_box,
 ) -> MaskRCNN:
     """torchvision's `maskrcnn_resnet50_fpn`: ResNet-50 with frozen batch norm, FPN of 256 channels.
 
@@ -54,14 +40,26 @@ def maskrcnn_resnet50_fpn(
         Stages of the ResNet that train, counted from the last; 5 includes the stem.
     min_size, max_size : int
         Pixels of the shorter side after resizing, and bound of the longer one.
+    image_mean, image_std : three floats
+        RGB, of images in 0..1.
     seed : int
         Of the initial weights.
+    **rpn_and_box
+        torchvision's arguments ``rpn_...`` and ``box_...``, with its defaults: ``rpn_nms_thresh=0.7``,
+        ``box_score_thresh=0.05`` and so on, each a field of `RPNOptions` or `BoxOptions`.
+
+    Raises
+    ------
+    TypeError
+        For an argument that is none of these.
+    ValueError
+        If `trainable_backbone_layers` is not 0 to 5.
 
     Notes
     -----
-    The other arguments are torchvision's, of the same names and defaults, and so are the names of the
-    parameters: its checkpoints' arrays go into `load_state_dict` as they are. The batch norms' eps is 1e-5,
-    as torchvision builds them; for its V1 weights torchvision sets it to 0 after loading, and so must you.
+    The parameters' names are torchvision's: its checkpoints' arrays go into `load_state_dict` as they are.
+    The batch norms' eps is 1e-5, as torchvision builds them; for its V1 weights torchvision sets it to 0
+    after loading, and so must you.
     """
     if not 0 <= trainable_backbone_layers <= 5:
         raise ValueError(f"trainable_backbone_layers must be 0 to 5, is {trainable_backbone_layers}")
@@ -69,29 +67,8 @@ def maskrcnn_resnet50_fpn(
     rng = Draws(seed).rng(Purpose.WEIGHTS)
     body = ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), FrozenBatchNorm2d, rng)
     body.freeze(trainable_backbone_layers)
-    rpn = RPNOptions(
-        (rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test),
-        (rpn_post_nms_top_n_train, rpn_post_nms_top_n_test),
-        rpn_nms_thresh,
-        rpn_score_thresh,
-        fg_iou_thresh=rpn_fg_iou_thresh,
-        bg_iou_thresh=rpn_bg_iou_thresh,
-        batch_size_per_image=rpn_batch_size_per_image,
-        positive_fraction=rpn_positive_fraction,
-        beta=conventions.rpn_beta,
-    )
-    box = BoxOptions(
-        box_fg_iou_thresh,
-        box_bg_iou_thresh,
-        box_batch_size_per_image,
-        box_positive_fraction,
-        score_thresh=box_score_thresh,
-        nms_thresh=box_nms_thresh,
-        detections_per_img=box_detections_per_img,
-        beta=conventions.box_beta,
-    )
     transform = Transform(conventions, min_size, max_size)
-    return _assemble(transform, body, 256, 1024, num_classes, (32, 64, 128, 256, 512), rpn, box, rng)
+    return _fpn_model(transform, body, 256, 1024, num_classes, (32, 64, 128, 256, 512), rng, rpn_and_box)
 
 
 def maskrcnn_small(
@@ -103,17 +80,8 @@ def maskrcnn_small(
     fpn_channels: int = 64,
     box_width: int = 256,
     anchor_sizes: tuple[int, ...] = (8, 16, 32, 64, 128),
-    rpn_pre_nms_top_n_train: int = 1000,
-    rpn_pre_nms_top_n_test: int = 1000,
-    rpn_post_nms_top_n_train: int = 1000,
-    rpn_post_nms_top_n_test: int = 1000,
-    rpn_batch_size_per_image: int = 256,
-    box_score_thresh: float = 0.05,
-    box_nms_thresh: float = 0.5,
-    box_detections_per_img: int = 100,
-    box_batch_size_per_image: int = 256,
-    box_positive_fraction: float = 0.25,
     seed: int = 0,
+    **rpn_and_box,
 ) -> MaskRCNN:
     """A Mask R-CNN of 2.5 M parameters that a laptop trains from nothing, without rounding anywhere.
 
@@ -133,43 +101,73 @@ def maskrcnn_small(
         Side of the square anchor of levels P2..P6, in pixels; each also comes at ratios 1/2 and 2.
     seed : int
         Of the initial weights.
+    **rpn_and_box
+        As for `maskrcnn_resnet50_fpn`, but 1000 proposals at most and 256 RoIs an image by default.
 
-    Notes
-    -----
-    The other arguments are those of `maskrcnn_resnet50_fpn`.
+    Raises
+    ------
+    TypeError
+        For an argument that is none of these.
     """
+    fewer = dict(rpn_pre_nms_top_n_train=1000, rpn_post_nms_top_n_train=1000, box_batch_size_per_image=256)
     rng = Draws(seed).rng(Purpose.WEIGHTS)
     body = ResNet(BasicBlock, (1, 1, 1, 1), channels, GroupNorm, rng, stem=3)
-    rpn = RPNOptions(
-        (rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test),
-        (rpn_post_nms_top_n_train, rpn_post_nms_top_n_test),
-        batch_size_per_image=rpn_batch_size_per_image,
-    )
-    box = BoxOptions(
-        batch_size_per_image=box_batch_size_per_image,
-        positive_fraction=box_positive_fraction,
-        score_thresh=box_score_thresh,
-        nms_thresh=box_nms_thresh,
-        detections_per_img=box_detections_per_img,
-    )
     transform = Transform(MINIMASK, min_size, max_size)
-    return _assemble(transform, body, fpn_channels, box_width, num_classes, anchor_sizes, rpn, box, rng)
+    options = fewer | rpn_and_box
+    return _fpn_model(transform, body, fpn_channels, box_width, num_classes, anchor_sizes, rng, options)
 
 
-def _assemble(
-    transform, body, channels: int, box_width: int, num_classes: int, sizes, rpn, box, rng
+def _fpn_model(
+    transform: Transform,
+    body: ResNet,
+    channels: int,
+    box_width: int,
+    num_classes: int,
+    anchor_sizes: tuple[int, ...],
+    rng: np.random.Generator,
+    rpn_and_box: dict,
 ) -> MaskRCNN:
+    """Everything behind the body: pyramid, RPN and heads, in torchvision's sizes."""
     conventions = transform.conventions
+    rpn_options, box_options = stage_options(
+        rpn_and_box, rpn={"beta": conventions.rpn_beta}, box={"beta": conventions.box_beta}
+    )
     anchors = AnchorGenerator(
-        tuple((s,) for s in sizes),
-        ((0.5, 1.0, 2.0),) * len(sizes),
+        tuple((size,) for size in anchor_sizes),
+        ((0.5, 1.0, 2.0),) * len(anchor_sizes),
         rounded=conventions.anchors_rounded,
         offset=conventions.anchor_offset,
     )
-    return MaskRCNN(
-        transform,
-        Backbone(body, FPN(body.channels, channels, rng)),
-        RPN(channels, anchors, rpn, rng),
-        BoxHead(channels, box_width, num_classes, Pooler(7, conventions), box, rng),
-        MaskHead(channels, num_classes, Pooler(14, conventions), rng),
-    )
+    # Weights are drawn in the order in which the layers are made, so that order decides what a seed gives.
+    backbone = Backbone(body, FPN(body.channels, channels, rng))
+    rpn = RPN(RPNHeadNet(channels, anchors.num_anchors_per_location()[0], rng), anchors, rpn_options)
+    pooler = Pooler(7, conventions)
+    head = TwoMLPHead(channels * pooler.output_size**2, box_width, rng)
+    box_head = BoxHead(pooler, head, BoxPredictor(box_width, num_classes, rng), box_options)
+    mask_head = MaskHead(channels, num_classes, Pooler(14, conventions), rng)
+    return MaskRCNN(transform, backbone, rpn, box_head, mask_head)
+
+
+def stage_options(rpn_and_box: dict, rpn: dict, box: dict) -> tuple[RPNOptions, BoxOptions]:
+    """torchvision's ``rpn_...`` and ``box_...`` arguments as the options of the two stages.
+
+    Parameters
+    ----------
+    rpn_and_box : dict of str to value
+        As given to a builder.
+    rpn, box : dict
+        Fields that no argument of torchvision's sets.
+
+    Raises
+    ------
+    TypeError
+        For a name that is none of them, naming those there are.
+    """
+    stages = {"rpn_": (RPNOptions, dict(rpn)), "box_": (BoxOptions, dict(box))}
+    known = [prefix + field.name for prefix, (kind, _) in stages.items() for field in fields(kind)]
+    for name, value in rpn_and_box.items():
+        if name not in known:
+            raise TypeError(f"there is no argument {name!r}; there are {', '.join(known)}")
+        stages[name[:4]][1][name[4:]] = value
+    rpn_options, box_options = (kind(**values) for kind, values in stages.values())
+    return rpn_options, box_options

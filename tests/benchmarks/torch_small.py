@@ -71,8 +71,8 @@ def torch_small(model) -> MaskRCNN:
     peer = MaskRCNN(
         _Backbone((32, 64, 128, 256), channels),
         rpn_anchor_generator=AnchorGenerator(((8,), (16,), (32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 5),
-        rpn_pre_nms_top_n_train=model.rpn.options.pre_nms_top_n[0],
-        rpn_post_nms_top_n_train=model.rpn.options.post_nms_top_n[0],
+        rpn_pre_nms_top_n_train=model.rpn.options.pre_nms_top_n_train,
+        rpn_post_nms_top_n_train=model.rpn.options.post_nms_top_n_train,
         box_batch_size_per_image=model.box_head.options.batch_size_per_image,
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2),
         box_head=box,

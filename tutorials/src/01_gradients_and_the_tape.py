@@ -43,7 +43,7 @@ import tracemalloc
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minimask import Function, GradientError, Tensor, exercises, gradcheck, tutorial
+from minimask import Function, GradientError, Tensor, exercises, gradcheck, tape, tutorial
 from minimask import functions as F
 from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
 
@@ -296,7 +296,7 @@ for node, edges in nodes_behind(loss).items():
 # outputs as far as they have arrived; a heap gives the call that was created last.
 
 # %%
-source(minimask.autograd._run_backward, minimask.autograd._add, minimask.autograd._is_fresh)
+source(tape.run_backward, tape._add, tape._is_fresh)
 
 # %% [markdown]
 # `_add` is careful about *whose* array it writes to. The backward pass of a sum hands one and the same

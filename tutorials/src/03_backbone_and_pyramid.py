@@ -113,7 +113,7 @@ plt.show()
 # small network uses it.
 
 # %%
-source(BasicBlock, Bottleneck, nn.conv_norm)
+source(BasicBlock, Bottleneck, nn.Norm)
 
 # %% [markdown]
 # ### What the shortcut does to the gradient
@@ -138,7 +138,7 @@ class Plain(BasicBlock):
     """A basic block without its shortcut."""
 
     def forward(self, x):
-        return nn.conv_norm(self.conv2, self.bn2, nn.conv_norm(self.conv1, self.bn1, x))
+        return self.bn2.after(self.conv2, self.bn1.after(self.conv1, x))
 
 
 def calibrated(channels):

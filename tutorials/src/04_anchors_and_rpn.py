@@ -64,7 +64,7 @@ from minimask.functions.activation import sigmoid_array
 from minimask.functions.explicit_rpn_head import RPNHead, rpn_head_reference
 from minimask.functions.loss import RPNLoss, _sigmoid_cross_entropy, _smooth_l1
 from minimask.matching import BELOW_LOW, BETWEEN, Matcher, sample_balanced
-from minimask.models.rpn import RPN, top_k
+from minimask.models.rpn import RPN, top_k, top_of_each_level
 from minimask.randomness import Draws
 from minimask.training.optim import SGD, LearningRate, clip_gradients
 from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
@@ -715,7 +715,7 @@ assert FAST or of_100["untrained"] < of_100["without rescue"] < of_100["with res
 # left. On the CPU there is nothing to wait for.)
 
 # %%
-source(RPN._propose, RPN._top_of_each_level, top_k)
+source(RPN.propose, top_of_each_level, top_k)
 
 # %% [markdown]
 # We take it apart on a validation image, with the same functions and the options of inference, and see at the end
@@ -731,7 +731,7 @@ logits, deltas = out.logits.data[0], out.deltas.data[0]
 
 # 1. the best of each level, by score
 ends = np.cumsum([0, *out.per_level])
-chosen = [begin + top_k(logits[begin:end], options.pre_nms_top_n[1]) for begin, end in zip(ends, ends[1:])]
+chosen = [begin + top_k(logits[begin:end], options.pre_nms_top_n_test) for begin, end in zip(ends, ends[1:])]
 level = np.repeat(np.arange(5), [len(c) for c in chosen])
 chosen = np.concatenate(chosen)
 # 2. decode: move and stretch each anchor as the network says
@@ -742,7 +742,7 @@ scores = sigmoid_array(logits[chosen], np)
 large = remove_small_boxes(clipped, options.min_size)
 # 4. non-maximum suppression, each level for itself, best first; 5. the best of what is left
 survivors = batched_nms(clipped[large], scores[large], level[large], options.nms_thresh)
-proposals = clipped[large][survivors[: options.post_nms_top_n[1]]]
+proposals = clipped[large][survivors[: options.post_nms_top_n_test]]
 
 funnel = {
     "anchors": len(out.anchors), "best of each level": len(chosen), "with an area inside": len(large),
@@ -878,7 +878,7 @@ assert list(nms(row[1:], score[1:], 0.3)) == [0] and list(nms(row, score, 0.3)) 
 # %%
 model = runs["with rescue"][0].train().astype(np.float64)
 model.box_head.options = replace(model.box_head.options, batch_size_per_image=64)  # few are enough to see it
-model.rpn.options = replace(model.rpn.options, pre_nms_top_n=(300, 300), post_nms_top_n=(300, 300))
+model.rpn.options = replace(model.rpn.options, pre_nms_top_n_train=300, post_nms_top_n_train=300)
 crop = Batches(train_set, 1, Augmentation(crop=128), seed=3)(0)
 images, targets = [s.image for s in crop], [s.target() for s in crop]
 HEADS = ("loss_classifier", "loss_box_reg", "loss_mask")

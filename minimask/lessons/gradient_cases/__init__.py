@@ -35,7 +35,11 @@ def all_functions() -> list[type[Function]]:
     for module in pkgutil.walk_packages(minimask.__path__, "minimask."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    found = [cls for cls in _subclasses(Function) if cls.__module__.startswith("minimask.")]
+    found = [
+        cls
+        for cls in _subclasses(Function)
+        if cls.__module__.startswith("minimask.") and not cls.__name__.startswith("_")  # bases of others
+    ]
     return sorted(set(found), key=lambda cls: (cls.__module__, cls.forward.__code__.co_firstlineno))
 
 

@@ -86,13 +86,6 @@ def _getitem(name: str, index, reference, shape=(4, 3)) -> Case:
     return Case(name, normal(shape), dict(index=index), lambda x, index: np.array(reference(x)))
 
 
-def _dropout(name: str, x, p: float) -> Case:
-    def reference(x, p, rng):
-        return np.where(rng.random(x.shape) < p, 0.0, x / (1.0 - p))
-
-    return Case(name, normal(x), lambda: dict(p=p, rng=np.random.default_rng(5)), reference)
-
-
 _TWICE = np.array([2, 0, 2, 2])
 
 CASES = {
@@ -154,10 +147,4 @@ CASES = {
         Case("no rows", normal((0, 4)), {}, lambda x: x),
     ],
     activation.Softmax: _along_axis(special.softmax),
-    activation.LogSoftmax: _along_axis(special.log_softmax),
-    activation.Dropout: [
-        _dropout("a third", (4, 5), 0.3),
-        _dropout("none dropped", (4, 5), 0.0),
-        _dropout("no rows", (0, 5), 0.3),
-    ],
 }

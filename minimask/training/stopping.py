@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM during training: the first one is granted between two steps, the second at once."""
+
+import os
+import signal
+import threading
+from typing import Any
+
+
+class StopSignals:
+    """Turns the first Ctrl-C or SIGTERM into a wish, ``signal``, to be granted between two steps.
+
+    The second one ends the program at once. Outside the main thread, where Python delivers no signals,
+    nothing is caught.
+    """
+
+    def __init__(self, tell: bool = True):
+        self.signal: int | None = None
+        self.tell = tell
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {n: signal.signal(n, self._caught) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, frame) -> None:
+        if self.signal is None:
+            self.signal = number
+            # print() may be what was interrupted, and cannot be entered twice.
+            if self.tell:
+                os.write(2, b"\nminimask: finishing the step and saving; once more to stop at once\n")
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise SystemExit(128 + number)
