@@ -42,7 +42,7 @@ class Tensor:
     data : array, Tensor or nested sequence of numbers
         Held as it is, not copied; floating point data keeps its dtype, Python floats become float64.
     requires_grad : bool
-        Whether `backward` shall leave a gradient here.
+        Whether `backward` leaves a gradient here.
 
     Attributes
     ----------
@@ -98,12 +98,12 @@ class Tensor:
         return backend.device_of(self.data)
 
     def to(self, device: str) -> Tensor:
-        """This Tensor on "cpu" or "cuda": itself where it is there already, else a copy of it, a new leaf.
+        """This Tensor on "cpu" or "cuda": itself if it is there already, else a copy, which is a new leaf.
 
         Raises
         ------
         RuntimeError
-            If it was computed: a gradient does not find its way back through a copy.
+            If it was computed: no gradient would find its way back through the copy.
         InputError
             If there is no such device.
         """
@@ -119,7 +119,7 @@ class Tensor:
         return backend.to_cpu(self.data)  # sync
 
     def detach(self) -> Tensor:
-        """The same data, cut off from the graph."""
+        """The same data, without the graph behind it."""
         return Tensor(self.data)
 
     def item(self) -> float:
@@ -130,7 +130,7 @@ class Tensor:
         return float(self.item())
 
     def backward(self, gradient=None) -> None:
-        """Add d(self)/d(leaf), weighted by `gradient`, to ``.grad`` of every leaf that self came from.
+        """Add d(self)/d(leaf), weighted by `gradient`, to ``.grad`` of every leaf that self depends on.
 
         Parameters
         ----------

@@ -23,20 +23,20 @@ class Parameter(Tensor):
 
 
 class Buffer(Tensor):
-    """A Tensor that belongs to the state but is not trained, such as a running mean."""
+    """A Tensor that belongs to the state but is not trained: a running mean, for example."""
 
     __slots__ = ()
 
 
 class Module:
-    """A part of a network: its Parameters, Buffers and Modules are found in its attributes.
+    """A part of a network; its Parameters, Buffers and Modules are whatever its attributes hold.
 
     Attributes
     ----------
     training : bool
         Set by `train` and `eval` for this module and all below it.
     paths : dict
-        Of the class: attribute name -> dotted name in the state, where they differ.
+        A class attribute: attribute name -> name in the state, where the two differ.
     """
 
     training = True
@@ -78,22 +78,22 @@ class Module:
         return {name: value.data for name, value in self._named((Parameter, Buffer))}
 
     def load_state_dict(self, state) -> None:
-        """Copy arrays, of either device, into parameters and buffers of the same names, on theirs.
+        """Copy arrays from either device into the parameters and buffers of the same names.
 
         Parameters
         ----------
         state : mapping of dotted name to array
-            Entries ``...num_batches_tracked``, which torch keeps beside running means, are passed over.
+            Entries ``...num_batches_tracked``, which torch keeps beside running means, are ignored.
 
         Raises
         ------
         InputError
-            If names or shapes differ; nothing has been changed then.
+            If names or shapes differ; nothing has been changed.
         """
         wanted = dict(self._named((Parameter, Buffer)))
         given = {k: v for k, v in state.items() if k in wanted or not k.endswith("num_batches_tracked")}
         problems = [f"lacks {k}" for k in wanted if k not in given]
-        problems += [f"has {k}, which this model has not" for k in given if k not in wanted]
+        problems += [f"has {k}, which this model does not have" for k in given if k not in wanted]
         problems += [
             f"{k} has shape {tuple(given[k].shape)}, not {tensor.shape}"
             for k, tensor in wanted.items()
@@ -165,7 +165,7 @@ class Sequential(Module):
 
 
 def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int, gain: float = 2.0) -> np.ndarray:
-    """Normal with variance gain / fan: keeps the scale of activations through ReLUs (He et al. 2015)."""
+    """Normal, of variance gain / fan: keeps the scale of activations through ReLUs (He et al. 2015)."""
     return rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(gain / fan))
 
 
@@ -177,12 +177,12 @@ class Conv2d(Module):
     channels_in, channels_out : int
     kernel : int
     rng : numpy.random.Generator
-        Draws the weights, He normal over the inputs; the bias starts at 0.
+        Draws the weights, He normal over the number of inputs; the bias starts at 0.
     stride, padding, dilation, groups : int
-        padding is ``kernel // 2`` by default, which keeps the size at stride 1.
+        The default padding, ``dilation * (kernel // 2)``, keeps the size at stride 1.
     bias : bool
     gain : float
-        Variance of the weights times the number of inputs; 2 fits a ReLU behind, 1 none.
+        Variance of the weights times the number of inputs: 2 before a ReLU, 1 without one.
     """
 
     def __init__(
@@ -214,12 +214,12 @@ class Conv2d(Module):
 
 
 class ConvTranspose2d(Module):
-    """Transposed convolution layer; a kernel as large as its stride, as the mask head has it, by default."""
+    """Transposed convolution layer; by default the stride is the kernel's size, as in the mask head."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, rng, stride: int | None = None):
         shape = (channels_in, channels_out, kernel, kernel)
         self.stride = stride or kernel
-        # each output pixel gets kernel^2 / stride^2 products a channel
+        # each output pixel is a sum of kernel^2 / stride^2 products for each channel
         self.weight = Parameter(he_normal(rng, shape, max(1, channels_in * kernel**2 // self.stride**2)))
         self.bias = Parameter(np.zeros(channels_out, np.float32))
 
@@ -262,7 +262,7 @@ class Norm(Module):
 
 
 class BatchNorm2d(Norm):
-    """Batch norm that learns, and keeps running statistics for inference (momentum 0.1, as torch)."""
+    """Batch norm with learned scale and shift, and running statistics for inference (as in torch)."""
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
         self.weight = Parameter(np.ones(channels, np.float32))
@@ -279,7 +279,7 @@ class BatchNorm2d(Norm):
         y, mean, var = F.batch_norm(x, self.weight, self.bias, self.eps)
         values = x.size // x.shape[1]
         if not values:
-            return y  # nothing was seen: the running statistics stay
+            return y  # nothing was seen, so the running statistics stay as they are
         unbiased = var.data * (values / max(values - 1, 1))
         for running, new in ((self.running_mean, mean.data), (self.running_var, unbiased)):
             running.data = (1 - self.momentum) * running.data + self.momentum * new
@@ -287,7 +287,7 @@ class BatchNorm2d(Norm):
 
 
 class FrozenBatchNorm2d(Norm):
-    """Batch norm whose four vectors are constants: fine-tuning with few images a batch (section 3.1)."""
+    """Batch norm whose four vectors are constants, for fine-tuning with few images in a batch."""
 
     def __init__(self, channels: int, eps: float = 1e-5):
         self.weight, self.bias = Buffer(np.ones(channels, np.float32)), Buffer(np.zeros(channels, np.float32))
@@ -310,7 +310,7 @@ class FrozenBatchNorm2d(Norm):
 
 
 class GroupNorm(Norm):
-    """Group norm: independent of the batch, so it trains from scratch with two images."""
+    """Group norm, which does not depend on the batch and so trains from scratch with two images."""
 
     def __init__(self, channels: int, groups: int = 8, eps: float = 1e-5):
         self.weight = Parameter(np.ones(channels, np.float32))

@@ -159,9 +159,9 @@ def test_a_training_that_runs_out_of_memory_keeps_its_checkpoint_and_names_what_
     steps, rpn_loss = [], F.rpn_loss
 
     def growing(*arguments, **options):
-        steps.append(1)  # the first is the small step of the memory's forecast
+        steps.append(1)
         return (
-            Hungry.apply(*arguments[:2], forward=True) if len(steps) == 4 else rpn_loss(*arguments, **options)
+            Hungry.apply(*arguments[:2], forward=True) if len(steps) == 3 else rpn_loss(*arguments, **options)
         )
 
     monkeypatch.setattr(F, "rpn_loss", growing)

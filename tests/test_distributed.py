@@ -210,7 +210,7 @@ def test_without_mpi4py_one_line_names_the_extra_and_nothing_is_trained(tmp_path
 
 
 def test_without_mpiexec_there_is_one_process_and_no_mpi():
-    code = "import sys; from minimask import distributed; assert distributed.world() is distributed.ALONE; "
+    code = "import sys; from minimask.training import distributed as d; assert d.world() is d.ALONE; "
     code += "assert 'mpi4py' not in sys.modules"
     clean = {name: value for name, value in os.environ.items() if name not in distributed.STARTED}
     subprocess.run([sys.executable, "-c", code], env=clean | {"PYTHONPATH": str(ROOT)}, check=True)

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Whoever read our output has left, `head` say. The interpreter would complain at its last flush.
+        # Whoever was reading our output has left (head, say); the interpreter would complain at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
 
@@ -82,7 +82,7 @@ def _say(text: str, status: int, debug: bool) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Answers a wrong argument in one line, as for any other wrong input."""
+    """Answers a wrong argument in one line, like any other input that cannot be used."""
 
     def __init__(self, *arguments, **options):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(run, text: str, epilog: str = "") -> argparse.ArgumentParser:
         description = textwrap.fill(" ".join((run.__doc__ or "").split()), 96)
         added = subparsers.add_parser(run.__name__, help=text, description=description, epilog=epilog)
-        # Absent, --debug here must not undo one that stands before the command.
+        # Where --debug is absent here, it must not undo one that stands before the command.
         added.set_defaults(run=run)
         added.add_argument("--debug", **SHARED["debug"], default=argparse.SUPPRESS)
         return added

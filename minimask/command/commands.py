@@ -1,8 +1,7 @@
-"""What each subcommand of ``minimask`` does with its arguments; each returns the exit status.
+"""What each subcommand of ``minimask`` does with its arguments; each function returns the exit status.
 
-Their docstrings are their ``--help``.
-
-Heavy imports stand inside the functions, so that ``--help`` and a wrong argument answer at once.
+The docstrings are the text of ``--help``. Heavy imports stand inside the functions, so that ``--help`` and a
+wrong argument are answered at once.
 """
 
 import argparse

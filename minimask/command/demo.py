@@ -44,7 +44,7 @@ def configuration(quick: bool = False, seed: int = 0) -> Config:
 
 
 def run(config: Config, output: str | Path, note: Callable[[str], None], device: str = "cpu") -> Finished:
-    """Train, evaluate and draw; what a demo before left in `output` is replaced.
+    """Train, evaluate and draw; what an earlier demo left in `output` is replaced.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def run(config: Config, output: str | Path, note: Callable[[str], None], device:
     model = load_detector(outcome.checkpoint, device, detections=most).model
     evaluation = evaluate(model, validation, most, lambda indices: each(indices, "evaluating"))
     evaluation.write(output)
-    # Sorted by name, the bright and the dark images lie apart: taken evenly, both are shown.
+    # Sorted by name, bright and dark images stand apart: evenly spaced ones show both kinds.
     shown = [validation[i * len(validation) // PICTURES] for i in range(PICTURES)]
     found = [confident(model.predict([sample.image])[0], SHOWN_ABOVE) for sample in shown]
     save_picture(output / "predictions.png", comparison(shown, found, validation.class_names))

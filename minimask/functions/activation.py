@@ -15,7 +15,7 @@ def sigmoid_array(x, xp=np):
 
 
 def softmax_array(x, axis: int = -1, xp=np):
-    """exp(x_i) / sum_j exp(x_j); shifted by the maximum, which cancels, so that nothing overflows."""
+    """exp(x_i) / sum_j exp(x_j), with the maximum subtracted first: it cancels, and nothing overflows."""
     e = xp.exp(x - x.max(axis=axis, keepdims=True))
     return e / e.sum(axis=axis, keepdims=True)
 

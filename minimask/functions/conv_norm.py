@@ -19,7 +19,7 @@ from minimask.kernels.geometry import Geometry
 
 
 class ConvFrozenNorm(Function):
-    """The scale goes into the weights, the shift is the bias; residual and ReLU follow block by block."""
+    """The scale goes into the weights, the shift becomes the bias; residual and ReLU follow in each block."""
 
     def __init__(self, stride=1, padding=0, dilation=1, groups: int = 1, relu: bool = True):
         self.options, self.relu = (stride, padding, dilation, groups), relu
@@ -35,7 +35,7 @@ class ConvFrozenNorm(Function):
         x, w, s, y = self.saved
         gz = elementwise.relu_gradient(gy, y) if self.relu else gy  # z = (s w) * x + t + r
         gx = None
-        if self.needs[0]:  # s w once more: kept, it would be a second copy of all the backbone's weights
+        if self.needs[0]:  # s w is computed again: kept, it would be a second copy of the backbone's weights
             gx = convolution.input_gradient(gz, w * s[:, None, None, None], self.geometry)
         gw = None
         if self.needs[1]:

@@ -1,8 +1,8 @@
 """The losses: L = L_cls + L_box + L_mask (section 3), and the RPN's two.
 
 Shapes: R rows (RoIs or anchors), K classes and background 0, M x M mask cells, N images, A anchors an image.
-Every loss of nothing is 0, with gradients of 0. Labels and indices may stay on the CPU where the rest is on a
-GPU; a loss then copies them there, and never waits.
+A loss of nothing is 0, with gradients of 0. Labels and indices may stay on the CPU while the rest is on a
+GPU: the loss copies them there and never waits.
 """
 
 from __future__ import annotations

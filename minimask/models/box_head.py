@@ -64,12 +64,12 @@ class RoIs:
     Attributes
     ----------
     boxes : (R, 5)
-        Image index, x1, y1, x2, y2 in the batch's pixels; on the network's device. What follows stays on the
-        CPU, where it was drawn: who needs a number or a choice of rows need not wait for a GPU.
+        Image index, x1, y1, x2, y2 in the batch's pixels, on the network's device. The rest stays on the CPU,
+        where it was drawn, so that counting RoIs or picking rows never waits for a GPU.
     labels : (R,)
         Class of the matched object; 0 is background.
     matches : (R,)
-        Index of the object among its image's; meaningless for background.
+        Index of the object among those of its image; meaningless for background.
     images : (R,), optional
         The image index again.
     """
@@ -86,7 +86,7 @@ class RoIs:
 
     @property
     def positive(self) -> RoIs:
-        """Those with an object: the mask branch sees no others."""
+        """The RoIs with an object; the mask branch sees no others."""
         keep = np.flatnonzero(self.labels)
         return RoIs(self.boxes[keep], self.labels[keep], self.matches[keep], self.images[keep])
 
@@ -101,7 +101,7 @@ class BoxOutput:
 
 @dataclass(frozen=True)
 class Detections:
-    """One image's results in the batch's pixels: boxes (D, 4), labels (D,), scores (D,), falling."""
+    """One image's results by falling score, in the batch's pixels: boxes (D, 4), labels (D,), scores (D,)."""
 
     boxes: np.ndarray
     labels: np.ndarray
@@ -135,7 +135,7 @@ class TwoMLPHead(Module):
         self.fc6, self.fc7 = Linear(inputs, width, rng), Linear(width, width, rng)
 
     def forward(self, x):  # (R, C, S, S) -> (R, width)
-        x = x.reshape(len(x), math.prod(x.shape[1:]))  # not -1: there may be no RoIs
+        x = x.reshape(len(x), math.prod(x.shape[1:]))  # -1 would be ambiguous where there are no RoIs
         return F.relu(self.fc7(F.relu(self.fc6(x))))
 
 
@@ -204,7 +204,7 @@ class BoxHead(Module):
         return {"loss_classifier": classification, "loss_box_reg": box}
 
     def detect(self, out: BoxOutput, proposals: list[np.ndarray], batch: Batch) -> list[Detections]:
-        """Final boxes of each image: every class of every RoI that scores, without doubles in a class."""
+        """Final boxes of each image: each class of each RoI that scores, after suppression class by class."""
         begin, results = 0, []
         for boxes, size in zip(proposals, batch.sizes):
             rows = slice(begin, begin + len(boxes))

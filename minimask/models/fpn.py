@@ -1,4 +1,4 @@
-"""Feature pyramid network (Lin et al. 2017): every level as strong as the deepest, and as sharp as its own.
+"""Feature pyramid network (Lin et al. 2017): each level as meaningful as the deepest, at its own resolution.
 
 Shapes: C2..C5 (N, C_i, H/s, W/s) in, P2..P6 (N, D, H/s, W/s) out, s = 4, 8, 16, 32, 64.
 """

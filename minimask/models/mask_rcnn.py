@@ -25,7 +25,7 @@ from minimask.randomness import Draws
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """All that a training step computed: what the losses, the tests and the notebooks read."""
+    """Everything a training step computed; the losses, the tests and the notebooks read it from here."""
 
     batch: Batch
     targets: list[Target]
@@ -52,14 +52,14 @@ class MaskRCNN(Module):
         self.calls = 0
 
     def __call__(self, images, targets=None):
-        """The dict of losses in training mode, the list of results in inference mode, as torchvision."""
+        """The dict of losses in training mode, the list of results in inference mode, as in torchvision."""
         if not self.training:
             return self.predict(images)
         self.calls += 1
         return self.loss(images, targets, Draws(step=self.calls))
 
     def loss(self, images, targets, draws: Draws | None = None) -> dict[str, Tensor]:
-        """L = L_cls + L_box + L_mask (section 3) and the RPN's two, each a () Tensor to be added up.
+        """L_cls, L_box and L_mask (section 3) and the RPN's two losses, each a () Tensor; their sum is L.
 
         Parameters
         ----------
@@ -83,7 +83,8 @@ class MaskRCNN(Module):
     ):
         """The training step in full. With `held`, proposals, samples and matches are an earlier record's.
 
-        That is how training defines its gradient: they are constants, though they depend on the parameters.
+        Training differentiates the loss with these held constant, though they depend on the parameters; so a
+        finite difference must hold them, too.
         """
         draws = draws or Draws()
         batch = self.transform(images, self.dtype, self.device)  # (N, 3, H', W')

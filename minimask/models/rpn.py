@@ -73,8 +73,8 @@ class RPNOutput:
 
 @dataclass(frozen=True)
 class RPNSamples:
-    """Which anchors the loss sees: flat indices into (N A), which stay on the CPU, where they were drawn, and
-    the positives' encoded boxes (R+, 4).
+    """Which anchors the loss sees: flat indices into (N A), on the CPU, where they were drawn; and the
+    encoded boxes (R+, 4) of the positive ones.
     """
 
     positive: np.ndarray
@@ -141,7 +141,7 @@ class RPN(Module):
         return proposals
 
     def sample(self, out: RPNOutput, targets: list[Target], draws: Draws) -> RPNSamples:
-        """Match anchors with objects and draw those that the loss sees, at most half of them positive."""
+        """Match anchors with objects and draw those the loss will see, at most half of them positive."""
         xp, count, o = array_module(out.anchors), len(out.anchors), self.options
         positive, negative, encoded = [], [], []
         matched = match_images(self.matcher, [out.anchors] * len(targets), targets, o.crowd_coverage)
@@ -160,7 +160,7 @@ class RPN(Module):
         return {"loss_objectness": objectness, "loss_rpn_box_reg": box}
 
 
-@lru_cache(maxsize=4)  # a GPU would wait for the many small steps of making them again
+@lru_cache(maxsize=4)  # making them takes many small steps, for which a GPU would wait
 def _anchors(generator: AnchorGenerator, image_size, feature_sizes, dtype, xp) -> tuple:
     """All anchors (A, 4), and how many each level has."""
     levels = generator.levels(image_size, feature_sizes, xp)

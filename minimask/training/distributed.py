@@ -1,8 +1,9 @@
 """One training in several processes, started by ``mpiexec -n N minimask train ...``.
 
-As torch's DistributedDataParallel: all hold the same weights, each computes the loss of its own images, its
-share of the batch, and the mean of the gradients is everyone's, so all make the same update. MPI carries the
-gradients (mpi4py), between GPUs NCCL does (CuPy), one process a GPU. Without mpiexec, none of it is imported.
+As in torch's DistributedDataParallel, all processes hold the same weights, each computes the loss of its
+share of the batch, the gradients are averaged, and so all make the same update. Gradients travel by MPI
+(mpi4py), or between GPUs by NCCL (CuPy), with one process for each GPU. Without mpiexec, none of this is
+imported.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LOCAL = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 
 
 class World:
-    """The processes that train together: here one alone, which exchanges nothing.
+    """The processes that train together; here a single one, which exchanges nothing.
 
     `rank` is this process's number, `size` how many there are. Process 0 saves, logs and tells.
     """
@@ -34,9 +35,9 @@ class World:
     rank, size = 0, 1
 
     def part(self, batch_size: int) -> range:
-        """The places in a batch of this process's images: however many processes, a step sees the same.
+        """Which places of a batch are this process's; however many share it, a step sees the same batch.
 
-        Raises InputError if they would not get equally many, which the mean of their gradients counts on.
+        Raises InputError if the shares would differ in size: the mean of their gradients assumes equal ones.
         """
         if batch_size % self.size:
             what = f"train.batch_size is {batch_size}, shared by {self.size} processes: choose a multiple of"
@@ -44,20 +45,20 @@ class World:
         return range(*backend.share(batch_size, self.rank, self.size))
 
     def use(self, device: str) -> None:
-        """On "cuda", make one GPU this process's; before the first array is put there."""
+        """On "cuda", choose this process's GPU; to be called before the first array is put there."""
 
     def share_(self, *states: dict[str, Any]) -> None:
-        """Write process 0's arrays into everyone's."""
+        """Overwrite every process's arrays with those of process 0."""
 
     def mean_(self, parameters: dict[str, Any]) -> None:
-        """Replace each parameter's gradient by the mean over the processes, equal to the last bit on all."""
+        """Replace each parameter's gradient by its mean over the processes, equal to the last bit on all."""
 
     def mean(self, row: dict[str, float]) -> dict[str, float]:
         """The mean over the processes of each value."""
         return row
 
     def highest(self, number: int) -> int:
-        """The highest number that a process gave; all wait for it here."""
+        """The highest number that any process gave; all wait for each other here."""
         return number
 
 
@@ -105,7 +106,7 @@ class _Mpi(World):
 
 @cache
 def world() -> World:
-    """The processes that mpiexec started, if it started this one; InputError if mpi4py is not fit for it."""
+    """The processes that mpiexec started, or this one alone; InputError if mpi4py cannot reach the others."""
     if all(int(os.environ.get(name, "1")) == 1 for name in STARTED):
         return ALONE
     try:
@@ -125,9 +126,10 @@ def world() -> World:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Around what the processes do together; all but process 0 are silent there. May be nested.
+    """Around what the processes do together, where all but process 0 are silent. May be nested.
 
-    An error, told by whoever catches it, ends all as soon as this process ends; else each waits for the rest.
+    After an error, which is told by whoever catches it, the end of this process ends all others; without one,
+    each waits here for the rest.
     """
     joined = world()
     if joined.size == 1:

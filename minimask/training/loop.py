@@ -1,4 +1,4 @@
-"""The training loop: exact to the bit across interruptions, and plain about what stops it."""
+"""The training loop: a resumed run equals an unbroken one to the bit; what stops it is told in one line."""
 
 import math
 import sys
@@ -68,14 +68,13 @@ def train(
     output : str or Path
         Made where it does not exist.
     resume : bool
-        Go on from its checkpoint, on either device. All that is random follows from seed and step, so on the
-        same machine with the same threads the weights and losses equal those of an uninterrupted run bit for
-        bit (on a GPU with ``train.deterministic``); where something differs on which that rests, `note` says
-        so.
+        Go on from its checkpoint, on either device. Everything random follows from seed and step, so on the
+        same machine with as many threads, weights and losses equal those of an uninterrupted run bit for bit
+        (on a GPU with ``train.deterministic``). If something on which that rests has changed, `note` says so.
     overwrite : bool
         Start anew in a directory that holds a run.
     note : callable
-        Gets lines for the person.
+        Called with lines for the user to see.
     device : "cpu" or "cuda"
 
     Raises

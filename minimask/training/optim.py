@@ -19,12 +19,12 @@ class SGD:
     Parameters
     ----------
     named_parameters : iterable of (name, Parameter)
-        Those that require no gradient are left out.
+        Those that do not require a gradient are left out.
     lr : float
         Default of `step`.
     momentum, weight_decay : float
     decay_norms_and_biases : bool
-        Whether one-dimensional parameters decay too; they are not what overfits.
+        Whether one-dimensional parameters decay as well, though it is not they that overfit.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class SGD:
     def step(self, lr: float | None = None) -> None:
         """Update every parameter that has a gradient; `lr` replaces the learning rate given at the start.
 
-        On the CPU a parameter gets a new array: whoever holds the old weights keeps them. On a GPU its array
-        is updated in place, and whoever wants to keep the old weights copies them.
+        On the CPU a parameter gets a new array, and whoever holds the old one keeps the old weights. On a GPU
+        the array is updated in place: copy it to keep the old weights.
         """
         lr = self.lr if lr is None else lr
         moved = {name: p for name, p in self.parameters.items() if p.grad is not None}

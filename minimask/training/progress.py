@@ -1,4 +1,4 @@
-"""How far a loop is: a tqdm bar on a terminal, a whole line now and then where output goes to a file."""
+"""How far a loop has got: tqdm's bar on a terminal, a line now and then where the output goes to a file."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 class Progress:
-    """Shows steps done of a total, images a second and time left, with some values beside them.
+    """Shows the steps done, images a second and the time left, with some values beside them.
 
     Used as a context manager, around a loop that calls `update`. Everything goes to standard error.
 
@@ -45,7 +45,7 @@ class Progress:
         self.bar.close()
 
     def update(self, images: int, values: str = "") -> None:
-        """One step more, of so many images, with what is to be shown beside it."""
+        """Count one more step of so many images, and show some values beside it."""
         self.done += 1
         self.images += images
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: the first one is granted between two steps, the second at once."""
+"""Ctrl-C and SIGTERM during training: the first one takes effect between two steps, the second at once."""
 
 import os
 import signal
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a wish, ``signal``, to be granted between two steps.
+    """Turns the first Ctrl-C or SIGTERM into a request, ``signal``, to be met between two steps.
 
-    The second one ends the program at once. Outside the main thread, where Python delivers no signals,
+    The second one ends the program at once. Outside the main thread, to which Python delivers signals,
     nothing is caught.
     """
 
@@ -30,7 +30,7 @@ class StopSignals:
     def _caught(self, number: int, frame) -> None:
         if self.signal is None:
             self.signal = number
-            # print() may be what was interrupted, and cannot be entered twice.
+            # Not print(): it may be what was interrupted, and cannot be entered twice.
             if self.tell:
                 os.write(2, b"\nminimask: finishing the step and saving; once more to stop at once\n")
         elif number == signal.SIGINT:

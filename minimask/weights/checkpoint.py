@@ -1,4 +1,4 @@
-"""Checkpoints: one ``.npz`` without pickle that holds all a run needs to go on, or a model to be used.
+"""Checkpoints: one ``.npz`` without pickle that holds all a run needs to go on, and a model to be used.
 
 Inside are ``parameters/NAME`` and ``momentum/NAME`` for each parameter, and ``metadata``, a JSON text with
 the step, seed, configuration, class names and the machine. ``numpy.load`` opens it; the zip's checksums find
@@ -49,7 +49,7 @@ class Checkpoint:
     data : dict of str to str
         Tells the training images from others.
     environment : dict of str to str
-        Versions, BLAS, its kernel and threads: `backend.describe`; and the device: "cpu", or which GPU.
+        What `backend.describe` says (versions, BLAS, its kernel, threads), and the device: "cpu" or the GPU.
     """
 
     parameters: dict[str, np.ndarray]
@@ -81,7 +81,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     Raises
     ------
     InputError
-        If it cannot be written, for a full disk say; the old file is then unchanged.
+        If it cannot be written (the disk is full, say); the old file is then unchanged.
     """
     arrays = {
         f"{group}/{name}": backend.to_cpu(array)  # sync: all that is saved
@@ -127,7 +127,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an .npz, each read whole before it is parsed, so that its checksum is compared first."""
+    """Every array of an .npz; each is read whole before it is parsed, so that its checksum comes first."""
     damaged = f"{path}: damaged or not a checkpoint"
     try:
         with zipfile.ZipFile(path) as archive:

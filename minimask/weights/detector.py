@@ -22,7 +22,7 @@ def build_model(config: Config, num_classes: int, device: str = "cpu") -> Any:
     num_classes : int
         Background included.
     device : "cpu" or "cuda"
-        Where it shall be.
+        Where the model will be.
     """
     options = config.model
     if device == "cuda":
@@ -67,9 +67,9 @@ def load_detector(path: str | Path, device: str = "cpu", **changes: Any) -> Dete
     Parameters
     ----------
     device : "cpu" or "cuda"
-        Where the model shall be; checkpoints know none.
+        Where the model will be; checkpoints name no device.
     **changes
-        Fields of `ModelConfig` that shall be other than in training; None leaves them.
+        Fields of `ModelConfig` to change from what they were in training; None leaves a field as it was.
 
     Raises
     ------
