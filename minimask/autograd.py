@@ -13,6 +13,7 @@ import contextlib
 import contextvars
 import itertools
 from collections.abc import Iterator
+from numbers import Real
 
 import numpy as np
 
@@ -47,6 +48,9 @@ class Tensor:
     Attributes
     ----------
     data : numpy.ndarray or cupy.ndarray
+        Assign to it, or change it by ``t.data -= ...``, and a backward pass that still needs the old values
+        raises. What is written into the array itself, as by ``t.data[0] = 1``, goes unnoticed: write into no
+        array between a forward pass and its backward pass.
     grad : array of data's shape and dtype, or None
         d(output)/d(this), added up over calls of `backward` until set to None.
 
@@ -55,18 +59,29 @@ class Tensor:
     Each operator and method that computes runs a Function below, where it stands beside its derivative.
     """
 
-    __slots__ = ("creator", "data", "grad", "requires_grad", "slot")
+    __slots__ = ("_data", "_edits", "creator", "grad", "requires_grad", "slot")
     __array_ufunc__ = None  # numpy_array + tensor calls Tensor.__radd__ instead of going through elements
 
     def __init__(self, data, requires_grad: bool = False):
+        # How often the data was replaced, in a list that all Tensors of the same data share.
+        self._edits = data._edits if isinstance(data, Tensor) else [0]
         data = data.data if isinstance(data, Tensor) else data
-        self.data = data if hasattr(data, "dtype") and hasattr(data, "ndim") else np.asarray(data)
+        self._data = data if hasattr(data, "dtype") and hasattr(data, "ndim") else np.asarray(data)
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"Tensor: only floating point data can require gradients, not {self.data.dtype}")
         self.requires_grad = requires_grad
         self.grad = None
         self.creator: Function | None = None
         self.slot = 0
+
+    @property
+    def data(self):
+        return self._data
+
+    @data.setter
+    def data(self, data) -> None:
+        self._data = data
+        self._edits[0] += 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -120,7 +135,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same data, without the graph behind it."""
-        return Tensor(self.data)
+        return Tensor(self)
 
     def item(self) -> float:
         """The only element as a Python number."""
@@ -128,6 +143,58 @@ class Tensor:
 
     def __float__(self) -> float:
         return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError(
+                f"bool: a Tensor of shape {self.shape} is neither true nor false; compare elements"
+            )
+        return bool(self.item())
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self.numpy(), dtype, copy=copy)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __getattr__(self, name: str):
+        raise AttributeError(
+            f"a Tensor has no {name!r}: take a function of minimask.functions, with a gradient, or .numpy()"
+        )
+
+    def __getstate__(self) -> dict:
+        if self.creator:
+            raise TypeError("a Tensor that was computed cannot be copied or pickled: detach() it first")
+        return {"data": self.data, "requires_grad": self.requires_grad, "grad": self.grad}
+
+    def __setstate__(self, state: dict) -> None:
+        Tensor.__init__(self, state["data"], state["requires_grad"])
+        self.grad = state["grad"]
+
+    # Comparisons say where something holds, as an array of bool, and have no gradient.
+
+    def __eq__(self, other):
+        return self.data == _array(other)
+
+    def __ne__(self, other):
+        return self.data != _array(other)
+
+    def __lt__(self, other):
+        return self.data < _array(other)
+
+    def __le__(self, other):
+        return self.data <= _array(other)
+
+    def __gt__(self, other):
+        return self.data > _array(other)
+
+    def __ge__(self, other):
+        return self.data >= _array(other)
+
+    __hash__ = object.__hash__  # by identity, though == compares elements
 
     def backward(self, gradient=None) -> None:
         """Add d(self)/d(leaf), weighted by `gradient`, to ``.grad`` of every leaf that self depends on.
@@ -157,10 +224,7 @@ class Tensor:
         gradient = xp.asarray(gradient, self.dtype)
         if gradient.shape != self.shape:
             raise ValueError(f"backward: gradient has shape {gradient.shape}, the Tensor {self.shape}")
-        if self.creator is None:
-            accumulate(self, gradient, owned=False)
-        else:
-            run_backward(self.creator, self.slot, gradient)
+        backward([self], [gradient])
 
     def __add__(self, other) -> Tensor:
         return Add.apply(self, other)
@@ -210,12 +274,33 @@ class Tensor:
         return Mean.apply(self, axis=axis, keepdims=keepdims)
 
     def reshape(self, *shape) -> Tensor:
-        """The same elements in another shape, given as one tuple or as numbers; one of them may be -1."""
-        return Reshape.apply(self, shape=shape[0] if isinstance(shape[0], tuple) else shape)
+        """The same elements in another shape, given as numbers or a sequence; one of them may be -1."""
+        return Reshape.apply(self, shape=_numbers(shape))
 
     def transpose(self, *axes) -> Tensor:
-        """The axes in another order, given as one tuple or as numbers; reversed by default."""
-        return Transpose.apply(self, axes=axes[0] if axes and isinstance(axes[0], tuple) else axes or None)
+        """The axes in another order, given as numbers or a sequence; reversed by default."""
+        return Transpose.apply(self, axes=_numbers(axes) or None)
+
+    @property
+    def T(self) -> Tensor:
+        """The axes in reversed order."""
+        return self.transpose()
+
+
+def backward(tensors, gradients) -> None:
+    """One backward pass from several Tensors, which may share a graph.
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor
+        Each requires a gradient.
+    gradients : sequence of array
+        The upstream gradient of each, of its shape and dtype.
+    """
+    for tensor, gradient in zip(tensors, gradients):
+        if tensor.creator is None:
+            accumulate(tensor, gradient, owned=False)
+    run_backward([(t.creator, t.slot, g) for t, g in zip(tensors, gradients) if t.creator])
 
 
 class Function:
@@ -254,6 +339,7 @@ class Function:
             raise self.out_of_memory("forward", arrays, error) from error
         several = isinstance(results, tuple)
         outputs = [Tensor(self.xp.asarray(r)) for r in (results if several else (results,))]
+        _share_edits(inputs, outputs)
         if any(self.needs):
             self._record(inputs, outputs)
         return tuple(outputs) if several else outputs[0]
@@ -266,6 +352,12 @@ class Function:
             for x, need in zip(inputs, self.needs)
         ]
         self.input_kinds = [(x.shape, x.dtype) if need else None for x, need in zip(inputs, self.needs)]
+        # Of each input that was saved: its place, the counter of its edits, and what it stands at.
+        self._watched = [
+            (i, x._edits, x._edits[0])
+            for i, x in enumerate(inputs)
+            if isinstance(x, Tensor) and _holds(self.saved, x.data)
+        ]
         self.output_kinds = [(y.shape, y.dtype) for y in outputs]
         for slot, y in enumerate(outputs):
             y.requires_grad, y.creator, y.slot = True, self, slot
@@ -274,6 +366,15 @@ class Function:
         """The error to raise when `what`, "forward" or "backward", found no memory: it names the shapes."""
         shapes = ", ".join(str(tuple(a.shape)) for a in arrays if hasattr(a, "shape"))
         return OutOfMemory(f"{error} in {type(self).__name__}.{what} of {shapes}".strip())
+
+    def check_saved(self) -> None:
+        """Raise RuntimeError if an input that `backward` will read was edited since `forward` saved it."""
+        for i, edits, then in self._watched:
+            if edits[0] != then:
+                raise RuntimeError(
+                    f"backward: the data of input {i} of {type(self).__name__} was changed after the forward "
+                    "pass (by an optimizer, load_state_dict or an assignment); compute the output again"
+                )
 
     def save(self, *values) -> None:
         """Keep what `backward` will read, unless no gradient is needed."""
@@ -285,6 +386,32 @@ class Function:
 
     def backward(self, *gradients):
         raise NotImplementedError(f"{type(self).__name__} has no backward")
+
+
+def _array(value):
+    return value.data if isinstance(value, Tensor) else value
+
+
+def _numbers(arguments: tuple) -> tuple:
+    """``f(2, 3)``, ``f((2, 3))`` and ``f([2, 3])`` alike: (2, 3)."""
+    is_sequence = len(arguments) == 1 and isinstance(arguments[0], (tuple, list))
+    return tuple(arguments[0]) if is_sequence else arguments
+
+
+def _share_edits(inputs, outputs) -> None:
+    """Let an output that is a view of an input, as of `reshape`, count its edits together with it."""
+    for y in outputs:
+        owner = y.data if y.data.base is None else y.data.base
+        for x in inputs:
+            if isinstance(x, Tensor) and (x.data is owner or x.data is y.data or x.data.base is owner):
+                y._edits = x._edits
+
+
+def _holds(saved, array) -> bool:
+    """Whether an array, or a view of it, is among what was saved."""
+    if isinstance(saved, (tuple, list)):
+        return any(_holds(value, array) for value in saved)
+    return saved is array or (getattr(saved, "base", None) is not None and saved.base is array)
 
 
 # ------------------------------------------------------------------------------------------------- arithmetic
@@ -332,13 +459,13 @@ class Multiply(Function):
     """y = a b."""
 
     def forward(self, a, b):
-        self.save(a, b)
+        self.save(a if self.needs[1] else None, b if self.needs[0] else None, _kind(a), _kind(b))
         return a * b
 
     def backward(self, gy):
-        a, b = self.saved
-        ga = unbroadcast(gy * b, *_kind(a)) if self.needs[0] else None
-        gb = unbroadcast(gy * a, *_kind(b)) if self.needs[1] else None
+        a, b, a_kind, b_kind = self.saved
+        ga = unbroadcast(gy * b, *a_kind) if self.needs[0] else None
+        gb = unbroadcast(gy * a, *b_kind) if self.needs[1] else None
         return ga, gb
 
 
@@ -346,13 +473,13 @@ class Divide(Function):
     """y = a / b."""
 
     def forward(self, a, b):
-        self.save(a, b)
+        self.save(a if self.needs[1] else None, b, _kind(a), _kind(b))
         return a / b
 
     def backward(self, gy):
-        a, b = self.saved
-        ga = unbroadcast(gy / b, *_kind(a)) if self.needs[0] else None
-        gb = unbroadcast(-gy * a / (b * b), *_kind(b)) if self.needs[1] else None
+        a, b, a_kind, b_kind = self.saved
+        ga = unbroadcast(gy / b, *a_kind) if self.needs[0] else None
+        gb = unbroadcast(-gy * a / (b * b), *b_kind) if self.needs[1] else None
         return ga, gb
 
 
@@ -360,6 +487,8 @@ class Power(Function):
     """y = x ** exponent, for a constant exponent."""
 
     def __init__(self, exponent: float):
+        if not isinstance(exponent, Real):
+            raise TypeError(f"power: the exponent must be a constant number, not a {type(exponent).__name__}")
         self.exponent = exponent
 
     def forward(self, x):
@@ -368,6 +497,8 @@ class Power(Function):
 
     def backward(self, gy):
         (x,) = self.saved
+        if self.exponent == 0:
+            return self.xp.zeros_like(gy)  # x^0 = 1 at 0 too, where 0 x^-1 would be 0 times infinity
         return gy * self.exponent * x ** (self.exponent - 1)
 
 
@@ -379,14 +510,14 @@ class MatMul(Function):
             raise ValueError(
                 f"matmul: both sides must be matrices or stacks of them, not {a.shape} @ {b.shape}"
             )
-        self.save(a, b)
+        self.save(a if self.needs[1] else None, b if self.needs[0] else None, _kind(a), _kind(b))
         return a @ b
 
     def backward(self, gy):
-        a, b = self.saved
+        a, b, a_kind, b_kind = self.saved
         # y_ik = sum_j a_ij b_jk, so dL/da_ij = sum_k gy_ik b_jk and dL/db_jk = sum_i a_ij gy_ik
-        ga = unbroadcast(gy @ b.swapaxes(-1, -2), *_kind(a)) if self.needs[0] else None
-        gb = unbroadcast(a.swapaxes(-1, -2) @ gy, *_kind(b)) if self.needs[1] else None
+        ga = unbroadcast(gy @ b.swapaxes(-1, -2), *a_kind) if self.needs[0] else None
+        gb = unbroadcast(a.swapaxes(-1, -2) @ gy, *b_kind) if self.needs[1] else None
         return ga, gb
 
 

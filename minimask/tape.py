@@ -7,19 +7,19 @@ A node of the graph is a `minimask.autograd.Function` object. Its edges lead to 
 from __future__ import annotations
 
 import heapq
+import sys
+
+import numpy as np
 
 
-def run_backward(creator, slot: int, gradient) -> None:
-    """Visit the graph from `creator` against the order of creation, freeing each node on the way.
+def run_backward(roots) -> None:
+    """Visit the graph from its roots against the order of creation, freeing each node on the way.
 
     Parameters
     ----------
-    creator : Function
-        What computed the output from which the pass starts.
-    slot : int
-        Which of the creator's outputs that is.
-    gradient : array
-        Of that output's shape and dtype.
+    roots : sequence of (creator, slot, gradient)
+        The outputs from which the pass starts: the Function that computed each, which of its outputs it is,
+        and an array of that output's shape and dtype.
     """
     pending: dict = {}  # for each node reached, [gradient, owned] or None for each of its outputs
     heap: list[tuple] = []  # of (-order, node): the node created last is popped first
@@ -35,9 +35,11 @@ def run_backward(creator, slot: int, gradient) -> None:
             heapq.heappush(heap, (-node.order, node))
         pending[node][slot] = _add(pending[node][slot], gradient, owned)
 
-    deliver(creator, slot, gradient, owned=False)
+    for root in roots:
+        deliver(*root, owned=False)
     while heap:
         node = heapq.heappop(heap)[1]
+        node.check_saved()
         upstream = [
             entry[0] if entry else node.xp.zeros(shape, dtype)
             for entry, (shape, dtype) in zip(pending.pop(node), node.output_kinds)
@@ -46,14 +48,14 @@ def run_backward(creator, slot: int, gradient) -> None:
             gradients = _checked(node, node.backward(*upstream))
         except MemoryError as error:
             raise node.out_of_memory("backward", upstream, error) from error
-        for i, (edge, g) in enumerate(zip(node.edges, gradients)):
-            if edge is None or g is None:
+        for i, edge in enumerate(node.edges):
+            if edge is None or gradients[i] is None:
                 continue
-            owned = _is_fresh(g, i, gradients, upstream, node.saved)
+            owned = gradients[i].base is None and sys.getrefcount(gradients[i]) <= _ALONE
             if isinstance(edge, tuple):
-                deliver(*edge, g, owned)
+                deliver(*edge, gradients[i], owned)
             else:
-                accumulate(edge, g, owned)
+                accumulate(edge, gradients[i], owned)
         node.saved, node.edges = (), None
 
 
@@ -75,10 +77,15 @@ def _checked(node, gradients) -> tuple:
     return gradients
 
 
-def _is_fresh(g, i: int, gradients, upstream, saved) -> bool:
-    """Whether nobody else holds this array, so that it may be added to in place."""
-    others = [*upstream, *saved, *gradients[:i], *gradients[i + 1 :]]
-    return g.base is None and all(g is not other for other in others)
+def _references_of_a_tuple() -> int:
+    """What `sys.getrefcount` says of an array that nothing but a tuple holds."""
+    gradients = (np.empty(0),)
+    return sys.getrefcount(gradients[0])
+
+
+# An array with no more references than this has no other holder, neither in the graph nor in the Function
+# that returned it, and no view, which would hold it as its base. So it may be added to in place.
+_ALONE = _references_of_a_tuple()
 
 
 def _add(entry, gradient, owned: bool):

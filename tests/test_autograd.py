@@ -1,6 +1,8 @@
 """The tape: what is remembered, for how long, and what arrives where."""
 
+import copy
 import gc
+import pickle
 import threading
 import weakref
 
@@ -9,6 +11,8 @@ import pytest
 
 from minimask import functions as F
 from minimask.autograd import Function, Tensor, no_grad
+from minimask.nn import Module, Parameter
+from minimask.training.optim import SGD
 
 
 def leaf(*shape, seed=0, dtype=np.float64) -> Tensor:
@@ -604,3 +608,157 @@ def test_a_float64_constant_beside_a_float32_tensor_gives_a_float32_gradient():
         x = Tensor(np.array([1.0, 2.0], np.float32), requires_grad=True)
         operation(x, np.array([3.0, 4.0])).sum().backward()
         assert x.grad.dtype == np.float32
+
+
+# ------------------------------------------------------------------------------- who may write, and who wrote
+
+
+class Sum2(Function):
+    """a + b, whose gradients are one array in the given guises."""
+
+    def __init__(self, guises):
+        self.guises = guises
+
+    def forward(self, a, b):
+        return a + b
+
+    def backward(self, gy):
+        return self.guises(gy * 1.0, self)
+
+
+def kept_by_the_function(h, function):
+    function.kept = h
+    return h, h.copy()
+
+
+GUISES = {
+    "the array and a view": lambda h, _: (h, h[...]),
+    "a view and the array": lambda h, _: (h[...], h),
+    "two views": lambda h, _: (h[:], h.reshape(h.shape)),
+    "the array twice": lambda h, _: (h, h),
+    "kept in an attribute": kept_by_the_function,
+}
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+@pytest.mark.parametrize("guises", GUISES.values(), ids=GUISES)
+def test_an_array_that_somebody_else_may_hold_is_never_written_to(guises, order):
+    a, b = leaf(3, seed=1), leaf(3, seed=2)
+    ya, yb = a * 1.0, b * 1.0
+    function = Sum2(guises)
+    terms = [function(ya, yb), ya * 3.0, yb * 5.0]
+    total = terms[0] + terms[1] + terms[2] if order == "first" else terms[2] + (terms[1] + terms[0])
+    total.sum().backward()
+    np.testing.assert_array_equal(a.grad, np.full(3, 4.0))
+    np.testing.assert_array_equal(b.grad, np.full(3, 6.0))
+    np.testing.assert_array_equal(getattr(function, "kept", np.ones(3)), np.ones(3))
+
+
+def by_the_optimizer(x):
+    x.grad = np.ones_like(x.data)
+    SGD([("x", x)], lr=0.1).step()
+
+
+def by_load_state_dict(x):
+    module = Module()
+    module.x = x
+    module.load_state_dict({"x": np.full(x.shape, 10.0)})
+
+
+def by_assignment(x):
+    x.data = x.data * 10.0
+
+
+def in_place(x):
+    x.data *= 10.0
+
+
+def through_detach(x):
+    x.detach().data[...] *= 1.0  # a write into the array alone is not seen
+    detached = x.detach()
+    detached.data *= 10.0
+
+
+EDITS = [by_the_optimizer, by_load_state_dict, by_assignment, in_place, through_detach]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize(
+    ("compute", "name"),
+    [
+        (lambda x: x * x, "Multiply"),
+        (lambda x: x.reshape(2, 3).transpose() @ np.ones((2, 2)), None),
+        (lambda x: F.log(x.reshape(3, 2) * 1.0), None),
+        (lambda x: 1.0 / x, "Divide"),
+        (lambda x: x[2:] ** 2, None),
+        (lambda x: F.log(x.reshape(3, 2)), "Log"),
+    ],
+)
+def test_an_edit_between_forward_and_backward_is_an_error_where_the_old_data_is_needed(edit, compute, name):
+    x = Parameter(np.arange(1.0, 7.0))
+    y = compute(x).sum()
+    expected = Parameter(x.data.copy())
+    compute(expected).sum().backward()
+    edit(x)
+    x.grad = None
+    if name is None:  # what was saved is no longer x's own array
+        y.backward()
+        np.testing.assert_array_equal(x.grad, expected.grad)
+    else:
+        with pytest.raises(RuntimeError, match=f"input [01] of {name} was changed after the forward pass"):
+            y.backward()
+
+
+# --------------------------------------------------------------------------------- what NumPy's users expect
+
+
+def test_one_element_is_true_or_false_and_several_are_neither():
+    assert not Tensor([0.0]) and Tensor(np.float32(2)) and int(Tensor([3.0])) == 3
+    with pytest.raises(ValueError, match=r"shape \(3,\) is neither true nor false"):
+        bool(leaf(3))
+
+
+def test_comparisons_give_arrays_and_tensors_stay_usable_as_keys():
+    x, array = Tensor(np.array([0.0, 1.0, 2.0])), np.array([0.0, 2.0, 1.0])
+    assert (x == 0).tolist() == [True, False, False] and (x != 0).tolist() == [False, True, True]
+    assert (x < array).tolist() == (array > x).tolist() == [False, True, False]
+    assert (x >= Tensor(array)).tolist() == [True, False, True] and (x <= array).sum() == 2
+    assert {x: 1}[x] == 1 and (x > 1).dtype == bool
+
+
+def test_the_zeroth_power_has_no_gradient_anywhere():
+    x = Tensor(np.array([0.0, -1.0, 3.0]), requires_grad=True)
+    (x**0).sum().backward()
+    np.testing.assert_array_equal(x.grad, np.zeros(3))
+    with pytest.raises(TypeError, match="exponent must be a constant number, not a Tensor"):
+        x**x
+
+
+def test_shapes_and_axes_are_numbers_tuples_or_lists():
+    x = leaf(2, 3)
+    for shape in ((3, 2), ((3, 2),), ([3, 2],), (-1, 2)):
+        assert x.reshape(*shape).shape == (3, 2)
+    for axes in ((1, 0), ((1, 0),), ([1, 0],), ()):
+        np.testing.assert_array_equal(x.transpose(*axes).data, x.data.T)
+    np.testing.assert_array_equal(x.T.data, np.asarray(x).T)
+    assert [row.shape for row in x] == [(3,), (3,)]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_leaf_can_be_copied_and_what_was_computed_says_why_not(copied):
+    x = leaf(3)
+    (x * 2.0).sum().backward()
+    other = copied(x)
+    assert other is not x and other.requires_grad and np.array_equal(other.grad, x.grad)
+    np.testing.assert_array_equal(other.data, x.data)
+    with pytest.raises(
+        TypeError, match=r"that was computed cannot be copied or pickled: detach\(\) it first"
+    ):
+        copied((x * 2.0).sum())
+
+
+def test_what_a_tensor_lacks_is_said_with_what_to_use():
+    with pytest.raises(
+        AttributeError, match=r"has no 'argmax': take a function of minimask.functions.*numpy"
+    ):
+        leaf(3).argmax()

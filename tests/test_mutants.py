@@ -28,7 +28,7 @@ MUTANTS = {
         ("the sign", "unbroadcast(-gy", "unbroadcast(gy"),
     ],
     array.Multiply: [
-        ("its own input", "gy * b", "gy * (b * 0 + a)"),
+        ("the other's gradient", "gy * b, *a_kind", "gy * b * b, *a_kind"),
         ("a missing factor", "gy * a", "gy + 0 * a"),
     ],
     array.Divide: [

@@ -53,10 +53,7 @@ class MaskRCNN(Module):
 
     def __call__(self, images, targets=None):
         """The dict of losses in training mode, the list of results in inference mode, as in torchvision."""
-        if not self.training:
-            return self.predict(images)
-        self.calls += 1
-        return self.loss(images, targets, Draws(step=self.calls))
+        return self.loss(images, targets) if self.training else self.predict(images)
 
     def loss(self, images, targets, draws: Draws | None = None) -> dict[str, Tensor]:
         """L_cls, L_box and L_mask (section 3) and the RPN's two losses, each a () Tensor; their sum is L.
@@ -68,14 +65,17 @@ class MaskRCNN(Module):
         targets : N dicts
             ``boxes`` (G, 4) x1, y1, x2, y2; ``labels`` (G,) from 1 up; ``masks`` (G, H, W); optionally
             ``crowd_boxes`` (C, 4). G may be 0.
-        draws : Draws
-            Which anchors and RoIs are sampled.
+        draws : Draws, optional
+            Which anchors and RoIs are sampled; by default others in each call.
 
         Raises
         ------
         InputError
             If images or targets have the wrong form.
         """
+        if draws is None:
+            self.calls += 1
+            draws = Draws(step=self.calls)
         return self.training_record(images, targets, draws).losses
 
     def training_record(

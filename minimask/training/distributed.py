@@ -82,9 +82,9 @@ class _Mpi(World):
 
     def mean_(self, parameters):
         ordered, begin = [parameters[name] for name in sorted(parameters)], 0
-        if self.bucket is None:  # one message is faster than one a parameter
-            xp = backend.array_module(ordered[0].data)
-            self.bucket = xp.empty(sum(p.data.size for p in ordered), ordered[0].data.dtype)
+        size = sum(p.data.size for p in ordered)
+        if self.bucket is None or self.bucket.size != size:  # one message is faster than one a parameter
+            self.bucket = backend.array_module(ordered[0].data).empty(size, ordered[0].data.dtype)
         for p in ordered:
             part = self.bucket[begin : begin + p.data.size].reshape(p.data.shape)
             part[...] = 0 if p.grad is None else p.grad

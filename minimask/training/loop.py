@@ -185,7 +185,7 @@ def training_step(
     for name, value in values.items():
         if not math.isfinite(value):
             raise NotFinite(f"{name} is {value}")
-    world.mean_(optimizer.parameters)
+    world.mean_(optimizer.trained())
     norm = clip_gradients(model.parameters(), clip_norm)  # sync: the norm, to stop at a NaN
     if not math.isfinite(norm):
         raise NotFinite(f"the gradient's norm is {norm}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class SGD:
     Parameters
     ----------
     named_parameters : iterable of (name, Parameter)
-        Those that do not require a gradient are left out.
+        All of the model's, frozen ones too: `step` moves those that require a gradient at that time.
     lr : float
         Default of `step`.
     momentum, weight_decay : float
@@ -35,31 +36,34 @@ class SGD:
         weight_decay: float = 1e-4,
         decay_norms_and_biases: bool = False,
     ):
-        self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
+        self.parameters = dict(named_parameters)
         self.lr, self.momentum = lr, momentum
         self.decay = {
             name: weight_decay if p.ndim > 1 or decay_norms_and_biases else 0.0
             for name, p in self.parameters.items()
         }
-        self.velocity = {
-            name: backend.array_module(p.data).zeros(p.shape, dtype=p.dtype)
-            for name, p in self.parameters.items()
-        }
+        self.velocity = {name: _zeros(p) for name, p in self.trained().items()}
+
+    def trained(self) -> dict[str, Any]:
+        """The parameters that require a gradient now, by name."""
+        return {name: p for name, p in self.parameters.items() if p.requires_grad}
 
     def step(self, lr: float | None = None) -> None:
-        """Update every parameter that has a gradient; `lr` replaces the learning rate given at the start.
+        """Update the parameters that require a gradient and have one; `lr` replaces the one given at first.
 
         On the CPU a parameter gets a new array, and whoever holds the old one keeps the old weights. On a GPU
         the array is updated in place: copy it to keep the old weights.
         """
         lr = self.lr if lr is None else lr
-        moved = {name: p for name, p in self.parameters.items() if p.grad is not None}
+        moved = {name: p for name, p in self.trained().items() if p.grad is not None}
+        for name in moved.keys() - self.velocity.keys():  # unfrozen since
+            self.velocity[name] = _zeros(moved[name])
         rows = [(p.data, p.grad, self.velocity[name], self.decay[name]) for name, p in moved.items()]
         for p, weights in zip(moved.values(), update(rows, lr, self.momentum)):
             p.data = weights
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Forget all gradients, of frozen parameters too."""
         for p in self.parameters.values():
             p.grad = None
 
@@ -86,9 +90,13 @@ class SGD:
         }
 
 
+def _zeros(parameter):
+    return backend.array_module(parameter.data).zeros(parameter.shape, dtype=parameter.dtype)
+
+
 def gradient_norm(parameters: Sequence) -> float:
-    """Euclidean norm of all gradients taken together."""
-    return math.sqrt(sum_of_squares([p.grad for p in parameters if p.grad is not None]))
+    """Euclidean norm of the gradients of all parameters that require one, taken together."""
+    return math.sqrt(sum_of_squares([p.grad for p in parameters if p.requires_grad and p.grad is not None]))
 
 
 def clip_gradients(parameters: Sequence, max_norm: float) -> float:
