@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minimask.autograd import Tensor
-from minimask.gradient_check import _Point
+from minimask.gradient_check import FunctionAtPoint
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # told apart by the colour-blind, too
 GREY = "#666666"
@@ -136,7 +136,7 @@ def step_errors(
     """
     rng = np.random.default_rng([seed, *b"steps"])
     steps = np.logspace(-13, 0, 53) if steps is None else np.asarray(steps, np.float64)
-    point = _Point(function, inputs, rng)
+    point = FunctionAtPoint(function, inputs, rng)
     shapes = {i: point.arrays[i].shape for i in point.variables}
     v = {i: rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1, shape) for i, shape in shapes.items()}
     derived = sum(float((point.gradients[i] * d).sum()) for i, d in v.items())
