@@ -88,10 +88,10 @@ def reading(name: str, x, box, s: Sampling = SAMPLING, stride: int = 16) -> Read
     if name not in LAYERS:
         raise ValueError(f"there is no layer {name!r} among {', '.join(LAYERS)}")
     x, rois = Tensor(np.asarray(x, float)[None, None], requires_grad=True), np.array([[0.0, *box]])
-    how = dict(aligned=s.aligned)
-    if name != "RoIPool":
-        how |= dict(sampling_ratio=s.ratio, sampling_points=s.points, aggregation=s.aggregation)
-    y = LAYERS[name](x, rois, s.output_size, 1 / stride, **how)
+    options = dict(aligned=s.aligned)
+    if name != "RoIPool":  # which has no points to choose
+        options |= dict(sampling_ratio=s.ratio, sampling_points=s.points, aggregation=s.aggregation)
+    y = LAYERS[name](x, rois, s.output_size, 1 / stride, **options)
     y.backward(np.ones(y.shape))
     if name == "RoIPool":
         edges = _edges_of_pool(rois, x.shape, s, stride)
