@@ -90,7 +90,7 @@ def assert_same_run(a: Run, b: Run, variables, tolerance: float = ROUNDING) -> N
 
 def test_every_function_of_the_package_has_a_row():
     missing = [cls.__name__ for cls in all_functions() if not CASES.get(cls)]
-    assert not missing, f"give {missing} a row in minimask/gradient_cases"
+    assert not missing, f"give {missing} a row in minimask/lessons/gradient_cases"
 
 
 def test_the_walk_over_the_package_finds_functions_of_every_module():
