@@ -70,11 +70,12 @@ def tape_backward(tape, output, gradient):
 
     tape : list of calls, in the order in which they were computed. call.inputs is a tuple of names of values,
         call.output the name of the value it made, call.backward(g) gives, from the gradient of that value, a
-        tuple with the gradient of each input; several of them may be one and the same array.
+        tuple with the gradient of each input; several of these may be the same array.
     output : str, name of the value to differentiate
     gradient : array, the gradient of that value
 
-    Give gradients : dict, by name the gradient of every value that output was computed from, and its own.
+    Give gradients : dict, by name the gradient of every value that the output was computed from, and of the
+    output itself.
     """
     return _walk(tape, output, gradient)
 
@@ -267,7 +268,8 @@ def max_pool_backward(gy, x, kernel, stride):
     x : (N, C, H, W) float
     kernel, stride : int; windows overlap where the kernel is larger than the stride
 
-    Give gx : (N, C, H, W). A window's gradient goes to its largest element; of equals, to the first by row.
+    Give gx : (N, C, H, W). A window's gradient goes to its largest element; among equals, to the first by
+    row.
     """
     return gradients(lambda x: F.max_pool2d(x, kernel, stride), gy, x)[0]
 
@@ -306,7 +308,7 @@ def group_norm_backward(gy, x, weight, groups, eps):
     gy : (N, C, H, W) float, gradient of y
     x : (N, C, H, W) float
     weight : (C,) float
-    groups : int, divides C; each has C / groups channels, one after another, of one image
+    groups : int, divides C; each group is C / groups consecutive channels of one image
     eps : float
 
     Give gx, g_weight, g_bias : (N, C, H, W), (C,), (C,).

@@ -273,8 +273,8 @@ def roi_align_forward(x, rois, output_size, scale, sampling_ratio):
     sampling_ratio : int, n: n x n points a bin, at (k + 1/2) / n of it
 
     Give y : (R, C, PH, PW). In feature pixels, pixel i has its centre at i + 1/2 (aligned=True). A point more
-    than a pixel outside the outermost centres reads 0; else it is moved to between them, and reads its four
-    neighbours.
+    than a pixel outside the outermost centres reads 0; any other is moved between them if it lies outside,
+    and reads its four neighbours.
     """
     return F.roi_align(x, rois, output_size, scale, sampling_ratio, aligned=True).data
 
