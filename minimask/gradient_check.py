@@ -1,7 +1,7 @@
 """Derived gradients against finite differences, with a report that says where and how they differ.
 
-The outputs are weighted by a random vector u (summing them would be blind: softmax and batch norm sum to a
-constant), the inputs moved along random vectors v, all in float64:
+The outputs are weighted by a random vector u (a plain sum would be blind: the outputs of softmax and of batch
+norm sum to a constant), and the inputs are moved along random vectors v, all in float64:
 
     numeric = d/dt <u, f(x + t v)>  by central differences,   analytic = <f's backward of u, v>
     error = |numeric - analytic| / (|numeric| + |analytic|)
@@ -17,19 +17,22 @@ import numpy as np
 from minimask import backend
 from minimask.autograd import Tensor, no_grad
 
-STEP = 1e-5  # short of most kinks; rounding leaves errors near 1e-10 for values of order 1
-NEAR_ZERO = (
-    1e-2  # a directional derivative this much below the typical one is dominated by cancellation: redraw
-)
+# Too short a step to reach most kinks; for values of order 1, rounding leaves errors near 1e-10.
+STEP = 1e-5
+# A slope below this fraction of the gradient's norm is mostly cancellation: another direction is drawn.
+NEAR_ZERO = 1e-2
 
 
 class GradientError(AssertionError):
-    """A derived gradient differs from finite differences; the text says where and how."""
+    """A derived gradient differs from finite differences; the message says where and how."""
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The worst element of a wrong gradient."""
+    """The worst element of a wrong gradient: of which input, where, and both values of its derivative.
+
+    `wrong` of the `checked` elements are off by more than 100 times the tolerance.
+    """
 
     input: int
     index: tuple[int, ...]
@@ -64,18 +67,20 @@ def _hint(ratio: float) -> str:
 
 @dataclass
 class GradientReport:
-    """What a gradient check found; true when the gradients agree.
+    """What a gradient check found; truthy when the gradients agree.
 
     Attributes
     ----------
     worst_error : float
         Largest relative error over all directions.
     where : str
-        Input and direction of it.
+        The input that was moved when it occurred, or "all inputs".
     mismatch : Mismatch or None
-        The worst element, when an error is above the tolerance.
+        The worst element, if an error is above the tolerance.
     kink : str
-        Not empty: f is not differentiable there, which says nothing about the gradient; move the inputs.
+        If not empty, where f is not differentiable. That says nothing about the gradient: move the inputs.
+    errors : list of float
+        The relative error along each direction, in the order of the checks.
     """
 
     worst_error: float = 0.0
@@ -103,34 +108,35 @@ def gradcheck(
     Parameters
     ----------
     function : callable
-        Gets a Tensor for each floating point input, returns a Tensor or several. It must give the same
-        output for the same inputs: seed whatever it draws.
+        Takes a Tensor for each floating-point input and returns one Tensor or several. It must give the same
+        output for the same inputs, so seed whatever it draws.
     inputs : sequence of arrays
-        Floats are checked, in float64; a Tensor that requires no gradient, an array of integers
-        and whatever is no array is passed on as a constant.
+        Floating-point arrays are checked, in float64. A Tensor that requires no gradient, an integer array
+        and anything that is not an array are passed on as constants.
     tolerance : float
-        Bound of the relative error in each direction.
+        Bound on the relative error along each direction.
     directions : int
-        Random directions for each input, besides as many over all inputs together.
+        Random directions for each input alone, and as many again for all inputs together.
     step : float
         Step of the finite differences, in the unit of the inputs.
     seed : int
-        Of the random vectors.
+        Seed of the random vectors.
     raise_error : bool
-        False: return the report whatever it says.
+        If False, return the report whatever it says.
 
     Returns
     -------
     GradientReport
-        True where all agree.
+        Truthy if all directions agree.
 
     Raises
     ------
     GradientError
-        The gradient is wrong, or the function has a kink at the inputs; the text tells which.
+        If the gradient is wrong, or the function has a kink at the inputs; the message tells which. Also if
+        the function changes one of its inputs in place.
     """
-    # Not the stream of default_rng(seed), from which people draw the inputs: u would equal x.
-    point = _Point(function, inputs, np.random.default_rng([seed, *b"gradcheck"]))
+    # Not the stream of default_rng(seed), which people draw their inputs from: u would equal x.
+    point = FunctionAtPoint(function, inputs, np.random.default_rng([seed, *b"gradcheck"]))
     report = GradientReport()
     alone = [[i] for i in point.variables]
     together = [point.variables] if len(point.variables) > 1 else []
@@ -153,18 +159,34 @@ def gradcheck(
     return report
 
 
-class _Point:
-    """The function, where it is examined, and its gradient there."""
+class FunctionAtPoint:
+    """A function at the point where it is examined, with its derived gradient there.
 
-    def __init__(self, function, inputs, rng):
+    Parameters
+    ----------
+    function, inputs
+        As for `gradcheck`.
+    rng : numpy Generator
+        Draws the weights u, and later the directions.
+
+    Attributes
+    ----------
+    arrays : list
+        The inputs as arrays, floating-point ones in float64.
+    variables : list of int
+        Positions of the inputs that are differentiated.
+    weights : list of arrays
+        u: random weights for each output; None for an output that is not floating-point.
+    scale : float
+        The sum of |u f(x)|, which the rounding errors of ``value`` are proportional to.
+    gradients : dict of int to array
+        Position of a variable -> derived gradient of <u, f(x)>.
+    """
+
+    def __init__(self, function: Callable, inputs: Sequence, rng: np.random.Generator):
         self.function, self.rng = function, rng
         self.arrays = [self._prepare(x) for x in inputs]
-        self.variables = [
-            i for i, x in enumerate(self.arrays) if isinstance(x, np.ndarray) and x.dtype == np.float64
-        ]
-        self.variables = [
-            i for i in self.variables if not isinstance(inputs[i], Tensor) or inputs[i].requires_grad
-        ]
+        self.variables = [i for i, x in enumerate(inputs) if self._is_variable(x, self.arrays[i])]
         before = [self.arrays[i].copy() for i in self.variables]
         tensors = [
             Tensor(x, requires_grad=True) if i in self.variables else x for i, x in enumerate(self.arrays)
@@ -189,12 +211,17 @@ class _Point:
         return np.array(x, np.float64) if is_float else x
 
     @staticmethod
-    def _outputs(result) -> list[Tensor]:
-        return [
-            y for y in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(y, Tensor)
-        ]
+    def _is_variable(given, array) -> bool:
+        is_float = isinstance(array, np.ndarray) and array.dtype == np.float64
+        return is_float and (not isinstance(given, Tensor) or given.requires_grad)
 
-    def _backward(self, outputs) -> None:
+    @staticmethod
+    def _outputs(result) -> list[Tensor]:
+        results = result if isinstance(result, (tuple, list)) else [result]
+        return [y for y in results if isinstance(y, Tensor)]
+
+    def _backward(self, outputs: list[Tensor]) -> None:
+        """The backward pass of <u, f(x)>."""
         total = None
         for y, u in zip(outputs, self.weights):
             if u is not None and y.requires_grad:
@@ -204,7 +231,7 @@ class _Point:
             total.backward()
 
     def value(self, moves: dict[int, np.ndarray]) -> float:
-        """<u, f(x + moves)>."""
+        """<u, f(x + moves)>; `moves` holds an array for each variable that is moved."""
         arrays = [x + moves[i] if i in moves else x for i, x in enumerate(self.arrays)]
         tensors = [Tensor(x) if i in self.variables else x for i, x in enumerate(arrays)]
         with no_grad():
@@ -212,62 +239,64 @@ class _Point:
         return float(sum((y.numpy() * u).sum() for y, u in zip(outputs, self.weights) if u is not None))
 
     def slope(self, v: dict[int, np.ndarray], h: float) -> float:
-        """d/dt <u, f(x + t v)> at 0, central differences of 4th order."""
+        """d/dt <u, f(x + t v)> at t = 0, by central differences of 4th order with step h."""
         f = [self.value({i: t * h * d for i, d in v.items()}) for t in (-2, -1, 1, 2)]
         return (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * h)
 
-    def direction(self, group: list[int], step: float):
-        """Slope along a random direction: numeric, analytic, and the direction."""
+    def direction(self, group: list[int], step: float) -> tuple[float, float, dict[int, np.ndarray]]:
+        """The slope along a random direction of some inputs: numeric, analytic, and the direction."""
         size = sum(self.arrays[i].size for i in group)
         norm = np.sqrt(sum((self.gradients[i] ** 2).sum() for i in group))
         for _ in range(20):
-            v = {
-                i: self.rng.uniform(0.5, 1, self.arrays[i].shape) for i in group
-            }  # no element is nearly left out
-            v = {i: d * self.rng.choice([-1.0, 1.0], d.shape) for i, d in v.items()}
+            v = self.random_direction(group)
             numeric = self.slope(v, step)
             analytic = float(sum((self.gradients[i] * v[i]).sum() for i in group))
             if abs(numeric) + abs(analytic) >= NEAR_ZERO * norm:
                 break
-        # Gradients that are 0 leave differences of rounding errors, which no ratio should be formed of
+        # Where the gradient is 0, both slopes are differences of rounding errors: their ratio means nothing.
         if size == 0 or abs(numeric) + abs(analytic) < self.noise(step):
             numeric = analytic = 0.0
         return numeric, analytic, v
 
+    def random_direction(self, group: list[int]) -> dict[int, np.ndarray]:
+        """Elements between 0.5 and 1 in size, of either sign: none is nearly left out of the check."""
+        v = {i: self.rng.uniform(0.5, 1, self.arrays[i].shape) for i in group}
+        return {i: d * self.rng.choice([-1.0, 1.0], d.shape) for i, d in v.items()}
+
     def noise(self, h: float) -> float:
-        """What rounding alone may make of a slope of 0: some tens of units in the values' last place."""
+        """The slope that rounding alone can produce: some tens of units in the values' last place, over h."""
         return 1e-14 * self.scale / h
 
     def has_kink(self, v: dict[int, np.ndarray], h: float, tolerance: float) -> bool:
-        """Whether the slope along v jumps within 2h, or depends on the step as no smooth function's does."""
-        at, finest = self.value({}), h / 16
+        """Whether the slope along v jumps within 2h, or depends on the step as no smooth function's would."""
+        here, finest = self.value({}), h / 16
 
-        def jump(t):  # difference of the one-sided slopes: t f'' for a smooth f, constant across a kink
+        def jump(t):
+            # The difference of the one-sided slopes: t f'' for a smooth f, independent of t across a kink
             right, left = (self.value({i: s * t * d for i, d in v.items()}) for s in (1, -1))
-            return abs((right - at) - (at - left)) / t
+            return abs((right - here) - (here - left)) / t
 
         if jump(finest) > max(jump(h) / 4, self.noise(finest)):
-            return True  # at the point itself, where all central differences agree
+            return True  # a kink at the point itself, where central differences of all steps agree
         slopes = [self.slope(v, step) for step in (h, h / 4, finest)]
         return max(slopes) - min(slopes) > tolerance / 2 * max(map(abs, slopes)) + self.noise(finest)
 
 
-def _explain(report: GradientReport, point: _Point, group, v, step: float, tolerance: float) -> None:
-    """After an error along v: a kink, or which element of which input is wrong."""
+def _explain(report: GradientReport, point: FunctionAtPoint, group, v, step: float, tolerance: float) -> None:
+    """Enter in the report why the slopes along v differ: a kink, or wrong elements, of which the worst."""
     if point.has_kink(v, step, tolerance):
         where = f"within {2 * step:g} of the inputs ({report.where})"
         report.kink = f"the function is not differentiable {where}: move them"
-        return
+    else:
+        report.mismatch = _worst_element(point, group, step, tolerance)
+
+
+def _worst_element(point: FunctionAtPoint, group: list[int], step: float, tolerance: float) -> Mismatch:
+    """Find the worst element by moving one at a time; of a large input, 512 elements are tried."""
     worst, wrong, checked = None, 0, 0
     for i in group:
         g = point.gradients[i]
-        order = np.argsort(-np.abs(g).ravel(), kind="stable")
-        some = (
-            order
-            if g.size <= 512
-            else np.concatenate([order[:256], point.rng.choice(order[256:], 256, False)])
-        )
-        for flat in some:
+        for flat in _elements_to_check(g, point.rng):
             index = tuple(int(k) for k in np.unravel_index(flat, g.shape))
             e = np.zeros_like(g)
             e[index] = 1.0
@@ -278,4 +307,12 @@ def _explain(report: GradientReport, point: _Point, group, v, step: float, toler
             wrong += difference > 100 * tolerance * max(abs(numeric), abs(analytic), 1e-3 * np.abs(g).max())
             if worst is None or difference > worst[0]:
                 worst = (difference, i, index, numeric, analytic)
-    report.mismatch = Mismatch(*worst[1:], int(wrong), checked)
+    return Mismatch(*worst[1:], int(wrong), checked)
+
+
+def _elements_to_check(g: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Flat indices: all of up to 512 elements, else the 256 of the largest gradient and 256 of the others."""
+    order = np.argsort(-np.abs(g).ravel(), kind="stable")
+    if g.size <= 512:
+        return order
+    return np.concatenate([order[:256], rng.choice(order[256:], 256, False)])

@@ -1,10 +1,13 @@
 """`minimask.lessons.misalign` under the name that students type."""
 
 from minimask.lessons.misalign import (
+    FEWEST,
     GEOMETRIES,
+    IMAGE,
     LAYERS,
     STEP,
     STRIDES,
+    TABLE,
     bin_edges,
     bound,
     compare,
@@ -21,10 +24,13 @@ from minimask.lessons.misalign import (
 )
 
 __all__ = [
+    "FEWEST",
     "GEOMETRIES",
+    "IMAGE",
     "LAYERS",
     "STEP",
     "STRIDES",
+    "TABLE",
     "bin_edges",
     "bound",
     "compare",

@@ -308,10 +308,10 @@ def test_mistakes_differ_from_the_answer_and_from_one_another_in_some_case(name)
     cases = [*exercise.cases(np.random.default_rng(0)).values()]
     with np.errstate(all="ignore"):
         given = {
-            mistake: [exercise._parts(exercise.mistaken(mistake, inputs)) for inputs in cases]
+            mistake: [exercise._by_name(exercise.mistaken(mistake, inputs)) for inputs in cases]
             for mistake in exercise.mistakes
         }
-    given["right"] = [exercise._parts(exercise.answer(*inputs)) for inputs in cases]
+    given["right"] = [exercise._by_name(exercise.answer(*inputs)) for inputs in cases]
 
     def equal(one, other):
         return all(

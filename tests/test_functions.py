@@ -90,7 +90,7 @@ def assert_same_run(a: Run, b: Run, variables, tolerance: float = ROUNDING) -> N
 
 def test_every_function_of_the_package_has_a_row():
     missing = [cls.__name__ for cls in all_functions() if not CASES.get(cls)]
-    assert not missing, f"give {missing} a row in minimask/gradient_cases"
+    assert not missing, f"give {missing} a row in minimask/lessons/gradient_cases"
 
 
 def test_the_walk_over_the_package_finds_functions_of_every_module():
@@ -123,9 +123,9 @@ def test_forward_equals_the_reference(cls, case):
         assert case.name.startswith("no "), "only nothing needs no reference"
         return
     if case.reference is not None:
-        want = as_tuple(case.reference(*inputs, **case.keywords()))
+        want = as_tuple(case.reference(*inputs, **case.options))
     else:
-        want = [y.data for y in as_tuple(case.composition(*case.tensors(inputs), **case.keywords()))]
+        want = [y.data for y in as_tuple(case.composition(*case.tensors(inputs), **case.options))]
     for got, expected in zip(run(cls, case, inputs).outputs, want, strict=True):
         assert_close(got, expected)
 
@@ -143,7 +143,7 @@ def test_explicit_backward_equals_the_composition_of_small_functions(cls, case):
     inputs = some_inputs(case)
     explicit = run(cls, case, inputs)
     leaves = case.tensors(inputs)
-    outputs = as_tuple(case.composition(*leaves, **case.keywords()))
+    outputs = as_tuple(case.composition(*leaves, **case.options))
     weights = upstream(explicit.outputs)
     total = sum((y * u).sum() for y, u in zip(outputs, weights, strict=True))
     total.backward()
@@ -253,7 +253,7 @@ def test_nothing_is_kept_when_no_gradient_can_come(cls, case):
         outputs = as_tuple(function(*case.tensors(inputs)))
     constants = case.function(cls)
     more = as_tuple(constants(*case.tensors(inputs, needs=[])))
-    options = [id(v) for v in case.keywords().values()]
+    options = [id(v) for v in case.options.values()]
     for f in (function, constants):
         assert f.saved == ()
         held = {name: v for name, v in vars(f).items() if isinstance(v, np.ndarray) and id(v) not in options}

@@ -1,5 +1,6 @@
 """The notebooks: built from their sources, complete and clean; run, in their fast setting, from a wheel."""
 
+import ast
 import base64
 import importlib.metadata
 import importlib.util
@@ -40,6 +41,21 @@ def test_the_notebook_is_built_from_its_source_and_keeps_the_rules(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_table_of_the_readme_has_the_notebook(name):
     assert f"({name}.ipynb)" in (ROOT / "tutorials" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["exercises", "tutorial", "misalign"])
+def test_the_short_name_of_a_lesson_has_everything_that_the_lesson_defines(name):
+    lesson, short = (importlib.import_module(f"minimask.{where}{name}") for where in ("lessons.", ""))
+    defined = set()
+    for node in ast.parse(Path(lesson.__file__).read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            defined.add(node.name)
+        elif isinstance(node, ast.Assign):
+            targets = [part for target in node.targets for part in ast.walk(target)]
+            defined |= {part.id for part in targets if isinstance(part, ast.Name)}
+    public = {each for each in defined if not each.startswith("_")}
+    assert public and public == set(short.__all__)
+    assert all(getattr(short, each) is getattr(lesson, each) for each in public)
 
 
 # ------------------------------------------------------------------------------------- the check can fail

@@ -2,9 +2,9 @@
 
     MINIMASK_DATA=path/to/data python tools/make_nuclei_sample.py
 
-The rule looks at names, sizes and colour channels alone, never at how well anything scores: of each split,
-the images of at most 360 x 360 pixels, in the order of their file names; the first so many with one channel
-(fluorescence) and the first so many in colour (stained tissue). Pixels are kept, PNG files packed tighter.
+The rule looks only at names, sizes and colour channels, never at how well anything scores. Of each split it
+takes images of at most 360 x 360 pixels in the order of their file names: so many with one channel
+(fluorescence) and so many in colour (stained tissue). Pixels are kept; PNG files are packed tighter.
 """
 
 import json
@@ -22,7 +22,7 @@ LIMIT = 4_000_000  # bytes, all files together
 
 def choose(images: list[dict], folder: Path, counts: dict[str, int]) -> list[dict]:
     """The images of a split that the rule takes, sorted by id."""
-    left, chosen = dict(counts), []
+    left, chosen = dict(counts), []  # how many of each mode are still wanted
     for image in sorted(images, key=lambda image: image["file_name"]):
         with Image.open(folder / image["file_name"]) as picture:
             mode = picture.mode

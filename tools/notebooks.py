@@ -3,9 +3,9 @@
 ``tutorials/src/NAME.py`` (py:percent: ``# %% [markdown]`` and ``# %%`` begin a cell) is what people edit and
 review; ``tutorials/NAME.ipynb`` is what they read, with outputs, on GitHub and Colab.
 
-build   execute the source and write the notebook: fixed cell ids, no times, nothing of the machine
+build   execute the source and write the notebook, with fixed cell ids and nothing of time or machine in it
 check   say where a notebook differs from its source or breaks a rule of tutorials/README.md
-run     execute the source from a folder of its own, write nothing; MINIMASK_FAST=1 for the fast setting
+run     execute the source in an empty folder and write nothing; MINIMASK_FAST=1 for the fast setting
 
 A NAME may be shortened to its number; none means all.
 """
@@ -68,7 +68,7 @@ class Cell:
 
 
 def names(wanted: list[str]) -> list[str]:
-    """Names of notebooks, given in full or by their first letters; all for none."""
+    """The names of notebooks, given in full or by their first letters; all of them if none is given."""
     known = sorted(path.stem for path in (TUTORIALS / "src").glob("*.py"))
     for prefix in wanted:
         if not any(name.startswith(prefix) for name in known):
@@ -77,7 +77,7 @@ def names(wanted: list[str]) -> list[str]:
 
 
 def parse(text: str) -> list[Cell]:
-    """The cells of a py:percent source, without what stands before the first marker (a note to linters)."""
+    """The cells of a py:percent source; a note to linters before the first marker is left out."""
     cells: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
         if marker := MARKER.match(line):
@@ -106,7 +106,7 @@ def execute(name: str) -> nbformat.NotebookNode:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
     made = notebook(name, source_cells(name))
-    os.environ["MINIMASK_CLONE"] = str(TUTORIALS.parent)  # where a notebook finds what the tests have
+    os.environ["MINIMASK_CLONE"] = str(TUTORIALS.parent)  # where a notebook finds the tests' tools
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             made,
@@ -136,12 +136,12 @@ def build(name: str) -> None:
 
 
 def smaller(png: str) -> str:
-    """A picture, base64, as PNG with 256 colours where nobody sees the difference (a third of the bytes)."""
+    """A base64 PNG with 256 colours if nobody sees the difference: a third of the bytes."""
     picture = _picture(png)
-    drawn = picture.quantize(256, dither=Image.Dither.NONE)
-    off = ImageStat.Stat(ImageChops.difference(picture, drawn.convert("RGB"))).rms
+    reduced = picture.quantize(256, dither=Image.Dither.NONE)
+    difference = ImageStat.Stat(ImageChops.difference(picture, reduced.convert("RGB"))).rms  # of each channel
     buffer = io.BytesIO()
-    (drawn if max(off) < 1.5 else picture).save(buffer, "PNG", optimize=True)
+    (reduced if max(difference) < 1.5 else picture).save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -205,12 +205,14 @@ def _of_output(output) -> list[str]:
         return stderr + [f"shows {what}" for what, pattern in FOREIGN.items() if pattern.search(output.text)]
     text = "\n".join(value for kind, value in output.data.items() if kind.startswith("text/"))
     problems = [f"shows {what}" for what, pattern in FOREIGN.items() if pattern.search(text)]
-    if "image/png" in output.data:
-        if _picture(output.data["image/png"]).getcolors(
-            8
-        ):  # None where there are more: the edges of any letter have more
-            problems.append("shows an empty figure")
+    if "image/png" in output.data and _is_empty(_picture(output.data["image/png"])):
+        problems.append("shows an empty figure")
     return problems
+
+
+def _is_empty(picture: Image.Image) -> bool:
+    """Whether there are at most 8 colours; the smooth edges of any letter have more."""
+    return picture.getcolors(8) is not None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,8 +3,8 @@
 Shapes: PH x PW bins, a feature map (H, W) of cells `stride` input pixels wide. A box is x1, y1, x2, y2 in
 input pixels, read as places: cell i covers [i stride, (i + 1) stride).
 
-`draw` makes the figure. `explore` gives it sliders in a notebook, and `write_page` gives one to readers who
-run no Python: frames of the figure along a path of boxes, in one file (explorer.html, filled in).
+`draw` makes the figure. `explore` adds sliders to it in a notebook. `write_page` is for readers who run no
+Python: it writes frames of the figure along a path of boxes into one HTML file, from explorer.html.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ class Reading:
     Attributes
     ----------
     name : str
+        Of the layer.
     columns, rows : (PW, 2) and (PH, 2) float
         Where the bins begin and end, along x and along y.
-    right : (PW, 2) and (PH, 2) float
-        Where they should: an even division of the box.
+    ideal : (PW, 2) and (PH, 2) float
+        Where they should begin and end: an even division of the box.
     points : (K, 2) float
-        x, y of all sampling points; of RoIPool, the centres of the cells that are a maximum.
+        x, y of all sampling points; for RoIPool, the centres of the cells that are a maximum.
     values : (PH, PW) float
         What comes out.
     off : float
@@ -60,14 +61,14 @@ class Reading:
     name: str
     columns: np.ndarray
     rows: np.ndarray
-    right: Sequence[np.ndarray]
+    ideal: Sequence[np.ndarray]
     points: np.ndarray
     values: np.ndarray
     off: float
 
 
 def reading(name: str, x, box, s: Sampling = SAMPLING, stride: int = 16) -> Reading:
-    """Ask a layer for its values, and its kernels for the places that they come from.
+    """Ask a layer for its values, and its kernels for the places that the values come from.
 
     Parameters
     ----------
@@ -75,33 +76,53 @@ def reading(name: str, x, box, s: Sampling = SAMPLING, stride: int = 16) -> Read
     x : (H, W) float
     box : (4,) float
     s : Sampling
-        RoIPool heeds `output_size` and `aligned` alone.
+        RoIPool heeds only `output_size` and `aligned`.
     stride : int
         Input pixels a cell.
+
+    Raises
+    ------
+    ValueError
+        For a layer of another name.
     """
     if name not in LAYERS:
         raise ValueError(f"there is no layer {name!r} among {', '.join(LAYERS)}")
     x, rois = Tensor(np.asarray(x, float)[None, None], requires_grad=True), np.array([[0.0, *box]])
-    how = dict(sampling_ratio=s.ratio, sampling_points=s.points, aggregation=s.aggregation)
-    how = dict(aligned=s.aligned) | (how if name != "RoIPool" else {})
-    y = LAYERS[name](x, rois, s.output_size, 1 / stride, **how)
+    options = dict(aligned=s.aligned)
+    if name != "RoIPool":  # which has no points to choose
+        options |= dict(sampling_ratio=s.ratio, sampling_points=s.points, aggregation=s.aggregation)
+    y = LAYERS[name](x, rois, s.output_size, 1 / stride, **options)
     y.backward(np.ones(y.shape))
-    cells, (ph, pw) = rois[0, 1:] / stride, s.output_size
     if name == "RoIPool":
-        ends = zip(cells[:2, None], cells[2:, None], (pw, ph), x.shape[:1:-1])
-        edges = [np.stack(pool.bin_edges(*end, s.aligned), axis=-1)[0] for end in ends]
+        edges = _edges_of_pool(rois, x.shape, s, stride)
         points = np.argwhere(x.grad[0, 0])[:, ::-1] + 0.5  # its gradient goes to the maxima
     else:
-        if name == "RoIWarp":
-            cells = warp.quantised(rois, None, (1 / stride,), s.aligned)[0, 1:]
-        elif not s.aligned:  # a coordinate names a cell, and is read at its centre: half a cell off
-            cells = np.concatenate([cells[:2], np.maximum(cells[2:], cells[:2] + 1)]) + 0.5
-        edges = _divided(cells, s)
+        edges = _divided(_cells_read(name, rois, s, stride), s)
         points = np.stack(np.meshgrid(*(_points(e, s) for e in edges)), axis=-1).reshape(-1, 2)
     columns, rows = (e * float(stride) for e in edges)
-    right = _divided(box, s)
-    off = max(float(np.abs(got - want).max()) for got, want in zip((columns, rows), right))
-    return Reading(name, columns, rows, right, points * stride, y.numpy()[0, 0], off)
+    ideal = _divided(box, s)
+    off = max(float(np.abs(got - want).max()) for got, want in zip((columns, rows), ideal))
+    return Reading(name, columns, rows, ideal, points * stride, y.numpy()[0, 0], off)
+
+
+def _edges_of_pool(rois, x_shape, s: Sampling, stride: int) -> list[np.ndarray]:
+    """Columns (PW, 2) and rows (PH, 2) of RoIPool's bins, in cells."""
+    (height, width), (ph, pw) = x_shape[2:], s.output_size
+    x1, y1, x2, y2 = rois[:, 1:].T / stride  # (1,) each: there is one RoI
+    columns = pool.bin_edges(x1, x2, pw, width, s.aligned)
+    rows = pool.bin_edges(y1, y2, ph, height, s.aligned)
+    return [np.stack(begins_and_ends, axis=-1)[0] for begins_and_ends in (columns, rows)]
+
+
+def _cells_read(name: str, rois, s: Sampling, stride: int) -> np.ndarray:
+    """(4,): the box that RoIWarp or RoIAlign divides into bins, in cells."""
+    if name == "RoIWarp":
+        return warp.quantised(rois, None, (1 / stride,), s.aligned)[0, 1:]
+    cells = rois[0, 1:] / stride
+    if s.aligned:
+        return cells
+    # A coordinate names a cell and is read at the cell's centre, half a cell further on.
+    return np.concatenate([cells[:2], np.maximum(cells[2:], cells[:2] + 1)]) + 0.5
 
 
 def _divided(box, s: Sampling) -> list[np.ndarray]:
@@ -110,7 +131,8 @@ def _divided(box, s: Sampling) -> list[np.ndarray]:
     return [np.stack([e[:-1], e[1:]], axis=-1) for e in edges]
 
 
-def _points(edges, s: Sampling):  # (P, 2) -> (P S,)
+def _points(edges, s: Sampling) -> np.ndarray:  # (P, 2) -> (P n,)
+    """Where the bins of an axis are read, at n points each."""
     begin, size = edges[:, :1], edges[:, 1:] - edges[:, :1]
     n = s.ratio if s.ratio > 0 else math.ceil(size[0, 0])
     return (begin + size * s.fractions(n)).ravel()
@@ -125,7 +147,7 @@ def draw(x, box, s: Sampling = SAMPLING, stride: int = 16, layers: Sequence[str]
     Parameters
     ----------
     x : (H, W) float
-        A map of up to some 12 cells a side can be read.
+        The figure is readable up to about 12 cells a side.
     box : (4,) float
     s : Sampling
     stride : int
@@ -134,7 +156,8 @@ def draw(x, box, s: Sampling = SAMPLING, stride: int = 16, layers: Sequence[str]
 
     Returns
     -------
-    matplotlib Figure, of no pyplot state.
+    matplotlib Figure
+        Unknown to pyplot.
 
     Raises
     ------
@@ -144,49 +167,61 @@ def draw(x, box, s: Sampling = SAMPLING, stride: int = 16, layers: Sequence[str]
     return _figure(x, stride, [reading(name, x, box, s, stride) for name in layers])
 
 
-def _figure(x, stride: int, reads: Sequence[Reading]) -> Figure:
+def _figure(x, stride: int, readings: Sequence[Reading]) -> Figure:
     from matplotlib.figure import Figure
 
     (height, width), low, high = np.shape(x), float(np.min(x)), float(np.max(x))
     shades = dict(cmap="gray", vmin=low - 1.2 * (high - low), vmax=high)  # light enough to draw on
-    figure = Figure(figsize=(5.4, len(reads) * (0.75 + 3.1 * height / width)), layout="constrained")
-    grid = figure.subplots(len(reads), 2, squeeze=False, width_ratios=(1.7, 1))
-    for read, (where, what) in zip(reads, grid):
-        where.imshow(x, extent=(0, width * stride, height * stride, 0), **shades)
-        _draw_bins(where, read, stride, np.shape(x))
-        where.set_title(f"{read.name}: edges up to {read.off:.1f} px off", fontsize=11)
-        what.imshow(read.values, **shades)
-        what.set(xticks=[], yticks=[])
-        what.set_title("reads", fontsize=11)
-        for (i, j), value in np.ndenumerate(read.values if max(read.values.shape) <= 4 else []):
-            look = dict(ha="center", va="center", fontsize=10, backgroundcolor="#ffffffb0")
-            what.text(j, i, f"{value:.2f}", **look)
+    figure = Figure(figsize=(5.4, len(readings) * (0.75 + 3.1 * height / width)), layout="constrained")
+    grid = figure.subplots(len(readings), 2, squeeze=False, width_ratios=(1.7, 1))
+    for read, (on_map, output) in zip(readings, grid):
+        on_map.imshow(x, extent=(0, width * stride, height * stride, 0), **shades)
+        _draw_cells(on_map, stride, np.shape(x))
+        _draw_bins(on_map, read, stride)
+        on_map.set_title(f"{read.name}: edges up to {read.off:.1f} px off", fontsize=11)
+        output.imshow(read.values, **shades)
+        output.set(xticks=[], yticks=[])
+        output.set_title("reads", fontsize=11)
+        if max(read.values.shape) <= 4:
+            _write_values(output, read.values)
     return figure
 
 
-def _draw_bins(axes, read: Reading, stride: int, shape) -> None:
-    from matplotlib.patches import Rectangle
-
-    (height, width), colour = np.multiply(shape, stride), COLOURS[read.name]
+def _draw_cells(axes, stride: int, shape) -> None:
+    """The grid of the map's cells, with axes in input pixels."""
+    height, width = np.multiply(shape, stride)
     axes.vlines(np.arange(0, width, stride), 0, height, color="white", lw=0.6, zorder=0.5)
     axes.hlines(np.arange(0, height, stride), 0, width, color="white", lw=0.6, zorder=0.5)
-    for i, (top, bottom) in enumerate(read.rows):
-        for j, (left, right) in enumerate(read.columns):
-            inset = 0.06 * stride * ((i + j) % 2) * (read.name == "RoIPool")  # whose bins overlap
-            size = right - left - 2 * inset, bottom - top - 2 * inset
-            axes.add_patch(Rectangle((left + inset, top + inset), *size, fc=colour + "38", ec=colour, lw=1.8))
-    columns, rows = read.right
-    dotted = dict(color="black", ls=(0, (1.2, 1.6)), lw=1.5)
-    axes.vlines(columns, rows.min(), rows.max(), **dotted)
-    axes.hlines(rows, columns.min(), columns.max(), **dotted)
-    axes.plot(*read.points.T, "o", color=colour, mec="white", mew=0.6, ms=4.5)
     axes.set(xlim=(0, width), ylim=(height, 0), xlabel="input pixels")
     axes.set(xticks=np.arange(0, width + 1, 2 * stride), yticks=np.arange(0, height + 1, 2 * stride))
     axes.tick_params(labelsize=8)
 
 
+def _draw_bins(axes, read: Reading, stride: int) -> None:
+    """The bins in colour, dotted lines where they should be, and the points that are read."""
+    from matplotlib.patches import Rectangle
+
+    colour = COLOURS[read.name]
+    for i, (top, bottom) in enumerate(read.rows):
+        for j, (left, right) in enumerate(read.columns):
+            inset = 0.06 * stride * ((i + j) % 2) * (read.name == "RoIPool")  # whose bins overlap
+            size = right - left - 2 * inset, bottom - top - 2 * inset
+            axes.add_patch(Rectangle((left + inset, top + inset), *size, fc=colour + "38", ec=colour, lw=1.8))
+    columns, rows = read.ideal
+    dotted = dict(color="black", ls=(0, (1.2, 1.6)), lw=1.5)
+    axes.vlines(columns, rows.min(), rows.max(), **dotted)
+    axes.hlines(rows, columns.min(), columns.max(), **dotted)
+    axes.plot(*read.points.T, "o", color=colour, mec="white", mew=0.6, ms=4.5)
+
+
+def _write_values(axes, values) -> None:
+    for (i, j), value in np.ndenumerate(values):
+        look = dict(ha="center", va="center", fontsize=10, backgroundcolor="#ffffffb0")
+        axes.text(j, i, f"{value:.2f}", **look)
+
+
 def describe(read: Reading) -> str:
-    """What a row of the figure shows, in words: its alternative text."""
+    """What a row of the figure shows, in words: the picture's alternative text."""
     columns, rows = (f"{edges.min():.1f} to {edges.max():.1f}" for edges in (read.columns, read.rows))
     off = f"up to {read.off:.1f} pixels from" if read.off > 1e-9 else "exactly"
     values = "; ".join(", ".join(f"{value:.2f}" for value in row) for row in read.values)
@@ -200,29 +235,25 @@ def describe(read: Reading) -> str:
 
 
 def explore(x, box, s: Sampling = SAMPLING, stride: int = 16, live: bool | None = None) -> Any:
-    """The figure with sliders that move the box, where there are ipywidgets and somebody to move them.
+    """The figure with sliders that move the box, if ipywidgets is there and somebody to move them.
 
     Parameters
     ----------
     x, box, s, stride
-        Of `draw`; where the sliders begin.
+        As for `draw`; they are where the sliders begin.
     live : bool, optional
-        By default, whether this is a notebook whose cells somebody runs: what executes notebooks without a
-        person tells the kernel that no question can be answered.
+        Whether to show sliders. By default, whether a person runs this notebook's cells: a program that
+        executes notebooks tells the kernel that nobody is there to answer questions.
 
     Returns
     -------
     ipywidgets.interactive, or the Figure where nothing can be moved.
     """
     try:
-        from IPython import get_ipython
         from ipywidgets import Dropdown, interactive
     except ImportError:
         return draw(x, box, s, stride)
-    kernel = getattr(get_ipython(), "kernel", None)
-    if live is None:
-        live = kernel is not None and kernel.get_parent("shell")["content"].get("allow_stdin", False)
-    if not live:
+    if not (_somebody_is_there() if live is None else live):
         return draw(x, box, s, stride)
 
     x1, y1, x2, y2 = map(float, box)
@@ -230,17 +261,27 @@ def explore(x, box, s: Sampling = SAMPLING, stride: int = 16, live: bool | None 
     def drawn(left=x1, top=y1, width=x2 - x1, height=y2 - y1, bins=s.output_size[0], ratio=s.ratio, **how):
         return draw(x, (left, top, left + width, top + height), Sampling((bins, bins), ratio, **how), stride)
 
-    down, across = ((0.0, float(side * stride), stride / 16) for side in np.shape(x))
-    places = dict(left=across, top=down, width=across, height=down, bins=(1, 7), ratio=(0, 5))
-    choices = [(s.points, "centers", "crossings"), (s.aggregation, "average", "max")]
-    points, aggregation = (Dropdown(value=value, options=options) for value, *options in choices)
-    return interactive(drawn, **places, aligned=s.aligned, points=points, aggregation=aggregation)
+    down, across = ((0.0, float(side * stride), stride / 16) for side in np.shape(x))  # from, to, step
+    sliders = dict(left=across, top=down, width=across, height=down, bins=(1, 7), ratio=(0, 5))
+    points = Dropdown(value=s.points, options=("centers", "crossings"))
+    aggregation = Dropdown(value=s.aggregation, options=("average", "max"))
+    return interactive(drawn, **sliders, aligned=s.aligned, points=points, aggregation=aggregation)
+
+
+def _somebody_is_there() -> bool:
+    """Whether this is a notebook whose kernel was told that questions will be answered."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is not None and kernel.get_parent("shell")["content"].get("allow_stdin", False)
 
 
 def write_page(
     path: str | Path, x, boxes, s: Sampling = SAMPLING, stride: int = 16, title: str = TITLE
 ) -> Path:
-    """Write the figure for each of many boxes as one HTML file, with a slider that the arrow keys move, too.
+    """Write the figure for each of many boxes as one HTML file with a slider, which the arrow keys move too.
 
     The frames are pictures inside the file, each with its description; nothing else is loaded. Without
     JavaScript, all frames stand below one another.
@@ -248,11 +289,11 @@ def write_page(
     Parameters
     ----------
     path
-        Of the file; its directory exists.
+        The file to write; its directory exists.
     x, s, stride
-        Of `draw`.
+        As for `draw`.
     boxes : (F, 4) float
-        A box for each frame, as `misalign.moved` gives them, say.
+        A box for each frame, for instance from `misalign.moved`.
 
     Raises
     ------

@@ -1,9 +1,9 @@
 """The figures of `minimask misalign`, for slides: SVG and PNG, with title and description inside the files.
 
-A figure's docstring is its description, with numbers to be filled in: what a reader of the source and whoever
-cannot see the picture need to know is the same. Each function gets what `misalign.measure` found, the image's
-feature map (H, W) and the box (4,) that moves over it, in input pixels. Colours are Okabe and Ito's; hatches
-and dashes say the same again for a print in black and white.
+The docstring of each figure's function is the figure's description, with numbers to be filled in: readers of
+the source and people who cannot see the picture need to know the same. Each function takes what
+`misalign.measure` found, the image's feature map (H, W) and the box (4,) that moves over it, in input pixels.
+The colours are Okabe and Ito's; hatches and dashes repeat what they say, for prints in black and white.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ STYLE = {"font.size": 14, "svg.hashsalt": "minimask", "axes.spines.top": False, 
 
 
 def draw(found: dict, x, output: Path) -> dict[str, dict]:
-    """Draw what was found on the map x into `output`; returns title, alt text and files of each figure."""
+    """Draw what was found on the map x into the folder `output`.
+
+    Returns
+    -------
+    dict of figure's name to dict
+        title; alt, the description; files, their names.
+    """
     import matplotlib
 
     made = {}
@@ -43,9 +49,9 @@ def _save(figure, path: Path, title: str, alt: str) -> list[str]:
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     figure.savefig(png, format="png", dpi=100, metadata={"Title": title, "Description": alt})
-    head, close, rest = svg.getvalue().replace("<svg ", '<svg role="img" ', 1).partition("<metadata>")
+    before, metadata, after = svg.getvalue().replace("<svg ", '<svg role="img" ', 1).partition("<metadata>")
     texts = f"<title>{escape(title)}</title>\n <desc>{escape(alt)}</desc>\n "
-    files = {".svg": (head + texts + close + rest).encode(), ".png": png.getvalue()}
+    files = {".svg": (before + texts + metadata + after).encode(), ".png": png.getvalue()}
     for suffix, content in files.items():
         with replacing(path.with_suffix(suffix)) as file:
             file.write(content)
@@ -67,28 +73,34 @@ def bins(found, x, box):
     moved to whole cells. RoIPool's begin and end on whole cells and overlap; {text}.
     """
     count, stride = found["options"]["bins"], 16
-    box_of = {(r["layer"], r["stride"], r["aligned"]): r["box"] for r in found["worst"]}
+    box_of = {(row["layer"], row["stride"], row["aligned"]): row["box"] for row in found["worst"]}
     boxes = np.array([box_of["RoIPool", stride, True]])
-    off = misalign.displacements("RoIPool", boxes, count, stride, True)[0]  # (2, P, 2)
-    axis, k, end = np.unravel_index(np.abs(off).argmax(), off.shape)
-    right, off = edges_of_bins(boxes, count)[0, axis], off[axis, k, end]
+    displaced = misalign.displacements("RoIPool", boxes, count, stride, True)[0]  # (2, P, 2)
+    axis, k, end = np.unravel_index(np.abs(displaced).argmax(), displaced.shape)  # the worst edge
+    off = displaced[axis, k, end]
+    ideal = edges_of_bins(boxes, count)[0, axis]  # (P + 1,)
     figure, ((axes,),) = _canvas(f"Where {count} bins lie, stride {stride}")
-    low, high = (np.floor(right[0] / stride) - 2) * stride, (np.ceil(right[-1] / stride) + 2) * stride
+    low, high = (np.floor(ideal[0] / stride) - 2) * stride, (np.ceil(ideal[-1] / stride) + 2) * stride
     axes.vlines(np.arange(low, high + 1, stride), -1, 3, color="0.85", linewidth=1, zorder=0)
-    axes.vlines(right, -1, 3, color="black", linewidth=1.5, linestyle=":", zorder=3)
+    axes.vlines(ideal, -1, 3, color="black", linewidth=1.5, linestyle=":", zorder=3)
     for lane, name in enumerate(misalign.GEOMETRIES):
-        for n, (begin, past) in enumerate(misalign.bin_edges(name, boxes, count, stride, True)[0, axis], 1):
-            y = lane + (-0.18 if n % 2 else 0.18)
-            axes.barh(y, past - begin, 0.34, begin, color=COLOURS[name], edgecolor="black")
-            look = dict(color="white" if name == "RoIAlign" else "black", backgroundcolor=COLOURS[name])
-            axes.text((begin + past) / 2, y, n, ha="center", va="center", zorder=4, **look)
+        _bars(axes, lane, name, misalign.bin_edges(name, boxes, count, stride, True)[0, axis])
     arrow = dict(arrowstyle="-|>", linewidth=2.5, color="black", shrinkA=0, shrinkB=0)
-    axes.annotate("", (right[k + end] + off, -0.47), (right[k + end], -0.47), arrowprops=arrow)
+    axes.annotate("", (ideal[k + end] + off, -0.47), (ideal[k + end], -0.47), arrowprops=arrow)
     text = f"bin {k + 1} {('begins', 'ends')[end]} {abs(off):.1f} pixels off"
-    axes.text(right[k + end] + off / 2, -0.57, text, ha="center", backgroundcolor="white", zorder=4)
+    axes.text(ideal[k + end] + off / 2, -0.57, text, ha="center", backgroundcolor="white", zorder=4)
     axes.set(xlabel="input pixels; grey lines: feature cells; dotted: where the bins should be")
     axes.set(xlim=(low, high), ylim=(2.6, -0.9), yticks=range(3), yticklabels=[*misalign.GEOMETRIES])
     return figure, dict(text=text)
+
+
+def _bars(axes, lane: int, name: str, bin_edges) -> None:
+    """A numbered bar for each bin of a layer, alternately above and below the middle of its lane."""
+    for number, (begin, end) in enumerate(bin_edges, 1):
+        y = lane + (-0.18 if number % 2 else 0.18)
+        axes.barh(y, end - begin, 0.34, begin, color=COLOURS[name], edgecolor="black")
+        look = dict(color="white" if name == "RoIAlign" else "black", backgroundcolor=COLOURS[name])
+        axes.text((begin + end) / 2, y, number, ha="center", va="center", zorder=4, **look)
 
 
 def shift(found, x, box):
@@ -98,18 +110,19 @@ def shift(found, x, box):
     as they are and then jump.
     """
     count, stride = found["options"]["bins"], found["options"]["stride"]
-    at, middle = misalign.moved(box, stride, 1 / 16), count // 2  # so fine that a jump looks like one
-    spans, moved = {}, at[:, 0] - box[0]
+    boxes = misalign.moved(box, stride, 1 / 16)  # (S, 4), so close together that a jump looks like one
+    middle, shifts = count // 2, boxes[:, 0] - box[0]
+    spans = {}  # of what each layer reads of the ramp, beside what it should, in words
     figure, (panels,) = _canvas(f"What a bin reads while its box moves over a stride, {stride} pixels", 1, 2)
     for axes, values in zip(panels, (misalign.ramp_map(x.shape, stride), x)):
-        right = roi_integral(values, at / stride, count)[:, middle, middle]
-        zero = 0.0 if values is x else right
-        axes.plot(moved, right - zero, color="0.75", linewidth=8, label="exact integral")
+        exact = roi_integral(values, boxes / stride, count)[:, middle, middle]  # (S,)
+        zero = 0.0 if values is x else exact  # of the ramp the error is drawn, of the image what is read
+        axes.plot(shifts, exact - zero, color="0.75", linewidth=8, label="exact integral")
         for name, layer in misalign.LAYERS.items():
-            read = misalign.reading(layer, values, at, stride, count)[:, middle, middle] - zero
+            read = misalign.reading(layer, values, boxes, stride, count)[:, middle, middle] - zero
             dash = "-" if "average" in name else "-." if name == "RoIPool" else "--"
-            axes.plot(moved, read, dash, color=COLOURS[name.split(",")[0]], linewidth=2.6, label=name)
-            spans.setdefault(name, f"{name} {np.ptp(read):.1f}")  # of the ramp
+            axes.plot(shifts, read, dash, color=COLOURS[name.split(",")[0]], linewidth=2.6, label=name)
+            spans.setdefault(name, f"{name} {np.ptp(read):.1f}")  # the ramp comes first
         axes.set(xlabel="shift to the right and down, input pixels")
         axes.grid(alpha=0.25)
     panels[0].set(title="error of the place it reads (ramp)", ylabel="input pixels")
@@ -128,15 +141,15 @@ def worst(found, x, box):
     text = []
     for axes, aligned in zip(panels, (True, False)):
         for k, (name, colour) in enumerate(COLOURS.items()):
-            rows = [r for r in found["worst"] if r["layer"] == name and r["aligned"] == aligned]
-            at, heights = np.arange(len(rows)) + 0.27 * (k - 1), [r["worst"] for r in rows]
+            rows = [row for row in found["worst"] if row["layer"] == name and row["aligned"] == aligned]
+            middles, heights = np.arange(len(rows)) + 0.27 * (k - 1), [row["worst"] for row in rows]
             look = dict(color=colour, edgecolor="black", hatch=HATCHES[name])
-            bars = axes.bar(at, heights, 0.25, label=name, **look)
+            bars = axes.bar(middles, heights, 0.25, label=name, **look)
             axes.bar_label(bars, fmt="%.1f", padding=4, fontsize=11)
-            axes.hlines([r["bound"] for r in rows], at - 0.125, at + 0.125, color="black", linewidth=3.5)
-            text += [
-                f"{name} {r['worst']:.1f} of at most {r['bound']:.1f}" for r in rows if r["stride"] == 16
-            ]
+            bounds = [row["bound"] for row in rows]
+            axes.hlines(bounds, middles - 0.125, middles + 0.125, color="black", linewidth=3.5)
+            (at_16,) = (row for row in rows if row["stride"] == 16)
+            text.append(f"{name} {at_16['worst']:.1f} of at most {at_16['bound']:.1f}")
         axes.set(title="box edges read as places" if aligned else "as the original reads them")
         axes.set(xlabel="stride", xticks=range(len(misalign.STRIDES)), xticklabels=misalign.STRIDES)
     panels[0].set(ylabel="input pixels")
@@ -152,19 +165,19 @@ def gradient(found, x, box):
     RoIPool picks single ones. Distance from the exact one, relative to its length: {text}.
     """
     stride, gy = found["options"]["stride"], np.ones((found["options"]["bins"],) * 2)
-    right = roi_integral_gradient(gy, box[None] / stride, x.shape)[0]
-    images, titles = {"exact integral": right}, []
+    exact = roi_integral_gradient(gy, box[None] / stride, x.shape)[0]  # (H, W)
+    images, titles = {"exact integral": exact}, []
     for name, layer in reversed(misalign.LAYERS.items()):
         images[name] = misalign.gradient(layer, x, box[None], stride, gy)[0]
     figure, axes = _canvas("Where the gradient of a box goes", 2, 3)
-    left, upper, end, lower = box / stride - 0.5  # imshow has cell 0's centre at 0
-    outline = [left, end, end, left, left], [upper, upper, lower, lower, upper]
-    for one, (name, image) in zip(axes.flat, images.items()):
-        drawn = one.imshow(image, cmap="cividis", vmin=0, vmax=2 * right.max())
-        one.plot(*outline, "black", linewidth=4)
-        one.plot(*outline, "white", linewidth=2)
-        miss = np.linalg.norm(image - right) / np.linalg.norm(right)
-        titles.append(f"{name}: off by {miss:.0%}" if miss else name)
-        one.set(title=titles[-1], xticks=[], yticks=[])
+    left, top, right, bottom = box / stride - 0.5  # imshow has cell 0's centre at 0
+    outline = [left, right, right, left, left], [top, top, bottom, bottom, top]
+    for panel, (name, image) in zip(axes.flat, images.items()):
+        drawn = panel.imshow(image, cmap="cividis", vmin=0, vmax=2 * exact.max())
+        panel.plot(*outline, "black", linewidth=4)
+        panel.plot(*outline, "white", linewidth=2)
+        off = np.linalg.norm(image - exact) / np.linalg.norm(exact)
+        titles.append(f"{name}: off by {off:.0%}" if off else name)
+        panel.set(title=titles[-1], xticks=[], yticks=[])
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="gradient of a cell", extend="max")
     return figure, dict(text="; ".join(titles[1:]))

@@ -6,26 +6,37 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minimask.autograd import Tensor
-from minimask.gradient_check import _Point
+from minimask.gradient_check import FunctionAtPoint
 
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # told apart by the colour-blind, too
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # the colour-blind tell them apart too
 GREY = "#666666"
 
-# f(x + a h) times its weight, summed over a, over h; the power of h that the error falls with; a colour
+
+class Stencil(NamedTuple):
+    """A finite difference: the sum of weights[a] f(x + a h) over a, divided by h.
+
+    Its truncation error falls with h to the power `order`; `colour` is that of its curve.
+    """
+
+    weights: dict[int, float]
+    order: int
+    colour: str
+
+
 STENCILS = {
-    "one-sided": ({0: -1.0, 1: 1.0}, 1, ORANGE),
-    "central": ({-1: -0.5, 1: 0.5}, 2, BLUE),
-    "five points": ({-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}, 4, GREEN),
+    "one-sided": Stencil({0: -1.0, 1: 1.0}, 1, ORANGE),
+    "central": Stencil({-1: -0.5, 1: 0.5}, 2, BLUE),
+    "five points": Stencil({-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}, 4, GREEN),
 }
 
 
 class Source:
-    """Source text that a notebook shows in colours, anything else as it is."""
+    """Source text: highlighted in a notebook, plain everywhere else."""
 
     def __init__(self, text: str):
         self.text = text
@@ -38,10 +49,11 @@ class Source:
 
 
 def source(*objects: Any) -> Source:
-    """The installed source of functions, classes or methods; in a notebook, a cell's last line shows it."""
+    """The installed source of functions, classes, methods or modules, for a notebook to show."""
     parts = []
     for thing in objects:
-        path = inspect.getmodule(thing).__name__.replace(".", "/")
+        module = inspect.getmodule(thing)
+        path = module.__name__.replace(".", "/") + ("/__init__" if hasattr(module, "__path__") else "")
         parts.append(f"# {path}.py\n{textwrap.dedent(inspect.getsource(thing)).rstrip()}")
     return Source("\n\n\n".join(parts))
 
@@ -56,7 +68,7 @@ class StepErrors:
     errors : dict of (S,) float
         For each kind of difference: |numeric - derived| / |derived|, along one random direction.
     rounding : (S,) float
-        The size that rounding alone gives a difference: the values' last place, over the step.
+        The error that rounding alone causes: one unit in the values' last place, over the step.
     """
 
     steps: np.ndarray
@@ -65,19 +77,22 @@ class StepErrors:
 
     def best(self, kind: str = "central") -> float:
         """The smallest error of a kind, where truncation and rounding meet; one lucky step does not count."""
-        return float(np.median(np.lib.stride_tricks.sliding_window_view(self.errors[kind], 3), axis=1).min())
+        neighbours = np.lib.stride_tricks.sliding_window_view(self.errors[kind], 3)  # (S - 2, 3)
+        return float(np.median(neighbours, axis=1).min())
 
     def plot(self, axes=None, title: str = ""):
-        """Draw the errors over the step on doubly logarithmic axes, with the two straight lines of theory.
+        """Draw the errors over the step on logarithmic axes, with the straight lines that theory predicts.
 
         Parameters
         ----------
         axes : matplotlib Axes, optional
-            A new figure's by default.
+            By default, those of a new figure.
+        title : str
+            Of the axes.
 
         Returns
         -------
-        The Axes.
+        matplotlib Axes
         """
         import matplotlib.pyplot as plt
 
@@ -85,7 +100,7 @@ class StepErrors:
             _, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
         axes.loglog(self.steps, self.rounding, "--", color=GREY, lw=1, label="rounding: last place / h")
         for kind, errors in self.errors.items():
-            _, order, colour = STENCILS[kind]
+            order, colour = STENCILS[kind].order, STENCILS[kind].colour
             drawn = np.maximum(errors, 1e-17)  # an error of exactly 0 has no logarithm
             axes.loglog(self.steps, drawn, ".-", color=colour, lw=1, ms=4, label=kind)
             anchor = self._truncation(drawn, order)
@@ -99,10 +114,10 @@ class StepErrors:
         return axes
 
     def _truncation(self, errors, order: int) -> int | None:
-        """The largest step around which the errors go with its power `order`; None if there is none."""
+        """The index of the largest step near which errors grow as step ** order; None if there is none."""
         x, y = np.log(self.steps), np.log(errors)
         for i in range(len(x) - 1, -1, -1):
-            below = int(np.abs(x - x[i] + np.log(4)).argmin())  # a quarter of the step
+            below = int(np.abs(x - x[i] + np.log(4)).argmin())  # the step nearest to a quarter of this one
             if x[i] > x[below] and abs((y[i] - y[below]) / (x[i] - x[below]) - order) < 0.15:
                 return i if errors[below] > self.rounding[below] else None
         return None
@@ -119,8 +134,8 @@ def step_errors(
 ) -> StepErrors:
     """Compare a derived gradient with finite differences of many step sizes.
 
-    The outputs are weighted by a random u and all floating point inputs moved along a random v, as in
-    `minimask.gradcheck`; the derived <backward(u), v> is computed in float64.
+    The outputs are weighted by a random u, and all floating-point inputs are moved along a random v, as in
+    `minimask.gradcheck`. The derived <backward(u), v> is always computed in float64.
 
     Parameters
     ----------
@@ -128,26 +143,28 @@ def step_errors(
         As for `minimask.gradcheck`.
     kinds : sequence of "one-sided", "central", "five points"
     steps : (S,) float, optional
-        From 1e-13 to 1 by default.
+        By default 53 steps from 1e-13 to 1.
     dtype : float dtype
-        Of the finite differences.
+        In which the finite differences are computed.
     seed : int
-        Of u and v.
+        Seed of u and v.
     """
     rng = np.random.default_rng([seed, *b"steps"])
     steps = np.logspace(-13, 0, 53) if steps is None else np.asarray(steps, np.float64)
-    point = _Point(function, inputs, rng)
+    point = FunctionAtPoint(function, inputs, rng)
     shapes = {i: point.arrays[i].shape for i in point.variables}
     v = {i: rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1, shape) for i, shape in shapes.items()}
     derived = sum(float((point.gradients[i] * d).sum()) for i, d in v.items())
-    point.function = lambda *xs: function(
-        *(Tensor(x.data.astype(dtype)) if isinstance(x, Tensor) else x for x in xs)
-    )
+
+    def in_dtype(*xs):
+        return function(*(Tensor(x.data.astype(dtype)) if isinstance(x, Tensor) else x for x in xs))
+
+    point.function = in_dtype
     errors = {}
     for kind in kinds:
-        stencil = STENCILS[kind][0].items()
+        weights = STENCILS[kind].weights.items()
         numeric = [
-            sum(w * point.value({i: a * h * d for i, d in v.items()}) for a, w in stencil) / h for h in steps
+            sum(w * point.value({i: a * h * d for i, d in v.items()}) for a, w in weights) / h for h in steps
         ]
         errors[kind] = np.abs(np.array(numeric) - derived) / abs(derived)
     return StepErrors(steps, errors, np.finfo(dtype).eps * point.scale / steps / abs(derived))

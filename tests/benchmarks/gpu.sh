@@ -58,7 +58,7 @@ part training 170 "$python" -m minimask train --device cuda "${given[@]}" --outp
 [ -f "$out/train/checkpoint.npz" ] && part weights 20 "$python" - "$out/train/checkpoint.npz" "$out/weights.npz" <<'END'
 import sys
 from dataclasses import replace
-from minimask.checkpoint import load_checkpoint, save_checkpoint
+from minimask.weights.checkpoint import load_checkpoint, save_checkpoint
 
 checkpoint = load_checkpoint(sys.argv[1])
 save_checkpoint(sys.argv[2], replace(checkpoint, momentum={}))

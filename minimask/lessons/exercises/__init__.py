@@ -1,7 +1,7 @@
 """Exercises that check themselves: ``check("roi_align_backward", mine)``.
 
-The reader writes a forward or backward pass; `check` says that it is right, or what is wrong: the worst
-element, and which usual mistake it looks like. `names` lists the exercises, `describe` gives a task.
+The reader writes a forward or backward pass. `check` says that it is right, or what is wrong: the worst
+element, and which usual mistake it looks like. `names` lists the exercises, `describe` prints a task.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def check(name: str, mine: Callable) -> Verdict:
     Returns
     -------
     Verdict
-        True where it is right. Its text has been printed.
+        Truthy if the function is right. Its text has been printed.
 
     Raises
     ------
     InputError
-        For an unknown name. Whatever the function itself does wrong is said, not raised.
+        For an unknown name. Whatever the function does wrong is printed, not raised.
     """
     verdict = _find(name).check(mine)
     print(verdict.text)

@@ -20,7 +20,7 @@ OVERWRITTEN = "overwritten instead of added: right where one contribution arrive
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `check` found; true where the function is right.
+    """What `check` found; truthy if the function is right.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Verdict:
     text : str
         What `check` printed.
     mistakes : tuple of str
-        The usual mistakes that give what the function gave.
+        The usual mistakes that would give what the function gave.
     """
 
     right: bool
@@ -39,25 +39,25 @@ class Verdict:
         return self.right
 
     def _ipython_display_(self) -> None:
-        """Nothing: `check` has printed the text."""
+        """Show nothing: `check` has printed the text already."""
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """A task, what solves it, and what people usually get wrong.
+    """A task, its solution, and what people usually get wrong.
 
     Parameters
     ----------
     answer : callable
-        Gives what is right. Its signature is the reader's, its docstring the task, in which the words after
-        "Give" name the results (of a dict, its keys do).
+        Gives what is right. It has the signature of the reader's function, and its docstring is the task. The
+        words after "Give" in it name the results; where the result is a dict, its keys do.
     cases : callable
-        Generator -> {what is special: inputs}; the most telling first.
+        Generator -> {what is special about the case: inputs}; the most telling case first.
     mistakes : dict
-        {what the reader did: what that gives}: a callable as `answer` is, or {parameter: change} for
-        `answer` with that parameter changed, ``change(namespace of all inputs)``.
+        {what the reader did: what that gives}. The latter is a callable like `answer`, or
+        {parameter: change}: `answer`, called with ``change(namespace of all inputs)`` for that parameter.
     contributions : dict
-        {result: inputs -> how many terms are added up in each of its elements}.
+        {result: callable that takes the inputs and counts the terms that add up to each of its elements}.
     """
 
     answer: Callable
@@ -74,11 +74,11 @@ class Exercise:
         return re.search(r"Give ([\w, ]+?) ?[:(]", self.answer.__doc__).group(1).split(", ")
 
     def describe(self) -> str:
-        """The signature and the task."""
+        """The signature and the task, as text."""
         return f"{self.answer.__name__}({', '.join(self.parameters)})\n\n{inspect.getdoc(self.answer)}"
 
     def check(self, mine: Callable) -> Verdict:
-        """Run a reader's function on all cases, the first again in float32, and stop where it is wrong."""
+        """Run a reader's function on all cases, then on the first in float32; stop where it is wrong."""
         name, cases = self.answer.__name__, self.cases(np.random.default_rng(0))
         cases["float32"] = tuple(map(_narrow, next(iter(cases.values()))))
         suspects = list(self.mistakes)
@@ -87,49 +87,60 @@ class Exercise:
             if problem:
                 looks = "".join(f"\n  It looks like a usual mistake: {mistake}." for mistake in mistakes)
                 return Verdict(False, f"{name}: not yet right. Case {case!r}: {problem}.{looks}", mistakes)
-            rights = self._parts(
-                self.answer(*inputs)
-            )  # a mistake that this case would have shown was not made
-            suspects = [m for m in suspects if self._like(m, rights, rights, inputs)]
+            suspects = self._not_ruled_out(suspects, inputs)
         return Verdict(True, f"{name}: right, in {len(cases)} cases ({'; '.join(cases)})")
 
     def mistaken(self, mistake: str, inputs: tuple):
         """What a usual mistake gives for these inputs."""
-        made, given = self.mistakes[mistake], dict(zip(self.parameters, inputs))
+        wrong, given = self.mistakes[mistake], dict(zip(self.parameters, inputs))
         with np.errstate(all="ignore"):
-            if callable(made):
-                return made(*inputs)
-            return self.answer(**given | {name: to(SimpleNamespace(**given)) for name, to in made.items()})
+            if callable(wrong):
+                return wrong(*inputs)
+            changed = {name: change(SimpleNamespace(**given)) for name, change in wrong.items()}
+            return self.answer(**given | changed)
+
+    def _not_ruled_out(self, suspects: list[str], inputs: tuple) -> list[str]:
+        """The mistakes that a function which is right here can still make: they make no difference here."""
+        right = self._by_name(self.answer(*inputs))
+        return [mistake for mistake in suspects if self._gives(mistake, right, right, inputs)]
 
     def _judge(self, mine: Callable, inputs: tuple, suspects: list[str]) -> tuple[str, tuple[str, ...]]:
         """What is wrong with the function on these inputs ("" if nothing), and which mistakes give that."""
         result, problem = self._run(mine, inputs)
         if problem:
             return problem, ()
-        rights, parts = self._parts(self.answer(*inputs)), self._parts(result)
-        if not rights.keys() <= parts.keys():
-            missing = f"your function gives {_a(result)}; wanted: {', '.join(rights)}"
-            return missing, tuple(m for m in suspects if self._like(m, parts, rights, inputs))
-        for name, right in rights.items():
-            mine, right = parts[name], np.asarray(right)
-            if problem := _not_comparable(mine, right):
-                return f"{name} is {problem}", ()
-            mine = np.asarray(mine)
-            if not same(mine, right):
-                like = (m for m in suspects if self._like(m, {name: mine}, [name], inputs))
-                mistakes = tuple(like) or self._overwritten(name, mine, right, inputs) or _of_any(mine, right)
-                return f"{name} {_difference(mine, right)}", mistakes
-            if mine.dtype.itemsize > right.dtype.itemsize == 4:
-                return f"{name} is right, but float64: np.zeros, for one, makes that unless told dtype=", ()
+        wanted, given = self._by_name(self.answer(*inputs)), self._by_name(result)
+        if not wanted.keys() <= given.keys():
+            missing = f"your function gives {_a(result)}; wanted: {', '.join(wanted)}"
+            return missing, tuple(m for m in suspects if self._gives(m, given, wanted, inputs))
+        for name, right in wanted.items():
+            problem, mistakes = self._judge_result(name, given[name], np.asarray(right), inputs, suspects)
+            if problem:
+                return f"{name} {problem}", mistakes
+        return "", ()
+
+    def _judge_result(
+        self, name: str, mine, right: np.ndarray, inputs: tuple, suspects: list[str]
+    ) -> tuple[str, tuple[str, ...]]:
+        """The same for one of the results."""
+        if problem := _not_comparable(mine, right):
+            return f"is {problem}", ()
+        mine = np.asarray(mine)
+        if not same(mine, right):
+            mistakes = tuple(m for m in suspects if self._gives(m, {name: mine}, [name], inputs))
+            mistakes = mistakes or self._overwritten(name, mine, right, inputs) or _of_any(mine, right)
+            return _difference(mine, right), mistakes
+        if mine.dtype.itemsize > right.dtype.itemsize == 4:
+            return "is right, but float64: np.zeros, for one, makes that unless told dtype=", ()
         return "", ()
 
     def _run(self, mine: Callable, inputs: tuple) -> tuple[Any, str]:
-        """What the function gives; or, in words, why there is nothing."""
+        """What the function gives, and "" or, in words, why that is nothing to judge."""
         copies = [x.copy() if isinstance(x, np.ndarray) else x for x in inputs]
         try:
             result = mine(*copies)
         except Exception as error:
-            if error.__traceback__.tb_next is None:  # raised by the call itself
+            if error.__traceback__.tb_next is None:  # raised by the call itself: the signature is wrong
                 return None, f"give a function of ({', '.join(self.parameters)}): {error}"
             return None, _raised(error, mine)
         for name, old, new in zip(self.parameters, inputs, copies):
@@ -137,19 +148,20 @@ class Exercise:
                 return None, f"your function changes its input {name}, which others still read: copy it"
         return result, ""
 
-    def _parts(self, result) -> dict:
-        """Results by name; none of them if their number is wrong."""
+    def _by_name(self, result) -> dict:
+        """{name: result}; empty if their number is wrong."""
         if isinstance(result, dict) or len(self.results) == 1:
             return result if isinstance(result, dict) else {self.results[0]: result}
         fits = isinstance(result, (tuple, list)) and len(result) == len(self.results)
         return dict(zip(self.results, result)) if fits else {}
 
-    def _like(self, mistake: str, parts: dict, names, inputs: tuple) -> bool:
-        """Whether a usual mistake gives the same results of these names."""
-        wrong = self._parts(self.mistaken(mistake, inputs))
-        return all(same(parts.get(name), wrong.get(name)) for name in names)
+    def _gives(self, mistake: str, results: dict, names, inputs: tuple) -> bool:
+        """Whether a usual mistake gives these results, as far as they have these names."""
+        wrong = self._by_name(self.mistaken(mistake, inputs))
+        return all(same(results.get(name), wrong.get(name)) for name in names)
 
     def _overwritten(self, name: str, mine, right, inputs: tuple) -> tuple[str, ...]:
+        """`OVERWRITTEN`, if the result is wrong only where several terms meet."""
         if name not in self.contributions or mine.shape != right.shape:
             return ()
         counts = np.broadcast_to(self.contributions[name](*inputs), right.shape)
@@ -160,7 +172,7 @@ EXERCISES: dict[str, Exercise] = {}
 
 
 def exercise(cases: Callable, mistakes: dict, contributions: dict | None = None) -> Callable:
-    """Make an exercise of the function that answers it: see `Exercise`."""
+    """Decorate the answer to an exercise, which registers it: see `Exercise`."""
 
     def register(answer):
         EXERCISES[answer.__name__] = Exercise(answer, cases, mistakes, contributions or {})
@@ -170,7 +182,7 @@ def exercise(cases: Callable, mistakes: dict, contributions: dict | None = None)
 
 
 def gradients(function: Callable, gy, *inputs) -> tuple:
-    """Gradients of some inputs, by minimask's own tape."""
+    """The gradients of the inputs, by minimask's own backward pass."""
     tensors = [Tensor(x, True) for x in inputs]
     function(*tensors).backward(gy)
     return tuple(x.grad for x in tensors)
@@ -185,8 +197,8 @@ def same(mine, right) -> bool:
 
 
 def _differs(mine, right):
-    """Where two arrays of one shape differ; NaN does from all."""
-    tolerance = 1e-4 if right.dtype == np.float32 else 1e-9  # room for another order of summation
+    """Where two arrays of the same shape differ; NaN differs from everything."""
+    tolerance = 1e-4 if right.dtype == np.float32 else 1e-9  # leaves room for another order of summation
     return ~(np.abs(mine - right) <= tolerance * max(np.abs(right).max(initial=0), 1e-30))
 
 
@@ -205,7 +217,7 @@ def _a(thing) -> str:
 
 
 def _not_comparable(mine, right: np.ndarray) -> str:
-    """In words: why a result cannot be compared; "" if it can."""
+    """Why a result cannot be compared, in words; "" if it can."""
     if not isinstance(mine, (np.ndarray, np.generic, int, float)):
         return f"{_a(mine)}, not an array"
     dtype = np.asarray(mine).dtype
@@ -214,7 +226,7 @@ def _not_comparable(mine, right: np.ndarray) -> str:
 
 
 def _raised(error: Exception, mine: Callable) -> str:
-    """An exception of the reader's function in words, with the line of that function that led to it."""
+    """An exception of the reader's function in words, with the line of the function that led to it."""
     path = getattr(getattr(mine, "__code__", None), "co_filename", None)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     where = f" in line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
@@ -222,14 +234,16 @@ def _raised(error: Exception, mine: Callable) -> str:
 
 
 def _difference(mine: np.ndarray, right: np.ndarray) -> str:
-    """How many elements are wrong, the worst, and which image, row or column all lie in, if one."""
+    """How many elements are wrong, the worst, and the image, row or column they all lie in, if one."""
     if mine.shape != right.shape:
         return f"has the shape {mine.shape}, not {right.shape}"
     wrong = _differs(mine, right)
     error = np.where(wrong, np.nan_to_num(np.abs(mine - right), nan=np.inf), -1.0)
     worst = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
-    hits = [np.unique(indices) for indices in wrong.nonzero()] if wrong.ndim > 1 else []
-    places = [str(hit[0]) if len(hit) == 1 < n else ":" for hit, n in zip(hits, wrong.shape)]
+    affected = (
+        [np.unique(indices) for indices in wrong.nonzero()] if wrong.ndim > 1 else []
+    )  # along each axis
+    places = [str(hit[0]) if len(hit) == 1 < n else ":" for hit, n in zip(affected, wrong.shape)]
     where = f", all in [{', '.join(places)}]" if set(places) > {":"} else ""
     return (
         f"has {wrong.sum()} of {wrong.size} elements wrong{where}; the worst at {list(worst)}: "
@@ -238,7 +252,7 @@ def _difference(mine: np.ndarray, right: np.ndarray) -> str:
 
 
 def _of_any(mine: np.ndarray, right: np.ndarray) -> tuple[str, ...]:
-    """Mistakes that any result may show: a factor, axes in another order."""
+    """Mistakes that any result can show: a factor, or axes in another order."""
     if mine.shape == right.shape and right.dtype.kind == "f" and right.any():
         factor = float((mine * right).sum() / (right * right).sum())
         if same(mine, factor * right):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +22,11 @@ from minimask.lessons.exercises.exercise import exercise, gradients
 
 
 class Call(NamedTuple):
-    """One call on the tape: names of what it read and made, and gradient of output -> gradients of inputs."""
+    """One call on the tape: the names of what it read and made, and its backward pass."""
 
     inputs: tuple[str, ...]
     output: str
-    backward: Callable
+    backward: Callable  # gradient of the output -> tuple with the gradient of each input
 
 
 def _tapes(rng) -> dict[str, tuple]:
@@ -43,24 +44,25 @@ def _tapes(rng) -> dict[str, tuple]:
 
 
 def _walk(tape, output, gradient, order: int = -1, add: Callable = operator.add) -> dict:
-    found = {output: gradient.copy()}
+    """The right backward pass, or a wrong one: in another order, or with another way to add."""
+    gradients = {output: gradient.copy()}
     for call in tape[::order]:
-        if call.output in found:
-            for name, g in zip(call.inputs, call.backward(found[call.output])):
-                found[name] = add(found[name], g) if name in found else g
-    return found
+        if call.output in gradients:
+            for name, g in zip(call.inputs, call.backward(gradients[call.output])):
+                gradients[name] = add(gradients[name], g) if name in gradients else g
+    return gradients
+
+
+def _overwrite(_, g):
+    return g
 
 
 @exercise(
     _tapes,
     {
-        "overwritten: a value used twice gets a gradient from each use": lambda *a: _walk(
-            *a, add=lambda _, g: g
-        ),
-        "added in place, into another value's gradient: make a new sum": lambda *a: _walk(
-            *a, add=operator.iadd
-        ),
-        "walked forwards: the last call comes first": lambda *a: _walk(*a, order=1),
+        "overwritten: a value used twice gets a gradient from each use": partial(_walk, add=_overwrite),
+        "added in place, into another value's gradient: make a new sum": partial(_walk, add=operator.iadd),
+        "walked forwards: the last call comes first": partial(_walk, order=1),
     },
 )
 def tape_backward(tape, output, gradient):
@@ -68,11 +70,12 @@ def tape_backward(tape, output, gradient):
 
     tape : list of calls, in the order in which they were computed. call.inputs is a tuple of names of values,
         call.output the name of the value it made, call.backward(g) gives, from the gradient of that value, a
-        tuple with the gradient of each input; several of them may be one and the same array.
+        tuple with the gradient of each input; several of these may be the same array.
     output : str, name of the value to differentiate
     gradient : array, the gradient of that value
 
-    Give gradients : dict, by name the gradient of every value that output was computed from, and its own.
+    Give gradients : dict, by name the gradient of every value that the output was computed from, and of the
+    output itself.
     """
     return _walk(tape, output, gradient)
 
@@ -101,8 +104,8 @@ def relu_backward(gy, x):
 
 
 def _cross_entropy(gy, logits, labels, axis: int = 1, at_label: float = 1.0):
-    hit = np.arange(logits.shape[1]) == labels[:, None]
-    return gy * (softmax_array(logits, axis) - at_label * hit) / len(logits)
+    is_label = np.arange(logits.shape[1]) == labels[:, None]  # (R, K)
+    return gy * (softmax_array(logits, axis) - at_label * is_label) / len(logits)
 
 
 @exercise(
@@ -113,8 +116,8 @@ def _cross_entropy(gy, logits, labels, axis: int = 1, at_label: float = 1.0):
     {
         "not divided by the number of rows: the loss is a mean": dict(gy=lambda a: a.gy * len(a.labels)),
         "gy left out": dict(gy=lambda a: a.gy**0),
-        "1 is not subtracted at the labels": lambda *a: _cross_entropy(*a, at_label=0.0),
-        "softmax along the wrong axis": lambda *a: _cross_entropy(*a, axis=0),
+        "1 is not subtracted at the labels": partial(_cross_entropy, at_label=0.0),
+        "softmax along the wrong axis": partial(_cross_entropy, axis=0),
     },
 )
 def softmax_cross_entropy_backward(gy, logits, labels):
@@ -135,7 +138,8 @@ FLIPPED = (Ellipsis, slice(None, None, -1), slice(None, None, -1))
 ONE_SIDED = "padded on one side only: window p begins at p stride - padding"
 
 
-def _late(x, padding: int):  # all of the padding behind: the first window begins at pixel 0
+def _padded_behind(x, padding: int):
+    """All of the padding at the end of each axis, so that the first window begins at pixel 0."""
     return np.pad(x, ((0, 0), (0, 0), (0, 2 * padding), (0, 2 * padding)))
 
 
@@ -152,7 +156,7 @@ def _convolutions(rng, *wanted: str) -> dict[str, tuple]:
 @exercise(
     lambda rng: _convolutions(rng, "x", "kernel", "stride", "padding"),
     {
-        ONE_SIDED: dict(x=lambda a: _late(a.x, a.padding), padding=lambda a: 0),
+        ONE_SIDED: dict(x=lambda a: _padded_behind(a.x, a.padding), padding=lambda a: 0),
         "the kernel's elements upside down": lambda *a: im2col(*a)[:, :, ::-1, ::-1],
     },
 )
@@ -175,7 +179,7 @@ def im2col(x, kernel, stride, padding):
         "the kernel upside down: networks correlate, they do not convolve": dict(w=lambda a: a.w[FLIPPED]),
         "the kernel's rows and columns swapped": dict(w=lambda a: a.w.swapaxes(2, 3)),
         "the bias left out": dict(b=lambda a: 0 * a.b),
-        ONE_SIDED: dict(x=lambda a: _late(a.x, a.padding), padding=lambda a: 0),
+        ONE_SIDED: dict(x=lambda a: _padded_behind(a.x, a.padding), padding=lambda a: 0),
     },
 )
 def conv2d_forward(x, w, b, stride, padding):
@@ -192,26 +196,27 @@ def conv2d_forward(x, w, b, stride, padding):
     return F.conv2d(x, w, b, stride, padding).data
 
 
-def _late_gradients(gy, x, w, stride, padding):
-    gx, gw, gb = conv2d_backward(gy, _late(x, padding), w, stride, 0)
+def _gradients_padded_behind(gy, x, w, stride, padding):
+    gx, gw, gb = conv2d_backward(gy, _padded_behind(x, padding), w, stride, 0)
     return gx[..., : x.shape[2], : x.shape[3]], gw, gb
 
 
-def _flipped_gradients(gy, x, w, stride, padding):
+def _gradients_of_flipped(gy, x, w, stride, padding):
     gx, gw, gb = conv2d_backward(gy, x, w[FLIPPED], stride, padding)
     return gx, gw[FLIPPED], gb
 
 
 def _windows_of_pixel(gy, x, w, stride, padding):
+    """In how many windows each pixel of x lies."""
     return conv2d_backward(gy[:, :1] ** 0, x, w[:1] ** 0, stride, padding)[0]
 
 
 @exercise(
     lambda rng: _convolutions(rng, "gy", "x", "w", "stride", "padding"),
     {
-        "the kernel upside down": _flipped_gradients,
+        "the kernel upside down": _gradients_of_flipped,
         "the kernel's rows and columns swapped": dict(w=lambda a: a.w.swapaxes(2, 3)),
-        ONE_SIDED: _late_gradients,
+        ONE_SIDED: _gradients_padded_behind,
         "a mean over the images: their gradients add up": dict(gy=lambda a: a.gy / max(len(a.gy), 1)),
         "overwritten by the last image": dict(gy=lambda a: a.gy[-1:], x=lambda a: a.x[-1:]),
     },
@@ -234,11 +239,15 @@ def conv2d_backward(gy, x, w, stride, padding):
 
 
 def _to_all_maxima(gy, x, kernel, stride):
-    y, gx = F.max_pool2d(x, kernel, stride).data[..., None, None], np.zeros_like(x)
+    maxima, gx = F.max_pool2d(x, kernel, stride).data[..., None, None], np.zeros_like(x)
     for p, q in np.ndindex(gy.shape[2:]):
         window = (..., slice(p * stride, p * stride + kernel), slice(q * stride, q * stride + kernel))
-        gx[window] += gy[:, :, p, q, None, None] * (x[window] == y[:, :, p, q])
+        gx[window] += gy[:, :, p, q, None, None] * (x[window] == maxima[:, :, p, q])
     return gx
+
+
+def _spread_evenly(gy, x, kernel, stride):
+    return _to_all_maxima(gy / kernel**2, 0 * x, kernel, stride)  # of zeros, each is a maximum
 
 
 @exercise(
@@ -248,7 +257,7 @@ def _to_all_maxima(gy, x, kernel, stride):
     },
     {
         "each of several equal maxima gets the gradient: only the first does": _to_all_maxima,
-        "spread, as average pooling does": lambda gy, x, k, s: _to_all_maxima(gy / k**2, 0 * x, k, s),
+        "spread, as average pooling does": _spread_evenly,
     },
     contributions={"gx": lambda gy, *rest: max_pool_backward(gy**0, *rest)},
 )
@@ -259,18 +268,26 @@ def max_pool_backward(gy, x, kernel, stride):
     x : (N, C, H, W) float
     kernel, stride : int; windows overlap where the kernel is larger than the stride
 
-    Give gx : (N, C, H, W). A window's gradient goes to its largest element; of equals, to the first by row.
+    Give gx : (N, C, H, W). A window's gradient goes to its largest element; among equals, to the first by
+    row.
     """
     return gradients(lambda x: F.max_pool2d(x, kernel, stride), gy, x)[0]
 
 
-def _constant(gy, x, weight, groups, eps, mean: bool):  # gx with mean, or variance, taken for a constant
-    rows = x.reshape(len(x), groups, -1)
+def _as_if_constant(gy, x, weight, groups, eps, statistic: str):
+    """The gradients with "mean" or "variance" taken for a constant: without the term of gx that it adds."""
+    rows = x.reshape(len(x), groups, -1)  # (N, groups, elements of a group)
     x_hat = (rows - rows.mean(axis=2, keepdims=True)) / np.sqrt(rows.var(axis=2, keepdims=True) + eps)
     g = (gy * weight[:, None, None]).reshape(rows.shape) / np.sqrt(rows.var(axis=2, keepdims=True) + eps)
-    term = g.mean(axis=2, keepdims=True) if mean else x_hat * (g * x_hat).mean(axis=2, keepdims=True)
+    if statistic == "mean":
+        left_out = g.mean(axis=2, keepdims=True)
+    else:
+        left_out = x_hat * (g * x_hat).mean(axis=2, keepdims=True)
     gx, *others = group_norm_backward(gy, x, weight, groups, eps)
-    return gx + np.broadcast_to(term, rows.shape).reshape(x.shape), *others
+    return gx + np.broadcast_to(left_out, rows.shape).reshape(x.shape), *others
+
+
+IN_IT = "taken for a constant: every x of the group is in it"
 
 
 @exercise(
@@ -279,10 +296,8 @@ def _constant(gy, x, weight, groups, eps, mean: bool):  # gx with mean, or varia
         "one group": (*rng.normal(size=(2, 1, 3, 2, 2)), rng.uniform(0.5, 2, 3), 1, 0.1),
     },
     {
-        "the mean taken for a constant: every x of the group is in it": lambda *a: _constant(*a, mean=True),
-        "the variance taken for a constant: every x of the group is in it": lambda *a: _constant(
-            *a, mean=False
-        ),
+        f"the mean {IN_IT}": partial(_as_if_constant, statistic="mean"),
+        f"the variance {IN_IT}": partial(_as_if_constant, statistic="variance"),
         "weight left out": dict(weight=lambda a: a.weight**0),
         "mean and variance of a channel, not of its group": dict(groups=lambda a: a.x.shape[1]),
     },
@@ -293,7 +308,7 @@ def group_norm_backward(gy, x, weight, groups, eps):
     gy : (N, C, H, W) float, gradient of y
     x : (N, C, H, W) float
     weight : (C,) float
-    groups : int, divides C; each has C / groups channels, one after another, of one image
+    groups : int, divides C; each group is C / groups consecutive channels of one image
     eps : float
 
     Give gx, g_weight, g_bias : (N, C, H, W), (C,), (C,).

@@ -5,6 +5,8 @@ Shapes: A, B, R boxes; N images, C channels, H x W pixels, output PH x PW, masks
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from minimask import boxes as box_ops
@@ -14,8 +16,8 @@ from minimask.autograd import Tensor
 from minimask.kernels.roi_align import Plan, Sampling
 from minimask.lessons.exercises.exercise import exercise, gradients
 
-SWAPPED = [1, 0, 3, 2]  # y1, x1, y2, x2
-ONE = np.array([0, 0, 1, 1], np.float32)
+SWAPPED = [1, 0, 3, 2]  # x1, y1, x2, y2 -> y1, x1, y2, x2
+ONE = np.array([0, 0, 1, 1], np.float32)  # a box + ONE reaches a pixel farther
 AXES = "axes swapped: x runs along a row, y down a column"
 PLUS_ONE = "+1: a box from x1 to x2 is x2 - x1 wide"
 NO_HALF_PIXEL = "no half pixel: pixel i has its centre at i + 1/2"
@@ -30,7 +32,7 @@ def _boxes(rng, n: int, within: float = 30.0):
 # ------------------------------------------------------------------------------------------------- boxes
 
 
-def _uncut(a, b):
+def _iou_of_negative_sides(a, b):
     inter = (np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])).prod(axis=2)
     union = box_ops.box_area(a)[:, None] + box_ops.box_area(b) - inter
     return inter / np.where(union, union, 1)
@@ -45,7 +47,7 @@ def _uncut(a, b):
     {
         PLUS_ONE: dict(a=lambda a: a.a + ONE, b=lambda a: a.b + ONE),
         "the intersection is twice in the union": lambda *a: box_iou(*a) / (1 + box_iou(*a)),
-        "negative sides not cut off at 0: two of them make a positive area": _uncut,
+        "negative sides not cut off at 0: two of them make a positive area": _iou_of_negative_sides,
     },
 )
 def box_iou(a, b):
@@ -59,9 +61,14 @@ def box_iou(a, b):
     return box_ops.box_iou(a, b)
 
 
-def _corners(boxes, anchors):
+def _encode_corners(boxes, anchors):
     shift = (boxes - anchors)[:, :2] / (anchors[:, 2:] - anchors[:, :2])
     return np.concatenate([shift, box_encode(boxes, anchors)[:, 2:]], axis=1)
+
+
+def _encode_without_log(boxes, anchors):
+    deltas = box_encode(boxes, anchors)
+    return np.where(ONE > 0, np.exp(deltas), deltas)  # of dw and dh
 
 
 @exercise(
@@ -70,8 +77,8 @@ def _corners(boxes, anchors):
         PLUS_ONE: dict(boxes=lambda a: a.boxes + ONE, anchors=lambda a: a.anchors + ONE),
         AXES: lambda *a: box_encode(*a)[:, SWAPPED],
         "coded against the box, not against the anchor": lambda *a: box_encode(*a[::-1]),
-        "from corner to corner: dx and dy lead from centre to centre": _corners,
-        "no logarithm": lambda *a: np.where(ONE > 0, np.exp(box_encode(*a)), box_encode(*a)),
+        "from corner to corner: dx and dy lead from centre to centre": _encode_corners,
+        "no logarithm": _encode_without_log,
     },
 )
 def box_encode(boxes, anchors):
@@ -85,7 +92,7 @@ def box_encode(boxes, anchors):
     return box_ops.BoxCoder().encode(boxes, anchors)
 
 
-def _from_corner(deltas, anchors, limit):
+def _decode_from_corner(deltas, anchors, limit):
     boxes = box_decode(deltas, anchors, limit)
     return boxes + np.tile(boxes[:, 2:] - boxes[:, :2], 2) / 2
 
@@ -100,7 +107,7 @@ def _from_corner(deltas, anchors, limit):
         "clipped twice: dx and dy have no limit": dict(deltas=lambda a: np.minimum(a.deltas, a.limit)),
         PLUS_ONE: lambda deltas, anchors, limit: box_decode(deltas, anchors + ONE, limit) - ONE,
         AXES: dict(deltas=lambda a: a.deltas[:, SWAPPED]),
-        "the centre taken for a corner: half of the size is on each side": _from_corner,
+        "the centre taken for a corner: half of the size is on each side": _decode_from_corner,
     },
 )
 def box_decode(deltas, anchors, limit):
@@ -108,23 +115,25 @@ def box_decode(deltas, anchors, limit):
 
     deltas : (R, 4) float, dx, dy, dw, dh
     anchors : (R, 4) float, x1, y1, x2, y2
-    limit : float; dw and dh are taken for at most this, so that exp cannot overflow
+    limit : float; dw and dh above it count as this much, so that exp cannot overflow
 
     Give boxes : (R, 4), x1, y1, x2, y2.
     """
     return box_ops.BoxCoder(bbox_xform_clip=limit).decode(deltas, anchors)[:, 0]
 
 
-def _nms(boxes, scores, threshold, strikes=np.greater, by_all=False):
+def _nms(boxes, scores, threshold, suppresses=np.greater, by_suppressed=False):
+    """The right answer, or a wrong one: with another comparison, or where suppressed boxes suppress."""
     kept, seen = [], []
     for i in np.argsort(-scores, kind="stable"):
-        if not strikes(box_ops.box_iou(boxes[[i]], boxes[seen if by_all else kept]), threshold).any():
+        overlaps = box_ops.box_iou(boxes[[i]], boxes[seen if by_suppressed else kept])
+        if not suppresses(overlaps, threshold).any():
             kept.append(i)
         seen.append(i)
     return np.array(kept)
 
 
-def _positions(boxes, scores, threshold):
+def _ranks(boxes, scores, threshold):
     return np.argsort(np.argsort(-scores))[nms(boxes, scores, threshold)]
 
 
@@ -136,12 +145,12 @@ def _positions(boxes, scores, threshold):
         "no boxes": (np.zeros((0, 4)), np.zeros(0), 0.5),
     },
     {
-        "a suppressed box still suppresses others": lambda *a: _nms(*a, by_all=True),
+        "a suppressed box still suppresses others": partial(_nms, by_suppressed=True),
         "the lowest score goes first": dict(scores=lambda a: -a.scores),
         PLUS_ONE: dict(boxes=lambda a: a.boxes + ONE),
-        "positions after sorting, not in the list you were given": _positions,
+        "positions after sorting, not in the list you were given": _ranks,
         "in the order of the list, not by falling score": lambda *a: np.sort(nms(*a)),
-        "just the threshold suppresses: only more does": lambda *a: _nms(*a, strikes=np.greater_equal),
+        "just the threshold suppresses: only more does": partial(_nms, suppresses=np.greater_equal),
     },
 )
 def nms(boxes, scores, threshold):
@@ -157,6 +166,7 @@ def nms(boxes, scores, threshold):
 
 
 def _anchors(sizes, ratios, stride, height, width, offset=0.5, keep_area=True, axes=(0, 1, 2, 3)):
+    """The right answer, or a wrong one; `axes` is the order of rows, columns, anchors, coordinates."""
     r, s = np.repeat(ratios, len(sizes)), np.tile(sizes, len(ratios))
     half = np.stack([s / np.sqrt(r), s * np.sqrt(r)] if keep_area else [s, s * r], axis=1) / 2  # (K, 2)
     y, x = np.meshgrid(*((np.arange(n) + offset) * stride for n in (height, width)), indexing="ij")
@@ -167,12 +177,10 @@ def _anchors(sizes, ratios, stride, height, width, offset=0.5, keep_area=True, a
 @exercise(
     lambda rng: {"sizes and ratios": ((16, 32), (0.5, 1.0, 3.0), 8, 3, 4), "one": ((64,), (2.0,), 16, 2, 2)},
     {
-        "no half pixel: cell i has its middle at (i + 1/2) stride": lambda *a: _anchors(*a, offset=0.0),
+        "no half pixel: cell i has its middle at (i + 1/2) stride": partial(_anchors, offset=0.0),
         "the ratio taken for width over height": dict(ratios=lambda a: 1 / np.array(a.ratios)),
-        "the area changes with the ratio: use its root on both sides": lambda *a: _anchors(
-            *a, keep_area=False
-        ),
-        "axes swapped: columns before rows": lambda *a: _anchors(*a, axes=(1, 0, 2, 3)),
+        "the area changes with the ratio: use its root on both sides": partial(_anchors, keep_area=False),
+        "axes swapped: columns before rows": partial(_anchors, axes=(1, 0, 2, 3)),
     },
 )
 def anchors(sizes, ratios, stride, height, width):
@@ -193,10 +201,11 @@ def anchors(sizes, ratios, stride, height, width):
 
 
 def _to_map(a):
-    return np.array([1, *[a.scale] * 4])  # RoIs to feature pixels
+    return np.array([1, *[a.scale] * 4])  # times a RoI: the RoI in feature pixels
 
 
 def _clipped(a):
+    """The RoIs, clipped to the image."""
     height, width = (a.x_shape if hasattr(a, "x_shape") else a.x.shape)[2:]
     return np.clip(a.rois, 0, [np.inf, *np.array([width, height] * 2) / a.scale])
 
@@ -264,13 +273,14 @@ def roi_align_forward(x, rois, output_size, scale, sampling_ratio):
     sampling_ratio : int, n: n x n points a bin, at (k + 1/2) / n of it
 
     Give y : (R, C, PH, PW). In feature pixels, pixel i has its centre at i + 1/2 (aligned=True). A point more
-    than a pixel outside the outermost centres reads 0; else it is moved to between them, and reads its four
-    neighbours.
+    than a pixel outside the outermost centres reads 0; any other is moved between them if it lies outside,
+    and reads its four neighbours.
     """
     return F.roi_align(x, rois, output_size, scale, sampling_ratio, aligned=True).data
 
 
 def _points_of_pixel(gy, rois, x_shape, scale, sampling_ratio):
+    """How many points read each pixel of x."""
     sampling = Sampling(gy.shape[2:], sampling_ratio, True, aggregation="max")  # a row for each point
     matrix = Plan.build(rois, None, [x_shape], (scale,), sampling, gy.dtype).matrix
     counts = np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1])
@@ -302,18 +312,23 @@ def roi_align_backward(gy, rois, x_shape, scale, sampling_ratio):
 
 
 def _mask_loss(logits, labels, targets, loss_of=F.mask_loss, scale=1.0):
+    """The loss and its gradient."""
     x = Tensor(logits, True)
     loss = loss_of(x, labels, targets) * scale
     loss.backward()
     return loss.data, x.grad
 
 
-def _of_softmax(x, labels, targets):
+def _summed_loss(logits, labels, targets):
+    return _mask_loss(logits, labels, targets, scale=float(targets.size))
+
+
+def _softmax_loss(x, labels, targets):
     p = F.softmax(x, axis=1)[np.arange(len(labels)), labels]
     return (F.log(p) * targets + F.log(1.0 - p) * (1.0 - targets)).mean() * -1.0
 
 
-def _of_all_channels(x, labels, targets):
+def _all_channels_loss(x, labels, targets):
     return F.sigmoid_cross_entropy(x, np.broadcast_to(targets[:, None], x.shape))
 
 
@@ -324,12 +339,10 @@ def _of_all_channels(x, labels, targets):
         "no RoIs": (np.zeros((0, 3, 2, 2)), np.zeros(0, np.int64), np.zeros((0, 2, 2))),
     },
     {
-        "summed, not averaged": lambda *a: _mask_loss(*a, scale=float(a[2].size)),
+        "summed, not averaged": _summed_loss,
         "the channel before the label's: channel 0 is the background's": dict(labels=lambda a: a.labels - 1),
-        "a softmax: masks do not compete, each has its sigmoid": lambda *a: _mask_loss(
-            *a, loss_of=_of_softmax
-        ),
-        "all channels: only the true class's has a loss": lambda *a: _mask_loss(*a, loss_of=_of_all_channels),
+        "a softmax: masks do not compete, each has its sigmoid": partial(_mask_loss, loss_of=_softmax_loss),
+        "all channels: only the true class's has a loss": partial(_mask_loss, loss_of=_all_channels_loss),
     },
 )
 def mask_loss(logits, labels, targets):
@@ -344,7 +357,7 @@ def mask_loss(logits, labels, targets):
     return _mask_loss(logits, labels, targets)
 
 
-def _on_image(a):
+def _box_within_image(a):
     return np.clip(a.box, 0, [*a.image_size[::-1]] * 2)
 
 
@@ -358,7 +371,7 @@ def _on_image(a):
         PLUS_ONE: dict(box=lambda a: a.box + ONE),
         AXES: dict(box=lambda a: a.box[SWAPPED]),
         ROUNDED: dict(box=lambda a: np.rint(a.box)),
-        "clipped twice: a box that reaches out is pasted in part, not squeezed": dict(box=_on_image),
+        "clipped twice: a box that reaches out is pasted in part, not squeezed": dict(box=_box_within_image),
     },
 )
 def paste_mask(mask, box, image_size):

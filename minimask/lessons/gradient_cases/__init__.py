@@ -1,7 +1,7 @@
 """The table of gradient cases: for every Function, inputs to try it on and what it must equal there.
 
-`minimask gradcheck`, the tests and the notebooks read the same table. A new Function needs a row here; a test
-walks over the package and fails for one that has none.
+`minimask gradcheck`, the tests and the notebooks read the same table. A new Function needs a row here: a test
+walks the package and fails for a Function that has none.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from minimask.lessons.gradient_cases.case import Case
 __all__ = ["CASES", "Case", "all_functions", "check_function", "named_functions", "run_table"]
 
 TOLERANCE = 1e-6  # of the relative error, in float64
-ATTEMPTS = 6  # draws of the inputs, when they happen to lie at a kink
+ATTEMPTS = 6  # how often inputs are drawn, as long as they happen to lie at a kink
 
 CASES: dict[type[Function], list[Case]] = array.CASES | layers.CASES | roi.CASES | loss.CASES
 
-_OTHER_NAMES = {"l1": "smoothl1", "take": "getitem"}  # lower-case functions that share another's class
+_OTHER_NAMES = {"l1": "smoothl1", "take": "getitem"}  # functions without a class of their own name
 
 
 def all_functions() -> list[type[Function]]:
-    """Every subclass of Function that the package defines, in the order of modules and lines."""
+    """Every subclass of Function that the package defines, sorted by module and line."""
     for module in pkgutil.walk_packages(minimask.__path__, "minimask."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -50,7 +50,7 @@ def _subclasses(cls: type) -> Iterator[type]:
 
 
 def named_functions(names: Sequence[str]) -> list[type[Function]]:
-    """The Functions of these names, or all of them for none.
+    """The Functions of these names; all of them if no names are given.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def named_functions(names: Sequence[str]) -> list[type[Function]]:
     Raises
     ------
     InputError
-        For a name that is neither, naming the nearest.
+        For a name that is neither; the message suggests the nearest one.
     """
     functions = {cls.__name__.lower(): cls for cls in all_functions()}
     chosen = []
@@ -76,7 +76,7 @@ def named_functions(names: Sequence[str]) -> list[type[Function]]:
 
 
 def check_function(cls: type[Function], case: Case, seed: int = 0) -> GradientReport:
-    """Check the gradient of one case; inputs that lie at a kink are drawn again, `ATTEMPTS` times in all."""
+    """Check the gradient of one case. Inputs at a kink are drawn again, up to `ATTEMPTS` draws in all."""
     for attempt in range(ATTEMPTS):
         inputs = case.inputs(np.random.default_rng([seed, attempt]))
         report = gradcheck(
@@ -92,19 +92,19 @@ def check_function(cls: type[Function], case: Case, seed: int = 0) -> GradientRe
 
 
 def run_table(names: Sequence[str] = (), out: Callable[[str], None] = print) -> bool:
-    """Check the Functions of these names, or all, and print a line for each case.
+    """Check the Functions of these names, or all of them, and print a line for each case.
 
     Parameters
     ----------
     names : sequence of str
-        As in `named_functions`.
+        As for `named_functions`.
     out : callable
-        Gets each line.
+        Called with each line.
 
     Returns
     -------
     bool
-        Whether every case of every Function agrees, and every Function has one.
+        Whether every Function has cases and all of them agree.
 
     Raises
     ------

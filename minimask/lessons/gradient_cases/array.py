@@ -13,29 +13,29 @@ from minimask.lessons.gradient_cases.case import Case, apart, elementwise, far_o
 
 
 def _arithmetic(operation, second=normal) -> list[Case]:
-    """The cases of a Function of two arrays; `second` makes the right one."""
+    """The cases of an arithmetic operation on two arrays; `second` makes the one on the right."""
 
-    def pair(a, b):
-        return lambda rng: (*normal(a)(rng), *second(b)(rng))
+    def operands(left_shape, right_shape):
+        return lambda rng: (*normal(left_shape)(rng), *second(right_shape)(rng))
 
     reference = elementwise(operation)
     return [
-        Case("plain", pair((3, 4), (3, 4)), {}, reference),
-        Case("broadcast", pair((3, 1, 4), (2, 1)), {}, reference),
-        Case("zero axes", pair((), (2, 3)), {}, reference),
+        Case("plain", operands((3, 4), (3, 4)), {}, reference),
+        Case("broadcast", operands((3, 1, 4), (2, 1)), {}, reference),
+        Case("zero axes", operands((), (2, 3)), {}, reference),
         Case("a number", lambda rng: (*normal((2, 3))(rng), 2.5), {}, reference),
-        Case("no rows", pair((0, 4), (4,)), {}, reference),
+        Case("no rows", operands((0, 4), (4,)), {}, reference),
     ]
 
 
 def _reduction(mean: bool) -> list[Case]:
     def loop(x, axis=None, keepdims=False):
-        axes = range(x.ndim) if axis is None else np.arange(x.ndim)[np.atleast_1d(axis)]
-        y = np.zeros([1 if i in axes else k for i, k in enumerate(x.shape)])
+        reduced = range(x.ndim) if axis is None else np.arange(x.ndim)[np.atleast_1d(axis)]
+        y = np.zeros([1 if i in reduced else size for i, size in enumerate(x.shape)])
         for index, value in np.ndenumerate(x):
-            y[tuple(0 if i in axes else k for i, k in enumerate(index))] += value
-        n = max(math.prod(x.shape[i] for i in axes), 1) if mean else 1
-        return (y if keepdims else y.squeeze(tuple(axes))) / n
+            y[tuple(0 if i in reduced else k for i, k in enumerate(index))] += value
+        n = max(math.prod(x.shape[i] for i in reduced), 1) if mean else 1
+        return (y if keepdims else y.squeeze(tuple(reduced))) / n
 
     x = normal((3, 2, 4))
     return [
@@ -49,13 +49,13 @@ def _reduction(mean: bool) -> list[Case]:
 
 
 def _pointwise(f, inputs=normal) -> list[Case]:
-    sizes = {"plain": (3, 4), "no rows": (0, 4)}
-    return [Case(name, inputs(size), {}, elementwise(f)) for name, size in sizes.items()]
+    shapes = {"plain": (3, 4), "no rows": (0, 4)}
+    return [Case(name, inputs(shape), {}, elementwise(f)) for name, shape in shapes.items()]
 
 
-def _along_axis(library) -> list[Case]:
+def _along_axis(scipy_function) -> list[Case]:
     def reference(x, axis=-1):
-        return library(x, axis) if x.size else x
+        return scipy_function(x, axis) if x.size else x
 
     return [
         Case("rows", normal((3, 5)), {}, reference),
@@ -83,6 +83,7 @@ def _transpose(name: str, x, axes) -> Case:
 
 
 def _getitem(name: str, index, reference, shape=(4, 3)) -> Case:
+    """`reference` gives the elements of x that the index chooses, as lists of them."""
     return Case(name, normal(shape), dict(index=index), lambda x, index: np.array(reference(x)))
 
 

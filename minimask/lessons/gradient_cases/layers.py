@@ -26,15 +26,15 @@ def _conv(name: str, x, w, bias: bool = True, **options) -> Case:
 
 
 def _conv_transpose_loop(x, w, b, stride=1, padding=0, output_padding=0, dilation=1, groups=1):
-    """Each pixel of x adds a copy of the kernel to y; `padding` rows are then cut off all round."""
+    """Each pixel of x adds a copy of the kernel to y; `padding` rows are then cut off on every side."""
     s, pad, extra, d = (pair(v) for v in (stride, padding, output_padding, dilation))
-    (n, channels, *size), (_, outs, *kernel) = x.shape, w.shape
-    size = [(size[i] - 1) * s[i] + d[i] * (kernel[i] - 1) + 1 + extra[i] for i in (0, 1)]
+    (n, channels, *in_size), (_, outs, *kernel) = x.shape, w.shape
+    size = [(in_size[i] - 1) * s[i] + d[i] * (kernel[i] - 1) + 1 + extra[i] for i in (0, 1)]
     y = np.zeros((n, outs * groups, *size))
     for c, u, v, i, j in np.ndindex(*x.shape[1:], *kernel):
-        first = c // (channels // groups) * outs
-        target = y[:, first : first + outs, u * s[0] + i * d[0], v * s[1] + j * d[1]]
-        target += x[:, c, u, v, None] * w[c, :, i, j]
+        first = c // (channels // groups) * outs  # of the output channels of c's group
+        pixel = y[:, first : first + outs, u * s[0] + i * d[0], v * s[1] + j * d[1]]  # (N, outs), a view
+        pixel += x[:, c, u, v, None] * w[c, :, i, j]
     y = y[:, :, pad[0] : size[0] - pad[0], pad[1] : size[1] - pad[1]]
     return y if b is None else y + b[:, None, None]
 
@@ -65,18 +65,18 @@ def _conv_norm(name: str, x, w, residual=None, **options) -> Case:
 
 def _batch_norm_reference(x, w, b, eps):
     mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
-    return _frozen_reference(x, w, b, mean, var, eps), mean, var
+    return _frozen_batch_norm_reference(x, w, b, mean, var, eps), mean, var
 
 
-def _frozen_reference(x, w, b, mean, var, eps):
+def _frozen_batch_norm_reference(x, w, b, mean, var, eps):
     w, b, mean, std = (v[:, None, None] for v in (w, b, mean, np.sqrt(var + eps)))
     return (x - mean) / std * w + b
 
 
 def _group_norm_reference(x, w, b, groups, eps, relu):
-    parts = x.reshape(len(x), groups, math.prod(x.shape[1:]) // groups)
-    mean, std = parts.mean(2, keepdims=True), np.sqrt(parts.var(2, keepdims=True) + eps)
-    y = ((parts - mean) / std).reshape(x.shape) * w[:, None, None] + b[:, None, None]
+    rows = x.reshape(len(x), groups, math.prod(x.shape[1:]) // groups)  # (N, groups, elements of a group)
+    mean, std = rows.mean(2, keepdims=True), np.sqrt(rows.var(2, keepdims=True) + eps)
+    y = ((rows - mean) / std).reshape(x.shape) * w[:, None, None] + b[:, None, None]
     return np.maximum(y, 0) if relu else y
 
 
@@ -89,7 +89,7 @@ def _frozen_batch_norm(name: str, images: int) -> Case:
     def inputs(rng):
         return *normal((images, 3, 2, 4), (3,), (3,), (3,))(rng), *positive((3,))(rng)
 
-    return Case(name, inputs, dict(eps=1e-5), _frozen_reference, constants=(3, 4))
+    return Case(name, inputs, dict(eps=1e-5), _frozen_batch_norm_reference, constants=(3, 4))
 
 
 def _group_norm(name: str, x, groups: int, relu: bool = False) -> Case:
@@ -114,9 +114,10 @@ def _max_pool(name: str, x, **options) -> Case:
     return Case(name, apart(x), options, loop)
 
 
-def _nearest_loop(x, a, size):
+def _nearest_loop(x, added, size):
     rows, cols = ([k * n // out for k in range(out)] for n, out in zip(x.shape[2:], size))
-    return np.stack([np.stack([x[:, :, v, u] for u in cols], -1) for v in rows], -2) + (0 if a is None else a)
+    y = np.stack([np.stack([x[:, :, v, u] for u in cols], -1) for v in rows], -2)
+    return y if added is None else y + added
 
 
 def _bilinear_loop(x, size):
@@ -127,17 +128,28 @@ def _bilinear_loop(x, size):
     return y
 
 
-def _resize(reference, *second: bool) -> list[Case]:
-    """With `second`, each case has a second input, (N, C, *size) or None."""
-    cases = {"doubled": (2, 6, 8), "no whole factor": (2, 7, 5), "smaller": (1, 2, 3), "no images": (0, 6, 8)}
+RESIZED = {  # images, and their size after resizing from 3 x 4
+    "doubled": (2, (6, 8)),
+    "no whole factor": (2, (7, 5)),
+    "smaller": (1, (2, 3)),
+    "no images": (0, (6, 8)),
+}
+
+
+def _upsample_nearest() -> list[Case]:
+    """Each resizing alone (the second input is None), then with an array of the new size added."""
+    alone, adding = [], []
+    for name, (n, size) in RESIZED.items():
+        x, added = (n, 2, 3, 4), (n, 2, *size)
+        alone.append(Case(name, normal(x, None), dict(size=size), _nearest_loop))
+        adding.append(Case(f"{name}, added", normal(x, added), dict(size=size), _nearest_loop))
+    return alone + adding
+
+
+def _upsample_bilinear() -> list[Case]:
     return [
-        Case(
-            f"{name}{', added' * any(second)}",
-            normal((n, 2, 3, 4), *((n, 2, *size) if given else None for given in second)),
-            dict(size=tuple(size)),
-            reference,
-        )
-        for name, (n, *size) in cases.items()
+        Case(name, normal((n, 2, 3, 4)), dict(size=size), _bilinear_loop)
+        for name, (n, size) in RESIZED.items()
     ]
 
 
@@ -146,11 +158,13 @@ def _resize(reference, *second: bool) -> list[Case]:
 
 def _rpn_head(name: str, images: int, sizes) -> Case:
     channels, anchors = 3, 2
-    shapes = [(channels, channels, 3, 3), (channels,)]
-    shapes += [(anchors, channels, 1, 1), (anchors,), (4 * anchors, channels, 1, 1), (4 * anchors,)]
+    shapes = [(channels, channels, 3, 3), (channels,)]  # the shared convolution
+    shapes += [(anchors, channels, 1, 1), (anchors,)]  # logits
+    shapes += [(4 * anchors, channels, 1, 1), (4 * anchors,)]  # deltas
 
-    def composition(w, b, u, c, v, e, *xs):
-        return explicit_rpn_head.rpn_head_reference(xs, (w, b), (u, c), (v, e))
+    def composition(conv_w, conv_b, logit_w, logit_b, delta_w, delta_b, *xs):
+        weights = (conv_w, conv_b), (logit_w, logit_b), (delta_w, delta_b)
+        return explicit_rpn_head.rpn_head_reference(xs, *weights)
 
     return Case(name, normal(*shapes, *((images, channels, *s) for s in sizes)), composition=composition)
 
@@ -159,9 +173,9 @@ def _mask_head(name: str, rois: int, convs: int) -> Case:
     c, classes = 3, 4
     shapes = [(c, c, 3, 3), (c,)] * convs + [(c, c, 2, 2), (c,), (classes, c, 1, 1), (classes,)]
 
-    def composition(x, *weights):
-        *pairs, deconv, predictor = zip(weights[::2], weights[1::2])
-        return explicit_mask_head.mask_head_reference(x, pairs, deconv, predictor)
+    def composition(x, *weights_and_biases):
+        *hidden, deconv, predictor = zip(weights_and_biases[::2], weights_and_biases[1::2])
+        return explicit_mask_head.mask_head_reference(x, hidden, deconv, predictor)
 
     return Case(name, normal((rois, c, 3, 3), *shapes), composition=composition)
 
@@ -223,8 +237,8 @@ CASES = {
         _max_pool("more than 256 in a window", (1, 1, 18, 19), kernel_size=17, stride=1),
         _max_pool("no images", (0, 2, 4, 4), kernel_size=2),
     ],
-    pool.UpsampleNearest: _resize(_nearest_loop, False) + _resize(_nearest_loop, True),
-    pool.UpsampleBilinear: _resize(_bilinear_loop),
+    pool.UpsampleNearest: _upsample_nearest(),
+    pool.UpsampleBilinear: _upsample_bilinear(),
     explicit_rpn_head.RPNHead: [
         _rpn_head("three levels", 2, [(4, 3), (2, 2), (1, 1)]),
         _rpn_head("one level", 1, [(3, 4)]),

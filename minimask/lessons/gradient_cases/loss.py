@@ -1,4 +1,4 @@
-"""Cases of the losses, each at ordinary logits, at far out ones, and with nothing to average."""
+"""Cases of the losses, each at ordinary logits, at very large ones, and with nothing to average."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ CASES = {
     ],
     loss.SmoothL1: [
         _smooth_l1("beta 1", 4),
-        _smooth_l1("beta 1/9", 16, beta=1 / 9),  # rows enough for some to lie within beta
+        _smooth_l1("beta 1/9", 16, beta=1 / 9),  # enough rows that some differences are below beta
         _smooth_l1("beta 0: L1", 4, beta=0.0, normalizer=3.0),
         _smooth_l1("no rows", 0),
     ],

@@ -12,17 +12,17 @@ from minimask.kernels.roi_pool import roi_pool_loop
 from minimask.kernels.roi_warp import roi_warp_loop
 from minimask.lessons.gradient_cases.case import Case, spread
 
-SIZE = 16.0  # of the images, in pixels; the maps have 8 x 8, 4 x 4 and 2 x 2
+SIZE = 16.0  # side of the images in pixels; the maps have 8 x 8, 4 x 4 and 2 x 2 cells
 
 
 def _inside(rng, count: int, images: int = 2) -> np.ndarray:
     """(R, 5): boxes within the images."""
-    corners = np.sort(rng.uniform(0, SIZE, (count, 2, 2)), axis=1)  # (R, corner, x y)
+    corners = np.sort(rng.uniform(0, SIZE, (count, 2, 2)), axis=1)  # (R, corners, x and y)
     return np.concatenate([rng.integers(0, images, (count, 1)), corners.reshape(count, 4)], axis=1)
 
 
 def _astray(rng, count: int) -> np.ndarray:
-    """Boxes around, across and wholly outside the border, the first one covering everything."""
+    """Boxes inside, across and wholly outside the border; the first one covers the whole image."""
     rois = _inside(rng, count)
     rois[:, 1:] += rng.choice([-SIZE, -SIZE / 2, 0, SIZE / 2, SIZE], (count, 2))[:, [0, 1, 0, 1]]
     rois[:1, 1:] = -5.3, -7.1, 22.9, 19.3
@@ -40,7 +40,7 @@ def _flat(rng, count: int) -> np.ndarray:
 
 
 def _by_level(one_map, rois, xs, output_size, scales, levels):
-    """``one_map(x, roi, scale)`` of each RoI by itself: no level has anything to do with another."""
+    """Ask ``one_map(x, roi, scale)`` for each RoI separately, on the map of its level."""
     levels = np.zeros(len(rois), np.int64) if levels is None else levels
     y = np.zeros((len(rois), xs[0].shape[1], *output_size))
     for r, level in enumerate(levels):
@@ -49,22 +49,24 @@ def _by_level(one_map, rois, xs, output_size, scales, levels):
 
 
 def _maps(levels):
-    """Sides of the maps, and their scales: one, or a pyramid of three."""
+    """The sides of the maps and their scales: of one map, or of a pyramid of three."""
     sides = [8] if levels is None else [8, 4, 2]
     return sides, tuple(side / SIZE for side in sides)
 
 
 def _inputs(sides, boxes, count: int, images: int):
-    def inputs(rng):  # the largest of equal samples is a kink: values apart, in each channel of a map
+    def inputs(rng):
+        # A maximum has a kink where two samples are equal, so the values of each channel lie apart. They are
+        # not evenly spaced (hence sinh): in a box of whole pixels, whose points have weights like 1/12, two
+        # points could then still read the same.
         maps = [np.stack([spread(rng, (images, side, side)) for _ in range(2)], axis=1) for side in sides]
-        # Bent: evenly spaced, two points of a box of whole pixels, with weights like 1/12, may read the same.
         return boxes(rng, count), *map(np.sinh, maps)
 
     return inputs
 
 
 def _points(loop, name: str, boxes=_inside, count: int = 5, levels=None, images: int = 2, **options) -> Case:
-    """A case of a layer that reads at points."""
+    """A case of a layer that reads the maps at points."""
     sampling, (sides, scales) = Sampling((2, 3), **options), _maps(levels)
 
     def reference(rois, *xs, sampling, scales, levels):
