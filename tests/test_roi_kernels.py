@@ -221,7 +221,7 @@ def test_roi_align_over_a_pyramid_is_that_of_numpy(version, ratio, aligned, poin
 def test_the_fast_versions_have_room_for_what_they_are_launched_with(size, ratio):
     xs, rois, levels, scales = pyramid()
     s, shapes = Sampling(size, ratio, True), [x.shape for x in xs]
-    assert align._fits(s)
+    assert align.axis_has_room(s)
     plan, launcher = Plan.build(rois, levels, shapes, scales, s, np.dtype("f8")), Launcher(version="fast")
     y, argmax = launcher.align(xs, rois, levels, scales, s)
     np.testing.assert_allclose(y, align.forward(xs, plan)[0], rtol=0, atol=1e-13)
@@ -233,7 +233,7 @@ def test_the_fast_versions_have_room_for_what_they_are_launched_with(size, ratio
 
 @pytest.mark.parametrize("size, ratio", [((17, 1), 1), ((1, 1), 33), ((9, 9), 4), ((7, 7), 0)])
 def test_what_the_fast_backward_has_no_room_for_is_left_to_the_naive_one(size, ratio):
-    assert not align._fits(Sampling(size, ratio))
+    assert not align.axis_has_room(Sampling(size, ratio))
 
 
 @needs_gpp
@@ -563,8 +563,8 @@ def test_a_layer_on_the_device_is_that_on_the_cpu_and_waits_for_nothing(name, dt
     xs, rois, levels, _ = pyramid(dtype)
     gy = np.random.default_rng(1).normal(size=(40, 3, 3, 2)).astype(dtype)
     for aligned in (True, False):
-        for ratio in (-1,) if name == "RoIPool" else (-1, 2, 3):
-            options = dict(aligned=aligned, sampling_ratio=ratio)
+        for points in ({},) if name == "RoIPool" else [{"sampling_ratio": ratio} for ratio in (-1, 2, 3)]:
+            options = dict(aligned=aligned, **points)
             want = forward_and_backward(name, xs, rois, levels, gy, **options)
             arrays = [cupy.asarray(x) for x in xs], *map(cupy.asarray, (rois, levels, gy))
             fake_cupy.syncs.clear()
