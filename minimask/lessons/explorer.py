@@ -82,9 +82,10 @@ def reading(name: str, x, box, s: Sampling = SAMPLING, stride: int = 16) -> Read
     if name not in LAYERS:
         raise ValueError(f"there is no layer {name!r} among {', '.join(LAYERS)}")
     x, rois = Tensor(np.asarray(x, float)[None, None], requires_grad=True), np.array([[0.0, *box]])
-    how = dict(sampling_ratio=s.ratio, sampling_points=s.points, aggregation=s.aggregation)
-    how = dict(aligned=s.aligned) | (how if name != "RoIPool" else {})
-    y = LAYERS[name](x, rois, s.output_size, 1 / stride, **how)
+    options = dict(aligned=s.aligned)
+    if name != "RoIPool":  # which has no points to choose
+        options |= dict(sampling_ratio=s.ratio, sampling_points=s.points, aggregation=s.aggregation)
+    y = LAYERS[name](x, rois, s.output_size, 1 / stride, **options)
     y.backward(np.ones(y.shape))
     cells, (ph, pw) = rois[0, 1:] / stride, s.output_size
     if name == "RoIPool":
