@@ -6,7 +6,9 @@ computed in a helper or a kernel, that one is replaced while the check runs.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import sys
 from unittest import mock
 
 import pytest
@@ -188,8 +190,8 @@ MUTANTS = {
         ),
     ],
     roi.RoIPool: [
-        ("the first pixel gets all", "argmax[own], rois", "0 * argmax[own], rois", roi_pool.backward),
-        ("no image index", "rois[own], shape", "0 * rois[own], shape", roi_pool.backward),
+        ("the first pixel gets all", "argmax[r], rois", "0 * argmax[r], rois", roi_pool.backward),
+        ("no image index", "rois[r], shape", "0 * rois[r], shape", roi_pool.backward),
         (
             "overwritten instead of added",
             "gx = np.bincount(index[filled], weights=gy[filled], minlength=n * channels * height * width)",
@@ -283,16 +285,24 @@ def _compiled(thing, old: str = "", new: str = ""):
     return namespace[thing.__name__]
 
 
+def _holders(thing) -> list:
+    """The modules of the package that hold a class or function: its own, and those that import it."""
+    modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "minimask"]
+    return [module for module in modules if vars(module).get(thing.__name__) is thing]
+
+
 def is_caught(cls, old: str, new: str, where=None) -> bool:
     """Whether a case of the Function notices the bug: as a wrong gradient, and not as a kink."""
     changed = _compiled(where or cls, old, new)
     # two threads, so that one of them has several images
-    two_threads = mock.patch.multiple(backend.workers, threads=lambda: 2, FEW=0)
+    patches = [mock.patch.multiple(backend.workers, threads=lambda: 2, FEW=0)]
     if inspect.isclass(where):  # a base class, which its subclasses hold: no name in a module leads to it
-        planted = mock.patch.object(where, "backward", changed.backward)
+        patches += [mock.patch.object(where, "backward", changed.backward)]
     else:
-        planted = mock.patch.object(inspect.getmodule(where or cls), changed.__name__, changed)
-    with two_threads, planted:
+        patches += [mock.patch.object(m, changed.__name__, changed) for m in _holders(where or cls)]
+    with contextlib.ExitStack() as planted:
+        for patch in patches:
+            planted.enter_context(patch)
         try:
             return any(check_function(cls if where else changed, case).mismatch for case in CASES[cls])
         except RuntimeError as error:

@@ -100,14 +100,8 @@ def as_int32(levels):
 def maps(arrays, scales) -> np.ndarray:
     """``struct Maps<T>`` of the sources."""
     dtype = arrays[0].dtype
-    fields = [
-        ("data", "u8", 8),
-        ("height", "i4", 8),
-        ("width", "i4", 8),
-        ("scale", dtype, 8),
-        ("count", "i4"),
-    ]
-    value = np.zeros((), np.dtype(fields, align=True))
+    fields = [("data", "u8", 8), ("height", "i4", 8), ("width", "i4", 8), ("scale", dtype, 8)]
+    value = np.zeros((), np.dtype([*fields, ("count", "i4")], align=True))
     for k, (array, scale) in enumerate(zip(arrays, scales)):
         value["data"][k], value["scale"][k] = array.ctypes.data, scale
         value["height"][k], value["width"][k] = array.shape[2:]
@@ -205,10 +199,8 @@ def test_roi_align_over_a_pyramid_is_that_of_numpy(version, ratio, aligned, poin
     (y, argmax), (want, won) = launcher.align(xs, rois, levels, scales, s), align.forward(xs, plan)
     np.testing.assert_allclose(y, want, rtol=0, atol=1e-13)
     if aggregation == "max":
-        has_points = argmax >= 0
-        np.testing.assert_array_equal(
-            argmax[has_points], won.reshape(40, 3, 2, 3).transpose(0, 3, 1, 2)[has_points]
-        )
+        has_points, won_there = argmax >= 0, won.reshape(40, 3, 2, 3).transpose(0, 3, 1, 2)
+        np.testing.assert_array_equal(argmax[has_points], won_there[has_points])
         assert has_points.all() == (ratio > 0 or not aligned) and not y[~has_points].any()
     gy = np.random.default_rng(1).normal(size=y.shape)
     got = launcher.align_gradient(gy, argmax, rois, levels, shapes, scales, s)
@@ -221,7 +213,7 @@ def test_roi_align_over_a_pyramid_is_that_of_numpy(version, ratio, aligned, poin
 def test_the_fast_versions_have_room_for_what_they_are_launched_with(size, ratio):
     xs, rois, levels, scales = pyramid()
     s, shapes = Sampling(size, ratio, True), [x.shape for x in xs]
-    assert align._fits(s)
+    assert align.axis_has_room(s)
     plan, launcher = Plan.build(rois, levels, shapes, scales, s, np.dtype("f8")), Launcher(version="fast")
     y, argmax = launcher.align(xs, rois, levels, scales, s)
     np.testing.assert_allclose(y, align.forward(xs, plan)[0], rtol=0, atol=1e-13)
@@ -233,7 +225,7 @@ def test_the_fast_versions_have_room_for_what_they_are_launched_with(size, ratio
 
 @pytest.mark.parametrize("size, ratio", [((17, 1), 1), ((1, 1), 33), ((9, 9), 4), ((7, 7), 0)])
 def test_what_the_fast_backward_has_no_room_for_is_left_to_the_naive_one(size, ratio):
-    assert not align._fits(Sampling(size, ratio))
+    assert not align.axis_has_room(Sampling(size, ratio))
 
 
 @needs_gpp
@@ -258,11 +250,11 @@ def test_roi_pool_over_a_pyramid_is_that_of_numpy(version, dtype, aligned):
     gxs = launcher.pool_gradient(gy, argmax, rois, levels, [x.shape for x in xs], scales, aligned)
     assert (argmax < 0).any(), "some bins are empty"
     for k, (x, scale) in enumerate(zip(xs, scales)):
-        own = levels == k
-        want, won = pool.roi_pool(x, rois[own], (3, 2), scale, aligned)
-        np.testing.assert_array_equal(y[own], want)
-        np.testing.assert_array_equal(argmax[own], won)
-        wanted = pool.roi_pool_gradient(gy[own], won, rois[own], x.shape)
+        readers = levels == k
+        want, won = pool.roi_pool(x, rois[readers], (3, 2), scale, aligned)
+        np.testing.assert_array_equal(y[readers], want)
+        np.testing.assert_array_equal(argmax[readers], won)
+        wanted = pool.roi_pool_gradient(gy[readers], won, rois[readers], x.shape)
         np.testing.assert_allclose(gxs[k], wanted, rtol=0, atol=1e-5 if dtype == "f4" else 1e-14)
 
 
@@ -306,15 +298,9 @@ def test_the_ordered_backward_gives_the_same_bits_in_every_order_and_the_others_
     rng = np.random.default_rng(2)
     xs = [rng.normal(size=(2, 9, *side)).astype("f4") for side in ((16, 40), (8, 20))]  # 9 channels: 8 and 1
     corner = rng.uniform(0, 16, (300, 2))  # more RoIs than a block asks at a time
-    rois = np.concatenate(
-        [rng.integers(0, 2, (300, 1)), corner, corner + rng.uniform(2, 16, (300, 2))], axis=1
-    )
-    rois, levels, scales, shapes = (
-        rois.astype("f4"),
-        rng.integers(0, 2, 300),
-        (1.0, 0.5),
-        [x.shape for x in xs],
-    )
+    boxes = corner, corner + rng.uniform(2, 16, (300, 2))
+    rois = np.concatenate([rng.integers(0, 2, (300, 1)), *boxes], axis=1).astype("f4")
+    levels, scales, shapes = rng.integers(0, 2, 300), (1.0, 0.5), [x.shape for x in xs]
 
     def gradients(version, order, seed):
         launcher = Launcher(version=version, order=order, seed=seed)
@@ -354,17 +340,13 @@ def test_a_roi_of_no_image_or_level_reads_nan_and_disturbs_no_other(version):
     for got, want in ((y, right), (pooled, right_pooled)):
         assert np.isnan(got[wrong]).all()
         np.testing.assert_array_equal(got[others], want[others])
+    remaining = rois[others], levels[others], shapes, scales
     gxs = launcher.align_gradient(gy, none, wrong_rois, wrong_levels, shapes, scales, s)
-    for gx, want in zip(
-        gxs, launcher.align_gradient(gy[others], none, rois[others], levels[others], shapes, scales, s)
-    ):
+    for gx, want in zip(gxs, launcher.align_gradient(gy[others], none, *remaining, s)):
         np.testing.assert_allclose(gx, want, rtol=0, atol=1e-14)
-    gxs = launcher.pool_gradient(
-        gy, won, wrong_rois, wrong_levels, shapes, scales
-    )  # argmax as if all were right
-    for gx, want in zip(
-        gxs, launcher.pool_gradient(gy[others], won[others], rois[others], levels[others], shapes, scales)
-    ):
+    # the argmax as if all were right
+    gxs = launcher.pool_gradient(gy, won, wrong_rois, wrong_levels, shapes, scales)
+    for gx, want in zip(gxs, launcher.pool_gradient(gy[others], won[others], *remaining)):
         np.testing.assert_allclose(gx, want, rtol=0, atol=1e-14)
 
 
@@ -563,8 +545,8 @@ def test_a_layer_on_the_device_is_that_on_the_cpu_and_waits_for_nothing(name, dt
     xs, rois, levels, _ = pyramid(dtype)
     gy = np.random.default_rng(1).normal(size=(40, 3, 3, 2)).astype(dtype)
     for aligned in (True, False):
-        for ratio in (-1,) if name == "RoIPool" else (-1, 2, 3):
-            options = dict(aligned=aligned, sampling_ratio=ratio)
+        for points in ({},) if name == "RoIPool" else [{"sampling_ratio": ratio} for ratio in (-1, 2, 3)]:
+            options = dict(aligned=aligned, **points)
             want = forward_and_backward(name, xs, rois, levels, gy, **options)
             arrays = [cupy.asarray(x) for x in xs], *map(cupy.asarray, (rois, levels, gy))
             fake_cupy.syncs.clear()
@@ -600,9 +582,8 @@ def test_rois_of_a_device_are_given_as_on_the_cpu(cupy):
         np.testing.assert_allclose(got.numpy(), want, rtol=0, atol=1e-5)
     got = F.roi_align(x, cupy.asarray(rois.astype("f8")), 2, 0.5)  # cast to the features' dtype
     assert got.dtype == np.float32
-    none = F.roi_align(
-        [*map(cupy.asarray, xs)], cupy.zeros((0, 5)), 2, scales, levels=cupy.zeros(0, np.int64)
-    )
+    no_rois, no_levels = cupy.zeros((0, 5)), cupy.zeros(0, np.int64)
+    none = F.roi_align([*map(cupy.asarray, xs)], no_rois, 2, scales, levels=no_levels)
     assert none.shape == (0, 3, 2, 2)
 
 

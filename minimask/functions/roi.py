@@ -1,4 +1,4 @@
-"""The five RoI layers of the paper's Table 2c behind one signature: features of a fixed size from any box.
+"""The five RoI layers of the paper's Table 2c: features of a fixed size from a box of any size.
 
 Shapes: R RoIs (image index, x1, y1, x2, y2), L maps (N, C, H, W), output PH x PW.
 
@@ -6,6 +6,9 @@ Shapes: R RoIs (image index, x1, y1, x2, y2), L maps (N, C, H, W), output PH x P
     RoIPool   yes           yes            whole pixels           max
     RoIWarp   yes           no             bilinear at points     average, max
     RoIAlign  no            no             bilinear at points     average, max
+
+All are called as ``layer(x, rois, output_size, spatial_scale, levels=...)``; `functools.partial` binds the
+options that only some of them have.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from minimask.kernels import roi_align as align
 from minimask.kernels import roi_pool as pool
 from minimask.kernels import roi_warp as warp
 from minimask.kernels.geometry import pair
+from minimask.kernels.roi_launch import beside
 
 
 class RoIAlign(Function):
@@ -30,7 +34,7 @@ class RoIAlign(Function):
 
     def forward(self, rois, *xs):  # (R, 5), L of (N, C, H, W) -> (R, C, PH, PW)
         shapes = [x.shape for x in xs]
-        rois, levels = align.beside(xs[0], rois, self.levels)
+        rois, levels = beside(xs[0], rois, self.levels)
         plan = align.Plan.build(rois, levels, shapes, self.scales, self.sampling, xs[0].dtype)
         y, argmax = align.forward(xs, plan)
         self.save(plan, argmax, shapes)
@@ -43,15 +47,15 @@ class RoIAlign(Function):
 
 
 class RoIWarp(RoIAlign):
-    """y = A x with A of the rounded box: the box jumps from pixel to pixel, its bins divide it exactly."""
+    """y = A x, with A of the rounded box: the box jumps from pixel to pixel, its bins divide it exactly."""
 
     def __init__(self, sampling: align.Sampling, scales: tuple[float, ...], levels=None):
-        # RoIAlign gets the rounded box, in feature pixels, read as it is
+        # RoIAlign is given the rounded box in feature pixels, so with scale 1, and reads it as it is
         super().__init__(replace(sampling, aligned=True), (1.0,) * len(scales), levels)
         self.rounding = dict(scales=scales, aligned=sampling.aligned)
 
     def forward(self, rois, *xs):  # (R, 5), L of (N, C, H, W) -> (R, C, PH, PW)
-        rois, levels = align.beside(xs[0], rois, self.levels)
+        rois, levels = beside(xs[0], rois, self.levels)
         return super().forward(warp.quantised(rois, levels, **self.rounding), *xs)
 
 
@@ -62,25 +66,24 @@ class RoIPool(Function):
         self.output_size, self.scales, self.aligned, self.levels = output_size, scales, aligned, levels
 
     def forward(self, rois, *xs):  # (R, 5), L of (N, C, H, W) -> (R, C, PH, PW)
-        rois, levels = align.beside(xs[0], rois, self.levels)
-        reads = rois, levels, self.scales
-        y, argmax = pool.forward(xs, *reads, self.output_size, self.aligned)
-        self.save(argmax, reads, [x.shape for x in xs])
+        rois, levels = beside(xs[0], rois, self.levels)
+        y, argmax = pool.forward(xs, rois, levels, self.scales, self.output_size, self.aligned)
+        self.save(argmax, rois, levels, [x.shape for x in xs])
         return y
 
     def backward(self, gy):  # (R, C, PH, PW) -> None, L of (N, C, H, W)
-        argmax, reads, shapes = self.saved
-        # y = x[argmax], so gx[argmax] += gy: the rounding, a step function, has no gradient to give the box
-        return None, *pool.backward(gy, argmax, *reads, shapes, self.aligned)
+        argmax, rois, levels, shapes = self.saved
+        # y = x[argmax], so gx[argmax] += gy; rounding is a step function, so the box gets no gradient
+        return None, *pool.backward(gy, argmax, rois, levels, self.scales, shapes, self.aligned)
 
 
 def as_rois(boxes):
-    """RoIs as (R, 5) with the image index in front: given so, or as a list of (R_n, 4), an array an image."""
+    """RoIs as (R, 5), image index first: given like that, or as a list of one (R_n, 4) array per image."""
     if isinstance(boxes, (list, tuple)):
         boxes = [_array(b) for b in boxes]
         xp = backend.array_module(*boxes)
         index = [xp.full((len(b), 1), n, b.dtype) for n, b in enumerate(boxes)]
-        return xp.concatenate([xp.concatenate(pair, axis=1) for pair in zip(index, boxes)])
+        return xp.concatenate([xp.concatenate(columns, axis=1) for columns in zip(index, boxes)])
     boxes = _array(boxes)
     if boxes.ndim != 2 or boxes.shape[1] != 5:
         raise ValueError(
@@ -96,10 +99,10 @@ def _array(value):
 
 
 def _inputs(name: str, x, rois, spatial_scale, levels):
-    """RoIs, maps, and the options `scales` and `levels`, checked.
+    """The Function's inputs (RoIs and maps) and its options `scales` and `levels`, checked.
 
-    What is on a GPU is not looked at, which would mean waiting for it: there a RoI of no image or level reads
-    NaN.
+    Values on a GPU are not checked, since that would mean waiting for it: a RoI whose image or level does not
+    exist reads NaN there.
     """
     xs = tuple(x) if isinstance(x, (list, tuple)) else (x,)
     scales = tuple(spatial_scale) if isinstance(spatial_scale, (list, tuple)) else (spatial_scale,)
@@ -110,11 +113,10 @@ def _inputs(name: str, x, rois, spatial_scale, levels):
         if not (0 <= rois[:, 0].min() and rois[:, 0].max() < n_images):
             raise ValueError(f"{name}: image indices reach {int(rois[:, 0].max())}, with {n_images} images")
     levels = None if len(xs) == 1 else _array(levels)
-    if levels is not None and (
-        levels.shape != (len(rois),)
-        or (backend.array_module(levels) is np and not np.isin(levels, range(len(xs))).all())
-    ):
-        raise ValueError(f"{name}: levels must be one of 0 to {len(xs) - 1} for each of {len(rois)} RoIs")
+    if levels is not None:
+        on_cpu = backend.array_module(levels) is np
+        if levels.shape != (len(rois),) or (on_cpu and not np.isin(levels, range(len(xs))).all()):
+            raise ValueError(f"{name}: levels must be one of 0 to {len(xs) - 1} for each of {len(rois)} RoIs")
     return (rois, *xs), dict(scales=scales, levels=levels)
 
 
@@ -141,10 +143,10 @@ def roi_align(
     spatial_scale : float, or one for each level
         Feature pixels per image pixel: 1 / stride.
     sampling_ratio : int
-        n x n points a bin; 0 or less: adaptive, ceil(bin size).
+        n x n points per bin; 0 or less is adaptive: n = ceil(bin size).
     aligned : bool
-        How a box coordinate is read. True: as a place, where pixel i covers [i, i + 1): exact. False, the
-        original's: as the name of a pixel, here its centre, so that all is read half a pixel off.
+        How a box coordinate is read. True: as a place, where pixel i covers [i, i + 1); this is exact. False,
+        the original's: as the name of a pixel, here its centre, so that everything is read half a pixel off.
     levels : (R,) int, optional
         With several maps: which one each RoI reads. The RoIs' order is kept.
     aggregation : "average" or "max"
@@ -177,61 +179,42 @@ def roi_warp(
     aggregation: str = "average",
     sampling_points: str = "centers",
 ) -> Tensor:
-    """RoIWarp as in the Mask R-CNN paper's Table 2c: the box is rounded as RoIPool's, then read bilinearly.
+    """RoIWarp as in the Mask R-CNN paper's Table 2c: the box is rounded as in RoIPool, then read bilinearly.
 
-    Parameters, results and errors are those of `roi_align`, but
+    Parameters, results and errors are those of `roi_align`, except:
 
     Parameters
     ----------
     aligned : bool
         True: the box covers the pixels [round(x1 s), round(x2 s)) of a map at scale s. False, the original's:
-        its last pixel too, [round(x1 s), round(x2 s) + 1). One pixel at least. A pixel i is the interval
-        [i, i + 1) in either case, and is read there: no half pixel is lost.
+        the last one as well, [round(x1 s), round(x2 s) + 1). At least one pixel in either case. Pixel i is
+        the interval [i, i + 1) and is read there, so no half pixel is lost.
 
     Notes
     -----
-    RoI warping comes from Multi-task Network Cascades (Dai, He and Sun 2016, section 4), which also wants the
-    gradient of the box; the rounded box that Table 2c compares has none to give.
+    RoI warping comes from Multi-task Network Cascades (Dai, He and Sun 2016, section 4), where the box gets a
+    gradient, too. The rounded box that Table 2c compares has none.
     """
     inputs, options = _inputs("roi_warp", x, rois, spatial_scale, levels)
     sampling = align.Sampling(pair(output_size), sampling_ratio, aligned, sampling_points, aggregation)
     return RoIWarp.apply(*inputs, sampling=sampling, **options)
 
 
-def roi_pool(
-    x,
-    rois,
-    output_size,
-    spatial_scale=1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-    *,
-    levels=None,
-    aggregation: str = "max",
-    sampling_points: str = "centers",
-) -> Tensor:
+def roi_pool(x, rois, output_size, spatial_scale=1.0, aligned: bool = False, *, levels=None) -> Tensor:
     """RoIPool (Fast R-CNN, section 2.1), kept to show what its roundings cost.
 
-    Parameters, results and errors are those of `roi_align`, but
+    It is the maximum over every pixel of a bin, and so has no sampling points to choose. Parameters, results
+    and errors are those of `roi_align`, except:
 
     Parameters
     ----------
     aligned : bool
         Which pixels the rounded box covers, as in `roi_warp`; False is Fast R-CNN's and torchvision's.
-    sampling_ratio, aggregation, sampling_points
-        Do not apply: RoIPool is the maximum over every pixel of a bin. Anything but the default is refused.
 
     Returns
     -------
     (R, C, PH, PW) Tensor; 0 in empty bins.
     """
-    unused = [("sampling_ratio", sampling_ratio, -1), ("aggregation", aggregation, "max")]
-    for name, value, default in [*unused, ("sampling_points", sampling_points, "centers")]:
-        if value != default:
-            raise ValueError(
-                f"roi_pool: {name} does not apply to the maximum over every pixel of a bin; "
-                f"leave it at {default!r} instead of {value!r}, or take roi_warp"
-            )
     inputs, options = _inputs("roi_pool", x, rois, spatial_scale, levels)
     size = align.Sampling(pair(output_size)).output_size  # refuses 0
     return RoIPool.apply(*inputs, output_size=size, aligned=aligned, **options)

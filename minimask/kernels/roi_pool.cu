@@ -39,7 +39,7 @@ __device__ T* global(T* address) {
     return address;
 }
 
-// What a RoI reads. All zero if its level or image does not exist: then there is nothing to read.
+// What a RoI reads. All zero if its level or image does not exist, so that there is nothing to read.
 template <typename T>
 struct Map {
     T* x;  // (C, height, width), the map of its level and image
@@ -57,7 +57,7 @@ __device__ Map<T> locate(const T* rois, const int* levels, int r, const Maps<T>&
 }
 
 // First and past-the-last pixel of bin k along one axis: the box is rounded, and so are the bin's edges.
-// aligned: the box takes the pixels [round(begin), round(end)); else the last one, too. One at least.
+// aligned: the box covers the pixels [round(begin), round(end)); otherwise the last one as well. At least one.
 template <typename T>
 __device__ void bin_edges(T begin, T end, bool aligned, int bins, int length, int k, int& first, int& past) {
     const T first_pixel = round(begin), past_pixel = max(round(end) + (aligned ? 0 : 1), first_pixel + 1);

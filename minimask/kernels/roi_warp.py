@@ -1,10 +1,11 @@
-"""RoIWarp as Table 2c of the Mask R-CNN paper has it: the box is rounded as RoIPool's, its bins are not.
+"""RoIWarp as in Table 2c of the Mask R-CNN paper: the box is rounded as in RoIPool, its bins are not.
 
 Shapes: R RoIs, L pyramid levels, PH x PW bins, features (N, C, H, W).
 
 The rounded box covers whole pixels, [first, past) of `roi_pool.box_pixels`, where pixel i is the interval
-[i, i + 1) with its centre at i + 1/2. It is cut into bins of equal size, which are not rounded, and read with
-bilinear interpolation there. So RoIWarp is the aligned RoIAlign of the rounded box and needs no other kernel.
+[i, i + 1) with its centre at i + 1/2. It is cut into bins of equal size, which are not rounded, and these are
+read with bilinear interpolation. So RoIWarp is the aligned RoIAlign of the rounded box and needs no kernel of
+its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from minimask.kernels.roi_pool import box_pixels
 
 
 def quantised(rois, levels, scales, aligned: bool):
-    """The RoIs in feature pixels of the map that each one reads, rounded.
+    """The RoIs, rounded, in feature pixels of the map that each one reads.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def roi_warp_loop(x, rois, scale: float, s: Sampling):
     boxes = np.zeros((len(rois), 5))
     for r, (n, *box) in enumerate(rois):
         x1, y1, x2, y2 = (int(math.copysign(math.floor(abs(v * scale) + 0.5), v)) for v in box)
-        if not s.aligned:  # the last pixel belongs to the box, too
+        if not s.aligned:  # the last pixel belongs to the box as well
             x2, y2 = x2 + 1, y2 + 1
         boxes[r] = n, x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
     return roi_align_loop(x, boxes, 1.0, replace(s, aligned=True))

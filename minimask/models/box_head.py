@@ -6,6 +6,7 @@ Shapes: N images, R RoIs, P proposals an image, K classes and background, C chan
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,6 @@ from minimask.boxes import BoxCoder, batched_nms, clip_boxes_to_image, remove_sm
 from minimask.functions.activation import softmax_array
 from minimask.functions.roi import as_rois
 from minimask.matching import Matcher, assign_fpn_levels, match_images, sample_balanced
-from minimask.models.conventions import Conventions
 from minimask.models.transform import Batch, Target
 from minimask.nn import Linear, Module
 from minimask.randomness import Draws, Purpose
@@ -110,11 +110,23 @@ class Detections:
 
 @dataclass(frozen=True)
 class Pooler:
-    """The RoI layer over P2..P5: a box of 224 pixels reads P4, one of half that P3 (FPN, equation 1)."""
+    """The RoI layer over P2..P5: a box of 224 pixels reads P4, one of half that P3 (FPN, equation 1).
+
+    Parameters
+    ----------
+    output_size : int
+        S: bins along each side of a box.
+    roi_layer : callable
+        `functions.roi_align` or one of the others, with options of its own bound by `functools.partial`. Is
+        called as ``roi_layer(levels, rois, output_size, scales, levels=assigned)``.
+    canonical_scale : float
+        Side of a square box that reads P4, in pixels.
+    strides : tuple of int
+        Of the levels that it reads, from P2 on.
+    """
 
     output_size: int
-    conventions: Conventions
-    roi_layer: object = F.roi_align
+    roi_layer: Callable[..., Tensor]
     canonical_scale: float = 224.0
     strides: tuple[int, ...] = (4, 8, 16, 32)
 
@@ -122,10 +134,7 @@ class Pooler:
         count = len(self.strides)
         assigned = assign_fpn_levels(rois[:, 1:], 2, 1 + count, canonical_scale=self.canonical_scale) - 2
         scales = tuple(1.0 / s for s in self.strides)
-        options = dict(aligned=self.conventions.aligned)
-        if self.roi_layer is not F.roi_pool:  # which reads every pixel of a bin, not some points
-            options["sampling_ratio"] = self.conventions.sampling_ratio
-        return self.roi_layer(levels[:count], rois, self.output_size, scales, levels=assigned, **options)
+        return self.roi_layer(levels[:count], rois, self.output_size, scales, levels=assigned)
 
 
 class TwoMLPHead(Module):

@@ -30,10 +30,10 @@ class MaskPredictor(Module):
 class MaskHead(Module):
     """K independent masks of m x m for each RoI: K m^2 outputs that do not compete (figure 4, right)."""
 
-    def __init__(self, channels: int, num_classes: int, pooler: Pooler, rng, convs: int = 4):
+    def __init__(self, channels: int, num_classes: int, pooler: Pooler, conventions, rng, convs=4):
         self.mask_head = Sequential(*(Sequential(Conv2d(channels, channels, 3, rng)) for _ in range(convs)))
         self.mask_predictor = MaskPredictor(channels, num_classes, rng)
-        self.pooler = pooler
+        self.pooler, self.conventions = pooler, conventions
 
     def forward(self, levels, boxes) -> Tensor:  # P2..P5, (R, 5) -> (R, K+1, M, M)
         x = self.pooler(levels, boxes)  # (R, C, 14, 14)
@@ -47,7 +47,7 @@ class MaskHead(Module):
 
     def targets(self, rois: RoIs, targets: list[Target], size: int) -> np.ndarray:
         """(R, M, M): what each positive RoI sees of its object's mask."""
-        xp, conventions = array_module(rois.boxes), self.pooler.conventions
+        xp, conventions = array_module(rois.boxes), self.conventions
         out = xp.zeros((len(rois.labels), size, size), rois.boxes.dtype)
         for n, target in enumerate(targets):
             own = np.flatnonzero(rois.images == n)

@@ -128,7 +128,7 @@ class MaskRCNN(Module):
     def _result(self, detections, probabilities, n: int, batch: Batch) -> dict:
         d, (sy, sx) = detections, batch.scale(n)
         boxes = scale_boxes(d.boxes, (1 / sy, 1 / sx))
-        convention = self.mask_head.pooler.conventions.masks
+        convention = self.mask_head.conventions.masks
         masks = Masks(probabilities, boxes, batch.original_sizes[n], convention)
         columns = [boxes, d.scores[:, None], d.labels[:, None].astype(boxes.dtype)]
         found = to_cpu(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 
+from minimask import functions as F
 from minimask.anchors import AnchorGenerator
 from minimask.models.box_head import BoxHead, BoxOptions, BoxPredictor, Pooler, TwoMLPHead
 from minimask.models.conventions import MINIMASK, TORCHVISION
@@ -141,10 +143,11 @@ def _fpn_model(
     # Weights are drawn in the order in which the layers are made, so that order decides what a seed gives.
     backbone = Backbone(body, FPN(body.channels, channels, rng))
     rpn = RPN(RPNHeadNet(channels, anchors.num_anchors_per_location()[0], rng), anchors, rpn_options)
-    pooler = Pooler(7, conventions)
+    roi_align = partial(F.roi_align, sampling_ratio=conventions.sampling_ratio, aligned=conventions.aligned)
+    pooler = Pooler(7, roi_align)
     head = TwoMLPHead(channels * pooler.output_size**2, box_width, rng)
     box_head = BoxHead(pooler, head, BoxPredictor(box_width, num_classes, rng), box_options)
-    mask_head = MaskHead(channels, num_classes, Pooler(14, conventions), rng)
+    mask_head = MaskHead(channels, num_classes, Pooler(14, roi_align), conventions, rng)
     return MaskRCNN(transform, backbone, rpn, box_head, mask_head)
 
 

@@ -451,8 +451,9 @@ assert (np.diff(A.indptr) < 16).all()
 #
 # Each row sums to 1 (an average of averages), and each row is a stripe pattern: the cells of a bin lie in a
 # few rows of the map. Put a row back into the shape of the map, and you see the bin. It is a *product* of a
-# vector along $y$ and one along $x$, because bilinear weights are and because a grid of points is. Below:
-# one bin as read by different rules.
+# vector along $y$ and one along $x$, because bilinear weights are and because a grid of points is. (That is
+# how minimask builds $A$: `_read_axis` of `kernels/roi_align/sparse.py` reads each axis by itself, and
+# `_outer_product` multiplies.) Below: one bin as read by different rules.
 
 # %%
 rules = {

@@ -1,5 +1,5 @@
 // RoIAlign (Mask R-CNN, section 3), forward and backward, over all levels of a pyramid in one launch.
-// Beside it, in NumPy: roi_align.py. How to launch it, and how it runs without a GPU: docs/kernels.md.
+// Beside it, in NumPy: formula.py, sparse.py. How to launch it, how it runs without a GPU: docs/kernels.md.
 //
 // Shapes: R RoIs, PH x PW bins, L maps of (N, C, height, width), each with its own height and width.
 //
@@ -45,7 +45,7 @@ struct Maps {
     int count;  // L
 };
 
-struct Sampling {  // as in roi_align.py
+struct Sampling {  // as in formula.py, passed by struct_sampling of gpu.py
     int ph, pw, ratio;
     bool aligned, crossings;
 };
@@ -58,7 +58,7 @@ __device__ T* global(T* address) {
     return address;
 }
 
-// Where a RoI reads. All zero if its level or image does not exist: then there is nothing to read.
+// Where a RoI reads. All zero if its level or image does not exist, so that there is nothing to read.
 template <typename T>
 struct Box {
     T* x;  // (C, height, width), the map of its level and image
@@ -96,7 +96,7 @@ __device__ T position(T start, T bin_size, int i, int a, int n, bool crossings) 
     return start + (i + fraction<T>(a, n, crossings)) * bin_size;
 }
 
-// The four pixels around point (a, b) of bin (i, j), and what each counts. False more than a pixel outside.
+// The four pixels around point (a, b) of bin (i, j), and their weights. False more than a pixel outside.
 template <typename T>
 __device__ bool around(const Box<T>& box, int i, int j, int a, int b, bool crossings, int* pixel, T* weight) {
     const int height = box.height, width = box.width;
@@ -178,7 +178,7 @@ __global__ void roi_align_backward(const T* gy, const int* argmax, const T* rois
 
 // ----------------------------------------------------------------------------------------------------- by_bin
 
-// The pixels that a bin of 2 points reads along one axis, and what each counts in their mean: two a point, but
+// The pixels that a bin of 2 points reads along one axis, and their weights in its mean: two per point, but
 // points less than two pixels apart share some. The first `count` are read: 2 to 4, or none.
 template <typename T>
 struct Taps {
@@ -211,8 +211,8 @@ __device__ Taps<T> taps(T start, T bin_size, int i, int length, bool crossings) 
     return t;
 }
 
-// The average of 2 x 2 points a bin. A weight of a pixel is that of its row times that of its column, so a
-// bin is known by 4 + 4 pixels and weights. They stay in registers while the thread goes through channels;
+// The average of 2 x 2 points per bin. A pixel's weight is that of its row times that of its column, so a bin
+// is described by 4 + 4 pixels and weights. They stay in registers while the thread goes through channels;
 // `naive` computes them anew for each output. Loops over them are unrolled: registers cannot be indexed, and
 // so the reads are under way together.
 template <typename T>
@@ -264,16 +264,16 @@ __global__ void roi_align_forward_by_bin(Maps<T> xs, const T* rois, const int* l
 
 // --------------------------------------------------------------------------------------------------- by_pixel
 
-// The pixels that a RoI has read along one axis, rising, and what each counts in each bin.
+// The pixels that a RoI has read along one axis, rising, and the weight of each in each bin.
 template <typename T>
 struct Axis {
     static const int BINS = 16, PIXELS = 64;  // the most: PH and PW, and twice the points along the axis
     int count;
-    int pixel[PIXELS], first[PIXELS], last[PIXELS];  // and in which bins it counts
+    int pixel[PIXELS], first[PIXELS], last[PIXELS];  // and the bins it counts in
     T weight[BINS][PIXELS];                          // set from first to last
 };
 
-// By one thread: a point's pixels depend on those before. It takes some microseconds, once for many channels.
+// By one thread, since a point's pixels depend on those before: some microseconds, once for many channels.
 template <typename T>
 __device__ void build(Axis<T>& axis, T start, T bin_size, int bins, int points, int length, bool crossings) {
     int count = 0, greatest = -1;
@@ -300,10 +300,10 @@ __device__ void build(Axis<T>& axis, T start, T bin_size, int bins, int points, 
     axis.count = count;
 }
 
-// Adds to gxs, which the caller has set to zero. The average of a fixed ratio, within the limits of Axis.
+// Adds to gxs, which the caller has set to zero. For the average of a fixed ratio, within the limits of Axis.
 // A bin's gradient reaches a pixel by the weight of its row times that of its column. Summed first, all that
 // a RoI sends to a pixel takes one atomicAdd, and the neighbours of a warp add to pixels beside each other,
-// which memory takes up together; in `naive` they are a bin apart.
+// which memory accepts together; in `naive` they are a bin apart.
 template <typename T>
 __global__ void roi_align_backward_by_pixel(const T* gy, const T* rois, const int* levels, Maps<T> gxs,
                                             int R, int N, int C, Sampling s) {
@@ -352,7 +352,7 @@ __device__ void bins_around(int pixel, T start, T bin_size, int bins, int& first
     last = (int)min(max(to, T(-1)), T(bins - 1));
 }
 
-// What a pixel of an axis counts for a point.
+// The weight of a pixel of an axis for a point.
 template <typename T>
 __device__ T weight_at(int pixel, T at, int length) {
     if (!(-1 <= at && at <= length)) return 0;
