@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from minimask import autograd
 from minimask import functions as F
 from minimask.autograd import Function, Tensor
 from minimask.gradient_check import GradientError, gradcheck
@@ -347,3 +348,24 @@ def test_a_looser_tolerance_lets_small_errors_pass():
     with pytest.raises(GradientError, match=r"no element far off alone; worst at .* \(ratio 1\.00001\)"):
         gradcheck(slightly, [point(3)])
     assert gradcheck(slightly, [point(3)], tolerance=1e-4)
+
+
+@pytest.mark.parametrize("cls", [autograd.Sum, autograd.Multiply, autograd.Add], ids=lambda cls: cls.__name__)
+def test_the_checker_does_not_lean_on_what_it_checks(cls, monkeypatch):
+    right = cls.backward
+
+    def negated(self, gy):
+        gradients = right(self, gy)
+        several = isinstance(gradients, tuple)
+        return tuple(g if g is None else -g for g in gradients) if several else -gradients
+
+    monkeypatch.setattr(cls, "backward", negated)
+    inputs = [np.arange(6.0).reshape(2, 3) + 0.5] * (1 if cls is autograd.Sum else 2)
+    report = gradcheck(cls.apply, inputs, raise_error=False)
+    assert (
+        not report and report.mismatch and report.mismatch.analytic == pytest.approx(-report.mismatch.numeric)
+    )
+
+
+def test_outputs_that_share_a_graph_are_checked_together():
+    assert gradcheck(lambda x: (x * x, (x * x * x).sum(), x), [np.arange(1.0, 4.0)])
