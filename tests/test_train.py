@@ -15,12 +15,15 @@ import pytest
 
 from minimask import backend
 from minimask.config import Config, to_dict, with_settings
-from minimask.data import Augmentation, Shapes
+from minimask.data import Augmentation, Batches, Shapes
 from minimask.errors import InputError
+from minimask.randomness import Draws
+from minimask.training import lock, loop
 from minimask.training.log import LossLog, read_losses
-from minimask.training.loop import augmentation, learning_rate, train
+from minimask.training.loop import augmentation, gives_finite_loss, learning_rate, train
 from minimask.training.stopping import StopSignals
 from minimask.weights.checkpoint import load_checkpoint, save_checkpoint
+from minimask.weights.detector import build_model
 
 SHAPES = Shapes(6, seed=3, size=64)
 SETTINGS = [
@@ -233,6 +236,110 @@ def test_a_checkpoint_that_does_not_fit_is_not_resumed(tmp_path, unbroken):
         save_checkpoint(path, dataclasses.replace(checkpoint, **change))
         with pytest.raises(InputError, match=f"{path.name}.*{words}"):
             train(config(), SHAPES, tmp_path, resume=True)
+
+
+def image_of_third_step() -> int:
+    """One that the first two steps do not show."""
+    order = Batches(SHAPES, 2, None, 0)
+    return next(i for i in order.indices(2) if i not in order.indices(0) + order.indices(1))
+
+
+class Broken(StoppingAt):
+    """A data set one of whose images turns out to be damaged."""
+
+    def __init__(self, dataset, index, error):
+        super().__init__(dataset, 0, 0)
+        self.index, self.error = index, error
+
+    def __getitem__(self, index):
+        if index == self.index:
+            raise self.error
+        return self.dataset[index]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InputError("a.png: damaged; replace the file"), OSError(errno.EIO, "Input/output error", "a.png")],
+)
+def test_an_image_that_cannot_be_read_costs_no_step_and_the_line_says_how_to_go_on(tmp_path, unbroken, error):
+    settings = config("train.save_every=100")
+    with pytest.raises(InputError) as caught:
+        train(settings, Broken(SHAPES, image_of_third_step(), error), tmp_path, note=quiet)
+    line = str(caught.value)
+    assert line.startswith("training stopped at step 3: ") and "a.png" in line and "\n" not in line
+    assert "holds the last good state, of step 2; mend that, then go on with: minimask train --resume" in line
+    assert load_checkpoint(tmp_path / "checkpoint.npz").step == 2
+    assert train(settings, SHAPES, tmp_path, resume=True, note=quiet).step == 6
+    ours, theirs = (load_checkpoint(d / "checkpoint.npz").parameters for d in (tmp_path, unbroken))
+    assert all(np.array_equal(ours[name], array) for name, array in theirs.items())
+
+
+def test_a_bug_saves_what_is_done_and_stays_visible(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        train(
+            config("train.save_every=100"),
+            Broken(SHAPES, image_of_third_step(), ZeroDivisionError()),
+            tmp_path,
+        )
+    done = load_checkpoint(tmp_path / "checkpoint.npz").step
+    assert done == len(read_losses(tmp_path / "losses.csv")["step"]) == 2
+
+
+def test_weights_with_which_the_loss_is_infinite_are_never_the_last_good_state(tmp_path):
+    wild = ["train.learning_rate=1e6", "train.clip_norm=0", "train.warmup_steps=0", "train.save_every=1"]
+    with pytest.raises(InputError, match=r"step 1: (after the update the loss|a weight) is not finite"):
+        train(config(*wild), SHAPES, tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.npz")
+    model = build_model(config(), 4)
+    model.load_state_dict(checkpoint.parameters)
+    samples = [SHAPES[0], SHAPES[1]]
+    assert gives_finite_loss(model, samples, Draws())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_step_stops_nothing(tmp_path, number, monkeypatch):
+    step = loop.training_step
+
+    def interrupted(*arguments):
+        row = step(*arguments)
+        os.kill(os.getpid(), number)
+        return row
+
+    monkeypatch.setattr(loop, "training_step", interrupted)
+    outcome = train(config("train.steps=1"), SHAPES, tmp_path, note=quiet)
+    assert outcome.step == 1 and outcome.stopped_by is None
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from minimask.training.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_training_in_the_same_directory_ends_in_one_line_and_a_dead_one_is_no_obstacle(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match="another training is writing into this directory; wait for its end"):
+        train(config(), SHAPES, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]  # the second has left nothing
+    holder.kill()
+    holder.communicate()
+    assert train(config("train.steps=1"), SHAPES, tmp_path, note=quiet).step == 1
+    assert not (tmp_path / lock.NAME).exists()
+
+
+def test_another_number_of_processes_is_said(tmp_path, unbroken):
+    checkpoint = load_checkpoint(unbroken / "checkpoint.npz")
+    assert checkpoint.environment["processes"] == "1"
+    two = checkpoint.environment | {"processes": "2"}
+    save_checkpoint(tmp_path / "checkpoint.npz", dataclasses.replace(checkpoint, environment=two, step=5))
+    notes = []
+    train(config(), SHAPES, tmp_path, resume=True, note=notes.append)
+    assert "processes 2 then, 1 now" in notes[0]
 
 
 def test_the_directory_tells_all_about_the_run(unbroken):

@@ -5,7 +5,6 @@ wrong argument are answered at once.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -219,11 +218,10 @@ def _evaluate_checkpoint(weights: str | Path, dataset: Any, most: int, output: P
 
 
 def _stopped(outcome: Any, config: configuration.Config, output: Path) -> int:
-    command = f"minimask train --resume --output {shlex.quote(str(output))}"
-    print(
-        f"minimask: stopped after step {outcome.step} of {config.train.steps}, saved; go on with: {command}",
-        file=sys.stderr,
-    )
+    from minimask.training.keeper import resume_command
+
+    done = f"stopped after step {outcome.step} of {config.train.steps}, saved"
+    print(f"minimask: {done}; go on with: {resume_command(output)}", file=sys.stderr)
     return 128 + outcome.stopped_by
 
 

@@ -1,14 +1,16 @@
 """What a training run keeps on the disk to go on from: its checkpoint, saved and restored."""
 
 import hashlib
+import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from minimask import backend
 from minimask.config import Config, differences, from_dict, to_dict
 from minimask.errors import InputError, memory_story
+from minimask.training.distributed import World
 from minimask.training.optim import SGD
 from minimask.weights.checkpoint import (
     Checkpoint,
@@ -19,16 +21,23 @@ from minimask.weights.checkpoint import (
     save_checkpoint,
 )
 
-_NEEDS_LESS = "a smaller train.batch_size, data.crop or model.max_size needs less"
+_NEEDS_LESS = "take a smaller train.batch_size, data.crop or model.max_size, which need less"
 _TAMER = "try a smaller train.learning_rate or train.clip_norm, or look at the images"
+_MEND = "mend that"
 
 
 class NotFinite(ArithmeticError):
     """A loss or a gradient is NaN or infinite; the weights are those before the step."""
 
 
+class TrainingStopped(InputError):
+    """The line says at which step training stopped and why, which state is saved, and how to go on."""
+
+
 class Keeper:
-    """Saves and restores what a run needs to go on, and knows the last step that was saved.
+    """Saves and restores what a run needs to go on, and knows the last step done and the last one saved.
+
+    A state is good, and saved, if its weights are finite and give a finite loss.
 
     Parameters
     ----------
@@ -36,32 +45,37 @@ class Keeper:
         The checkpoint.
     config, dataset, model, optimizer
         The run's.
-    writes : bool
-        False: only keep count, while another process writes.
+    world : World
+        Process 0 writes; the others only keep count.
     """
 
-    def __init__(
-        self, path: Path, config: Config, dataset: Any, model: Any, optimizer: SGD, writes: bool = True
-    ):
-        self.path, self.config, self.dataset, self.writes = path, config, dataset, writes
-        self.model, self.optimizer, self.saved = model, optimizer, 0
+    def __init__(self, path: Path, config: Config, dataset: Any, model: Any, optimizer: SGD, world: World):
+        self.path, self.config, self.dataset, self.world = path, config, dataset, world
+        self.model, self.optimizer, self.done, self.saved = model, optimizer, 0, 0
+        self._gives_finite_loss: Callable[[], bool] = lambda: True
         images = "\n".join(dataset.describe(i) for i in range(len(dataset)))
         self.data = {"name": dataset.name, "images": hashlib.sha256(images.encode()).hexdigest()}
 
-    def save(self, step: int) -> None:
-        """Write the checkpoint of so many steps done.
+    def advance(self, step: int, gives_finite_loss: Callable[[], bool]) -> None:
+        """Note that a step is done, and how to find out whether the loss is finite with its weights."""
+        self.done, self._gives_finite_loss = step, gives_finite_loss
+
+    def save(self) -> None:
+        """Write the checkpoint of the steps done.
 
         Raises
         ------
         InputError
-            If a weight is not finite, or the file cannot be written; the one before stays.
+            If the state is not good, or the file cannot be written; the checkpoint there before stays.
         """
         if not all_finite(self.model.state_dict().values()):
-            raise InputError(self.failure(step, "a weight is not finite after the update"))
+            raise TrainingStopped(self.failure(self.done, "a weight is not finite after the update"))
+        if not self._gives_finite_loss():
+            raise TrainingStopped(self.failure(self.done, "after the update the loss is not finite"))
         checkpoint = Checkpoint(
             parameters=self.model.state_dict(),
             momentum=self.optimizer.state_dict(),
-            step=step,
+            step=self.done,
             seed=self.config.train.seed,
             config=to_dict(self.config),
             class_names=list(self.dataset.class_names),
@@ -69,9 +83,9 @@ class Keeper:
             data=self.data,
             environment=self._environment(),
         )
-        if self.writes:
+        if self.world.rank == 0:
             save_checkpoint(self.path, checkpoint)
-        self.saved = step
+        self.saved = self.done
 
     def restore(self, note: Callable[[str], None]) -> None:
         """Load the checkpoint, and tell of whatever makes this another run than the one that wrote it.
@@ -88,7 +102,7 @@ class Keeper:
                 f"{self.path}: was trained on the classes {theirs}; {self.dataset.name} has {ours}"
             )
         fit(checkpoint, self.path, self.model, self.optimizer)
-        self.saved = checkpoint.step
+        self.done = self.saved = checkpoint.step
         if self.saved > self.config.train.steps:
             raise InputError(
                 f"{self.path}: has done {self.saved} steps, more than train.steps, {self.config.train.steps}"
@@ -103,30 +117,58 @@ class Keeper:
             note(f"the last bits of the results may differ from an unbroken run's: {'; '.join(environment)}")
 
     def _environment(self) -> dict[str, str]:
-        facts = backend.describe()
+        facts = backend.describe() | {"processes": str(self.world.size)}
         return facts | {"device": "cpu" if self.model.device == "cpu" else facts["gpu"]}
 
     @contextmanager
-    def explaining(self, step: int, images: Callable[[], str]) -> Iterator[None]:
+    def explaining(self, images: Callable[[], str]) -> Iterator[None]:
         """Around a step: what stops it becomes one line that says which step, and what is saved.
 
         Parameters
         ----------
-        step : int
-            Counted from 1.
         images : callable
             Gives the names of the step's images, which are needed only then.
         """
         try:
             yield
-        except NotFinite as error:
-            raise InputError(self.failure(step, f"{error} (images: {images()})")) from error
+        except NotFinite as error:  # perhaps because of the last update, so this state is not saved
+            what = f"{error} (images: {images()})"
+            raise TrainingStopped(self.failure(self.done + 1, what)) from error
         except MemoryError as error:
-            raise InputError(self.failure(step, memory_story(error), _NEEDS_LESS)) from error
+            self._rescue()
+            what = memory_story(error)
+            raise TrainingStopped(self.failure(self.done + 1, what, _NEEDS_LESS)) from error
+
+    @contextmanager
+    def rescuing(self) -> Iterator[None]:
+        """Around all steps: whatever ends them, the last good state is saved, and the line says so."""
+        try:
+            yield
+        except TrainingStopped:
+            raise
+        except (InputError, OSError) as error:
+            self._rescue()
+            raise TrainingStopped(self.failure(self.done + 1, str(error), _MEND)) from error
+        except MemoryError as error:  # in loading images, or in trying the loss before a save
+            raise TrainingStopped(self.failure(self.done + 1, memory_story(error), _NEEDS_LESS)) from error
+        except Exception:
+            self._rescue()
+            raise
+
+    def _rescue(self) -> None:
+        """Save the steps done if that is possible; `failure` tells which ones are saved."""
+        if self.done > self.saved:
+            with suppress(InputError, MemoryError):
+                self.save()
 
     def failure(self, step: int, what: str, mend: str = _TAMER) -> str:
-        """The line that ends a run: where it stopped, why, what is saved, and what may help."""
+        """The line that ends a run: where it stopped, why, what is saved, and how to go on."""
         return (
             f"training stopped at step {step}: {what}. {self.path} holds the last good state, of step "
-            f"{self.saved}; {mend}"
+            f"{self.saved}; {mend}, then go on with: {resume_command(self.path.parent)}"
         )
+
+
+def resume_command(output: Path) -> str:
+    """What to type to go on with the run in a directory."""
+    return f"minimask train --resume --output {shlex.quote(str(output))}"

@@ -1,5 +1,6 @@
 """The training loop: a resumed run equals an unbroken one to the bit; what stops it is told in one line."""
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minimask import backend
+from minimask.autograd import no_grad
 from minimask.config import Config, DataConfig, TrainConfig, to_toml
 from minimask.data import Augmentation, Batches, Loader, Sample
 from minimask.errors import InputError
@@ -18,6 +20,7 @@ from minimask.files import make_output_directory, write_text
 from minimask.randomness import Draws
 from minimask.training import distributed
 from minimask.training.keeper import Keeper, NotFinite
+from minimask.training.lock import locked
 from minimask.training.log import LossLog
 from minimask.training.optim import SGD, LearningRate, clip_gradients, scaled_learning_rate
 from minimask.training.progress import Progress
@@ -84,16 +87,30 @@ def train(
         resume, or the checkpoint is of another model; if a loss, the gradient or a weight is not finite
         (the last good checkpoint stays); if something cannot be written.
     """
-    world, options = distributed.world(), config.train
+    world = distributed.world()
     check_resume(output, resume, overwrite)
     output = make_output_directory(output)
+    with locked(output) if world.rank == 0 else contextlib.nullcontext():
+        return _train(config, dataset, output, resume, note, device, world)
+
+
+def _train(
+    config: Config,
+    dataset: Any,
+    output: Path,
+    resume: bool,
+    note: Callable[[str], None],
+    device: str,
+    world: distributed.World,
+) -> Outcome:
+    options = config.train
     world.use(device)
     model = build_model(config, len(dataset.class_names) + 1, device)
     optimizer = make_optimizer(model, options)
     part = world.part(options.batch_size)
     batches = Batches(dataset, options.batch_size, augmentation(config.data), options.seed, part)
-    keeper = Keeper(output / CHECKPOINT, config, dataset, model, optimizer, writes=world.rank == 0)
-    first = _begin(keeper, world, output / CONFIG, resume, note)
+    keeper = Keeper(output / CHECKPOINT, config, dataset, model, optimizer, world)
+    first = _begin(keeper, output / CONFIG, resume, note)
     rate, stopped_by = learning_rate(options), 0
     model.train()
     with (
@@ -102,23 +119,26 @@ def train(
         StopSignals(tell=world.rank == 0) as stop,
         LossLog(output / LOSSES, first, writes=world.rank == 0) as log,
         Progress(options.steps, "training", first) as progress,
+        keeper.rescuing(),
         Loader(batches, first, options.steps) as loader,
     ):
         for index, samples in loader:
             step, draws = index + 1, Draws(options.seed, index, part.start)  # steps done: counted from 1
-            with keeper.explaining(step, partial(batches.describe, index)):
+            with keeper.explaining(partial(batches.describe, index)):
                 row = training_step(model, optimizer, samples, draws, rate(index), options.clip_norm, world)
-            if index == first:
-                _note_memory(note, device)
+            keeper.advance(step, partial(gives_finite_loss, model, samples, draws))
             log.write(step, row)
             progress.update(options.batch_size, _shown(row))
+            if index == first:
+                _note_memory(note, device)
             stopped_by = world.highest(stop.signal or 0)  # of one is of all, so that all stop at one step
             if step % options.save_every == 0 or step == options.steps or stopped_by:
                 log.sync()
-                keeper.save(step)
+                keeper.save()
             if stopped_by:
                 break
-    return Outcome(model, keeper.saved, stopped_by or None, keeper.path)
+    finished = keeper.saved == options.steps  # a signal in the very last step stops nothing
+    return Outcome(model, keeper.saved, None if finished else stopped_by, keeper.path)
 
 
 def check_resume(output: str | Path, resume: bool, overwrite: bool = False) -> None:
@@ -135,18 +155,18 @@ def check_resume(output: str | Path, resume: bool, overwrite: bool = False) -> N
         raise InputError(f"{output}: holds a training run; go on with --resume, or choose another --output")
 
 
-def _begin(
-    keeper: Keeper, world: distributed.World, config_path: Path, resume: bool, note: Callable[[str], None]
-) -> int:
+def _begin(keeper: Keeper, config_path: Path, resume: bool, note: Callable[[str], None]) -> int:
     """Restore the run or save a new one, and give every process the same weights; returns the steps done."""
     if resume:
         keeper.restore(note)
-    world.share_(keeper.model.state_dict(), keeper.optimizer.state_dict())
-    done = world.highest(keeper.saved)  # beyond this all have seen what there is, and process 0 may write
-    if keeper.writes:
+    keeper.world.share_(keeper.model.state_dict(), keeper.optimizer.state_dict())
+    done = keeper.world.highest(
+        keeper.saved
+    )  # beyond this all have seen what there is, and process 0 may write
+    if keeper.world.rank == 0:
         write_text(config_path, to_toml(keeper.config))
     if not resume:
-        keeper.save(0)  # a disk that is full, or may not be written to, is found now
+        keeper.save()  # a disk that is full, or may not be written to, is found now
     return done
 
 
@@ -192,6 +212,17 @@ def training_step(
     optimizer.step(rate)
     row = world.mean({"loss": values.pop("loss"), **values})
     return {"learning_rate": rate, **row, "gradient_norm": norm}
+
+
+def gives_finite_loss(model: Any, samples: list[Sample], draws: Draws) -> bool:
+    """Whether the weights give a finite loss on some images, in inference mode: it changes no statistics."""
+    model.eval()
+    try:
+        with no_grad():
+            losses = model.loss([s.image for s in samples], [s.target() for s in samples], draws)
+        return all(math.isfinite(loss.item()) for loss in losses.values())  # sync: before a save
+    finally:
+        model.train()
 
 
 def make_optimizer(model: Any, options: TrainConfig) -> SGD:

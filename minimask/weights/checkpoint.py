@@ -23,7 +23,8 @@ from minimask.files import replacing
 FORMAT = 1
 _TOP = "metadata"
 # What a bitwise equal continuation rests on; see `environment_changes`.
-_DECIDES_BITS = ("device", "processor", "blas", "blas_kernel", "threads", "numpy", "scipy", "minimask")
+_DECIDES_BITS = ("device", "processor", "blas", "blas_kernel", "threads", "processes", "numpy", "scipy")
+_DECIDES_BITS += ("minimask",)
 
 
 @dataclass(frozen=True)
