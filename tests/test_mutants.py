@@ -289,7 +289,8 @@ def _compiled(thing, old: str = "", new: str = ""):
 def is_caught(cls, old: str, new: str, where=None) -> bool:
     """Whether a case of the Function notices the bug: as a wrong gradient, and not as a kink."""
     changed = _compiled(where or cls, old, new)
-    two_threads = mock.patch.multiple(backend, threads=lambda: 2, FEW=0)  # so that one has several images
+    # two threads, so that one of them has several images
+    two_threads = mock.patch.multiple(backend.workers, threads=lambda: 2, FEW=0)
     with two_threads, mock.patch.object(inspect.getmodule(where or cls), changed.__name__, changed):
         try:
             return any(check_function(cls if where else changed, case).mismatch for case in CASES[cls])

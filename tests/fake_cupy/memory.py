@@ -88,7 +88,7 @@ syncs: list[
 
 
 def sync(what: str) -> None:
-    """Note that the host waits for the device here: in the line that has backend.py do so, not in it."""
+    """Note that the host waits for the device here: in the line that has `minimask.backend` do so, not in it."""
     frame = sys._getframe(1)
     while frame is not None and not _is_ours(frame.f_code.co_filename):
         frame = frame.f_back
@@ -97,7 +97,7 @@ def sync(what: str) -> None:
 
 
 def _is_ours(file: str) -> bool:
-    return file.startswith(PACKAGE) and file != f"{PACKAGE}backend.py"
+    return file.startswith(PACKAGE) and not file.startswith(f"{PACKAGE}backend/")
 
 
 _seed = 0
