@@ -1,4 +1,4 @@
-"""Whose arrays these are, NumPy's or CuPy's; copies between the two; and which versions of the kernels run."""
+"""Whose arrays these are, NumPy's or CuPy's; copies between the two; which versions of the kernels run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one pool of threads that kernels share, with BLAS held to a single thread, and each thread's buffers."""
+"""The pool of threads that all kernels share, BLAS held to one thread in each, and each thread's buffers."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def parallel_slices(
     parts: int | None = None,
     operations: int | None = None,
 ) -> None:
-    """Call ``function(slice)`` with slices that together cover ``range(total)`` once, and wait for all of them.
+    """Call ``function(slice)`` for slices that cover ``range(total)`` once, in all threads, and wait.
 
     Parameters
     ----------

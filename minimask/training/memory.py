@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minimask import backend
-from minimask.kernels.convolution import BLOCK
+from minimask.kernels.convolution import BLOCK_ELEMENTS
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.nn import Buffer
 from minimask.randomness import Draws
@@ -34,7 +34,7 @@ def training_memory(model: MaskRCNN, batch_size: int, height: int, width: int) -
     heads = rois * (per_roi + options.positive_fraction * per_mask)
     levels = sum(level.data.nbytes for level in record.levels)
     state = sum(p.data.nbytes * (3 if p.requires_grad else 1) for p in parameters)
-    buffers = 4 * BLOCK * backend.threads()
+    buffers = 4 * BLOCK_ELEMENTS * backend.threads()
     return int(state + pixels * (_size(maps | rpn) + 2 * levels) + heads + buffers)
 
 

@@ -294,7 +294,7 @@ with no_grad():
         with on_threads(count):
             by_size[count] = []
             for size in sizes:
-                with mock.patch.object(convolution, "BLOCK", int(size)):
+                with mock.patch.object(convolution, "BLOCK_ELEMENTS", int(size)):
                     by_size[count].append(seconds(fused))
 
 _, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
@@ -306,7 +306,7 @@ for (count, times), colour, marker in zip(by_size.items(), (BLUE, GREEN), "os"):
         color=colour,
         label=f"{count} thread{'s' * (count > 1)}",
     )
-axes.axvline(convolution.BLOCK * 4 / 2**20, color=GREY, ls="--", label="minimask's choice")
+axes.axvline(convolution.BLOCK_ELEMENTS * 4 / 2**20, color=GREY, ls="--", label="minimask's choice")
 axes.set(
     xscale="log",
     ylim=(0, None),
