@@ -1,8 +1,7 @@
 """Boxes: areas, overlaps, clipping, the box coder, non-maximum suppression.
 
-A box is x1, y1, x2, y2 in pixels of its image. Pixel i covers [i, i + 1], so a box of one pixel is x2 - x1 = 1
-wide. All functions take and return arrays of one module, NumPy or CuPy, and keep their dtype; none has a
-gradient.
+A box is x1, y1, x2, y2 in pixels of its image. Pixel i covers [i, i + 1], so the width is x2 - x1: no +1.
+All functions take and return arrays of one module, NumPy or CuPy, and keep their dtype; none has a gradient.
 Shapes: A and B boxes to compare; N boxes to suppress; R boxes to code; K classes.
 """
 
@@ -294,7 +293,7 @@ def _nms(boxes, scores, groups, iou_threshold: float):
         for indices in members[part::parts]:
             kept[indices[in_order(boxes[indices], iou_threshold)]] = True
 
-    parallel(suppress_groups, parts=None if len(members) > 1 else 1)
+    parallel(suppress_groups) if len(members) > 1 else suppress_groups(0, 1)
     return order[kept]
 
 

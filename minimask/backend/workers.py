@@ -152,7 +152,7 @@ def parallel_slices(
         The most elements in a slice, so that what one call reads and writes stays in cache from pass to pass.
         By default each thread gets its whole share as a single slice.
     parts, operations : int, optional
-        As for `parallel`.
+        As for `parallel`, except that with parts=1 BLAS keeps its threads: nothing at all is set up.
     """
 
     def call_with_each_slice(part: int, parts: int) -> None:
@@ -160,7 +160,10 @@ def parallel_slices(
         for first in range(begin, end, longest or max(total, 1)):
             function(slice(first, min(first + longest, end) if longest else end))
 
-    parallel(call_with_each_slice, parts, operations)
+    if parts == 1:
+        call_with_each_slice(0, 1)
+    else:
+        parallel(call_with_each_slice, parts, operations)
 
 
 def share(total: int, part: int, parts: int) -> tuple[int, int]:
