@@ -1,8 +1,8 @@
 """Boxes: areas, overlaps, clipping, the box coder, non-maximum suppression.
 
-A box is x1, y1, x2, y2 in pixels of its image, pixel i spanning [i, i + 1], so width is x2 - x1 with no +1.
-Everything takes and returns arrays of one module (NumPy or CuPy) and keeps their dtype; none of it has a
-gradient. Shapes: A, B boxes; N boxes to suppress; R boxes to code; K classes.
+A box is x1, y1, x2, y2 in pixels of its image. Pixel i covers [i, i + 1], so the width is x2 - x1: no +1.
+All functions take and return arrays of one module, NumPy or CuPy, and keep their dtype; none has a gradient.
+Shapes: A and B boxes to compare; N boxes to suppress; R boxes to code; K classes.
 """
 
 import math
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minimask.backend import array_module, parallel, share, use_reference
+from minimask.backend import array_module, parallel, parallel_slices, use_reference
 from minimask.kernels.nms import in_order as _nms_in_order
 from minimask.kernels.nms import suppress
 
-ROWS = 4096  # boxes coded at a time
+BOXES_AT_ONCE = 4096  # to code: their coordinates and deltas stay in cache
 TINY = 1e-37  # smallest divisor: boxes without area give 0 / TINY = 0 where 0 / 0 would be NaN
 
 
@@ -29,7 +29,7 @@ def box_area(boxes):
 def _intersection(a, b):  # (A, 4), (B, 4) -> (A, B)
     xp = array_module(a, b)
     x1, y1, x2, y2 = xp.ascontiguousarray(b.T)
-    # in place: at (A, B) = (20, 270,000) memory, not arithmetic, sets the time
+    # in place: at (A, B) = (20, 270,000) the time goes into memory, not arithmetic
     inter = xp.minimum(a[:, 2:3], x2)
     inter -= xp.maximum(a[:, 0:1], x1)
     xp.maximum(inter, 0, out=inter)
@@ -88,9 +88,9 @@ def generalized_box_iou(a, b):
 
 
 def box_coverage(candidates, regions):
-    """The share of each candidate's own area that lies inside each region.
+    """The share of each candidate's area that lies inside each region.
 
-    Unlike IoU it does not shrink as the region grows, which is what a crowd region needs: a candidate on one
+    Unlike IoU it does not shrink as the region grows. That is what crowd regions need: a candidate on one
     person of a crowd is wholly covered, though its IoU with the crowd's box is small.
 
     Parameters
@@ -106,11 +106,11 @@ def box_coverage(candidates, regions):
     return _intersection(candidates, regions) / xp.maximum(box_area(candidates), TINY)[:, None]
 
 
-# ----------------------------------------------------------------------------------- shaping and sieving
+# -------------------------------------------------------------------------- clipping, filtering, scaling
 
 
 def clip_boxes_to_image(boxes, image_size: tuple[int, int]):
-    """Boxes with every coordinate moved into the image.
+    """The boxes with every coordinate clipped to the image.
 
     Parameters
     ----------
@@ -119,19 +119,19 @@ def clip_boxes_to_image(boxes, image_size: tuple[int, int]):
         In pixels; x ends up in [0, width], y in [0, height].
     """
     clipped = array_module(boxes).empty_like(boxes)
-    for axis, length in ((1, image_size[0]), (0, image_size[1])):  # every other number: one long row to clip
+    for axis, length in ((1, image_size[0]), (0, image_size[1])):  # y1 and y2, then x1 and x2, in one call
         clipped[..., axis::2] = boxes[..., axis::2].clip(0, length)
     return clipped
 
 
 def remove_small_boxes(boxes, min_size: float):
-    """Indices, (K,) int64 and rising, of the boxes (N, 4) whose sides are both at least `min_size` pixels."""
+    """Indices, (M,) int64 and rising, of the boxes (N, 4) whose sides are both at least `min_size` pixels."""
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     return array_module(boxes).flatnonzero((w >= min_size) & (h >= min_size))  # sync: how many there are
 
 
 def scale_boxes(boxes, scale: tuple[float, float]):
-    """Boxes (..., 4) of a resized image: y times `scale[0]`, x times `scale[1]`."""
+    """Boxes (..., 4) after their image was resized: y times `scale[0]`, x times `scale[1]`."""
     sy, sx = scale
     return boxes * array_module(boxes).asarray([sx, sy, sx, sy], dtype=boxes.dtype)
 
@@ -141,17 +141,17 @@ def scale_boxes(boxes, scale: tuple[float, float]):
 
 @dataclass(frozen=True)
 class BoxCoder:
-    """Boxes as offsets from other boxes: what the regressors learn, and back.
+    """Boxes as offsets from other boxes, which is what the regressors learn, and back.
 
     ``dx = wx (x - x_a) / w_a, dy = wy (y - y_a) / h_a, dw = ww log(w / w_a), dh = wh log(h / h_a)``, where
-    (x, y) is a box's centre, (w, h) its size and _a marks the box it is coded against.
+    (x, y) is a box's centre, (w, h) its size, and _a marks the box that it is an offset from.
 
     Parameters
     ----------
     weights : (wx, wy, ww, wh)
-        1, 1, 1, 1 for the RPN; 10, 10, 5, 5 for the box head: one over the spread of typical offsets.
+        1, 1, 1, 1 for the RPN; 10, 10, 5, 5 for the box head: the inverse of the offsets' typical spread.
     bbox_xform_clip : float
-        Decoding takes dw / ww and dh / wh for at most this, so that a wild one cannot overflow exp.
+        Decoding clips dw / ww and dh / wh to at most this, so that a wild one cannot overflow exp.
 
     Notes
     -----
@@ -167,13 +167,13 @@ class BoxCoder:
         Parameters
         ----------
         reference_boxes, proposals : (R, 4) arrays
-            Row by row; every box needs positive width and height.
+            One pair in each row; every box must have positive width and height.
 
         Returns
         -------
         (R, 4) array: dx, dy, dw, dh.
         """
-        return _by_rows(self._encode, reference_boxes, proposals)
+        return _in_slices(self._encode, reference_boxes, proposals)
 
     def _encode(self, reference_boxes, proposals):
         xp = array_module(reference_boxes, proposals)
@@ -191,14 +191,14 @@ class BoxCoder:
         deltas : (R, 4 K) array
             dx, dy, dw, dh of class 0, then of class 1, and so on.
         boxes : (R, 4) array
-            What they are offsets from.
+            The boxes that `deltas` are offsets from.
 
         Returns
         -------
         (R, K, 4) array of `deltas`' dtype, not clipped to any image.
         """
         deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)  # (R, 4 K) -> (R, K, 4)
-        return _by_rows(self._decode, deltas, boxes)
+        return _in_slices(self._decode, deltas, boxes)
 
     def _decode(self, deltas, boxes):
         xp = array_module(deltas, boxes)
@@ -211,19 +211,16 @@ class BoxCoder:
         return xp.stack((x - half_w, y - half_h, x + half_w, y + half_h), axis=2)
 
 
-def _by_rows(function, a, b):
-    """``function(a, b)``; on the CPU in all threads, some rows at a time, whose arrays stay in cache."""
-    if array_module(a, b) is not np or a.size <= 4 * ROWS:  # (R, 4), or (R, K, 4) of K classes
+def _in_slices(function, a, b):
+    """``function(a, b)``; on the CPU in all threads, for slices of rows whose arrays stay in cache."""
+    if array_module(a, b) is not np or a.size <= 4 * BOXES_AT_ONCE:  # (R, 4), or (R, K, 4) of K classes
         return function(a, b)
     out = np.empty(a.shape, np.result_type(a, b))
 
-    def work(part, parts):
-        begin, end = share(len(a), part, parts)
-        for first in range(begin, end, ROWS):
-            rows = slice(first, min(first + ROWS, end))
-            out[rows] = function(a[rows], b[rows])
+    def code(rows: slice):
+        out[rows] = function(a[rows], b[rows])
 
-    parallel(work)
+    parallel_slices(len(a), code, BOXES_AT_ONCE)
     return out
 
 
@@ -243,9 +240,9 @@ def nms(boxes, scores, iou_threshold: float):
     ----------
     boxes : (N, 4) array
     scores : (N,) array
-        Of equal scores the box that stands first in the input goes first.
+        Of boxes with equal scores, the one that stands first in the input comes first.
     iou_threshold : float
-        A box goes when its IoU with a kept one is larger than this; equal does not suppress.
+        A box is dropped if its IoU with a kept one is larger than this; an equal one does not suppress.
 
     Returns
     -------
@@ -271,30 +268,32 @@ def batched_nms(boxes, scores, idxs, iou_threshold: float):
 
     Notes
     -----
-    torchvision moves each group of a small input to a place of its own and suppresses once, which rounds
-    coordinates; here the groups are done apart, so each gives what `nms` gives.
+    For small inputs torchvision moves each group to a place of its own and suppresses once, which rounds
+    coordinates. Here each group is suppressed separately, and gives exactly what `nms` gives.
     """
     return _nms(boxes, scores, idxs, iou_threshold)
 
 
 def _nms(boxes, scores, groups, iou_threshold: float):
+    """`nms`, or `batched_nms` if there are groups."""
     xp = array_module(boxes, scores)
     order = xp.argsort(-scores, kind="stable")
     if xp is not np:
         kept, count = suppress(boxes, order, groups, iou_threshold)
         return kept[: int(count)]  # sync: the shape of all that follows depends on how many survive
-    boxes, in_order = boxes[order], _nms_in_order_loop if use_reference() else _nms_in_order
+    in_order = _nms_in_order_loop if use_reference() else _nms_in_order
+    boxes = boxes[order]
     if groups is None:
         return order[in_order(boxes, iou_threshold)]
     groups = groups[order]
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]  # rising: by falling score
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]  # each by falling score
     kept = np.zeros(len(order), dtype=bool)
 
-    def work(part, parts):
-        for own in members[part::parts]:
-            kept[own[in_order(boxes[own], iou_threshold)]] = True
+    def suppress_groups(part, parts):
+        for indices in members[part::parts]:
+            kept[indices[in_order(boxes[indices], iou_threshold)]] = True
 
-    parallel(work) if len(members) > 1 else work(0, 1)
+    parallel(suppress_groups) if len(members) > 1 else suppress_groups(0, 1)
     return order[kept]
 
 

@@ -25,14 +25,13 @@ def geometries(draw, images: int = 2) -> Geometry:
     depth, outs = draw(small), draw(small) * groups
     x_shape = (draw(st.integers(0, images)), depth * groups, draw(side), draw(side))
     w_shape = (outs, depth, draw(st.integers(1, 4)), draw(st.integers(1, 4)))
-    pair = st.tuples
     try:
         return Geometry.of(
             x_shape,
             w_shape,
-            draw(pair(small, small)),
-            draw(pair(st.integers(0, 4), st.integers(0, 4))),
-            draw(pair(small, small)),
+            draw(st.tuples(small, small)),
+            draw(st.tuples(st.integers(0, 4), st.integers(0, 4))),
+            draw(st.tuples(small, small)),
             groups,
         )
     except ValueError:  # the kernel does not fit
@@ -47,7 +46,7 @@ def arrays(g: Geometry, seed: int = 0):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of about a row, and three threads."""
-    monkeypatch.setattr(convolution, "BLOCK", 30)
+    monkeypatch.setattr(convolution, "BLOCK_ELEMENTS", 30)
     monkeypatch.setattr(backend.workers, "threads", lambda: 3)
     monkeypatch.setattr(backend.workers, "FEW", 0)
 
@@ -105,7 +104,7 @@ def test_any_size_of_block_and_number_of_threads_gives_the_same(g, threads, bloc
         im2col.input_gradient_im2col(gy, w, g),
         im2col.weight_gradient_im2col(gy, x, g),
     )
-    with settings_of(threads=threads, BLOCK=block):
+    with settings_of(threads=threads, BLOCK_ELEMENTS=block):
         for got, expected in zip(all_three(g, x, w, gy, b), want, strict=True):
             np.testing.assert_allclose(got, expected, **ROUNDING)
 
@@ -340,6 +339,29 @@ def test_resizing_back_is_the_transpose_of_resizing(size):
         assert (forward(x, size) * gy).sum() == pytest.approx((x * backward(gy, (3, 4))).sum(), abs=1e-12)
 
 
+@pytest.mark.parametrize("elements", [1, 40, 1 << 18])
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-14), (np.float32, 1e-6)])
+@pytest.mark.parametrize("shape, size", [((3, 4, 5), (9, 8)), ((9, 7, 6), (4, 13)), ((2, 3, 1, 5), (3, 1))])
+def test_two_sparse_products_resize_as_two_dense_ones_do(
+    shape, size, dtype, tolerance, elements, monkeypatch
+):
+    monkeypatch.setattr(resample, "ELEMENTS_AT_ONCE", elements)  # a row at a time, or several whole images
+    rng = np.random.default_rng(0)
+    x, gy = rng.normal(size=shape).astype(dtype), rng.normal(size=(*shape[:-2], *size)).astype(dtype)
+    with settings_of(threads=2):
+        fast = resample.bilinear(x, size), resample.bilinear_gradient(gy, shape[-2:])
+    with backend.reference_only():
+        plain = resample.bilinear(x, size), resample.bilinear_gradient(gy, shape[-2:])
+    for got, want in zip(fast, plain):
+        assert got.dtype == want.dtype == dtype and got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+def test_nothing_to_resize_gives_nothing():
+    assert resample.bilinear(np.zeros((0, 3, 4, 5)), (2, 2)).shape == (0, 3, 2, 2)
+    assert resample.bilinear_gradient(np.zeros((0, 3, 2, 2)), (4, 5)).shape == (0, 3, 4, 5)
+
+
 def test_nearest_repeats_pixels():
     x = np.arange(4.0).reshape(1, 1, 2, 2)
     np.testing.assert_array_equal(F.upsample_nearest(x).numpy()[0, 0], np.kron(x[0, 0], np.ones((2, 2))))
@@ -354,7 +376,7 @@ def test_doubling_has_a_fast_path_that_reference_only_turns_off(monkeypatch):
 
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
     fast = resample.nearest(x, (8, 10)), resample.nearest_gradient(np.tile(x, (1, 1, 2, 2)), (4, 5))
-    monkeypatch.setattr(backend, "parallel", not_to_be_called)
+    monkeypatch.setattr(backend, "parallel_slices", not_to_be_called)
     with backend.reference_only():
         plain = resample.nearest(x, (8, 10)), resample.nearest_gradient(np.tile(x, (1, 1, 2, 2)), (4, 5))
     np.testing.assert_array_equal(plain[0], fast[0])

@@ -287,7 +287,9 @@ def test_no_two_threads_update_the_same_element():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_on_the_cpu_a_step_is_the_formula_to_the_bit_and_leaves_the_old_weights(dtype):
-    weights, gradients, velocities, decay = a_model(dtype, (1, 3 * sgd.PIECE + 5, 700, 0, sgd.PIECE))
+    weights, gradients, velocities, decay = a_model(
+        dtype, (1, 3 * sgd.ELEMENTS_AT_ONCE + 5, 700, 0, sgd.ELEMENTS_AT_ONCE)
+    )
     gradients[1] = gradients[1][::-1]  # any layout
     want = plain_step(weights, gradients, velocities, decay, 0.1, 0.9)
     before = [w.copy() for w in weights]

@@ -275,8 +275,8 @@ def test_the_reference_kernels_agree_with_the_fast_ones(cls, case):
 def test_blocks_and_threads_change_nothing_but_the_order_of_sums(cls, case, threads, monkeypatch):
     whole = run(cls, case)
     monkeypatch.setattr(backend.workers, "threads", lambda: threads)
-    monkeypatch.setattr(convolution, "BLOCK", 40)  # a row or two of each image: several blocks
-    monkeypatch.setattr(elementwise, "PIECE", 7)
+    monkeypatch.setattr(convolution, "BLOCK_ELEMENTS", 40)  # a row or two of each image: several blocks
+    monkeypatch.setattr(elementwise, "ELEMENTS_AT_ONCE", 7)
     assert_same_run(run(cls, case), whole, case.variables(some_inputs(case)))
 
 

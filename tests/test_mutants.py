@@ -78,7 +78,7 @@ MUTANTS = {
     activation.ReLU: [
         ("let through everywhere", "relu_gradient(gy, y)", "relu_gradient(gy, y + 1)"),
         ("the mask of the gradient", "relu_gradient(gy, y)", "relu_gradient(gy, gy)"),
-        ("the sign of the mask", "mask[own] > 0", "mask[own] <= 0", elementwise.relu_gradient),
+        ("the sign of the mask", "y_flat[part] > 0", "y_flat[part] <= 0", elementwise.relu_gradient),
     ],
     activation.Sigmoid: [
         ("a missing factor", " * (1 - y)", ""),
@@ -96,9 +96,9 @@ MUTANTS = {
         ("not turned", "[:, :, :, ::-1, ::-1]", "[:, :, :, :, :]", convolution.input_gradient),
         (
             "overwritten instead of added",
-            "pixels[1]] +=",
-            "pixels[1]] =",
-            convolution._input_gradient_by_channels,
+            "channels, *pixels] +=",
+            "channels, *pixels] =",
+            convolution._input_gradient_by_patches,
         ),
         ("the last image alone", "total += gw", "total[...] = gw", convolution.weight_gradient),
         ("the last image alone", "reshape(n, o).sum(axis=0)", "reshape(n, o)[-1]", convolution.bias_gradient),
@@ -132,8 +132,8 @@ MUTANTS = {
     norm.GroupNorm: [
         ("the mean a constant", "x_hat -= r * a", "pass"),
         ("the variance a constant", "x_hat *= -r * b", "x_hat *= 0"),
-        ("the weight left out", "w[own] * r, out=gx", "w[own] * 0 + r, out=gx"),
-        ("the ReLU left out", "g3[own] * (self._grouped(y)[own] > 0)", "g3[own]"),
+        ("the weight left out", "w * r, out=gxs", "w * 0 + r, out=gxs"),
+        ("the ReLU left out", "gys[part] * (ys[part] > 0)", "gys[part]"),
         ("the last image alone", ".sum(axis=0) for v in (g_w", "[-1:].sum(axis=0) for v in (g_w"),
     ],
     pool.MaxPool2d: [
@@ -147,7 +147,7 @@ MUTANTS = {
         ),
     ],
     pool.UpsampleNearest: [
-        ("one of four copies", "gx[own] += g[own, 1::2, 1::2]", "pass", resample.nearest_gradient),
+        ("one of four copies", "gx[planes] += g[:, 1::2, 1::2]", "pass", resample._doubled_gradient),
         (
             "a mean of the copies",
             "rows @ gy",
@@ -159,8 +159,8 @@ MUTANTS = {
         ("a factor 1/2", "bilinear_gradient(gy", "bilinear_gradient(gy / 2"),
         (
             "the matrix the other way",
-            "_both(rows.T, gy,",
-            "_both(rows[::-1].T, gy,",
+            "_both(_sparse_matrix(h, p, gy.dtype).T,",
+            "_both(_sparse_matrix(h, p, gy.dtype)[::-1].T,",
             resample.bilinear_gradient,
         ),
     ],
@@ -205,8 +205,8 @@ MUTANTS = {
         ("each level reads the first one's gradient", "begin = end", "begin = 0 * end"),
         (
             "anchors and values exchanged",
-            "c // g.shape[2], g.shape[2])",
-            "g.shape[2], c // g.shape[2]).swapaxes(3, 4)",
+            "h, w, a, values)",
+            "h, w, values, a).swapaxes(3, 4)",
             rpn_head._channel_major,
         ),
     ],
@@ -217,7 +217,7 @@ MUTANTS = {
             "relu_gradient(gt, t * 0 + 1)",
         ),
         ("the output of the layer for its input", "gradient(gz, hs[i], ", "gradient(gz, hs[i + 1], "),
-        ("the first layer's weights", "input_gradient(gz, weights[2 * i]", "input_gradient(gz, weights[0]"),
+        ("the first layer's weights", "input_gradient(gz, convs[i][0]", "input_gradient(gz, convs[0][0]"),
         ("a ReLU of the wrong layer", "relu_gradient(gh, hs[i + 1]", "relu_gradient(gh, hs[-1]"),
     ],
     loss.SoftmaxCrossEntropy: [

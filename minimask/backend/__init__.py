@@ -18,7 +18,15 @@ from minimask.backend.arrays import (
 from minimask.backend.cuda import launch
 from minimask.backend.gpu import device, nccl, set_up_gpu
 from minimask.backend.machine import describe, peak_memory
-from minimask.backend.workers import limit_threads, parallel, processors, scratch, share, threads
+from minimask.backend.workers import (
+    limit_threads,
+    parallel,
+    parallel_slices,
+    processors,
+    scratch,
+    share,
+    threads,
+)
 
 __all__ = [
     "array_module",
@@ -31,6 +39,7 @@ __all__ = [
     "limit_threads",
     "nccl",
     "parallel",
+    "parallel_slices",
     "peak_memory",
     "processors",
     "reference_only",

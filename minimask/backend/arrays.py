@@ -1,4 +1,4 @@
-"""Whose arrays these are, NumPy's or CuPy's, and which kernels run: reference ones, or deterministic ones."""
+"""Whose arrays these are, NumPy's or CuPy's; copies between the two; which versions of the kernels run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def to_gpu(array):
 
 
 def to_device(array, name: str):
-    """The array on "cpu" or "cuda"; itself where it is there already."""
+    """The array on "cpu" or "cuda"; the array itself if it is there already."""
     return to_gpu(array) if name == "cuda" else to_cpu(array)
 
 
@@ -58,10 +58,10 @@ def use_reference() -> bool:
 
 @contextlib.contextmanager
 def deterministic(on: bool = True) -> Iterator[None]:
-    """Inside, GPU kernels whose sums depend on the order of threads give way to ones that do not.
+    """Inside, GPU kernels whose sums depend on the order of threads give way to ones whose sums do not.
 
-    Two runs on the same machine are then equal to the bit; `docs/kernels.md` says what it costs. NumPy's
-    kernels always are so. With `on` False all stays as it is.
+    Two runs on the same machine are then equal to the bit; `docs/kernels.md` says what that costs. NumPy's
+    kernels are always deterministic. With `on` False nothing changes.
     """
     token = _deterministic.set(on or is_deterministic())
     try:

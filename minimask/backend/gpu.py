@@ -1,4 +1,4 @@
-"""Which device to compute on, and the GPU's options; the machine may have CuPy and no GPU, or neither."""
+"""Which device to compute on, and a GPU's options; the machine may have CuPy but no GPU, or neither."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def device(name: str) -> str:
     Parameters
     ----------
     name : "cpu", "cuda" or "auto"
-        "auto" is the GPU where there is one that CuPy can use.
+        "auto" is the GPU if there is one that CuPy can use, else the CPU.
 
     Raises
     ------
     InputError
-        For another name, and for "cuda" where there is none, saying what is missing.
+        For another name; and for "cuda" where no GPU can be used, saying what is missing.
     """
     if name not in ("cpu", "cuda", "auto"):
         raise InputError(f"--device {name}: unknown device; choose cpu, cuda or auto")
@@ -29,7 +29,7 @@ def device(name: str) -> str:
 
 
 def why_no_gpu() -> str:
-    """What is missing to compute on a GPU; empty if nothing is."""
+    """What is missing for computing on a GPU; empty if nothing is."""
     try:
         import cupy
     except ImportError:
@@ -43,15 +43,16 @@ def why_no_gpu() -> str:
 
 
 def set_up_gpu(tf32: bool = False, memory_limit: float = 0) -> None:
-    """Options of the whole process, to be set before the first product: CuPy reads CUPY_TF32 there, once.
+    """Set options of the whole process, before the first matrix product: CuPy reads CUPY_TF32 there, once.
 
     Parameters
     ----------
     tf32 : bool
         Multiply float32 matrices with 10 bits of mantissa instead of 23, on tensor cores. False leaves
-        CUPY_TF32 as it is, and that is off where nobody set it.
+        CUPY_TF32 as it is: off, unless somebody has set it.
     memory_limit : float
-        GiB of the GPU's memory that arrays may take; 0 leaves CuPy's own, CUPY_GPU_MEMORY_LIMIT or all.
+        GiB of the GPU's memory that arrays may take; 0 leaves CuPy's own limit: CUPY_GPU_MEMORY_LIMIT, or
+        all of it.
     """
     import cupy
 
@@ -62,18 +63,18 @@ def set_up_gpu(tf32: bool = False, memory_limit: float = 0) -> None:
 
 
 def nccl(size: int, rank: int, number: int):
-    """CuPy's communicator between the GPUs of `size` processes under MPI; GPU `number` becomes this one's.
+    """CuPy's communicator between the GPUs of `size` processes under MPI; this process takes GPU `number`.
 
     Raises
     ------
     InputError
-        If this machine has no such GPU: NCCL wants one a process.
+        If this machine has no such GPU: NCCL wants one for each process.
     """
     import cupy
     import cupyx.distributed
 
     found = cupy.cuda.runtime.getDeviceCount()
     if number >= found:
-        raise InputError(f"--device cuda: start one process a GPU, of which this machine has {found}")
+        raise InputError(f"--device cuda: start one process for each GPU; this machine has {found}")
     cupy.cuda.Device(number).use()
     return cupyx.distributed.init_process_group(size, rank, use_mpi=True)

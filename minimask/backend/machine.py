@@ -1,4 +1,4 @@
-"""What this machine is: what `minimask info` prints, and checkpoints record because results depend on it."""
+"""What results depend on besides the code: `minimask info` prints it, and every checkpoint records it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("pillow", "matplotlib", "pycocotools", "tqdm", "threadpoolctl")
 
 
 def describe() -> dict[str, str]:
-    """What the numbers depend on: versions, BLAS and its kernel, threads, processor, GPU or why none."""
+    """Versions, BLAS and its kernel, number of threads, processor, and the GPU or why there is none."""
     import scipy
 
     from minimask._version import __version__
@@ -59,7 +59,7 @@ def _processor() -> str:
 
 
 def report() -> str:
-    """Versions, BLAS and its threads, processor, and the GPU or why none, a line each."""
+    """`describe`, the versions of optional packages and BLAS's threads as text, one fact on each line."""
     from threadpoolctl import threadpool_info
 
     facts = describe()

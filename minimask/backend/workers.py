@@ -1,4 +1,4 @@
-"""The one pool of threads, in which BLAS has a single thread, and the buffers that each thread keeps."""
+"""The pool of threads that all kernels share, BLAS held to one thread in each, and each thread's buffers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from functools import cache
 import numpy as np
 
 from minimask.errors import InputError
+
+FEW = 1 << 21  # multiplications that one thread finishes before a second one would have woken up
 
 
 @cache
@@ -27,21 +29,16 @@ def threads() -> int:
 
 def processors() -> set[int]:
     """The numbers of the processors that this process may run on."""
-    has_affinity = hasattr(os, "sched_getaffinity")  # macOS and Windows have not
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
     return os.sched_getaffinity(0) if has_affinity else set(range(os.cpu_count() or 1))
 
 
 def limit_threads(number: int) -> None:
-    """Use so many threads, BLAS too, if MINIMASK_THREADS does not say how many."""
+    """Use this many threads, in BLAS too, unless MINIMASK_THREADS already says how many."""
     os.environ["MINIMASK_THREADS"] = os.environ.get("MINIMASK_THREADS") or str(number)
     threads.cache_clear()
     for library in blas_libraries():
         library.set_num_threads(threads())
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, threads() - 1), thread_name_prefix="minimask")
 
 
 @cache
@@ -55,7 +52,7 @@ def blas_libraries() -> list:
 
 
 class _OneThreadBlas:
-    """Holds BLAS at one thread while any of our threads is at work, and gives back what was set before."""
+    """Holds BLAS at one thread while any of our threads is at work, then restores what was set before."""
 
     def __init__(self):
         self.lock, self.holders, self.before = threading.Lock(), 0, []
@@ -77,53 +74,96 @@ class _OneThreadBlas:
 
 
 one_thread_blas = _OneThreadBlas()
-_inside = threading.local()
 
 
-FEW = 1 << 21  # multiplications that one thread has done before another would have woken up
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, threads() - 1), thread_name_prefix="minimask")
 
 
-def parallel(work: Callable, parts: int | None = None, operations: int | None = None) -> None:
-    """Call ``work(part, parts)`` for every part, one thread each, and wait; the division is static.
+_this_thread = (
+    threading.local()
+)  # is_worker: whether it runs a part of `parallel` now; buffers: see `scratch`
+
+
+def parallel(
+    function: Callable[[int, int], None], parts: int | None = None, operations: int | None = None
+) -> None:
+    """Call ``function(part, parts)`` for every part, each in a thread of its own, and wait for all of them.
+
+    The work is divided in advance, not handed out to whoever is idle, so results do not depend on timing.
 
     Parameters
     ----------
-    work : callable (int, int) -> None
-        Gets the part's number and how many there are. Its NumPy calls release the interpreter lock while they
-        compute; parts must write to disjoint memory. The results then do not depend on timing.
+    function : callable (int, int) -> None
+        Gets the number of its part, from 0, and how many there are. Its NumPy calls release the interpreter
+        lock while they compute; parts must write to disjoint memory.
     parts : int, optional
         `threads()` by default. With 1, inside another `parallel`, or where BLAS cannot be held to one thread,
-        `work(0, 1)` runs here.
+        ``function(0, 1)`` runs in the calling thread.
     operations : int, optional
-        How many there are, about; fewer than `FEW` are not divided.
+        Roughly how many multiplications there are in all; fewer than `FEW` are not divided.
     """
     few = operations is not None and operations < FEW
     parts = 1 if few else parts or threads()
     if not blas_libraries():
-        return work(0, 1)  # BLAS uses threads of its own
-    if parts == 1 or getattr(_inside, "on", False):
-        with one_thread_blas:  # OpenBLAS's threads would stay busy for 20 ms after each product, in our way
-            return work(0, 1)
+        return function(0, 1)  # BLAS uses threads of its own
+    if parts == 1 or getattr(_this_thread, "is_worker", False):
+        with one_thread_blas:  # OpenBLAS's threads would spin for 20 ms after each product and slow ours
+            return function(0, 1)
     with one_thread_blas:
         waiting = [  # each in a copy of our context: np.errstate and `reference_only` hold there too
-            _pool().submit(contextvars.copy_context().run, _run_inside, work, part, parts)
+            _pool().submit(contextvars.copy_context().run, _run_part, function, part, parts)
             for part in range(1, parts)
         ]
         try:
-            _run_inside(work, 0, parts)
+            _run_part(function, 0, parts)
         finally:
             for future in waiting:
                 future.exception()  # waits: nobody may write to the arrays after we return
         for future in waiting:
-            future.result()
+            future.result()  # raises what the part raised
 
 
-def _run_inside(work, part: int, parts: int) -> None:
-    _inside.on = True
+def _run_part(function: Callable[[int, int], None], part: int, parts: int) -> None:
+    _this_thread.is_worker = True
     try:
-        work(part, parts)
+        function(part, parts)
     finally:
-        _inside.on = False
+        _this_thread.is_worker = False
+
+
+def parallel_slices(
+    total: int,
+    function: Callable[[slice], None],
+    longest: int | None = None,
+    parts: int | None = None,
+    operations: int | None = None,
+) -> None:
+    """Call ``function(slice)`` for slices that cover ``range(total)`` once, in all threads, and wait.
+
+    Parameters
+    ----------
+    total : int
+        Length of the axis to divide; with 0 nothing is called.
+    function : callable (slice) -> None
+        Must write only to its slice of the results.
+    longest : int, optional
+        The most elements in a slice, so that what one call reads and writes stays in cache from pass to pass.
+        By default each thread gets its whole share as a single slice.
+    parts, operations : int, optional
+        As for `parallel`, except that with parts=1 BLAS keeps its threads: nothing at all is set up.
+    """
+
+    def call_with_each_slice(part: int, parts: int) -> None:
+        begin, end = share(total, part, parts)
+        for first in range(begin, end, longest or max(total, 1)):
+            function(slice(first, min(first + longest, end) if longest else end))
+
+    if parts == 1:
+        call_with_each_slice(0, 1)
+    else:
+        parallel(call_with_each_slice, parts, operations)
 
 
 def share(total: int, part: int, parts: int) -> tuple[int, int]:
@@ -132,17 +172,19 @@ def share(total: int, part: int, parts: int) -> tuple[int, int]:
 
 
 def scratch(name: str, size: int, dtype) -> np.ndarray:
-    """A flat buffer of this thread, kept between calls; its contents are whatever the last user left.
+    """A flat buffer that belongs to the calling thread and is kept between calls.
+
+    It holds whatever its last user left there.
 
     Parameters
     ----------
     name : str
-        Who uses it: two users in one call need two names.
+        Who uses it: two buffers needed at the same time need two names.
     size : int
         Number of elements; the buffer grows to the largest asked for.
     """
     key = (name, np.dtype(dtype))
-    buffers = _inside.__dict__.setdefault("buffers", {})
+    buffers = _this_thread.__dict__.setdefault("buffers", {})
     if key not in buffers or buffers[key].size < size:
         buffers[key] = np.empty(size, dtype)
     return buffers[key][:size]

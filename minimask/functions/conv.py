@@ -1,14 +1,14 @@
 """Convolution, its transpose, and the fully connected layer.
 
-Shapes: N images, C channels in, O out, G groups, H x W in, P x Q out, kernel KH x KW; D inputs, O outputs.
-The products themselves stand in `minimask.kernels.convolution`.
+Shapes: N images, C channels in, O out, G groups, H x W in, P x Q out, kernel KH x KW; of the fully connected
+layer R rows, D inputs, O outputs. The products themselves are in `minimask.kernels.convolution`.
 """
 
 from __future__ import annotations
 
 from minimask.autograd import Function, Tensor
 from minimask.kernels import convolution
-from minimask.kernels.geometry import Geometry, pair
+from minimask.kernels.geometry import Geometry, as_pair
 from minimask.kernels.product import product
 
 
@@ -33,23 +33,23 @@ class Conv2d(Function):
 
 
 class ConvTranspose2d(Function):
-    """The transpose of the convolution by the same weights: forward is that one's input gradient."""
+    """The transpose of the convolution with the same weights: forward is its input gradient."""
 
     def __init__(self, stride=1, padding=0, output_padding=0, dilation=1, groups: int = 1):
-        self.stride, self.padding, self.output_padding = pair(stride), pair(padding), pair(output_padding)
-        self.dilation, self.groups = pair(dilation), groups
+        self.stride, self.padding, self.output_padding = (
+            as_pair(stride),
+            as_pair(padding),
+            as_pair(output_padding),
+        )
+        self.dilation, self.groups = as_pair(dilation), groups
 
     def forward(self, x, w, b):  # (N, C, H, W), (C, O/G, KH, KW), (O,) or None -> (N, O, P, Q)
         if x.shape[1] != w.shape[0]:
             raise ValueError(
                 f"conv_transpose2d: x has {x.shape[1]} channels, weight {w.shape} takes {w.shape[0]}"
             )
-        size = [
-            (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
-            for n, s, p, d, k, extra in zip(
-                x.shape[2:], self.stride, self.padding, self.dilation, w.shape[2:], self.output_padding
-            )
-        ]
+        axes = zip(x.shape[2:], self.stride, self.padding, self.dilation, w.shape[2:], self.output_padding)
+        size = [(n - 1) * s - 2 * p + d * (k - 1) + extra + 1 for n, s, p, d, k, extra in axes]
         y_shape = (x.shape[0], w.shape[1] * self.groups, *size)
         self.geometry = Geometry.of(y_shape, w.shape, self.stride, self.padding, self.dilation, self.groups)
         if self.geometry.out_size != x.shape[2:]:
@@ -64,7 +64,7 @@ class ConvTranspose2d(Function):
 
     def backward(self, gy):  # (N, O, P, Q)
         x, w = self.saved
-        # y = A^T x with A the convolution by w: so gx = A gy, and w's gradient has x and gy exchanged
+        # y = A^T x where A is the convolution with w: so gx = A gy, and gw is A's with x and gy exchanged
         gx = convolution.forward(gy, w, None, self.geometry) if self.needs[0] else None
         gw = convolution.weight_gradient(x, gy, self.geometry) if self.needs[1] else None
         gb = convolution.bias_gradient(gy) if self.needs[2] else None
@@ -93,7 +93,7 @@ class Linear(Function):
 
 
 def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
-    """2D convolution (cross-correlation, as everywhere in deep learning).
+    """2D convolution (a cross-correlation, as everywhere in deep learning).
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups: int = 
     stride, padding, dilation : int or (vertical, horizontal)
         Padding is with zeros, on all sides.
     groups : int
-        Output group g sees input group g only; divides C and O.
+        Divides C and O; each group of outputs sees only the inputs of the same group.
 
     Returns
     -------

@@ -20,50 +20,51 @@ from minimask.kernels.geometry import Geometry
 class MaskHead(Function):
     """Mask logits of every class for every RoI; classes do not compete (section 3)."""
 
-    def forward(self, x, *weights):  # (R, C, P, P), n pairs w b, D d, p q -> (R, K+1, M, M)
-        *convs, (deconv, d), (p, q) = zip(weights[::2], weights[1::2])
+    def forward(self, x, *parameters):  # (R, C, P, P), n pairs w b, D d, p q -> (R, K+1, M, M)
+        *convs, (deconv, d), (p, q) = _in_pairs(parameters)
         hs, geometries = [x], []
         for w, b in convs:
-            g = Geometry.of(hs[-1].shape, w.shape, 1, 1, 1, 1)
-            hs.append(convolution.forward(hs[-1], w, b, g, relu=True))
-            geometries.append(g)
-        r, _, size, _ = x.shape
-        up = Geometry.of((r, deconv.shape[1], 2 * size, 2 * size), deconv.shape, 2, 0, 1, 1)
-        t = convolution.input_gradient(
-            hs[-1], deconv, up
-        )  # a deconvolution is a convolution's input gradient
+            same = Geometry.of(hs[-1].shape, w.shape, 1, 1, 1, 1)
+            hs.append(convolution.forward(hs[-1], w, b, same, relu=True))
+            geometries.append(same)
+        (r, _, side, _), channels = x.shape, deconv.shape[1]
+        # D is a convolution of stride 2 from M x M to P x P: its input gradient is D^T
+        double = Geometry.of((r, channels, 2 * side, 2 * side), deconv.shape, 2, 0, 1, 1)
+        t = convolution.input_gradient(hs[-1], deconv, double)
         t += d[:, None, None]
         self.xp.maximum(t, 0, out=t)
         point = Geometry.of(t.shape, p.shape, 1, 0, 1, 1)
-        self.save(weights, hs, t, geometries, up, point)
+        self.save(parameters, hs, t, geometries, double, point)
         return convolution.forward(t, p, q, point)
 
     def backward(self, gy):  # (R, K+1, M, M)
-        weights, hs, t, geometries, up, point = self.saved
+        parameters, hs, t, geometries, double, point = self.saved
+        *convs, (deconv, _), (p, _) = _in_pairs(parameters)
         # y = p t + q
-        g_weights = [
-            convolution.bias_gradient(gy),
-            convolution.weight_gradient(gy, t, point),
-        ]  # q, p: collected backwards
-        gt = convolution.input_gradient(gy, weights[-2], point)
+        g_predictor = convolution.weight_gradient(gy, t, point), convolution.bias_gradient(gy)
+        gt = convolution.input_gradient(gy, p, point)
         # t = relu(D^T h_n + d): the transpose of a transpose is the convolution itself
         gt = elementwise.relu_gradient(gt, t, in_place=True)
-        g_weights += [convolution.bias_gradient(gt), convolution.weight_gradient(hs[-1], gt, up)]
-        gh = convolution.forward(gt, weights[-4], None, up)
-        # h_i = relu(w_i * h_(i-1) + b_i)
-        for i in reversed(range(len(geometries))):
+        g_deconv = convolution.weight_gradient(hs[-1], gt, double), convolution.bias_gradient(gt)
+        gh = convolution.forward(gt, deconv, None, double)
+        # h_i = relu(z_i), z_i = w_i * h_(i-1) + b_i; convs begin with w_1, hs with h_0
+        g_convs = []
+        for i in reversed(range(len(convs))):
             gz = elementwise.relu_gradient(gh, hs[i + 1], in_place=True)
-            g_weights += [
-                convolution.bias_gradient(gz),
-                convolution.weight_gradient(gz, hs[i], geometries[i]),
-            ]
+            gw, gb = convolution.weight_gradient(gz, hs[i], geometries[i]), convolution.bias_gradient(gz)
+            g_convs = [gw, gb, *g_convs]
             if i > 0 or self.needs[0]:
-                gh = convolution.input_gradient(gz, weights[2 * i], geometries[i])
-        return gh if self.needs[0] else None, *reversed(g_weights)
+                gh = convolution.input_gradient(gz, convs[i][0], geometries[i])
+        return gh if self.needs[0] else None, *g_convs, *g_deconv, *g_predictor
+
+
+def _in_pairs(parameters):
+    """w_1, b_1, w_2, b_2, ... as pairs of a layer's weight and bias."""
+    return list(zip(parameters[::2], parameters[1::2]))
 
 
 def mask_head(x, convs, deconv, predictor) -> Tensor:
-    """Mask logits.
+    """Mask logits of every class, for every RoI.
 
     Parameters
     ----------
@@ -75,13 +76,13 @@ def mask_head(x, convs, deconv, predictor) -> Tensor:
 
     Returns
     -------
-    (R, K + 1, 2P, 2P) Tensor of logits: apply a sigmoid, each class by itself.
+    (R, K + 1, 2P, 2P) Tensor of logits: apply a sigmoid to each class by itself.
     """
     return MaskHead.apply(x, *(v for layer in [*convs, deconv, predictor] for v in layer))
 
 
 def mask_head_reference(x, convs, deconv, predictor) -> Tensor:
-    """`mask_head` from small Functions."""
+    """`mask_head` composed of small Functions."""
     for weight, bias in convs:
         x = relu(conv2d(x, weight, bias, padding=1))
     return conv2d(relu(conv_transpose2d(x, *deconv, stride=2)), *predictor)

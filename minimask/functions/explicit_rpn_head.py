@@ -1,10 +1,11 @@
 """The RPN's head over all pyramid levels as one Function, its backward pass derived by hand.
 
-Shapes: N images, C channels, levels (N, C, H_l, W_l), a anchors a position, A = sum_l H_l W_l a in all.
+Shapes: N images, C channels, levels (N, C, H_l, W_l), a anchors at each position, A = sum_l H_l W_l a in all.
+For each level, with the same weights (Faster R-CNN, section 3.1; FPN, section 4.1):
 
-    h = relu(w * x + b)   3x3          for each level with the same weights (Faster R-CNN, section 3.1;
-    o = u h + c           1x1, a       FPN, section 4.1)
-    d = v h + e           1x1, 4a
+    h = relu(w * x + b)   3x3: (N, C, H_l, W_l)
+    o = u h + c           1x1: objectness, (N, a, H_l, W_l)
+    d = v h + e           1x1: box deltas, (N, 4a, H_l, W_l)
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from minimask.kernels.geometry import Geometry
 class RPNHead(Function):
     """Objectness logits (N, A) and box deltas (N, A, 4), level by level, position by position."""
 
-    def forward(self, w, b, u, c, v, e, *xs):
-        xp = self.xp
-        uv = xp.concatenate([u, v])  # both 1x1 convolutions in one product: (a + 4a, C, 1, 1)
-        ce = xp.concatenate([c, e])
-        geometries = [self._geometries(x, w, uv) for x in xs]
-        hs = [
-            convolution.forward(x, w, b, g3, relu=True) for x, (g3, _) in zip(xs, geometries)
-        ]  # (N, C, H, W)
-        outs = [convolution.forward(h, uv, ce, g1) for h, (_, g1) in zip(hs, geometries)]  # (N, 5a, H, W)
+    def forward(self, w, b, u, c, v, e, *xs):  # as above, and the levels -> (N, A), (N, A, 4)
+        xp, a = self.xp, len(u)
+        uv, ce = xp.concatenate([u, v]), xp.concatenate([c, e])  # both 1x1 convolutions as one, of 5a outputs
+        hs, geometries, logits, deltas = [], [], [], []
+        for x in xs:
+            g3, g1 = Geometry.of(x.shape, w.shape, 1, 1, 1, 1), Geometry.of(x.shape, uv.shape, 1, 0, 1, 1)
+            h = convolution.forward(x, w, b, g3, relu=True)  # (N, C, H, W)
+            od = convolution.forward(h, uv, ce, g1)  # (N, 5a, H, W)
+            logits.append(_position_major(od[:, :a], 1))  # (N, H W a, 1)
+            deltas.append(_position_major(od[:, a:], 4))  # (N, H W a, 4)
+            hs.append(h)
+            geometries.append((g3, g1))
         self.save(w, uv, xs, hs, geometries)
-        a = len(u)
-        logits = [_position_major(o[:, :a], 1) for o in outs]
-        deltas = [_position_major(o[:, a:], 4) for o in outs]
         return xp.concatenate(logits, axis=1)[..., 0], xp.concatenate(deltas, axis=1)
 
     def backward(self, g_logits, g_deltas):  # (N, A), (N, A, 4)
@@ -41,18 +42,14 @@ class RPNHead(Function):
         totals, gxs, begin = None, [], 0
         for i, (x, h, (g3, g1)) in enumerate(zip(xs, hs, geometries)):
             end = begin + h.shape[2] * h.shape[3] * a
-            go = xp.concatenate(
-                [
-                    _channel_major(g_logits[:, begin:end, None], h.shape),  # (N, a, H, W)
-                    _channel_major(g_deltas[:, begin:end], h.shape),  # (N, 4a, H, W)
-                ],
-                axis=1,
-            )
+            g_o = _channel_major(g_logits[:, begin:end, None], h.shape)  # (N, a, H, W)
+            g_d = _channel_major(g_deltas[:, begin:end], h.shape)  # (N, 4a, H, W)
+            g_od = xp.concatenate([g_o, g_d], axis=1)  # (N, 5a, H, W)
             begin = end
-            # o = uv h + ce
-            g_uv, g_ce = convolution.weight_gradient(go, h, g1), convolution.bias_gradient(go)
-            gh = convolution.input_gradient(go, uv, g1)
-            # h = relu(z), z = w * x + b: h > 0 just where z > 0
+            # od = uv h + ce
+            g_uv, g_ce = convolution.weight_gradient(g_od, h, g1), convolution.bias_gradient(g_od)
+            gh = convolution.input_gradient(g_od, uv, g1)
+            # h = relu(z), z = w * x + b: h > 0 exactly where z > 0
             gz = elementwise.relu_gradient(gh, h, in_place=True)
             gw, gb = convolution.weight_gradient(gz, x, g3), convolution.bias_gradient(gz)
             gxs.append(convolution.input_gradient(gz, w, g3) if self.needs[6 + i] else None)
@@ -62,24 +59,18 @@ class RPNHead(Function):
         gw, gb, g_uv, g_ce = totals
         return gw, gb, g_uv[:a], g_ce[:a], g_uv[a:], g_ce[a:], *gxs
 
-    @staticmethod
-    def _geometries(x, w, uv):
-        return Geometry.of(x.shape, w.shape, 1, 1, 1, 1), Geometry.of(x.shape, uv.shape, 1, 0, 1, 1)
-
 
 def _position_major(o, values: int):  # (N, a values, H, W) -> (N, H W a, values)
     n, c, h, w = o.shape
-    return (
-        o.reshape(n, c // values, values, h, w)
-        .transpose(0, 3, 4, 1, 2)
-        .reshape(n, h * w * c // values, values)
-    )
+    o = o.reshape(n, c // values, values, h, w).transpose(0, 3, 4, 1, 2)  # (N, H, W, a, values)
+    return o.reshape(n, h * w * c // values, values)
 
 
 def _channel_major(g, shape):  # (N, H W a, values) -> (N, a values, H, W)
     n, _, h, w = shape
-    c = g.shape[1] * g.shape[2] // (h * w)
-    return g.reshape(n, h, w, c // g.shape[2], g.shape[2]).transpose(0, 3, 4, 1, 2).reshape(n, c, h, w)
+    a, values = g.shape[1] // (h * w), g.shape[2]
+    g = g.reshape(n, h, w, a, values).transpose(0, 3, 4, 1, 2)  # (N, a, values, H, W)
+    return g.reshape(n, a * values, h, w)
 
 
 def rpn_head(xs, conv, objectness, deltas) -> tuple[Tensor, Tensor]:
@@ -95,13 +86,13 @@ def rpn_head(xs, conv, objectness, deltas) -> tuple[Tensor, Tensor]:
     -------
     logits : (N, A) Tensor
     deltas : (N, A, 4) Tensor
-        Level by level, row by row, position by position, the a anchors of a position together.
+        Level by level and row by row; the a anchors of a position follow one another.
     """
     return RPNHead.apply(*conv, *objectness, *deltas, *xs)
 
 
 def rpn_head_reference(xs, conv, objectness, deltas) -> tuple[Tensor, Tensor]:
-    """`rpn_head` from small Functions."""
+    """`rpn_head` composed of small Functions."""
     hs = [relu(conv2d(x, *conv, padding=1)) for x in xs]
     flat = []
     for (weight, bias), values in ((objectness, 1), (deltas, 4)):

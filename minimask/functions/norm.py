@@ -1,6 +1,6 @@
 """Batch normalisation, trained and frozen, and group normalisation.
 
-Shapes: N images, C channels, G groups, H x W pixels; M values share one mean and variance.
+Shapes: N images, C channels, G groups, H x W pixels; m values share a mean and a variance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class BatchNorm(Function):
         self.eps = eps
 
     def forward(self, x, weight, bias):  # (N, C, H, W), (C,), (C,) -> (N, C, H, W), mean (C,), var (C,)
-        m = max(x.size // x.shape[1], 1)  # of no images, mean and variance are 0
+        m = max(x.size // x.shape[1], 1)  # without images, mean and variance are 0
         mean = x.sum(axis=(0, 2, 3), keepdims=True) / m
         centred = x - mean
         var = (centred * centred).sum(axis=(0, 2, 3), keepdims=True) / m
@@ -36,14 +36,13 @@ class BatchNorm(Function):
             return None, g_weight, g_bias
         # x_hat = (x - mean) inv_std, and mean and variance depend on every x of the channel:
         # gx = inv_std (g - mean(g) - x_hat mean(g x_hat)), with g = gy weight;
-        # and as outputs: d mean / dx = 1 / m and d var / dx = 2 (x - mean) / m = 2 x_hat / (m inv_std)
+        # mean and variance are outputs, too: d mean / dx = 1 / m and
+        # d var / dx = 2 (x - mean) / m = 2 x_hat / (m inv_std)
         m = max(gy.size // gy.shape[1], 1)
         r = inv_std.reshape(-1)  # (C,)
-        slope, a, b = (
-            weight * r,
-            (weight * r * g_bias - g_mean) / m,
-            (weight * r * g_weight - 2 * g_var / r) / m,
-        )
+        slope = weight * r
+        a = (slope * g_bias - g_mean) / m
+        b = (slope * g_weight - 2 * g_var / r) / m
         slope, a, b = (v[:, None, None] for v in (slope, a, b))
         return slope * gy - a - x_hat * b, g_weight, g_bias
 
@@ -54,7 +53,7 @@ class FrozenBatchNorm(Function):
     def __init__(self, eps: float):
         self.eps = eps
 
-    def forward(self, x, weight, bias, mean, var):  # (N, C, H, W), four times (C,)
+    def forward(self, x, weight, bias, mean, var):  # (N, C, H, W), the others (C,) -> (N, C, H, W)
         scale = weight / self.xp.sqrt(var + self.eps)  # (C,)
         self.save(scale, mean, var, x if self.needs[1] else None)
         y = x * scale[:, None, None]
@@ -73,13 +72,13 @@ class FrozenBatchNorm(Function):
         return gx, g_weight, g_bias, None, None
 
 
-AT_ONCE = 1 << 18  # elements of groups that are normalised together
+ELEMENTS_AT_ONCE = 1 << 18  # of groups that are normalised together: 1 MiB of float32 stays in cache
 
 
 class GroupNorm(Function):
-    """As batch normalisation, but mean and variance over one image's channels of one group.
+    """As batch normalisation, but mean and variance are over one image's channels of one group.
 
-    With `relu` the result is max(y, 0): one pass less over memory than a ReLU of its own.
+    With `relu` the result is max(y, 0): one pass less over memory than a separate ReLU.
     """
 
     def __init__(self, groups: int, eps: float, relu: bool = False):
@@ -88,30 +87,29 @@ class GroupNorm(Function):
     def forward(self, x, weight, bias):  # (N, C, H, W), (C,), (C,) -> (N, C, H, W)
         if x.shape[1] % self.groups:
             raise ValueError(f"group_norm: {x.shape[1]} channels do not divide into {self.groups} groups")
-        xp, kept = self.xp, any(self.needs)
+        xp = self.xp
         if xp is not np and not backend.use_reference():
             y, mean, inv_std = norm_kernels.group_norm(x, weight, bias, self.groups, self.eps, self.relu)
             self.save(x, mean, inv_std, weight, y if self.relu else None)
             return y
-        x3, w, b = self._grouped(x), self._of_groups(weight, len(x)), self._of_groups(bias, len(x))
-        y3 = xp.empty_like(x3)
-        mean, inv_std = (xp.empty((len(x3), 1, 1), x.dtype) for _ in range(2))  # (N G, 1, 1)
-        m = max(x3.shape[1] * x3.shape[2], 1)
+        xs, ws, bs = self._by_group(x), self._to_groups(weight, len(x)), self._to_groups(bias, len(x))
+        ys = xp.empty_like(xs)
+        mean, inv_std = (xp.empty((len(xs), 1, 1), x.dtype) for _ in range(2))  # (N G, 1, 1)
+        m = max(xs.shape[1] * xs.shape[2], 1)
 
-        def some(own):  # as many groups as stay in cache over all passes
-            y = y3[own]  # (groups, C/G, HW)
-            mean[own] = x3[own].sum(axis=(1, 2), keepdims=True) / m
-            xp.subtract(x3[own], mean[own], out=y)
-            inv_std[own] = 1.0 / xp.sqrt(xp.einsum("gcm,gcm->g", y, y)[:, None, None] / m + self.eps)
-            y *= w[own] * inv_std[own]
-            y += b[own]
+        def normalise(part: slice):  # some of the groups, so that all passes but the first find them in cache
+            x, y = xs[part], ys[part]  # (groups, C/G, HW)
+            mean[part] = x.sum(axis=(1, 2), keepdims=True) / m
+            xp.subtract(x, mean[part], out=y)
+            inv_std[part] = 1.0 / xp.sqrt(xp.einsum("gcm,gcm->g", y, y)[:, None, None] / m + self.eps)
+            y *= ws[part] * inv_std[part]
+            y += bs[part]
             if self.relu:
                 xp.maximum(y, 0, out=y)
 
-        self._for_groups(some, x3)
-        y = y3.reshape(x.shape)
-        if kept:
-            self.save(x, mean, inv_std, weight, y if self.relu else None)
+        self._in_slices_of_groups(normalise, xs)
+        y = ys.reshape(x.shape)
+        self.save(x, mean, inv_std, weight, y if self.relu else None)
         return y
 
     def backward(self, gy):
@@ -119,44 +117,41 @@ class GroupNorm(Function):
         xp = self.xp
         if xp is not np and not backend.use_reference():
             return norm_kernels.group_norm_gradient(gy, x, y, mean, inv_std, weight)
-        x3, g3, w = self._grouped(x), self._grouped(gy), self._of_groups(weight, len(x))
-        gx3 = xp.empty_like(x3)
-        g_weights, g_biases = (xp.empty((*x3.shape[:2], 1), x.dtype) for _ in range(2))  # (N G, C/G, 1)
-        m = max(x3.shape[1] * x3.shape[2], 1)
+        xs, gys, ws = self._by_group(x), self._by_group(gy), self._to_groups(weight, len(x))
+        ys = self._by_group(y) if self.relu else None
+        gxs = xp.empty_like(xs)
+        g_weights, g_biases = (xp.empty((*xs.shape[:2], 1), x.dtype) for _ in range(2))  # (N G, C/G, 1)
+        m = max(xs.shape[1] * xs.shape[2], 1)
 
-        def some(own):
-            r, gx = inv_std[own], gx3[own]
-            g = g3[own] * (self._grouped(y)[own] > 0) if self.relu else g3[own]  # (groups, C/G, HW)
-            x_hat = (x3[own] - mean[own]) * r
-            g_biases[own] = g_bias = g.sum(axis=2, keepdims=True)
-            g_weights[own] = g_weight = xp.matmul(g[:, :, None], x_hat[..., None])[..., 0]
-            # as for batch norm: gx = r (w gy - mean(w gy) - x_hat mean(w gy x_hat)), means over the group
-            a, b = ((w[own] * v).sum(axis=1, keepdims=True) / m for v in (g_bias, g_weight))
+        def send_back(part: slice):
+            w, r = ws[part], inv_std[part]
+            g = gys[part] * (ys[part] > 0) if self.relu else gys[part]  # (groups, C/G, HW)
+            x_hat = (xs[part] - mean[part]) * r
+            g_biases[part] = g_bias = g.sum(axis=2, keepdims=True)
+            g_weights[part] = g_weight = xp.matmul(g[:, :, None], x_hat[..., None])[..., 0]
+            # as for batch norm: gx = r (w g - mean(w g) - x_hat mean(w g x_hat)), means over the group
+            a = (w * g_bias).sum(axis=1, keepdims=True) / m
+            b = (w * g_weight).sum(axis=1, keepdims=True) / m
             x_hat *= -r * b
             x_hat -= r * a
-            xp.multiply(g, w[own] * r, out=gx)
-            gx += x_hat
+            xp.multiply(g, w * r, out=gxs[part])
+            gxs[part] += x_hat
 
-        self._for_groups(some, x3)
+        self._in_slices_of_groups(send_back, xs)
         g_weight, g_bias = (v.reshape(len(x), *weight.shape).sum(axis=0) for v in (g_weights, g_biases))
-        return gx3.reshape(x.shape), g_weight, g_bias
+        return gxs.reshape(x.shape), g_weight, g_bias
 
-    def _grouped(self, x):  # (N, C, H, W) -> (N G, C/G, HW)
+    def _by_group(self, x):  # (N, C, H, W) -> (N G, C/G, HW)
         n, c, h, w = x.shape
         return self.xp.ascontiguousarray(x).reshape(n * self.groups, c // self.groups, h * w)
 
-    def _of_groups(self, v, images: int):  # (C,) -> (N G, C/G, 1)
+    def _to_groups(self, v, images: int):  # (C,) -> (N G, C/G, 1)
         return v.reshape(self.groups, -1, 1)[self.xp.arange(images * self.groups) % self.groups]
 
-    def _for_groups(self, some, x3) -> None:
-        step = max(1, AT_ONCE // max(x3[:1].size, 1))
-
-        def work(part, parts):
-            begin, end = backend.share(len(x3), part, parts)
-            for first in range(begin, end, step):
-                some(slice(first, min(first + step, end)))
-
-        backend.parallel(work, operations=16 * x3.size) if self.xp is np else work(0, 1)
+    def _in_slices_of_groups(self, function, xs) -> None:
+        """Call the function with slices of the N G groups, on the CPU in all threads."""
+        at_once, parts = max(1, ELEMENTS_AT_ONCE // max(xs[:1].size, 1)), None if self.xp is np else 1
+        backend.parallel_slices(len(xs), function, at_once, parts, operations=16 * xs.size)
 
 
 def batch_norm(x, weight, bias, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +186,7 @@ def group_norm(x, groups: int, weight, bias, eps: float = 1e-5, relu: bool = Fal
         Divides C.
     weight, bias : (C,) float
     relu : bool
-        Apply max(y, 0) as well.
+        Apply max(y, 0) to the result.
 
     Raises
     ------

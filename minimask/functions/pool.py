@@ -1,18 +1,18 @@
-"""Max pooling and upsampling. The loops over pixels stand in `minimask.kernels.pooling` and `.resample`."""
+"""Max pooling and upsampling. The loops over pixels are in `minimask.kernels.pooling` and `.resample`."""
 
 from __future__ import annotations
 
 from minimask.autograd import Function, Tensor
 from minimask.kernels import pooling, resample
-from minimask.kernels.geometry import pair
+from minimask.kernels.geometry import as_pair
 
 
 class MaxPool2d(Function):
     """y[n, c, p, q] = max over the window of x; the gradient goes to the first largest element."""
 
     def __init__(self, kernel_size, stride=None, padding=0):
-        self.kernel, self.padding = pair(kernel_size), pair(padding)
-        self.stride = self.kernel if stride is None else pair(stride)
+        self.kernel, self.padding = as_pair(kernel_size), as_pair(padding)
+        self.stride = self.kernel if stride is None else as_pair(stride)
         if any(2 * p > k for p, k in zip(self.padding, self.kernel)):
             raise ValueError(
                 f"max_pool2d: padding {self.padding} is more than half of the window {self.kernel}"
@@ -67,7 +67,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0) -> Tensor:
     ----------
     x : (N, C, H, W) float
     kernel_size, stride, padding : int or (vertical, horizontal)
-        stride is kernel_size by default; padding, which never wins, is at most half the window.
+        The stride is kernel_size by default. Padding never is the maximum; at most half the window.
 
     Returns
     -------
@@ -79,13 +79,13 @@ def max_pool2d(x, kernel_size, stride=None, padding=0) -> Tensor:
 def upsample_nearest(x, size=None, scale_factor: int = 2, add=None) -> Tensor:
     """Enlarge (N, C, H, W) to `size`, or by a whole `scale_factor`, repeating pixels (FPN, section 3).
 
-    With `add`, (N, C, *size), that is added in the same pass.
+    `add`, (N, C, *size), is added in the same pass.
     """
-    size = pair(size) if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
+    size = as_pair(size) if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
     return UpsampleNearest.apply(x, add, size=size)
 
 
 def upsample_bilinear(x, size=None, scale_factor: int = 2) -> Tensor:
     """Resize (N, C, H, W) to `size`, or by a whole `scale_factor`, interpolating between pixel centres."""
-    size = pair(size) if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
+    size = as_pair(size) if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
     return UpsampleBilinear.apply(x, size=size)

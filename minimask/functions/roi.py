@@ -22,7 +22,7 @@ from minimask.autograd import Function, Tensor
 from minimask.kernels import roi_align as align
 from minimask.kernels import roi_pool as pool
 from minimask.kernels import roi_warp as warp
-from minimask.kernels.geometry import pair
+from minimask.kernels.geometry import as_pair
 from minimask.kernels.roi_launch import beside
 
 
@@ -163,7 +163,7 @@ def roi_align(
         If an image index or a level is out of range, the RoIs have another shape, or an option is unknown.
     """
     inputs, options = _inputs("roi_align", x, rois, spatial_scale, levels)
-    sampling = align.Sampling(pair(output_size), sampling_ratio, aligned, sampling_points, aggregation)
+    sampling = align.Sampling(as_pair(output_size), sampling_ratio, aligned, sampling_points, aggregation)
     return RoIAlign.apply(*inputs, sampling=sampling, **options)
 
 
@@ -196,7 +196,7 @@ def roi_warp(
     gradient, too. The rounded box that Table 2c compares has none.
     """
     inputs, options = _inputs("roi_warp", x, rois, spatial_scale, levels)
-    sampling = align.Sampling(pair(output_size), sampling_ratio, aligned, sampling_points, aggregation)
+    sampling = align.Sampling(as_pair(output_size), sampling_ratio, aligned, sampling_points, aggregation)
     return RoIWarp.apply(*inputs, sampling=sampling, **options)
 
 
@@ -216,5 +216,5 @@ def roi_pool(x, rois, output_size, spatial_scale=1.0, aligned: bool = False, *, 
     (R, C, PH, PW) Tensor; 0 in empty bins.
     """
     inputs, options = _inputs("roi_pool", x, rois, spatial_scale, levels)
-    size = align.Sampling(pair(output_size)).output_size  # refuses 0
+    size = align.Sampling(as_pair(output_size)).output_size  # refuses 0
     return RoIPool.apply(*inputs, output_size=size, aligned=aligned, **options)

@@ -7,52 +7,62 @@ Group g reads channels [g C/G, (g+1) C/G) and writes [g O/G, (g+1) O/G).
 
 `minimask.kernels.im2col` has this as loops, and as one product with the whole matrix of patches
 (C KH KW, P Q). Here the same is done for a block of output rows at a time, so that the patches are still in
-cache when they are multiplied, with the blocks divided over the threads.
+cache when they are multiplied, and the blocks are divided over the threads.
+
+Shapes of a block: n images, R rows of each, so L = R Q positions; K = C/G KH KW elements in a patch.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from minimask import backend
 from minimask.kernels import convolution_gpu
-from minimask.kernels.geometry import Geometry, row_blocks, windows
+from minimask.kernels.geometry import Block, Geometry, all_rows, row_blocks, windows
 from minimask.kernels.im2col import forward_im2col, input_gradient_im2col, weight_gradient_im2col
 
-BLOCK = 1 << 21  # floats of a block's patches, 8 MiB: smaller ones fit the second-level cache, but then the
-# threads wait more for the interpreter's lock between NumPy's calls than they gain
+BLOCK_ELEMENTS = (
+    1 << 21
+)  # floats in the patches of a block: 8 MiB. Smaller blocks fit the second-level cache,
+# but then threads wait longer for the interpreter's lock between NumPy's calls than the cache saves them
 
-# ------------------------------------------------------------------------------------- blocks, in threads
-# n images of a block at a time, R rows of each, L = R Q positions; K = C/G KH KW elements a patch.
 
-
-def _blocks(g: Geometry, part: int, parts: int, block: int | None = None):
-    """This part's blocks of rows: (first image, past it, first row, past it)."""
-    rows = max(1, (block or BLOCK) // max(1, g.groups * g.patch_size * g.out_size[1]))
+def _blocks(g: Geometry, part: int, parts: int, elements: int | None = None) -> Iterator[Block]:
+    """This part's share of the output rows, in blocks whose patches have at most so many elements."""
+    of_a_row = max(1, g.groups * g.patch_size * g.out_size[1])
+    rows = max(1, (elements or BLOCK_ELEMENTS) // of_a_row)
     return row_blocks(g.x_shape[0], g.out_size[0], rows, part, parts)
 
 
-def _patches(x, g: Geometry, first: int, last: int):
-    """Patches of output rows [first, last) of n images (n, C, H, W) -> (n, G, K, L)."""
-    n, channels = x.shape[:2]
-    (kh, kw), rows = g.w_shape[2:], last - first
+def _patches(x, g: Geometry, block: Block):
+    """The patches that a block's outputs read: (N, C, H, W) -> (n, G, K, L)."""
+    x, (channels, (kh, kw), width) = x[block.images], (x.shape[1], g.w_shape[2:], g.out_size[1])
     if g.is_pointwise:
-        size = g.out_size[1]
-        return x.reshape(n, g.groups, g.patch_size, -1)[..., first * size : last * size]
-    cols = backend.scratch("patches", n * channels * kh * kw * rows * g.out_size[1], x.dtype)
-    cols = cols.reshape(n, channels, kh, kw, rows, g.out_size[1])
-    for i, j, (down, across), pixels in windows(g, first, rows):
-        target = cols[:, :, i, j]
-        target[:, :, : down.start] = 0
-        target[:, :, down.stop :] = 0
-        target[..., : across.start] = 0
-        target[..., across.stop :] = 0
-        target[:, :, down, across] = x[:, :, pixels[0], pixels[1]]
-    return cols.reshape(n, g.groups, g.patch_size, rows * g.out_size[1])
+        pixels = x.reshape(block.count, g.groups, g.patch_size, -1)  # (n, G, K, PQ)
+        return pixels[..., block.first * width : block.last * width]
+    shape = block.count, channels, kh, kw, block.height, width
+    cols = backend.scratch("patches", math.prod(shape), x.dtype).reshape(shape)
+    for i, j, (rows, columns), (pixel_rows, pixel_columns) in windows(g, block.first, block.height):
+        element = cols[:, :, i, j]  # of all patches: (n, C, R, Q)
+        element[:, :, rows, columns] = x[:, :, pixel_rows, pixel_columns]
+        element[:, :, : rows.start] = 0  # outside the image
+        element[:, :, rows.stop :] = 0
+        element[..., : columns.start] = 0
+        element[..., columns.stop :] = 0
+    return cols.reshape(block.count, g.groups, g.patch_size, block.height * width)
+
+
+def _rows(y, g: Geometry, block: Block):
+    """A view of a block's outputs, or of their gradients, by group: (N, O, P, Q) -> (n, G, O/G, R, Q)."""
+    by_group = y.reshape(len(y), g.groups, y.shape[1] // g.groups, *y.shape[2:])
+    return by_group[block.images, :, :, block.rows]
 
 
 def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
-    """Convolution of a batch; what often follows is done to each block while it is in cache.
+    """Convolution of a batch; what often follows it is done to each block while that is in cache.
 
     Parameters
     ----------
@@ -61,53 +71,48 @@ def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
     b : (O,) float or None
     g : Geometry
     relu : bool
-        Apply max(y, 0), last.
+        Apply max(y, 0), after everything else.
     residual : (N, O, P, Q) float, optional
-        Added before that.
+        Added to the result, before the ReLU.
 
     Returns
     -------
     (N, O, P, Q) of x's dtype.
     """
     xp = backend.array_module(x, w)
-    if xp is not np and not backend.use_reference():
-        return convolution_gpu.forward(x, w, b, g, relu, residual)
     if backend.use_reference():
         y = forward_im2col(x, w, b, g, xp)
         y = y if residual is None else y + residual
         return xp.maximum(y, 0) if relu else y
+    if xp is not np:
+        return convolution_gpu.forward(x, w, b, g, relu, residual)
     x, y = np.ascontiguousarray(x), np.empty(g.y_shape, x.dtype)
     w3 = np.ascontiguousarray(w).reshape(g.groups, -1, g.patch_size)  # (G, O/G, K)
     b3 = None if b is None else b.reshape(g.groups, -1, 1)
 
-    def work(part, parts):
-        for n0, n1, first, last in _blocks(g, part, parts):
-            out = _rows(y, g, n0, n1, first, last)  # (n, G, O/G, R, Q)
-            block = out.reshape(*out.shape[:3], -1)  # the same memory: (n, G, O/G, L)
-            _product(w3, _patches(x[n0:n1], g, first, last), block)
+    def compute_rows(part, parts):
+        for block in _blocks(g, part, parts):
+            y_rows = _rows(y, g, block)  # (n, G, O/G, R, Q)
+            y_flat = y_rows.reshape(*y_rows.shape[:3], -1)  # the same memory: (n, G, O/G, L)
+            _product(w3, _patches(x, g, block), y_flat)
             if b3 is not None:
-                block += b3
+                y_flat += b3
             if residual is not None:
-                out += _rows(residual, g, n0, n1, first, last)
+                y_rows += _rows(residual, g, block)
             if relu:
-                np.maximum(out, 0, out=out)
+                np.maximum(y_rows, 0, out=y_rows)
 
-    backend.parallel(work, operations=y.size * g.patch_size)
+    backend.parallel(compute_rows, operations=y.size * g.patch_size)
     return y
-
-
-def _rows(y, g: Geometry, n0: int, n1: int, first: int, last: int):
-    """Output rows of some images by group, a view: (N, O, P, Q) -> (n, G, O/G, R, Q)."""
-    return y.reshape(len(y), g.groups, y.shape[1] // g.groups, *y.shape[2:])[n0:n1, :, :, first:last]
 
 
 def input_gradient(gy, w, g: Geometry):
     """d loss / d x (N, C, H, W) from d loss / d y (N, O, P, Q)."""
     xp = backend.array_module(gy, w)
-    if xp is not np and not backend.use_reference():
-        return convolution_gpu.input_gradient(gy, w, g)
     if backend.use_reference():
         return input_gradient_im2col(gy, w, g, xp)
+    if xp is not np:
+        return convolution_gpu.input_gradient(gy, w, g)
     back = g.transposed()
     if g.stride == (1, 1) and min(back.padding) >= 0:
         # Stride 1: x[u] was read by y[u - i + pad] with w[i], so gx is the convolution of gy with w turned
@@ -115,94 +120,81 @@ def input_gradient(gy, w, g: Geometry):
         o, c, kh, kw = g.w_shape
         turned = w.reshape(g.groups, o // g.groups, c, kh, kw)[:, :, :, ::-1, ::-1].swapaxes(1, 2)
         return forward(gy, np.ascontiguousarray(turned).reshape(back.w_shape), None, back)
-    if g.stride == g.w_shape[2:] and g.padding == (0, 0) and g.dilation == (1, 1) and g.groups == 1:
-        return _input_gradient_apart(np.ascontiguousarray(gy), w, g)
-    return _input_gradient_by_channels(np.ascontiguousarray(gy), w, g)
+    return _input_gradient_by_patches(np.ascontiguousarray(gy), w, g)
 
 
-def _input_gradient_apart(gy, w, g: Geometry):
-    """w^T @ gy put into place, for windows that touch without overlap: the mask head's deconvolution."""
-    (o, channels, kh, kw), (height, width) = g.w_shape, g.out_size
-    gx = (np.empty if g.x_shape[2:] == (height * kh, width * kw) else np.zeros)(g.x_shape, gy.dtype)
-    wt = np.ascontiguousarray(w.reshape(o, -1).T)[None]  # (1, C KH KW, O)
+def _input_gradient_by_patches(gy, w, g: Geometry):
+    """For any stride: w^T @ gy is the gradient of the patches; each goes back to the pixels it was read from.
 
-    def work(part, parts):
-        rows = max(1, BLOCK // (channels * kh * kw * width))
-        for n0, n1, first, last in row_blocks(len(gy), height, rows, part, parts):
-            g_rows = _rows(gy, g, n0, n1, first, last)  # (n, 1, O, R, Q)
-            n, size = n1 - n0, (last - first) * width
-            cols = backend.scratch("patches", n * channels * kh * kw * size, gy.dtype)
-            cols = cols.reshape(n, 1, channels * kh * kw, size)
-            _product(wt, g_rows.reshape(n, 1, o, size), cols)
-            cols = cols.reshape(n, channels, kh, kw, last - first, width)
-            for i, j in np.ndindex(kh, kw):
-                down, across = slice(first * kh + i, last * kh, kh), slice(j, width * kw, kw)
-                gx[n0:n1, :, down, across] = cols[:, :, i, j]
-
-    backend.parallel(work, operations=gy.size * w[0].size)
-    return gx
-
-
-def _input_gradient_by_channels(gy, w, g: Geometry):
-    """w^T @ gy added into place; each thread owns some input channels, so no two add to the same pixel."""
+    No two threads may add to the same pixel. Where windows tile the image (the mask head's deconvolution)
+    every pixel lies in one window at most: each thread takes some of the output rows, and need not add.
+    Elsewhere each thread has some of the input channels to itself: whole groups, if there are several.
+    """
+    depth, kh, kw = g.w_shape[1:]
+    (height, width), tile = g.out_size, g.windows_tile
+    wt = w.reshape(g.groups, -1, g.patch_size).swapaxes(1, 2)  # (G, K, O/G)
+    if tile:
+        wt = np.ascontiguousarray(wt)  # read for many RoIs: 3 to 6 % faster than a view
     gx = np.empty(g.x_shape, gy.dtype)
-    n_images, (o, depth, kh, kw), (height, width) = len(gy), g.w_shape, g.out_size
-    w5 = w.reshape(g.groups, o // g.groups, depth, kh, kw)
+    if tile and g.x_shape[2:] != (height * kh, width * kw):
+        gx[...] = 0  # windows may leave out pixels at the lower and right edges
 
-    def work(part, parts):
-        if g.groups > 1:  # whole groups
-            groups, channels = slice(*backend.share(g.groups, part, parts)), slice(0, depth)
-        else:
-            groups, channels = slice(0, 1), slice(*backend.share(depth, part, parts))
-        own = slice(groups.start * depth + channels.start, (groups.stop - 1) * depth + channels.stop)
-        count = own.stop - own.start
+    def put_back(part, parts):
+        groups, within = slice(0, g.groups), slice(0, depth)  # input channels of each of these groups
+        if not tile and g.groups > 1:
+            groups = slice(*backend.share(g.groups, part, parts))
+        elif not tile:
+            within = slice(*backend.share(depth, part, parts))
+        channels = slice(groups.start * depth + within.start, (groups.stop - 1) * depth + within.stop)
+        count = channels.stop - channels.start
         if count <= 0:
             return
-        gx[:, own] = 0
-        wt = w5[groups, :, channels].reshape(groups.stop - groups.start, o // g.groups, -1).swapaxes(1, 2)
-        rows = min(height, max(1, BLOCK // (count * kh * kw * width)))
-        images = max(1, BLOCK // (count * kh * kw * width * height)) if rows == height else 1
-        for n in range(0, n_images, images):
-            some = slice(n, min(n + images, n_images))
-            for first in range(0, height, rows):
-                last = min(height, first + rows)
-                g_rows = _rows(gy, g, some.start, some.stop, first, last)[:, groups]  # (n, G, O/G, R, Q)
-                size = (last - first) * width
-                cols = backend.scratch("patches", len(g_rows) * count * kh * kw * size, gy.dtype)
-                cols = cols.reshape(len(g_rows), *wt.shape[:2], size)
-                _product(wt, g_rows.reshape(*g_rows.shape[:3], size), cols)
-                cols = cols.reshape(len(g_rows), count, kh, kw, last - first, width)
-                for i, j, out, pixels in windows(g, first, last - first):
-                    gx[some, own, pixels[0], pixels[1]] += cols[:, :, i, j, out[0], out[1]]
+        if not tile:
+            gx[:, channels] = 0
+        wt_part = wt[groups, within.start * kh * kw : within.stop * kh * kw]  # (G', K', O/G)
+        rows = max(1, BLOCK_ELEMENTS // (count * kh * kw * width))
+        blocks = row_blocks(len(gy), height, rows, part, parts) if tile else all_rows(len(gy), height, rows)
+        for block in blocks:
+            g_rows = _rows(gy, g, block)[:, groups]  # (n, G', O/G, R, Q)
+            shape = block.count, *wt_part.shape[:2], block.height * width
+            cols = backend.scratch("patches", math.prod(shape), gy.dtype).reshape(shape)  # (n, G', K', L)
+            _product(wt_part, g_rows.reshape(*g_rows.shape[:3], -1), cols)
+            cols = cols.reshape(block.count, count, kh, kw, block.height, width)
+            for i, j, out, pixels in windows(g, block.first, block.height):
+                if tile:
+                    gx[block.images, channels, *pixels] = cols[:, :, i, j, *out]
+                else:
+                    gx[block.images, channels, *pixels] += cols[:, :, i, j, *out]
 
-    backend.parallel(work, operations=gy.size * w[0].size)
+    backend.parallel(put_back, operations=gy.size * w[0].size)
     return gx
 
 
 def weight_gradient(gy, x, g: Geometry):
-    """d loss / d w (O, C/G, KH, KW) from d loss / d y and the input; each thread adds up its own rows."""
+    """d loss / d w (O, C/G, KH, KW) from d loss / d y and the input; each thread adds up its own blocks."""
     xp = backend.array_module(gy, x)
-    if xp is not np and not backend.use_reference():
-        return convolution_gpu.weight_gradient(gy, x, g)
     if backend.use_reference():
         return weight_gradient_im2col(gy, x, g, xp)
+    if xp is not np:
+        return convolution_gpu.weight_gradient(gy, x, g)
     x, gy = np.ascontiguousarray(x), np.ascontiguousarray(gy)
-    sums: dict[int, np.ndarray] = {}
+    sums: dict[int, np.ndarray] = {}  # by part
 
-    def work(part, parts):
+    def add_up(part, parts):
         total = np.zeros((g.groups, g.patch_size, g.w_shape[0] // g.groups), gy.dtype)
         # Each block also reads and writes all of gw: larger blocks where gw is large.
-        for n0, n1, first, last in _blocks(g, part, parts, max(BLOCK, 4 * total.size)):
-            g_rows = _rows(gy, g, n0, n1, first, last)  # (n, G, O/G, R, Q)
-            one = backend.scratch("weights", (n1 - n0) * total.size, gy.dtype).reshape(n1 - n0, *total.shape)
-            cols = _patches(x[n0:n1], g, first, last)  # (n, G, K, L)
+        for block in _blocks(g, part, parts, max(BLOCK_ELEMENTS, 4 * total.size)):
+            g_rows = _rows(gy, g, block)  # (n, G, O/G, R, Q)
+            shape = block.count, *total.shape
+            of_images = backend.scratch("weights", math.prod(shape), gy.dtype).reshape(shape)
             # patches @ gy^T: BLAS is faster where the first matrix is the larger one
-            _product(cols, g_rows.reshape(*g_rows.shape[:3], -1).swapaxes(2, 3), one)
-            for gw in one:
+            gy_flat = g_rows.reshape(*g_rows.shape[:3], -1)  # (n, G, O/G, L)
+            _product(_patches(x, g, block), gy_flat.swapaxes(2, 3), of_images)
+            for gw in of_images:
                 total += gw
         sums[part] = total
 
-    backend.parallel(work, operations=gy.size * g.patch_size)
+    backend.parallel(add_up, operations=gy.size * g.patch_size)
     gw = sums.pop(0)
     for part in sorted(sums):
         gw += sums[part]
@@ -210,22 +202,17 @@ def weight_gradient(gy, x, g: Geometry):
 
 
 def bias_gradient(gy):
-    """d loss / d b (O,): the sum over images and positions, contiguous ones first."""
+    """d loss / d b (O,): the sum over images and positions, over the contiguous positions first."""
     if backend.array_module(gy) is not np or backend.use_reference():
-        return gy.sum(axis=(2, 3)).sum(axis=0)  # CuPy is slow at few long sums of scattered pieces
+        return gy.sum(axis=(2, 3)).sum(axis=0)  # CuPy is slow at few long sums over scattered pieces
     n, o, p, q = gy.shape
-    rows, sums = gy.reshape(n * o, p * q), np.empty(n * o, gy.dtype)
-
-    def work(part, parts):
-        own = slice(*backend.share(n * o, part, parts))
-        rows[own].sum(axis=1, out=sums[own])
-
-    backend.parallel(work, operations=gy.size)
+    planes, sums = gy.reshape(n * o, p * q), np.empty(n * o, gy.dtype)
+    backend.parallel_slices(n * o, lambda some: planes[some].sum(axis=1, out=sums[some]), operations=gy.size)
     return sums.reshape(n, o).sum(axis=0)
 
 
 def _product(a, b, out) -> None:
-    """out = a @ b for stacks of matrices; NumPy gives single ones to BLAS without copying."""
+    """out = a @ b for stacks of matrices; NumPy hands single matrices to BLAS without copying."""
     if out.shape[:2] == (1, 1):
         np.matmul(a.reshape(a.shape[-2:]) if a.ndim == 3 else a[0, 0], b[0, 0], out=out[0, 0])
     else:

@@ -1,25 +1,27 @@
 """Convolution on the GPU: the matrix of patches a block at a time, multiplied by cuBLAS.
 
-Shapes: N images, C channels in, O channels out, G groups, H x W in, P x Q out, kernel KH x KW; of a block n
-images, R rows of each, L = n R Q columns; K = C/G KH KW elements a patch.
+Shapes: N images, C channels in, O channels out, G groups, H x W in, P x Q out, kernel KH x KW. Of a block: n
+images, R rows of each, L = n R Q columns; K = C/G KH KW elements in a patch.
 
     forward          cols = im2col(x)                  (G, K, L)
                      y    = w @ cols                   (G, O/G, K) @ (G, K, L), then bias, residual and ReLU
     input gradient   gx   = col2im(w^T @ gy)           or, for stride 1, the convolution with turned weights
     weight gradient  gw   = sum over blocks of gy @ cols^T
 
-All images of a block lie side by side in the columns, so that a block is one product, large enough for the
-GPU. `im2col.cu` has the kernels; docs/kernels.md counts the bytes that each step moves.
+All images of a block lie side by side in the columns, so that a block is a single product, large enough for
+the GPU. `im2col.cu` has the kernels; docs/kernels.md counts the bytes that each step moves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from minimask import backend
 from minimask.kernels import elementwise
-from minimask.kernels.geometry import Geometry, row_blocks
+from minimask.kernels.geometry import Block, Geometry, row_blocks
 
 WORKSPACE = 512 << 20  # bytes of patches in a block: few launches, and matrices that keep all processors busy
-LARGE = 1024  # pixels from which on a 1x1 convolution multiplies each image where it lies
+LARGE = 1024  # pixels: a 1x1 convolution multiplies images of this size and above where they lie
 
 
 def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
@@ -28,34 +30,33 @@ def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
     x, y = xp.ascontiguousarray(x), xp.empty(g.y_shape, x.dtype)
     w3 = xp.ascontiguousarray(w).reshape(g.groups, -1, g.patch_size)  # (G, O/G, K)
     b, residual = (v if v is None else xp.ascontiguousarray(v) for v in (b, residual))
-    for n0, n1, first, last in _blocks(g, x.itemsize):
-        in_place = n1 - n0 == 1 and last - first == g.out_size[0]  # the product lies as y[n0] does
-        out = y[n0].reshape(g.groups, -1, g.out_pixels) if in_place else None
-        product = _product(w3, _columns(x, g, n0, n1, first, last), out)  # (G, O/G, L)
+    for block in _blocks(g, x.itemsize):
+        in_place = block.count == 1 and block.height == g.out_size[0]  # the product has y[n0]'s layout
+        out = y[block.n0].reshape(g.groups, -1, g.out_pixels) if in_place else None
+        product = _product(w3, _columns(x, g, block), out)  # (G, O/G, L)
         if not in_place or relu or b is not None or residual is not None:
-            added = None if residual is None else residual[n0:n1]
-            elementwise.finish_block(product, b, added, y[n0:n1], first * g.out_size[1], relu)
+            added = None if residual is None else residual[block.images]
+            elementwise.finish_block(product, b, added, y[block.images], block.first * g.out_size[1], relu)
     return y
 
 
 def input_gradient(gy, w, g: Geometry):
     """As `minimask.kernels.convolution.input_gradient`, for CuPy arrays."""
     xp, back = backend.array_module(gy, w), g.transposed()
-    groups, outs, (_, depth, kh, kw), height = g.groups, g.w_shape[0] // g.groups, g.w_shape, g.x_shape[2]
+    groups, outs, (_, depth, kh, kw) = g.groups, g.w_shape[0] // g.groups, g.w_shape
     if g.stride == (1, 1) and min(back.padding) >= 0:
         # x[u] was read by y[u - i + pad] with w[i]: turned by 180 degrees, and channels exchanged
         turned = w.reshape(groups, outs, depth, kh, kw)[:, :, :, ::-1, ::-1].swapaxes(1, 2)
         return forward(gy, xp.ascontiguousarray(turned).reshape(back.w_shape), None, back)
     gx = xp.zeros(g.x_shape, gy.dtype)
     wt = w.reshape(groups, outs, g.patch_size).swapaxes(1, 2)  # (G, K, O/G)
-    for n0, n1, first, last in _blocks(g, gy.itemsize):
-        cols = _product(wt, _rows(gy, g, n0, n1, first, last))  # (G, K, L)
-        # the rows of x that this block's patches read; those of two blocks overlap, so the second one adds
-        top = min(height, max(0, first * g.stride[0] - g.padding[0]))
-        end = (last - 1) * g.stride[0] - g.padding[0] + (kh - 1) * g.dilation[0] + 1
-        bottom = max(top, min(height, end))
-        args = (cols, gx[n0:n1], g.struct, n1 - n0, first, last - first, top, bottom, first > 0)
-        _launch("col2im", (n1 - n0) * (bottom - top) * g.x_shape[3], g, args, gy.dtype)
+    for block in _blocks(g, gy.itemsize):
+        cols = _product(wt, _rows(gy, g, block))  # (G, K, L)
+        top, bottom = _rows_read(g, block)
+        # the rows that two blocks of an image read overlap, so the second block adds to what the first wrote
+        span = block.first, block.height, top, bottom, block.first > 0
+        args = cols, gx[block.images], g.struct, block.count, *span
+        _launch("col2im", block.count * (bottom - top) * g.x_shape[3], g, args, gy.dtype)
     return gx
 
 
@@ -63,39 +64,47 @@ def weight_gradient(gy, x, g: Geometry):
     """As `minimask.kernels.convolution.weight_gradient`, for CuPy arrays."""
     xp = backend.array_module(gy, x)
     x, gw = xp.ascontiguousarray(x), xp.zeros((g.groups, g.w_shape[0] // g.groups, g.patch_size), gy.dtype)
-    for n0, n1, first, last in _blocks(g, x.itemsize):
-        cols = _columns(x, g, n0, n1, first, last)
-        gw += _product(_rows(gy, g, n0, n1, first, last), cols.swapaxes(1, 2))
+    for block in _blocks(g, x.itemsize):
+        gw += _product(_rows(gy, g, block), _columns(x, g, block).swapaxes(1, 2))
     return gw.reshape(g.w_shape)
 
 
-def _blocks(g: Geometry, itemsize: int):
-    """(first image, past it, first row, past it) of each block: rows of an image, or several images."""
+def _blocks(g: Geometry, itemsize: int) -> Iterator[Block]:
+    """All output rows in blocks, each of rows of one image or of several whole images."""
     rows = WORKSPACE // (itemsize * g.groups * g.patch_size * g.out_size[1])
     if g.is_pointwise and g.out_pixels >= LARGE:
         rows = g.out_size[0]  # each image by itself, and nothing is copied
     return row_blocks(g.x_shape[0], g.out_size[0], max(1, rows), 0, 1)
 
 
-def _columns(x, g: Geometry, n0: int, n1: int, first: int, last: int):
-    """Patches of output rows [first, last) of images [n0, n1): (N, C, H, W) -> (G, K, L)."""
-    columns = (n1 - n0) * (last - first) * g.out_size[1]
-    if g.is_pointwise and n1 - n0 == 1 and columns == g.out_pixels:
-        return x[n0].reshape(g.groups, g.patch_size, columns)
+def _rows_read(g: Geometry, block: Block) -> tuple[int, int]:
+    """The rows of x, [top, bottom), that the patches of a block read."""
+    height, stride, padding = g.x_shape[2], g.stride[0], g.padding[0]
+    extent = (g.w_shape[2] - 1) * g.dilation[0] + 1
+    top = min(height, max(0, block.first * stride - padding))
+    bottom = min(height, (block.last - 1) * stride - padding + extent)
+    return top, max(top, bottom)
+
+
+def _columns(x, g: Geometry, block: Block):
+    """The patches of a block's outputs: (N, C, H, W) -> (G, K, L)."""
+    columns = block.count * block.height * g.out_size[1]
+    if g.is_pointwise and block.count == 1 and columns == g.out_pixels:
+        return x[block.n0].reshape(g.groups, g.patch_size, columns)
     cols = backend.array_module(x).empty((g.groups, g.patch_size, columns), x.dtype)
-    args = (x[n0:n1], cols, g.struct, n1 - n0, first, last - first)
+    args = x[block.images], cols, g.struct, block.count, block.first, block.height
     _launch("im2col", columns, g, args, x.dtype)
     return cols
 
 
-def _rows(gy, g: Geometry, n0: int, n1: int, first: int, last: int):
-    """Output rows of some images side by side, as the columns are: (N, O, P, Q) -> (G, O/G, L)."""
-    rows = gy[n0:n1, :, first:last].swapaxes(0, 1)  # (O, n, R, Q); a view where there is one image
-    return rows.reshape(g.groups, g.w_shape[0] // g.groups, (n1 - n0) * (last - first) * g.out_size[1])
+def _rows(gy, g: Geometry, block: Block):
+    """A block's outputs with its images side by side, as in the columns: (N, O, P, Q) -> (G, O/G, L)."""
+    rows = gy[block.images, :, block.rows].swapaxes(0, 1)  # (O, n, R, Q); a view if there is one image
+    return rows.reshape(g.groups, g.w_shape[0] // g.groups, block.count * block.height * g.out_size[1])
 
 
 def _product(a, b, out=None):
-    """a @ b for G matrices, C-contiguous; of one by `dot`, which copies no transposed view and knows TF32."""
+    """a @ b for G pairs of matrices; a single one by `dot`, which copies no transposed view and uses TF32."""
     xp = backend.array_module(a)
     out = xp.empty((len(a), a.shape[1], b.shape[2]), a.dtype) if out is None else out
     xp.dot(a[0], b[0], out[0]) if len(a) == 1 else xp.matmul(a, b, out=out)
@@ -103,5 +112,5 @@ def _product(a, b, out=None):
 
 
 def _launch(kernel: str, threads: int, g: Geometry, args, dtype) -> None:
-    """A kernel of im2col.cu, so many threads for each channel of x."""
+    """Run a kernel of im2col.cu with this many threads for each channel of x."""
     backend.launch("im2col", kernel, (-(-threads // 256), min(g.x_shape[1], 65535)), 256, args, dtype)

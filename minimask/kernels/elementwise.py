@@ -1,12 +1,14 @@
-"""Pointwise passes over large arrays, a piece that fits the cache at a time, divided over the threads."""
+"""Pointwise passes over large arrays, in slices that fit the cache, divided over the threads."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 from minimask import backend
 
-PIECE = 1 << 15  # elements
+ELEMENTS_AT_ONCE = 1 << 15  # of each array: 128 KiB of float32
 
 
 def relu(x):
@@ -15,8 +17,8 @@ def relu(x):
     if xp is not np or not x.flags.c_contiguous or backend.use_reference():
         return xp.maximum(x, 0)
     y = np.empty_like(x)
-    source, target = x.reshape(-1), y.reshape(-1)
-    _for_pieces(x.size, lambda own: np.maximum(source[own], 0, out=target[own]))
+    x_flat, y_flat = x.reshape(-1), y.reshape(-1)
+    _in_slices(x.size, lambda part: np.maximum(x_flat[part], 0, out=y_flat[part]))
     return y
 
 
@@ -31,23 +33,23 @@ def relu_gradient(gy, y, in_place: bool = False):
         grid = (min(-(-gy.size // 1024), 1 << 20),)  # four elements a thread
         backend.launch("elementwise", "relu_gradient", grid, 256, (gy, y, out, gy.size), gy.dtype)
         return out
-    g, mask, target = gy.reshape(-1), y.reshape(-1), out.reshape(-1)
-    _for_pieces(gy.size, lambda own: np.multiply(g[own], mask[own] > 0, out=target[own]))
+    gy_flat, y_flat, out_flat = gy.reshape(-1), y.reshape(-1), out.reshape(-1)
+    _in_slices(gy.size, lambda part: np.multiply(gy_flat[part], y_flat[part] > 0, out=out_flat[part]))
     return out
 
 
 def finish_block(product, bias, residual, y, begin: int, relu: bool) -> None:
-    """On the GPU: add bias and residual to a block of a convolution, apply the ReLU, and put it in its place.
+    """On the GPU: add bias and residual to a block of a convolution, apply the ReLU, and put it into y.
 
     Parameters
     ----------
     product : (G, O/G, n pixels)
-        Images side by side. May be the memory of y, for one image.
+        The images lie side by side. With a single image this may be y's own memory.
     bias : (O,) or None
     residual, y : (n, O, P, Q)
         residual may be None.
     begin : int
-        Where in a plane of y the pixels go.
+        The pixel of each plane of y at which the block begins.
     """
     (images, channels, height, width), pixels = y.shape, product.shape[2] // len(y)
     grid = -(-images * channels // 8), min(-(-pixels // 256), 65535)  # eight pixels a thread
@@ -55,10 +57,6 @@ def finish_block(product, bias, residual, y, begin: int, relu: bool) -> None:
     backend.launch("elementwise", "finish_block", grid, (32, 8), args, y.dtype)
 
 
-def _for_pieces(size: int, run) -> None:
-    def work(part, parts):
-        begin, end = backend.share(size, part, parts)
-        for first in range(begin, end, PIECE):
-            run(slice(first, min(first + PIECE, end)))
-
-    backend.parallel(work, 1 if size < 2 * PIECE else None)
+def _in_slices(size: int, function: Callable[[slice], None]) -> None:
+    parts = 1 if size < 2 * ELEMENTS_AT_ONCE else None
+    backend.parallel_slices(size, function, ELEMENTS_AT_ONCE, parts)

@@ -1,12 +1,14 @@
-"""The sizes of a convolution or a pooling, and which outputs meet which pixels.
+"""The sizes of a convolution or a pooling, which pixels each output reads, and blocks of outputs.
 
 Shapes: N images, C channels in, O channels out, G groups, H x W in, P x Q out, kernel KH x KW.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,7 +31,7 @@ class Geometry:
     @classmethod
     def of(cls, x_shape, w_shape, stride, padding, dilation, groups: int) -> Geometry:
         """Check the sizes against each other; single numbers stand for pairs."""
-        stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
+        stride, padding, dilation = as_pair(stride), as_pair(padding), as_pair(dilation)
         if len(x_shape) != 4 or len(w_shape) != 4:
             raise ValueError(f"conv2d: x and weight must have 4 axes, not shapes {x_shape} and {w_shape}")
         if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or groups < 1:
@@ -63,7 +65,7 @@ class Geometry:
 
     @property
     def out_pixels(self) -> int:
-        """P Q: spelt out in reshapes, where a -1 could not be resolved for a batch of no images."""
+        """P Q: spelt out in reshapes, because NumPy cannot infer a -1 when the batch has no images."""
         return self.out_size[0] * self.out_size[1]
 
     @cached_property
@@ -73,8 +75,13 @@ class Geometry:
 
     @cached_property
     def is_pointwise(self) -> bool:
-        """A 1x1 kernel of stride 1: the image itself is the matrix of patches."""
+        """Whether the kernel is 1x1 with stride 1: the image itself is the matrix of patches."""
         return self.w_shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+
+    @cached_property
+    def windows_tile(self) -> bool:
+        """Whether windows lie side by side: from the first pixel on, with neither overlap nor gaps."""
+        return self.stride == self.w_shape[2:] and self.padding == (0, 0) and self.dilation == (1, 1)
 
     @cached_property
     def struct(self) -> np.ndarray:
@@ -83,7 +90,7 @@ class Geometry:
         return np.array((*sizes, *self.dilation), _STRUCT)
 
     def transposed(self) -> Geometry:
-        """The convolution, of stride 1, that takes gradients of y to gradients of x."""
+        """For stride 1: the sizes of the convolution that turns gradients of y into gradients of x."""
         c = self.x_shape[1]
         o, _, kh, kw = self.w_shape
         padding = tuple(d * (k - 1) - p for d, k, p in zip(self.dilation, (kh, kw), self.padding))
@@ -92,58 +99,107 @@ class Geometry:
         )
 
 
-def pair(value) -> tuple[int, int]:
-    """A number for both directions, or one for each."""
+def as_pair(value) -> tuple[int, int]:
+    """(vertical, horizontal): a single number stands for both."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def overlap(offset: int, stride: int, size: int, out: int) -> tuple[int, int]:
-    """The outputs p in [0, out) for which the input p stride + offset lies in [0, size)."""
+    """First output p of [0, out) whose input p stride + offset lies in [0, size), and past the last."""
     begin = min(max(0, -(offset // stride)), out)
     end = min(max(begin, (size - 1 - offset) // stride + 1), out)
     return begin, end
 
 
 def windows(g: Geometry, first: int = 0, rows: int | None = None):
-    """For each kernel element: which outputs meet the image there, and which pixels they read; maybe none.
+    """For each element of the kernel: the outputs for which it is inside the image, and the pixels it is on.
 
-    Of output rows from `first` on, counted from there; of all by default.
+    Parameters
+    ----------
+    first, rows : int
+        Only output rows [first, first + rows) are looked at; by default all of them.
+
+    Yields
+    ------
+    i, j : int
+        The element's row and column in the kernel.
+    out : (slice, slice)
+        Rows (counted from `first`) and columns of the outputs; both empty if there are none.
+    pixels : (slice, slice)
+        Rows and columns of the pixels, one for each of these outputs and in their order.
     """
     rows = g.out_size[0] if rows is None else rows
     for i, j in np.ndindex(*g.w_shape[2:]):
-        v, h = i * g.dilation[0] - g.padding[0] + first * g.stride[0], j * g.dilation[1] - g.padding[1]
-        top, bottom = overlap(v, g.stride[0], g.x_shape[2], rows)
-        left, right = overlap(h, g.stride[1], g.x_shape[3], g.out_size[1])
-        across = slice(top * g.stride[0] + v, (bottom - 1) * g.stride[0] + v + 1, g.stride[0])
-        along = slice(left * g.stride[1] + h, (right - 1) * g.stride[1] + h + 1, g.stride[1])
-        if bottom == top or right == left:
-            top = bottom = left = right = 0
-            across = along = slice(0, 0)
-        yield i, j, (slice(top, bottom), slice(left, right)), (across, along)
+        # output (p, q) of these rows reads pixel (p stride + down, q stride + right) here
+        down = i * g.dilation[0] - g.padding[0] + first * g.stride[0]
+        right = j * g.dilation[1] - g.padding[1]
+        p0, p1 = overlap(down, g.stride[0], g.x_shape[2], rows)
+        q0, q1 = overlap(right, g.stride[1], g.x_shape[3], g.out_size[1])
+        if p0 == p1 or q0 == q1:
+            yield i, j, (slice(0, 0), slice(0, 0)), (slice(0, 0), slice(0, 0))
+            continue
+        pixel_rows = slice(p0 * g.stride[0] + down, (p1 - 1) * g.stride[0] + down + 1, g.stride[0])
+        pixel_columns = slice(q0 * g.stride[1] + right, (q1 - 1) * g.stride[1] + right + 1, g.stride[1])
+        yield i, j, (slice(p0, p1), slice(q0, q1)), (pixel_rows, pixel_columns)
 
 
-def row_blocks(images: int, height: int, rows: int, part: int, parts: int):
-    """This part's share of all rows of a batch, in blocks: (first image, past it, first row, past it).
+class Block(NamedTuple):
+    """Rows [first, last) of the outputs of images [n0, n1): what is computed at once."""
 
-    A block has at most so many rows of one image; or several whole images, where they are small and many, as
-    the RoIs of the mask head.
+    n0: int
+    n1: int
+    first: int
+    last: int
+
+    @property
+    def images(self) -> slice:
+        return slice(self.n0, self.n1)
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.last)
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return self.n1 - self.n0
+
+    @property
+    def height(self) -> int:
+        """Number of rows of each image."""
+        return self.last - self.first
+
+
+def row_blocks(images: int, height: int, rows: int, part: int, parts: int) -> Iterator[Block]:
+    """One part's share of all output rows of a batch, in blocks.
+
+    A block has at most `rows` rows of a single image; or, where images are small and many, as the RoIs of the
+    mask head are, several whole ones.
     """
     if rows >= 2 * height and images >= 2 * parts:
         begin, end = backend.share(images, part, parts)
         step = _even(end - begin, rows // height)
         for n in range(begin, end, step):
-            yield n, min(n + step, end), 0, height
+            yield Block(n, min(n + step, end), 0, height)
         return
     begin, end = backend.share(images * height, part, parts)
     rows = _even(end - begin, rows)
     while begin < end:
         n, first = divmod(begin, height)
         last = min(height, first + rows, first + end - begin)
-        yield n, n + 1, first, last
+        yield Block(n, n + 1, first, last)
         begin += last - first
 
 
+def all_rows(images: int, height: int, rows: int) -> Iterator[Block]:
+    """All output rows of a batch: in blocks of at most `rows` rows of an image, or of several whole ones."""
+    step = max(1, rows // height)
+    for n in range(0, images, step):
+        for first in range(0, height, rows):
+            yield Block(n, min(n + step, images), first, min(first + rows, height))
+
+
 def _even(total: int, most: int) -> int:
-    """The size of equal pieces of at most `most`, rather than full ones and a small rest."""
+    """The length of about equal pieces of at most `most`, rather than full ones and a small remainder."""
     pieces = max(1, -(-total // most))
     return max(1, -(-total // pieces))

@@ -1,8 +1,8 @@
-"""Non-maximum suppression of boxes that come by falling score: on the CPU 64 boxes at a time, and nms.cu.
+"""Non-maximum suppression of boxes sorted by falling score: 64 boxes at a time on the CPU, nms.cu on a GPU.
 
-Both versions do the same: who strikes out whom is computed for many pairs at once and kept as bits, and only
-the greedy pass over the bits goes one box at a time. `minimask.boxes.nms_loop` is the definition.
-Shapes: N boxes; words are of 64 bits.
+Both versions work alike: who would strike out whom is computed for many pairs at once and kept as bits, and
+only the greedy pass over the bits goes one box at a time. `minimask.boxes.nms_loop` is the definition.
+Shapes: N boxes; words of 64 bits.
 """
 
 import math
@@ -12,59 +12,68 @@ import numpy as np
 from minimask import backend
 
 TINY = 1e-37  # as in `minimask.boxes.box_iou`
-BLOCK = 64  # boxes settled at a time: a word of bits
-COLUMNS = 1024  # boxes compared with a block at once: three tables of 256 KiB stay in a core's own cache
-LIMIT = 64 * 4096  # boxes of one call on a GPU: the greedy pass holds their bits in shared memory
+WORD = 64  # boxes settled at a time: as many as a word has bits
+COMPARED_AT_ONCE = 1024  # boxes, with a word of others: three tables of 256 KiB stay in a core's own cache
+LIMIT = 64 * 4096  # boxes in one call on a GPU: the greedy pass holds their bits in shared memory
 
 
 def in_order(boxes, iou_threshold: float) -> np.ndarray:
-    """Places of the boxes kept, rising, of boxes (N, 4) that come by falling score; NumPy.
+    """Which of the boxes (N, 4), sorted by falling score, are kept: their rising indices; NumPy.
 
-    Settle who survives within a block, then strike out, in one step, everything after it that a survivor
-    overlaps. Boxes struck out are never looked at again.
+    Settle who survives among the first 64; then strike out, in one step, everything after them that a
+    survivor overlaps; and go on with the rest. Boxes struck out are never looked at again.
     """
     x1, y1, x2, y2 = boxes.T
     table = np.stack((x1, y1, x2, y2, (x2 - x1) * (y2 - y1)))  # (5, N)
-    least = 0.5 * table[4].min(initial=1)  # no union is smaller, rounding included; NaN if an area is
-    kept, rest, bits = [], np.arange(len(boxes)), np.empty((BLOCK, BLOCK), bool)
+    least = 0.5 * table[4].min(initial=1)  # no union is smaller, even after rounding; NaN if an area is
+    kept, rest = [], np.arange(len(boxes))
     while len(rest):
-        block, after = table[:, :BLOCK], table[:, BLOCK:]
-        n = block.shape[1]
-        bits[:n, :n] = _strikes(block, block, iou_threshold, least)
-        out, alive = 0, []  # bits of boxes struck out: Python's whole numbers are words of any length
-        for i, word in enumerate(np.packbits(bits, axis=1, bitorder="little").view("<u8")[:n, 0].tolist()):
-            if not out >> i & 1:
-                alive.append(i)
-                out |= word
-        kept.append(rest[alive])
-        stays = np.flatnonzero(~_struck(block[:, alive], after, iou_threshold, least))
-        table, rest = after.take(stays, axis=1), rest[BLOCK:][stays]
+        first, later = table[:, :WORD], table[:, WORD:]
+        survivors = _survivors(_strikes(first, first, iou_threshold, least))
+        kept.append(rest[survivors])
+        stays = np.flatnonzero(~_struck(first[:, survivors], later, iou_threshold, least))
+        table, rest = later.take(stays, axis=1), rest[WORD:][stays]
     return np.concatenate(kept) if kept else rest
 
 
-def _struck(block, table, iou_threshold: float, least: float) -> np.ndarray:  # (5, B), (5, A) -> (A,) bool
+def _survivors(strikes) -> list[int]:  # (n, n) bool, n <= 64: who would strike out whom
+    """The greedy pass: each box in turn, if it has not been struck out, strikes out the later ones."""
+    n = len(strikes)
+    bits = np.zeros((n, WORD), bool)
+    bits[:, :n] = strikes
+    words = np.packbits(bits, axis=1, bitorder="little").view("<u8")[:, 0].tolist()
+    struck_out, survivors = 0, []
+    for i, word in enumerate(words):
+        if not struck_out >> i & 1:
+            survivors.append(i)
+            struck_out |= word
+    return survivors
+
+
+def _struck(
+    survivors, table, iou_threshold: float, least: float
+) -> np.ndarray:  # (5, S), (5, B) -> (B,) bool
+    """Which boxes some survivor overlaps by more than the threshold."""
     struck = np.empty(table.shape[1], bool)
 
-    def work(part, parts):
-        begin, end = backend.share(len(struck), part, parts)
-        for first in range(begin, end, COLUMNS):
-            some = slice(first, min(first + COLUMNS, end))
-            _strikes(block, table[:, some], iou_threshold, least).any(axis=0, out=struck[some])
+    def compare(part: slice):
+        _strikes(survivors, table[:, part], iou_threshold, least).any(axis=0, out=struck[part])
 
-    backend.parallel(work) if len(struck) > 2 * COLUMNS else work(0, 1)
+    parts = None if len(struck) > 2 * COMPARED_AT_ONCE else 1
+    backend.parallel_slices(len(struck), compare, COMPARED_AT_ONCE, parts)
     return struck
 
 
 def _strikes(a, b, iou_threshold: float, least: float) -> np.ndarray:
     """Whether IoU > threshold: tables (5, A), (5, B) of coordinates and areas -> (A, B) bool.
 
-    `box_iou`, rounding by rounding, in memory that is still in cache from the call before. A height below
-    zero need not become zero: it makes the quotient negative, which is no more than any threshold either.
+    The operations are `box_iou`'s, with the same roundings, in memory that is still in cache from the last
+    call. A height below zero need not become zero: the quotient is then negative, and below any threshold.
     """
     shape = 3, a.shape[1], b.shape[1]
     inter, side, union = backend.scratch("nms", math.prod(shape), a.dtype).reshape(shape)
 
-    def spread(k, out):  # NumPy has vector code for two long rows, and none for a number and a row
+    def spread(k, out):  # NumPy has vector code for two long rows, but none for a number and a row
         out[:] = a[k, :, None]
         return out
 
@@ -81,13 +90,13 @@ def _strikes(a, b, iou_threshold: float, least: float) -> np.ndarray:
 
 
 def suppress(boxes, order, groups, iou_threshold: float):
-    """On a GPU: the boxes that survive, without the host waiting for it.
+    """On a GPU: the boxes that survive, without making the host wait.
 
     Parameters
     ----------
     boxes : (N, 4) CuPy array
     order : (N,) integer CuPy array
-        Places of the boxes by falling score.
+        Indices of the boxes by falling score.
     groups : (N,) integer CuPy array or None
         The group of each box; only boxes of one group compete.
     iou_threshold : float
@@ -95,7 +104,7 @@ def suppress(boxes, order, groups, iou_threshold: float):
     Returns
     -------
     kept : (N,) int64 CuPy array
-        The members of `order` that survive, in its order; what comes after them is undefined.
+        Begins with the entries of `order` that survive, in its order; the rest is undefined.
     count : () int32 CuPy array
         How many survive.
 
@@ -107,12 +116,12 @@ def suppress(boxes, order, groups, iou_threshold: float):
     xp, n = backend.array_module(boxes), len(boxes)
     if n > LIMIT:
         raise ValueError(f"nms: {n} boxes are more than the {LIMIT} that a GPU suppresses at once")
-    words = -(-n // 64)
+    words = -(-n // WORD)
     boxes, order = xp.ascontiguousarray(boxes), xp.ascontiguousarray(order, dtype=np.int64)
     groups = None if groups is None else xp.ascontiguousarray(groups, dtype=np.int64)
     strikes = xp.empty((n, words), dtype=np.uint64)
     kept, count = xp.empty(n, dtype=np.int64), xp.zeros((), dtype=np.int32)
     args = (boxes, order, groups, iou_threshold, n, words, strikes)
-    backend.launch("nms", "nms_matrix", (words, words), 64, args, boxes.dtype)
+    backend.launch("nms", "nms_matrix", (words, words), WORD, args, boxes.dtype)
     backend.launch("nms", "nms_greedy", (min(words, 1),), 1024, (strikes, order, n, words, kept, count))
     return kept, count

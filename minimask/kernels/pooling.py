@@ -1,7 +1,7 @@
-"""Max pooling: the largest of each window, and the way back to it.
+"""Max pooling: the largest value of each window, and its gradient.
 
-Shapes: N images, C channels, H x W in, P x Q out, window KH x KW (see `convolution` for the arithmetic of
-windows: pooling reads the same patches). A window's part outside the image is ignored.
+Shapes: N images, C channels, H x W in, P x Q out, window KH x KW. The windows are those of a convolution
+(`minimask.kernels.geometry`); what of a window lies outside the image is ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from minimask.kernels.geometry import Geometry, windows
 
 
 def geometry(x_shape, kernel, stride, padding) -> Geometry:
-    """The sizes of a pooling, as those of a convolution of one channel by itself."""
+    """The sizes of a pooling: those of a convolution of N C images with one channel."""
     n, c, h, w = x_shape
     return Geometry.of((n * c, 1, h, w), (1, 1, *kernel), stride, padding, 1, 1)
 
@@ -35,13 +35,13 @@ def max_pool_loop(x, g: Geometry):
 
 
 def max_pool(x, g: Geometry, want_index: bool):
-    """Maximum of each window, and which of the window's elements it is (the first of equal ones).
+    """The maximum of each window, and which of the window's elements it is (of equal ones the first).
 
     Parameters
     ----------
     x : (N C, 1, H, W)
     want_index : bool
-        Without it the second result is None, and the maximum takes half the time.
+        If not, the second result is None, and pooling takes half the time.
 
     Returns
     -------
@@ -57,18 +57,17 @@ def max_pool(x, g: Geometry, want_index: bool):
     index = xp.zeros(y.shape, _index_dtype(g)) if want_index else None
     kernel_width = g.w_shape[3]
 
-    def work(part, parts):
-        own = slice(*backend.share(len(x), part, parts))
+    def pool(planes: slice):
         for i, j, out, pixels in windows(g):
-            window = x[own, :, pixels[0], pixels[1]]
-            best = y[own, :, out[0], out[1]]
+            value = x[planes, :, *pixels]  # element (i, j) of every window
+            best = y[planes, :, *out]
             if want_index:
-                # written so that the last larger one wins: no boolean indexing, which would wait for a GPU
-                chosen = index[own, :, out[0], out[1]]
-                chosen[...] = xp.where(window > best, index.dtype.type(i * kernel_width + j), chosen)
-            xp.maximum(best, window, out=best)
+                # the index changes where the value is larger; boolean indexing would wait for a GPU
+                chosen = index[planes, :, *out]
+                chosen[...] = xp.where(value > best, index.dtype.type(i * kernel_width + j), chosen)
+            xp.maximum(best, value, out=best)
 
-    backend.parallel(work) if xp is np else work(0, 1)
+    backend.parallel_slices(len(x), pool, parts=None if xp is np else 1)
     return y, index
 
 
@@ -81,23 +80,22 @@ def max_pool_gradient(gy, index, g: Geometry):
     gx = xp.zeros((len(gy), 1, *g.x_shape[2:]), gy.dtype)
     kernel_width = g.w_shape[3]
 
-    def work(part, parts):
-        own = slice(*backend.share(len(gy), part, parts))
+    def send_back(planes: slice):
         for i, j, out, pixels in windows(g):
-            chosen = index[own, :, out[0], out[1]] == i * kernel_width + j
-            gx[own, :, pixels[0], pixels[1]] += gy[own, :, out[0], out[1]] * chosen
+            was_largest = index[planes, :, *out] == i * kernel_width + j
+            gx[planes, :, *pixels] += gy[planes, :, *out] * was_largest
 
-    backend.parallel(work) if xp is np else work(0, 1)
+    backend.parallel_slices(len(gy), send_back, parts=None if xp is np else 1)
     return gx
 
 
 def _in_one_pass(xp, g: Geometry) -> bool:
-    """Whether the CUDA kernels do it, whose indices are bytes."""
+    """Whether the CUDA kernels can do it: their indices are bytes."""
     return xp is not np and g.patch_size <= 256 and not backend.use_reference()
 
 
 def _launch(kernel: str, x, y, index, g: Geometry):
-    """Fill y (M, 1, height, width), a thread for each element."""
+    """Fill y (M, 1, height, width) by a kernel of pooling.cu, a thread for each element."""
     args = (backend.array_module(x).ascontiguousarray(x), y, index, g.struct, len(y))
     grid = len(y), min(-(-y.shape[2] * y.shape[3] // 256), 65535)
     backend.launch("pooling", kernel, grid, 256, args, x.dtype)

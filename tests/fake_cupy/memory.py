@@ -88,7 +88,7 @@ syncs: list[
 
 
 def sync(what: str) -> None:
-    """Note that the host waits for the device here: in the line that has `backend` do so, not in it."""
+    """Note that the host waits for the device here: in the line that has the backend do so, not in it."""
     frame = sys._getframe(1)
     while frame is not None and not _is_ours(frame.f_code.co_filename):
         frame = frame.f_back

@@ -551,11 +551,11 @@ def seconds(works, repeats):
 
 def with_block(size):
     """minimask's convolution with another size of its buffer, which it reads at each call."""
-    before, convolution.BLOCK = convolution.BLOCK, size
+    before, convolution.BLOCK_ELEMENTS = convolution.BLOCK_ELEMENTS, size
     try:
         convolution.forward(x, w, None, g)
     finally:
-        convolution.BLOCK = before
+        convolution.BLOCK_ELEMENTS = before
 
 
 def peak(work):
@@ -597,7 +597,7 @@ assert np.allclose(forward_views(x, w, 1), reference, rtol=0, atol=2e-3)
 peaks = {name: peak(WAYS[name][0]) for name in ("im2col", "shifted views", "minimask: blocks")}
 print("peak memory:", ", ".join(f"{name} {most:.1f} MiB" for name, most in peaks.items()))
 print(
-    f"(the output itself: {reference.nbytes / 2**20:.1f} MiB; the blocks' buffers, up to {4 * convolution.BLOCK / 2**20:.0f} MiB a thread, are kept between calls)"
+    f"(the output itself: {reference.nbytes / 2**20:.1f} MiB; the blocks' buffers, up to {4 * convolution.BLOCK_ELEMENTS / 2**20:.0f} MiB a thread, are kept between calls)"
 )
 assert peaks["minimask: blocks"] < 0.6 * peaks["im2col"]
 
@@ -616,8 +616,8 @@ for name, rate in rates.items():
     left.text(rate, name, f" {rate:.2g}", va="center", fontsize=9)
 left.set_xlim(right=6 * max(rates.values()))
 right.semilogx(4 * sizes / 1024, over_block, "o-", color=BLUE, base=2)
-right.axvline(4 * convolution.BLOCK / 1024, color=GREY, ls="--", lw=1)
-right.text(4 * convolution.BLOCK / 1024, 0, " minimask's", color=GREY, va="bottom")
+right.axvline(4 * convolution.BLOCK_ELEMENTS / 1024, color=GREY, ls="--", lw=1)
+right.text(4 * convolution.BLOCK_ELEMENTS / 1024, 0, " minimask's", color=GREY, va="bottom")
 right.set(
     xlabel="buffer of patches (KiB)",
     ylabel="time (ms)",
@@ -648,16 +648,13 @@ plt.show()
 #
 # The gradient of the input, with stride 1, calls `forward` with the turned kernel: what we derived. With a stride it
 # would multiply mostly zeros (with stride 2, three quarters of the spread-out gradient), so it does `W^T @ gy` by
-# blocks, and adds into place. Look who may add where: two threads must never add to the same pixel. Where the stride
-# is as large as the kernel, windows touch without overlap, each pixel is read once, and there is nothing to add: there
-# blocks of rows are divided over the threads, as in the forward pass, and *written* into place.
+# blocks, and adds into place. Look who may add where: two threads must never add to the same pixel, so each has some
+# of the input channels to itself. Where the stride is as large as the kernel, windows touch without overlap, each pixel
+# is read once, and there is nothing to add: there blocks of rows are divided over the threads, as in the forward pass,
+# and *written* into place.
 
 # %%
-source(
-    convolution.input_gradient,
-    convolution._input_gradient_apart,
-    convolution._input_gradient_by_channels,
-)
+source(convolution.input_gradient, convolution._input_gradient_by_patches)
 
 # %% [markdown]
 # The gradient of the weights is a sum over all positions, so over all threads: each adds up its own rows, and the sums

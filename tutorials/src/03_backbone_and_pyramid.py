@@ -741,7 +741,7 @@ source(FPN)
 # the outputs of even rows and even columns are $x$ itself, and the other three quarters are $x$ again.)
 
 # %%
-source(UpsampleNearest, resample.nearest, resample._doubled, resample.nearest_gradient)
+source(UpsampleNearest, resample.nearest, resample._doubled, resample._doubled_gradient)
 
 # %%
 x = Tensor(np.arange(1.0, 10.0).reshape(1, 1, 3, 3), requires_grad=True)

@@ -87,7 +87,7 @@ def seconds(run, budget=0.05 if FAST else 0.3):
 @contextlib.contextmanager
 def on_threads(count):
     """minimask on so many threads, with BLAS on one thread in each of them."""
-    with mock.patch.object(backend, "threads", lambda: count):
+    with mock.patch.object(backend.workers, "threads", lambda: count):
         yield
 
 
@@ -213,7 +213,7 @@ def fused():
     return F.conv_frozen_norm(x, w, (scale, shift), padding=1)
 
 
-with no_grad(), on_threads(1), backend.one_thread_blas:
+with no_grad(), on_threads(1), backend.workers.one_thread_blas:
     expected = one_matrix().numpy()
     for way in (shifted, blocks, fused):
         difference = np.abs(way().numpy() - expected).max() / expected.max()
@@ -227,7 +227,7 @@ with no_grad(), on_threads(1), backend.one_thread_blas:
 # %%
 steps = {}
 with no_grad():
-    with on_threads(1), backend.one_thread_blas:
+    with on_threads(1), backend.workers.one_thread_blas:
         steps["loops in Python"] = seconds(loops) * operations / loops()
         steps["NumPy, without\nmatrix products"] = seconds(shifted, 0)
         steps["im2col:\none product"] = seconds(one_matrix)
@@ -294,7 +294,7 @@ with no_grad():
         with on_threads(count):
             by_size[count] = []
             for size in sizes:
-                with mock.patch.object(convolution, "BLOCK", int(size)):
+                with mock.patch.object(convolution, "BLOCK_ELEMENTS", int(size)):
                     by_size[count].append(seconds(fused))
 
 _, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
@@ -306,7 +306,7 @@ for (count, times), colour, marker in zip(by_size.items(), (BLUE, GREEN), "os"):
         color=colour,
         label=f"{count} thread{'s' * (count > 1)}",
     )
-axes.axvline(convolution.BLOCK * 4 / 2**20, color=GREY, ls="--", label="minimask's choice")
+axes.axvline(convolution.BLOCK_ELEMENTS * 4 / 2**20, color=GREY, ls="--", label="minimask's choice")
 axes.set(
     xscale="log",
     ylim=(0, None),
@@ -355,7 +355,7 @@ def copy_flat():
 copy_rows()
 copy_flat()
 assert np.array_equal(by_rows, flat_rows.reshape(channels, 9, 14, 16)[..., :14])
-with backend.one_thread_blas:
+with backend.workers.one_thread_blas:
     for name, copying, patches in (("row by row", copy_rows, by_rows), ("flat", copy_flat, flat_rows)):
         patches = patches.reshape(9 * channels, -1)
         first, second = seconds(copying) * 1e6, seconds(lambda patches=patches: kernel @ patches) * 1e6
@@ -636,7 +636,7 @@ numbers = rng.standard_normal((1024, 1024), np.float32)
 print("x * 0.5 is", (numbers * 0.5).dtype, "   x * np.sqrt(0.25) is", (numbers * np.sqrt(0.25)).dtype)
 assert (numbers * 0.5).dtype == np.float32 and (numbers * np.sqrt(0.25)).dtype == np.float64
 double = numbers * np.float64(1)
-with on_threads(1), backend.one_thread_blas:
+with on_threads(1), backend.workers.one_thread_blas:
     losses = {
         "product in float64": (seconds(lambda: double @ double), seconds(lambda: numbers @ numbers)),
         "ReLU in float64": (seconds(lambda: np.maximum(double, 0)), seconds(lambda: np.maximum(numbers, 0))),
