@@ -104,7 +104,7 @@ def test_the_mask_loss_reaches_no_class_or_box_predictor_and_no_other_classs_mas
     record.losses["loss_mask"].backward()
     for module in (model.box_head, model.rpn):
         assert all(p.grad is None for p in module.parameters())  # not even reached: exactly no gradient
-    predictor = model.mask_head.mask_predictor.mask_fcn_logits
+    predictor = model.mask_head.net.mask_predictor.mask_fcn_logits
     assert np.all(predictor.weight.grad[[0, 2]] == 0)
     assert np.all(predictor.bias.grad[[0, 2]] == 0)
     assert np.any(predictor.weight.grad[1] != 0)
