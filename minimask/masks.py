@@ -132,7 +132,7 @@ def _placements(boxes, cells: int, image_size, convention: MaskConvention):
     limit = xp.asarray(image_size, dtype=np.float64)
     first = xp.minimum(xp.maximum(placement.first, 0), limit)
     stop = xp.minimum(xp.maximum(placement.stop, first), limit)
-    return xp.stack([*placement._replace(first=first, stop=stop)], axis=-1)
+    return xp.stack([placement.scale, placement.shift, first, stop], axis=-1)
 
 
 def _cell_weights(axis: Placement, cells: int) -> np.ndarray:
@@ -342,7 +342,7 @@ def _samples(boxes, bins: int, convention: MaskConvention):
         extent = xp.maximum(high - low, 1)
     count = xp.maximum(xp.ceil(extent / bins), 0).astype(np.float64)  # in the boxes' dtype, as kernels round
     step = extent.astype(np.float64) / xp.maximum(bins * count, 1)
-    return xp.stack([*Samples(low.astype(np.float64), step, count)], axis=-1)
+    return xp.stack([low.astype(np.float64), step, count], axis=-1)
 
 
 def _bin_weights(axis: Samples, bins: int, length: int) -> tuple[int, np.ndarray]:
