@@ -109,8 +109,8 @@ class CocoDataset:
         window = PixelBox(*(window or (0, 0, record.width, record.height)))
         image = to_float(self._pixels(index)[window.y1 : window.y2, window.x1 : window.x2])
         begins, ends = table.extents[:, :2], table.extents[:, 2:]  # (A, 2) each
-        inside = (begins < window[2:]).all(axis=1) & (ends > window[:2]).all(axis=1)
-        objects, crowds = table.select(inside & ~table.crowd), table.select(inside & table.crowd)
+        in_window = (begins < window[2:]).all(axis=1) & (ends > window[:2]).all(axis=1)
+        objects, crowds = table.select(in_window & ~table.crowd), table.select(in_window & table.crowd)
         boxes, labels, masks = _cut_objects(objects, record, window)
         crowd_boxes, _, crowd_masks = _cut_objects(crowds, record, window, min_share=0.0)
         return Sample(image, boxes, labels, masks, crowd_boxes, crowd_masks, record.id)
@@ -147,11 +147,12 @@ class CocoDataset:
         }
 
     def _annotations(self, index: int) -> _Table:
-        """Those of one image."""
+        """The annotations of one image."""
         index = range(len(self))[index]  # takes negative indices, raises IndexError
         return self._table.select(slice(self._starts[index], self._starts[index + 1]))
 
     def _pixels(self, index: int) -> np.ndarray:
+        """The image as `images.decode` returns it, (H, W) or (H, W, 3), from the cache if it is there."""
         record = self._records[index]
 
         def read() -> np.ndarray:

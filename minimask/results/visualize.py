@@ -36,12 +36,11 @@ def windows(masks: Any) -> Iterator[tuple[Window, np.ndarray]]:
     ----------
     masks : (G, H, W) array, or a model's masks, which have ``window(i)``
     """
-    for index in range(len(masks)):
-        if hasattr(masks, "window"):
-            yield masks.window(index)
-        else:
-            x1, y1, x2, y2 = tight_boxes(masks[index : index + 1])[0].astype(int).tolist()
-            yield Window(y1, y2, x1, x2), masks[index][y1:y2, x1:x2]
+    if hasattr(masks, "window"):
+        yield from map(masks.window, range(len(masks)))
+    else:
+        for mask, (x1, y1, x2, y2) in zip(masks, tight_boxes(masks).astype(int).tolist()):
+            yield Window(y1, y2, x1, x2), mask[y1:y2, x1:x2]
 
 
 def draw_instances(
@@ -338,7 +337,7 @@ def _draw_labels(
     labels = np.zeros((0, 4))  # the boxes of the labels drawn so far
     for index in order:
         # A label may cover the rim of another instance, but neither its middle nor another label.
-        kept_free = np.vstack([labels, np.delete(middles, index, axis=0)])
+        kept_free = np.vstack([labels, middles[:index], middles[index + 1 :]])
         place = _find_place(boxes[index], texts[index], kept_free, picture.size, pen)
         if place:
             label, text = place
