@@ -1,6 +1,6 @@
 """Anchors: the boxes of fixed sizes and shapes, at every cell of every pyramid level, that the RPN judges.
 
-Shapes: per level h x w cells and K anchors a cell; A = sum of h w K over the levels.
+Shapes: h x w cells per level, K anchors per cell; A is the sum of h w K over the levels.
 """
 
 from collections.abc import Sequence
@@ -15,26 +15,26 @@ class AnchorGenerator:
 
     Parameters
     ----------
-    sizes : one tuple a level
+    sizes : one tuple per level
         Square roots of the anchors' areas, in pixels of the network's input image.
-    aspect_ratios : one tuple a level
+    aspect_ratios : one tuple per level
         Height over width. Every size comes with every ratio.
     rounded : bool
-        Corners of the anchors around the origin rounded to whole pixels, as torchvision's are (size 32 at
-        ratio 1/2: 46 x 22); detectron2's are not (45.25 x 22.63).
+        Round the corners of the anchors around the origin to whole pixels, as torchvision does (size 32 at
+        ratio 1/2: 46 x 22) and detectron2 does not (45.25 x 22.63).
     offset : float
         Where in a cell its anchors are centred, in strides: 0 at its corner (torchvision, detectron2), 0.5 at
         its middle, where `aligned` RoI layers read the cell. (The receptive field of cell i lies around pixel
         i times the stride, its corner: notebook 03 measures it. The deltas learn the difference.)
     size_major : bool
         Order within a cell: False runs through the sizes for each ratio (torchvision), True through the
-        ratios for each size (detectron2). The same where each level has one size.
-    strides : one int a level, optional
-        Pixels a cell; by default image size // feature size, along y and x apart (torchvision).
+        ratios for each size (detectron2). It makes no difference where each level has one size.
+    strides : one int per level, optional
+        Pixels per cell; by default image size // feature size, separately along y and x (torchvision).
 
     Notes
     -----
-    Ren et al. 2015, Faster R-CNN, section 3.1.1; one size a level as in Lin et al. 2017, FPN, section 4.1.
+    Ren et al. 2015, Faster R-CNN, section 3.1.1; one size per level as in Lin et al. 2017, FPN, section 4.1.
     """
 
     sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
@@ -80,7 +80,7 @@ class AnchorGenerator:
         self._check_levels("feature_sizes", feature_sizes)
         return [self._level(level, image_size, size, xp) for level, size in enumerate(feature_sizes)]
 
-    def _level(self, level, image_size, feature_size, xp):
+    def _level(self, level: int, image_size: tuple[int, int], feature_size: tuple[int, int], xp):
         if self.strides is None:
             strides = [pixels // cells for pixels, cells in zip(image_size, feature_size)]
         else:
@@ -101,9 +101,9 @@ class AnchorGenerator:
         ----------
         image_size : (height, width)
             Of the network's input: the padded batch, where there is one.
-        feature_sizes : one (h, w) a level
+        feature_sizes : one (h, w) per level
         xp : module
-            ``numpy`` or ``cupy``: whose arrays to make.
+            ``numpy`` or ``cupy``: where to make the arrays.
 
         Returns
         -------

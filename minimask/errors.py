@@ -1,4 +1,4 @@
-"""The exceptions that are no bug of ours, so that the command can tell: a mistake, and no more memory."""
+"""The exceptions that do not point to a bug in minimask: the user's mistakes, and memory that ran out."""
 
 import traceback
 from pathlib import Path
@@ -7,19 +7,21 @@ _PACKAGE = Path(__file__).parent
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. The text is one line that names the file, the field and the mend.
+    """The user's input cannot be used. The message is one line: which file, which field, and what to do.
 
-    The command prints it after ``minimask: `` on standard error and exits with status 2; nothing is left
-    half-written. From Python it is an ordinary ValueError.
+    The command prints it after ``minimask: `` on standard error and exits with status 2; no file is left half
+    written. In Python it is an ordinary ValueError.
     """
 
 
 def memory_story(error: MemoryError) -> str:
-    """How much was asked for, and by which of our functions if an `OutOfMemory` does not say by what."""
-    ours = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(_PACKAGE)]
-    place = f" in {Path(ours[-1].filename).stem}.{ours[-1].name}"
-    return f"not enough memory: {error}{'' if isinstance(error, OutOfMemory) else place}"
+    """How much memory was asked for, and by which function of minimask (an `OutOfMemory` says it itself)."""
+    if isinstance(error, OutOfMemory):
+        return f"not enough memory: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    last = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)][-1]
+    return f"not enough memory: {error} in {Path(last.filename).stem}.{last.name}"
 
 
 class OutOfMemory(MemoryError):
-    """The computer's or the GPU's memory is used up. The text says how much was asked for, and by what."""
+    """The computer's or the GPU's memory is used up. The message says how much was asked for, and by what."""

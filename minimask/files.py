@@ -1,4 +1,4 @@
-"""Files that hold the old or the new content, never half of either; output directories checked up front."""
+"""Files that hold either the old content or the new, never half of it; output directories, checked early."""
 
 import json
 import os
@@ -12,20 +12,20 @@ from minimask.errors import InputError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes `path`'s place only when it is complete and on the disk.
+    """Open a file for writing that takes the place of `path` only when it is complete and on the disk.
 
-    The bytes go to a temporary file in the same directory (a rename is atomic only within one file system),
-    which is flushed to the disk and then renamed, and so is the directory's entry. A kill at any moment
-    leaves the old file or the new one; an error leaves the old one.
+    The bytes go to a temporary file in the same directory, since a rename is atomic only within one file
+    system. It is flushed to the disk and renamed, and then the directory is flushed, too. If the process is
+    killed at any moment, `path` has its old or its new content; after an error, the old.
 
     Raises
     ------
     InputError
-        If the file cannot be written, a full disk among the reasons. `path` is as it was before.
+        If the file cannot be written, for example because the disk is full. `path` is as it was before.
     """
     # A link stays a link: the file it points to is replaced, not the link.
     path = Path(path).resolve()
-    # One name a target, so that what a kill left behind is overwritten by the next save instead of piling up.
+    # The same name each time, so that what a killed process left behind is overwritten and does not pile up.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         try:
@@ -47,7 +47,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def _sync_directory(directory: Path) -> None:
-    if os.name == "nt":  # Windows cannot open directories, and renames are journalled there
+    if os.name == "nt":  # Windows cannot open directories, and journals renames
         return
     handle = os.open(directory, os.O_RDONLY)
     try:
@@ -57,23 +57,23 @@ def _sync_directory(directory: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text by `replacing`."""
+    """Write UTF-8 text, by `replacing`."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
-    """Write JSON by `replacing`; NaN and infinity are refused (ValueError), since JSON has neither."""
+    """Write JSON, by `replacing`; NaN and infinity, which JSON does not have, raise a ValueError."""
     write_text(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def check_output_directory(directory: str | Path) -> Path:
-    """See that `directory` can be made and written to, without making it: the work may still fail.
+    """Check that `directory` can be made and written to, without making it: the work may still fail.
 
     Raises
     ------
     InputError
-        If it, or what stands where a parent should be, is a file, or may not be written to.
+        If the directory, or the nearest parent that exists, is a file or may not be written to.
     """
     directory = Path(directory)
     nearest = directory
@@ -91,7 +91,7 @@ def check_output_directory(directory: str | Path) -> Path:
 
 
 def make_output_directory(directory: str | Path) -> Path:
-    """Make `directory` and its parents where they are missing, else as `check_output_directory`."""
+    """Make `directory` and its parents, unless they exist; raises what `check_output_directory` raises."""
     directory = check_output_directory(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Which candidate box answers for which object: matching, crowds, sampling, pyramid levels.
 
 A candidate is an anchor (in the RPN) or a proposal (in the heads). Its match is the index of a ground-truth
-box, `BELOW_LOW` for background or `BETWEEN` for "neither, leave it out of the loss".
+box, `BELOW_LOW` for background, or `BETWEEN` for neither, which is left out of the loss.
 Shapes: G ground-truth boxes, A candidates, C crowd regions, N boxes.
 """
 
@@ -25,14 +25,14 @@ class Matcher:
     Parameters
     ----------
     high_threshold : float
-        From this IoU on, a candidate is matched.
+        A candidate with at least this IoU is matched.
     low_threshold : float, <= high_threshold
-        Below it a candidate is background; from it up to `high_threshold` it is ignored.
+        A candidate below it is background; one between the two thresholds is ignored.
     allow_low_quality_matches : bool
         Also match, however low their IoU, the candidates that overlap an object the most (all that tie), so
-        that no object is left without one. They are matched with the object *they* overlap most, which may
-        be another. An object that no candidate touches stays without (in torchvision it would turn every
-        candidate into a match).
+        that no object is left without a candidate. They are matched with the object *they* overlap most,
+        which may be another. An object that no candidate touches stays without (in torchvision it would turn
+        every candidate into a match).
 
     Notes
     -----
@@ -80,7 +80,7 @@ class Matcher:
 
 
 def ignore_crowds(matches, candidates, crowd_boxes, threshold: float = 0.5):
-    """Ignore the background candidates that a crowd region covers: objects may well be there.
+    """Ignore the background candidates that a crowd region covers: there may well be objects in it.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def ignore_crowds(matches, candidates, crowd_boxes, threshold: float = 0.5):
     candidates : (A, 4) array
     crowd_boxes : (C, 4) array
     threshold : float
-        Ignored from this share of the candidate's own area on (in one crowd region).
+        A candidate is ignored if one crowd region covers at least this share of the candidate's area.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def ignore_crowds(matches, candidates, crowd_boxes, threshold: float = 0.5):
 def match_images(
     matcher: Matcher, candidates: Sequence, targets: Sequence, crowd_coverage: float
 ) -> list[np.ndarray]:
-    """The matches of every image's candidates, where samples are drawn: on the CPU.
+    """The matches of every image's candidates, on the CPU, where samples are drawn.
 
     Parameters
     ----------
@@ -122,29 +122,29 @@ def match_images(
         ignore_crowds(matcher(box_iou(t.boxes, c)), c, t.crowd_boxes, crowd_coverage)
         for c, t in zip(candidates, targets)
     ]
-    together = to_cpu(array_module(*matches).concatenate(matches))  # sync: keyed draws come from the CPU
+    together = to_cpu(array_module(*matches).concatenate(matches))  # sync: keyed draws are made on the CPU
     return np.split(together, np.cumsum([len(m) for m in matches])[:-1])
 
 
 def sample_balanced(
     matches, batch_size: int, positive_fraction: float, rng: np.random.Generator | None = None
 ) -> tuple:
-    """Draw the candidates that the loss will see: some of the matched ones, the rest from the background.
+    """Draw the candidates that enter the loss: matched ones, and background for the rest.
 
     Parameters
     ----------
     matches : (A,) integer array
         From a `Matcher`; `BETWEEN` is never drawn.
     batch_size : int
-        How many in all; fewer where there are not enough.
+        How many in all; fewer if there are not enough.
     positive_fraction : float in [0, 1]
-        At most this share is matched candidates; background fills up what they leave.
+        Matched candidates make up at most this share; background fills the rest.
     rng : numpy Generator, optional
-        Needed only where something has to be left out. Draws the matched ones first, then the background.
+        Needed only if something has to be left out. Draws the matched candidates first, then the background.
 
     Returns
     -------
-    positives, negatives : int64 arrays of indices into `matches`, rising.
+    positives, negatives : int64 arrays of indices into `matches`, ascending.
 
     Raises
     ------
@@ -157,7 +157,8 @@ def sample_balanced(
     return positives, _draw(negatives, batch_size - len(positives), rng)
 
 
-def _draw(indices, count, rng):
+def _draw(indices, count: int, rng: np.random.Generator | None):
+    """All of the indices, or `count` of them, ascending."""
     if len(indices) <= count:
         return indices
     if rng is None:
@@ -176,18 +177,18 @@ def assign_fpn_levels(
     canonical_level: int = 4,
     eps: float = 1e-6,
 ):
-    """The pyramid level that each box is pooled from: P4 for 224 x 224 pixels, one lower for half the side.
+    """The pyramid level that each box is pooled from: P4 for 224 x 224 pixels, one lower for half that side.
 
     Parameters
     ----------
     boxes : (N, 4) array
         In pixels of the network's input image.
     k_min, k_max : int
-        Finest and coarsest level there are.
+        Finest and coarsest level available.
     canonical_scale, canonical_level
-        A box of `canonical_scale` squared belongs to `canonical_level`.
+        A square box with a side of `canonical_scale` pixels belongs to `canonical_level`.
     eps : float
-        Added before rounding down, so that an exact 112 does not fall a level by rounding.
+        Added before rounding down, so that a side of exactly 112 does not fall one level short.
 
     Returns
     -------

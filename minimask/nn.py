@@ -36,7 +36,7 @@ class Module:
     training : bool
         Set by `train` and `eval` for this module and all below it.
     paths : dict
-        A class attribute: attribute name -> name in the state, where the two differ.
+        A class attribute: attribute name -> name in the state, where the two differ; "" adds nothing to it.
     """
 
     training = True
@@ -57,7 +57,7 @@ class Module:
         yield prefix, self
         for name, value in self._members():
             if isinstance(value, Module):
-                yield from value.named_modules(f"{prefix}.{name}" if prefix else name)
+                yield from value.named_modules(f"{prefix}.{name}" if prefix and name else prefix or name)
 
     def _named(self, kinds) -> Iterator[tuple[str, Tensor]]:
         for prefix, module in self.named_modules():

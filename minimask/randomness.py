@@ -1,7 +1,7 @@
 """Keyed randomness: a draw depends on what it is for, never on what was drawn before it.
 
-``default_rng([seed, purpose, step, image])`` gives the same numbers in whichever thread, process or resumed
-run they are asked for, so checkpoints hold a seed and a step and no generator state.
+``default_rng([seed, purpose, step, image])`` gives the same numbers in every thread, process and resumed run,
+so checkpoints hold a seed and a step, but no state of a generator.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a draw is for: the second word of its key. Trained runs depend on the numbers: never reuse one."""
+    """What a draw is for: the second number of its key. Trained runs depend on it: never reuse a number."""
 
     WEIGHTS = 1
     ORDER = 2

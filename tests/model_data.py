@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 
 from minimask import models
-from minimask.masks import mask_to_box
+from minimask.data.sample import tight_boxes
 
 
 def tiny_model(num_classes: int = 3, **options):
@@ -22,7 +22,7 @@ def discs(rng: np.random.Generator, count: int, size: int = 64, classes: int = 2
     masks = [(xx - x) ** 2 + (yy - y) ** 2 < r**2 for (x, y), r in zip(centres, radii)]
     masks = np.array(masks, np.uint8).reshape(count, size, size)
     image = 0.1 * rng.random((3, size, size)) + 0.7 * masks.any(axis=0)
-    return image, dict(boxes=mask_to_box(masks), labels=rng.integers(1, classes + 1, count), masks=masks)
+    return image, dict(boxes=tight_boxes(masks), labels=rng.integers(1, classes + 1, count), masks=masks)
 
 
 def fill(model):

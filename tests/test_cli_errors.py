@@ -10,6 +10,7 @@ from PIL import Image
 from minimask import models
 from minimask.command import cli
 from minimask.config import Config, to_dict
+from minimask.data import images
 from minimask.errors import OutOfMemory
 from minimask.weights.checkpoint import Checkpoint, save_checkpoint
 from tests.cli_data import broken, command, make_dataset
@@ -137,7 +138,7 @@ def bad_images(directory):
     (directory / "folder.png").mkdir()
 
 
-@pytest.mark.parametrize("name", ["missing.png", "cut.png", "text.png", "empty.png", "folder.png"])
+@pytest.mark.parametrize("name", ["missing.png", "text.png", "empty.png", "folder.png"])
 def test_a_bad_image_is_refused_before_the_weights_are_read(name, good, tmp_path, capsys):
     bad_images(tmp_path)
     arguments = ["predict", tmp_path / "whole.png", tmp_path / name, "--output", tmp_path / "out"]
@@ -145,13 +146,33 @@ def test_a_bad_image_is_refused_before_the_weights_are_read(name, good, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_truncated_image_is_refused_in_its_turn_and_what_was_written_before_is_whole(
+    good, tmp_path, capsys
+):
+    bad_images(tmp_path)
+    paths = [tmp_path / "whole.png", tmp_path / "cut.png"]
+    options = ["--weights", good / "weights.npz", "--json", "--output", tmp_path / "out"]
+    line = refused(capsys, "predict", *paths, *options)
+    assert str(tmp_path / "cut.png") in line and "truncated" in line
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole-instances.png"]
+    with Image.open(tmp_path / "out" / "whole-instances.png") as picture:
+        picture.load()
+
+
+def test_each_image_is_decoded_once(good, tmp_path, capsys, monkeypatch):
+    decoded, decode = [], images.decode
+    monkeypatch.setattr(images, "decode", lambda path, *size: decoded.append(path) or decode(path, *size))
+    paths = [good / "images" / "1.png", good / "images" / "2.png"]
+    options = ["--weights", good / "weights.npz", "--output", tmp_path / "out"]
+    assert cli.main([str(part) for part in ["predict", *paths, *options]]) == 0
+    assert decoded == paths
+
+
 def test_two_images_whose_results_would_collide_are_refused(good, tmp_path, capsys):
     for name in ("a.png", "a.jpg"):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
-    images = [tmp_path / "a.png", tmp_path / "a.jpg"]
-    line = refused(
-        capsys, "predict", *images, "--weights", good / "weights.npz", "--output", tmp_path / "out"
-    )
+    paths = [tmp_path / "a.png", tmp_path / "a.jpg"]
+    line = refused(capsys, "predict", *paths, "--weights", good / "weights.npz", "--output", tmp_path / "out")
     assert "a.jpg" in line and "a.png" in line
 
 

@@ -77,6 +77,15 @@ def test_tight_boxes_end_one_beyond_the_last_pixel():
     assert tight_boxes(np.zeros((0, 5, 5), np.uint8)).shape == (0, 4)
 
 
+def test_tight_boxes_take_masks_of_any_values_and_are_float32():
+    masks = np.zeros((3, 10, 12), np.uint8)
+    masks[0, 2:5, 3:9] = 1
+    masks[1, 9, 0] = masks[1, 4, 11] = 200
+    np.testing.assert_array_equal(tight_boxes(masks), [[3, 2, 9, 5], [0, 4, 12, 10], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(tight_boxes(masks.astype(bool)), tight_boxes(masks))
+    assert tight_boxes(masks).dtype == np.float32
+
+
 def test_a_crop_moves_whole_objects_and_boxes_cut_ones_round_what_is_left():
     sample = make_sample()
     part = crop(sample, (5, 0, 40, 30))

@@ -14,6 +14,7 @@ from minimask.anchors import AnchorGenerator
 from minimask.backend import to_cpu
 from minimask.kernels import nms as launcher
 from minimask.kernels import sgd
+from minimask.masks import FLOAT, TORCHVISION
 from minimask.nn import Parameter
 from minimask.training.optim import SGD, clip_gradients
 from tests import cuda_on_cpu
@@ -154,6 +155,9 @@ def test_in_the_kernel_too_an_overlap_of_exactly_the_threshold_does_not_suppress
 # ------------------------------------------------------------------------------------------------- masks
 
 
+each_convention = pytest.mark.parametrize("convention", [FLOAT, TORCHVISION], ids=["float", "torchvision"])
+
+
 def crop(masks, boxes, matches, size, convention, **options):
     """What `crop_masks` does on a GPU, on NumPy arrays."""
     targets = np.full((len(boxes), size, size), -1, boxes.dtype)
@@ -165,11 +169,11 @@ def crop(masks, boxes, matches, size, convention, **options):
 
 def paste(masks, boxes, image_size, convention, threshold=None, grid=(3, 2), **options):
     """What `paste_masks` does on a GPU, on NumPy arrays."""
-    windows = mask_ops._windows(boxes, masks.shape[-1], image_size, convention)
+    placements = mask_ops._placements(boxes, masks.shape[-1], image_size, convention)
     images = np.full((len(masks), *image_size), 9, masks.dtype if threshold is None else bool)
     out = (images, np.uintp(0)) if threshold is None else (np.uintp(0), images)
     sizes = map(np.int32, (*masks.shape[:2], *image_size))
-    args = (masks, windows, *sizes, masks.dtype.type(threshold or 0), *out)
+    args = (masks, placements, *sizes, masks.dtype.type(threshold or 0), *out)
     run("masks", "paste_masks", grid, (32,), *args, dtype=masks.dtype, **options)
     return images
 
@@ -185,7 +189,7 @@ def some_boxes(count, height, width, dtype=np.float32):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("convention", ["float", "torchvision"])
+@each_convention
 def test_a_cropped_mask_is_numpys_and_each_roi_sees_its_own_object(convention, order):
     rng = np.random.default_rng(0)
     masks = (rng.uniform(size=(3, 20, 26)) < 0.5).astype(np.uint8)
@@ -199,12 +203,12 @@ def test_a_cropped_mask_is_numpys_and_each_roi_sees_its_own_object(convention, o
 
 def test_a_crop_of_an_object_that_does_not_exist_is_nan():
     masks, boxes = np.ones((2, 8, 8), np.uint8), np.tile(np.array([[1, 1, 7, 7]], np.float32), (4, 1))
-    crops = crop(masks, boxes, np.array([0, 2, -1, 1]), 4, "float")
+    crops = crop(masks, boxes, np.array([0, 2, -1, 1]), 4, FLOAT)
     assert np.isnan(crops[1:3]).all() and (crops[[0, 3]] == 1).all()
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("convention", ["float", "torchvision"])
+@each_convention
 def test_a_pasted_mask_is_numpys_whole_image_and_all(convention, order):
     rng = np.random.default_rng(1)
     for dtype, bound in ((np.float64, 1e-14), (np.float32, 3e-7)):
@@ -220,16 +224,16 @@ def test_a_pasted_mask_is_numpys_whole_image_and_all(convention, order):
 def test_pasting_is_torchvisions():
     d = np.load(HERE / "reference" / "paste.npz")
     masks = np.ascontiguousarray(d["masks"][:, 0])
-    pasted = paste(masks, d["boxes"], (150, 200), "torchvision", grid=(40, 1))
+    pasted = paste(masks, d["boxes"], (150, 200), TORCHVISION, grid=(40, 1))
     np.testing.assert_allclose(pasted, d["pasted"][:, 0], rtol=0, atol=2e-6)
 
 
 def test_no_two_threads_write_the_same_pixel_or_cell():
     boxes = some_boxes(4, 12, 16)
     masks = np.random.default_rng(2).uniform(size=(len(boxes), 5, 5)).astype(np.float32)
-    paste(masks, boxes, (12, 16), "float", watch=True)
+    paste(masks, boxes, (12, 16), FLOAT, watch=True)
     bitmaps = (np.random.default_rng(2).uniform(size=(2, 12, 16)) < 0.5).astype(np.uint8)
-    crop(bitmaps, boxes, np.arange(len(boxes)) % 2, 4, "float", watch=True)
+    crop(bitmaps, boxes, np.arange(len(boxes)) % 2, 4, FLOAT, watch=True)
 
 
 # --------------------------------------------------------------------------------------------------- SGD
@@ -313,11 +317,11 @@ def check_suppression(**options):
 def check_masks(**options):
     boxes, rng = some_boxes(12, 20, 26), np.random.default_rng(5)
     bitmaps, matches = (rng.uniform(size=(3, 20, 26)) < 0.5).astype(np.uint8), np.arange(len(boxes)) % 3
-    want = mask_ops.crop_masks(bitmaps, boxes, matches, 7)
-    np.testing.assert_allclose(crop(bitmaps, boxes, matches, 7, "float", **options), want, atol=4e-7)
+    want = mask_ops.crop_masks(bitmaps, boxes, matches, 7, FLOAT)
+    np.testing.assert_allclose(crop(bitmaps, boxes, matches, 7, FLOAT, **options), want, atol=4e-7)
     masks = rng.uniform(size=(len(boxes), 5, 5)).astype(np.float32)
-    want = mask_ops.paste_masks(masks, boxes, (20, 26), "float")[:, 0]
-    np.testing.assert_allclose(paste(masks, boxes, (20, 26), "float", **options), want, atol=3e-7)
+    want = mask_ops.paste_masks(masks, boxes, (20, 26), FLOAT)[:, 0]
+    np.testing.assert_allclose(paste(masks, boxes, (20, 26), FLOAT, **options), want, atol=3e-7)
 
 
 def check_sums(**options):
@@ -402,7 +406,7 @@ def test_more_boxes_than_a_gpu_can_suppress_at_once_are_refused(fake_cupy, monke
         box_ops.nms(boxes, scores, 0.5)
 
 
-@pytest.mark.parametrize("convention", ["float", "torchvision"])
+@each_convention
 def test_targets_and_pasted_masks_of_a_gpu_are_the_cpus(fake_cupy, convention):
     rng = np.random.default_rng(4)
     boxes = some_boxes(12, 30, 40)
@@ -465,7 +469,6 @@ GPU_CALLS = {
     "scale": lambda b: box_ops.scale_boxes(b, (2 / 3, 1.5)),
     "encode": lambda b: box_ops.BoxCoder((10, 10, 5, 5)).encode(b[:20], b[1:21]),
     "decode": lambda b: box_ops.BoxCoder().decode(b[:, [0, 1, 2, 3, 3, 2, 1, 0]] / 30, b),
-    "box of a mask": lambda b: mask_ops.mask_to_box(b[:, None, :] > b[:, :, None]),
 }
 
 

@@ -9,7 +9,9 @@ import pytest
 from minimask import InputError, Tensor, models, no_grad
 from minimask.backend import to_cpu
 from minimask.models.box_head import RoIs
+from minimask.models.mask_head import MaskHead
 from minimask.models.rpn import top_k
+from minimask.nn import Linear, Module
 from minimask.randomness import Draws
 from tests.fake_cupy import installed, syncs
 from tests.model_data import discs, fill, tiny_model
@@ -104,7 +106,7 @@ def test_the_mask_loss_reaches_no_class_or_box_predictor_and_no_other_classs_mas
     record.losses["loss_mask"].backward()
     for module in (model.box_head, model.rpn):
         assert all(p.grad is None for p in module.parameters())  # not even reached: exactly no gradient
-    predictor = model.mask_head.mask_predictor.mask_fcn_logits
+    predictor = model.mask_head.net.mask_predictor.mask_fcn_logits
     assert np.all(predictor.weight.grad[[0, 2]] == 0)
     assert np.all(predictor.bias.grad[[0, 2]] == 0)
     assert np.any(predictor.weight.grad[1] != 0)
@@ -112,6 +114,34 @@ def test_the_mask_loss_reaches_no_class_or_box_predictor_and_no_other_classs_mas
     model.mask_head.loss(logits, record.rois.positive, record.targets)["loss_mask"].backward()
     assert np.all(logits.grad[:, [0, 2]] == 0)
     assert np.count_nonzero(logits.grad[:, 1]) > 0.9 * logits.grad[:, 1].size
+
+
+class MaskMLP(Module):
+    """Another mask branch, as in the paper's table 2e: fully connected, 3 classes of 28 x 28."""
+
+    def __init__(self, channels: int, rng):
+        self.fc = Linear(channels * 14 * 14, 3 * 28 * 28, rng)
+
+    def forward(self, x):
+        return self.fc(x.reshape(len(x), self.fc.weight.shape[1])).reshape(len(x), 3, 28, 28)
+
+
+def test_a_mask_head_is_given_its_net_and_another_net_trains_as_well():
+    model, rng = tiny_model(), np.random.default_rng(0)
+    paper = model.mask_head
+    names = [name for name in model.state_dict() if "mask" in name]
+    assert names[0] == "roi_heads.mask_head.0.0.weight"
+    assert names[-1] == "roi_heads.mask_predictor.mask_fcn_logits.bias"
+    model.mask_head = MaskHead(paper.pooler, MaskMLP(8, rng).astype(np.float64), paper.convention)
+    assert [name for name in model.state_dict() if name.startswith("roi_heads.fc")] == [
+        "roi_heads.fc.weight",
+        "roi_heads.fc.bias",
+    ]
+    image, target = discs(rng, 3)
+    model.loss([image], [target])["loss_mask"].backward()
+    assert np.any(model.mask_head.net.fc.weight.grad != 0)
+    (found,) = model.eval().predict([image])
+    assert found["masks"].probabilities.shape == (len(found["boxes"]), 28, 28)
 
 
 def test_mask_logits_do_not_change_with_the_class_predictors_weights():

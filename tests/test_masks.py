@@ -7,10 +7,21 @@ import numpy as np
 import pytest
 
 from minimask.boxes import scale_boxes
-from minimask.masks import Masks, crop_mask, crop_masks, encode_window, mask_to_box, paste_mask, paste_masks
+from minimask.data.sample import tight_boxes
+from minimask.masks import (
+    FLOAT,
+    TORCHVISION,
+    MaskConvention,
+    Masks,
+    crop_masks,
+    encode_window,
+    paste_mask,
+    paste_masks,
+)
 
 REFERENCE = Path(__file__).parent / "reference"
-CONVENTIONS = ("float", "torchvision")
+CONVENTIONS = (FLOAT, TORCHVISION)
+each_convention = pytest.mark.parametrize("convention", CONVENTIONS, ids=["float", "torchvision"])
 
 
 def ellipse(height, width, center, radii):
@@ -64,9 +75,7 @@ def test_pasting_on_float_boxes_equals_grid_sample():
     theirs = torch.nn.functional.grid_sample(
         torch.from_numpy(masks), torch.from_numpy(grid), align_corners=False
     )
-    np.testing.assert_allclose(
-        paste_masks(masks, boxes, (40, 50), "float"), theirs.numpy(), rtol=0, atol=1e-12
-    )
+    np.testing.assert_allclose(paste_masks(masks, boxes, (40, 50), FLOAT), theirs.numpy(), rtol=0, atol=1e-12)
 
 
 def paste_float_loop(mask, box, height, width):
@@ -91,13 +100,13 @@ def test_pasting_on_float_boxes_is_bilinear_interpolation_at_pixel_centres():
     rng = np.random.default_rng(2)
     for box in boxes_in_and_around(rng, 12, 20, 24, largest=40).astype(np.float64):
         mask = rng.uniform(size=(5, 5))
-        pasted = dense(*paste_mask(mask, box, (20, 24)), (20, 24))
+        pasted = dense(*paste_mask(mask, box, (20, 24), FLOAT), (20, 24))
         np.testing.assert_allclose(pasted, paste_float_loop(mask, box, 20, 24), rtol=0, atol=1e-13)
 
 
 def test_a_mask_as_large_as_its_box_is_pasted_unchanged_on_float_boxes():
     mask = np.random.default_rng(3).uniform(size=(6, 6)).astype(np.float32)
-    window, patch = paste_mask(mask, np.array([4, 2, 10, 8], np.float32), (20, 20), "float")
+    window, patch = paste_mask(mask, np.array([4, 2, 10, 8], np.float32), (20, 20), FLOAT)
     assert window == (2, 8, 4, 10)
     np.testing.assert_array_equal(patch, mask)
 
@@ -105,14 +114,15 @@ def test_a_mask_as_large_as_its_box_is_pasted_unchanged_on_float_boxes():
 def test_a_ramp_stays_a_ramp_wherever_the_box_lies_on_float_boxes():
     cells = (np.arange(14) + 0.5) / 14
     for x1, x2 in ((3.0, 31.0), (3.3, 30.9), (5.75, 26.2)):
-        pasted = dense(*paste_mask(np.tile(cells, (14, 1)), np.array([x1, 0, x2, 30]), (30, 40)), (30, 40))
+        box = np.array([x1, 0, x2, 30])
+        pasted = dense(*paste_mask(np.tile(cells, (14, 1)), box, (30, 40), FLOAT), (30, 40))
         margin = (x2 - x1) / 28  # half a cell: beyond, the outermost cell fades out
         x = np.arange(40) + 0.5
         inside = (x > x1 + margin) & (x < x2 - margin)
         np.testing.assert_allclose(pasted[15, inside], ((x - x1) / (x2 - x1))[inside], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@each_convention
 def test_a_box_outside_the_image_or_without_area_gives_an_empty_window_or_stays_inside(convention):
     mask = np.ones((7, 7), np.float32)
     for box in ([-50, -50, -40, -40], [100, 5, 120, 9], [5, 60, 9, 80]):
@@ -124,24 +134,44 @@ def test_a_box_outside_the_image_or_without_area_gives_an_empty_window_or_stays_
         assert 0 <= y0 <= y1 <= 30 and 0 <= x0 <= x1 <= 40
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@each_convention
 def test_pasting_no_masks_gives_no_images(convention):
     for shape in ((0, 1, 28, 28), (0, 28, 28)):
         pasted = paste_masks(np.zeros(shape, np.float32), np.zeros((0, 4), np.float32), (30, 40), convention)
         assert pasted.shape == (0, 1, 30, 40) and pasted.dtype == np.float32
 
 
-def test_an_unknown_convention_is_refused_by_name():
-    with pytest.raises(ValueError, match="must be one of float, torchvision, is 'detectron'"):
-        paste_mask(np.ones((2, 2)), np.ones(4), (3, 3), "detectron")
-    with pytest.raises(ValueError, match="must be one of float, torchvision, is 'detectron'"):
-        crop_mask(np.ones((2, 2)), np.ones(4), 3, "detectron")
+def test_a_convention_can_be_put_together_from_others():
+    rng = np.random.default_rng(14)
+    masks = rng.uniform(size=(6, 5, 5))
+    boxes, matches = boxes_in_and_around(rng, 6, 20, 24).astype(np.float64), np.arange(6)
+    mixed = MaskConvention(aligned=TORCHVISION.aligned, place=FLOAT.place)
+    bitmaps = rng.uniform(size=(6, 20, 24)) < 0.5
+    np.testing.assert_array_equal(
+        crop_masks(bitmaps, boxes, matches, 7, mixed), crop_masks(bitmaps, boxes, matches, 7, TORCHVISION)
+    )
+    np.testing.assert_array_equal(
+        paste_masks(masks, boxes, (20, 24), mixed), paste_masks(masks, boxes, (20, 24), FLOAT)
+    )
+
+
+def test_torchvisions_convention_is_everyones_default():
+    rng = np.random.default_rng(15)
+    masks, bitmaps = rng.uniform(size=(6, 5, 5)), rng.uniform(size=(6, 20, 24)) < 0.5
+    boxes, matches = boxes_in_and_around(rng, 6, 20, 24).astype(np.float64), np.arange(6)
+    every = paste_masks(masks, boxes, (20, 24), TORCHVISION)
+    np.testing.assert_array_equal(paste_masks(masks, boxes, (20, 24)), every)
+    np.testing.assert_array_equal(Masks(masks, boxes, (20, 24)).numpy(), every)
+    np.testing.assert_array_equal(dense(*paste_mask(masks[0], boxes[0], (20, 24)), (20, 24)), every[0, 0])
+    np.testing.assert_array_equal(
+        crop_masks(bitmaps, boxes, matches, 7), crop_masks(bitmaps, boxes, matches, 7, TORCHVISION)
+    )
 
 
 # --------------------------------------------------------------------------------------- the Masks object
 
 
-@pytest.fixture(params=CONVENTIONS)
+@pytest.fixture(params=CONVENTIONS, ids=["float", "torchvision"])
 def masks(request):
     rng = np.random.default_rng(4)
     return Masks(
@@ -234,19 +264,19 @@ def roi_align_loop(image, box, bins, aligned):
     return out
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@each_convention
 def test_cropping_is_roi_align_as_defined(convention):
     rng = np.random.default_rng(5)
     mask = (rng.uniform(size=(20, 26)) < 0.5).astype(np.uint8)
     boxes = boxes_in_and_around(rng, 25, 20, 26, largest=50).astype(np.float64)
-    for box in [*boxes, [3, 3, 3, 3], [3, 3, 9, 3], [-90, 3, -80, 9], [0, 0, 26, 20]]:
-        crop = crop_mask(mask, np.array(box), 4, convention, np.float64)
-        np.testing.assert_allclose(
-            crop, roi_align_loop(mask, box, 4, convention == "float"), rtol=0, atol=1e-13
-        )
+    boxes = np.concatenate([boxes, [[3, 3, 3, 3], [3, 3, 9, 3], [-90, 3, -80, 9], [0, 0, 26, 20]]])
+    crops = crop_masks(mask[None], boxes, np.zeros(len(boxes), int), 4, convention)
+    for crop, box in zip(crops, boxes):
+        expected = roi_align_loop(mask, box, 4, aligned=convention is FLOAT)
+        np.testing.assert_allclose(crop, expected, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@each_convention
 @pytest.mark.parametrize(("dtype", "bound"), [(np.float64, 1e-12), (np.float32, 2e-4)])
 def test_cropping_equals_torchvisions_roi_align(convention, dtype, bound):
     torch, torchvision = pytest.importorskip("torch"), pytest.importorskip("torchvision")
@@ -256,7 +286,7 @@ def test_cropping_equals_torchvisions_roi_align(convention, dtype, bound):
     boxes[:50] = np.rint(boxes[:50])  # ground truth often lies on whole pixels
     rois = torch.from_numpy(np.concatenate((matches[:, None], boxes), axis=1).astype(dtype))
     bitmaps = torch.from_numpy(masks[:, None].astype(dtype))
-    theirs = torchvision.ops.roi_align(bitmaps, rois, 28, 1.0, -1, convention == "float")[:, 0].numpy()
+    theirs = torchvision.ops.roi_align(bitmaps, rois, 28, 1.0, -1, convention is FLOAT)[:, 0].numpy()
     crops = crop_masks(masks, boxes, matches, 28, convention)
     assert crops.dtype == dtype
     # in float32 torchvision's sample positions are off by up to 3e-5 pixel at x = 300
@@ -266,8 +296,8 @@ def test_cropping_equals_torchvisions_roi_align(convention, dtype, bound):
 def test_targets_are_soft_unless_a_threshold_makes_them_binary():
     mask = ellipse(40, 40, (20, 20), (9, 13))[None]
     box, match = np.array([[6.5, 10.2, 34, 30]], np.float32), np.array([0])
-    soft = crop_masks(mask, box, match, 28)
-    binary = crop_masks(mask, box, match, 28, threshold=0.5)
+    soft = crop_masks(mask, box, match, 28, FLOAT)
+    binary = crop_masks(mask, box, match, 28, FLOAT, threshold=0.5)
     assert ((soft > 0) & (soft < 1)).any()
     assert soft.dtype == binary.dtype == np.float32
     np.testing.assert_array_equal(binary, soft >= 0.5)
@@ -287,22 +317,24 @@ def test_each_roi_sees_the_mask_of_its_own_object_and_each_mask_is_looked_up_onc
 
     boxes = boxes_in_and_around(np.random.default_rng(7), 30, 40, 50, 4)
     matches = np.random.default_rng(8).integers(0, 2, 30)
-    crops = crop_masks(Decoding(masks), boxes, matches, 14)
+    crops = crop_masks(Decoding(masks), boxes, matches, 14, FLOAT)
     assert sorted(Decoding.asked) == [0, 1]
     for crop, box, match in zip(crops, boxes, matches):
-        np.testing.assert_array_equal(crop, crop_mask(masks[match], box, 14))
+        alone = crop_masks(masks[match][None], box[None], np.array([0]), 14, FLOAT)
+        np.testing.assert_array_equal(crop, alone[0])
 
 
 def test_no_rois_and_no_objects_give_no_targets():
     none, no_match = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     for masks in (np.zeros((0, 30, 40), np.uint8), np.ones((2, 30, 40), np.uint8)):
-        targets = crop_masks(masks, none, no_match, 28, threshold=0.5)
+        targets = crop_masks(masks, none, no_match, 28, FLOAT, threshold=0.5)
         assert targets.shape == (0, 28, 28) and targets.dtype == np.float32
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64])
 def test_a_mask_filled_by_ones_gives_targets_of_exactly_one(dtype):
-    crop = crop_mask(np.ones((30, 40), dtype), np.array([3.7, 2.2, 31.4, 28.9], np.float32), 28)
+    masks, box = np.ones((1, 30, 40), dtype), np.array([[3.7, 2.2, 31.4, 28.9]], np.float32)
+    crop = crop_masks(masks, box, np.array([0]), 28, FLOAT)
     np.testing.assert_allclose(crop, 1.0, rtol=0, atol=3e-7)
 
 
@@ -312,16 +344,17 @@ def iou(a, b):
 
 def round_trip(radii, center, convention, extent=64):
     mask = ellipse(extent, extent, center, radii)
-    box = mask_to_box(mask[None])[0]
-    pasted = dense(*paste_mask(crop_mask(mask, box, 28, convention), box, mask.shape, convention), mask.shape)
+    boxes = tight_boxes(mask[None])
+    crops = crop_masks(mask[None], boxes, np.array([0]), 28, convention)
+    pasted = dense(*paste_mask(crops[0], boxes[0], mask.shape, convention), mask.shape)
     return iou(pasted > 0.5, mask > 0)
 
 
 def test_cropping_and_pasting_an_ellipse_of_16_pixels_gives_it_back_on_float_boxes_and_not_in_torchvisions():
     rng = np.random.default_rng(9)
     trips = [(rng.uniform(5, 8, 2), rng.uniform(24, 40, 2)) for _ in range(60)]
-    exact = [round_trip(*trip, "float") for trip in trips]
-    quantised = [round_trip(*trip, "torchvision") for trip in trips]
+    exact = [round_trip(*trip, FLOAT) for trip in trips]
+    quantised = [round_trip(*trip, TORCHVISION) for trip in trips]
     assert min(exact) > 0.98 and np.mean(exact) > 0.999
     assert np.mean(quantised) < 0.95  # what the quantisation costs: docs and the RoI laboratory show it
 
@@ -329,27 +362,15 @@ def test_cropping_and_pasting_an_ellipse_of_16_pixels_gives_it_back_on_float_box
 @pytest.mark.parametrize("radius", [3, 8, 14, 28])
 def test_round_trips_of_every_size_keep_the_mask_on_float_boxes(radius):
     rng = np.random.default_rng(radius)
-    trips = [round_trip(rng.uniform(0.7, 1, 2) * radius, rng.uniform(30, 34, 2), "float") for _ in range(20)]
+    trips = [round_trip(rng.uniform(0.7, 1, 2) * radius, rng.uniform(30, 34, 2), FLOAT) for _ in range(20)]
     assert min(trips) > 0.97
 
 
 def test_a_target_does_not_change_when_image_box_and_mask_are_doubled():
-    mask = ellipse(40, 40, (20, 21), (9, 13))
+    masks, match = ellipse(40, 40, (20, 21), (9, 13))[None], np.array([0])
     box = np.array([[7.0, 10, 35, 30]])
-    doubled = mask.repeat(2, axis=0).repeat(2, axis=1)
-    crop, of_doubled = crop_mask(mask, box[0], 7), crop_mask(doubled, scale_boxes(box, (2, 2))[0], 7)
+    doubled = masks.repeat(2, axis=1).repeat(2, axis=2)
+    crop = crop_masks(masks, box, match, 7, FLOAT)
+    of_doubled = crop_masks(doubled, scale_boxes(box, (2, 2)), match, 7, FLOAT)
     # same geometry, sampled on finer pixels: half-pixel mistakes would shift a whole cell's share
     assert abs(crop - of_doubled).max() < 0.04
-
-
-# -------------------------------------------------------------------------------------------- boxes of masks
-
-
-def test_the_box_of_a_mask_runs_from_edge_to_edge_of_its_pixels():
-    masks = np.zeros((3, 10, 12), np.uint8)
-    masks[0, 2:5, 3:9] = 1
-    masks[1, 9, 0] = masks[1, 4, 11] = 200
-    np.testing.assert_array_equal(mask_to_box(masks), [[3, 2, 9, 5], [0, 4, 12, 10], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(mask_to_box(masks.astype(bool)), mask_to_box(masks))
-    assert mask_to_box(masks).dtype == np.float32
-    assert mask_to_box(masks[:0]).shape == (0, 4)

@@ -591,7 +591,7 @@ def test_mask_r_cnn_trains_with_each_layer(layer, conventions):
     how, points = dict(aligned=conventions.aligned), dict(sampling_ratio=conventions.sampling_ratio)
     tried = partial(layer, **how, **({} if layer is F.roi_pool else points))
     for roi_layer in (tried, partial(F.roi_align, **how, **points)):
-        model.mask_head.conventions = conventions
+        model.mask_head.convention = conventions.masks
         for head, size in ((model.box_head, 7), (model.mask_head, 14)):
             head.pooler = Pooler(size, roi_layer)
         for parameter in model.parameters():

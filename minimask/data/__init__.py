@@ -4,8 +4,8 @@ A dataset is anything with ``len(d)``, ``d[i] -> Sample``, ``class_names`` (labe
 0 the background), ``category_ids`` and ``image_ids`` (the COCO ids), ``name``, ``notes``, ``describe(i)`` for
 messages, ``image(i)`` for the image alone and ``coco_document()`` for pycocotools.
 
-Imports `errors` and `randomness` alone: it knows no models. Begin with `sample.py`, what an image with its
-objects is, then `coco.py`.
+Imports only `errors` and `randomness`: data knows no models. Begin with `sample.py`, which says what an image
+with its objects is, then read `coco.py`.
 """
 
 from minimask.data.augmentation import Augmentation, augment

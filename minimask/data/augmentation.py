@@ -1,18 +1,18 @@
 """Random crops, scales, flips and colours of image, boxes and masks together.
 
-What is done is drawn first (`draw_plan`) and carried out second, so that a dataset need only decode the
-window that the plan asks for. Every step keeps the coordinate model of `sample`: pixel i covers [i, i + 1).
+What will be done is drawn first (`draw_plan`) and carried out second, so that a dataset need only decode the
+window that the plan asks for. Coordinates are those of `sample` throughout: pixel i covers [i, i + 1).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from minimask.data.sample import Sample, Window, crop
+from minimask.data.sample import PixelBox, Sample, crop
 from minimask.errors import InputError
 
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a pixel's grey (ITU-R BT.601)."""
+"""Weights of red, green and blue in the grey value of a pixel (ITU-R BT.601)."""
 
 CROP_TRIES = 10
 
@@ -24,17 +24,17 @@ class Augmentation:
     Attributes
     ----------
     crop : int
-        Side of a square crop in pixels, after scaling; 0 takes the whole image. Images smaller than that stay
-        smaller: batching pads. Crops with the middle of an object in them are preferred (10 draws).
+        Side of a square crop in pixels, after scaling; 0 takes the whole image. Smaller images stay smaller:
+        batching pads. Crops that contain the middle of an object are preferred (10 draws).
     flip_horizontal, flip_vertical : bool
-        Mirror every second image.
+        Mirror an image with probability 1/2.
     rotate90 : bool
         Turn by 0, 90, 180 or 270 degrees.
     scale : (low, high)
-        Factor, drawn evenly on a logarithmic axis.
-    brightness, contrast, saturation : float in 0..1
-        Each is multiplied by a factor from 1 - v to 1 + v: of all values; of their distance to the mean grey;
-        of each pixel's distance to its own grey.
+        Range of a factor, drawn uniformly in its logarithm.
+    brightness, contrast, saturation : float v in 0..1
+        A factor from 1 - v to 1 + v for, in turn: all values; their distances to the image's mean grey; the
+        distances of each pixel's channels to the pixel's grey.
     """
 
     crop: int = 0
@@ -60,10 +60,10 @@ class Augmentation:
 class Plan:
     """What happens to one image, in this order."""
 
-    window: Window  # cut out of the image
+    window: PixelBox  # cut out of the image
     height: int  # of the window after scaling
     width: int
-    transpose: bool  # rows become columns; with the flips, this makes every turn by 90 degrees
+    transpose: bool  # rows become columns; together with the flips, this gives every turn by 90 degrees
     flip_x: bool
     flip_y: bool
     brightness: float
@@ -81,7 +81,7 @@ def draw_plan(
     w, h = min(side, width), min(side, height)
     corners = rng.integers(0, [width - w, height - h], size=(CROP_TRIES, 2), endpoint=True)
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2 - corners[:, None]  # (CROP_TRIES, G, 2), in each crop
-    shown = ((middle >= 0) & (middle < (w, h))).all(axis=2)
+    shown = ((middle >= 0) & (middle < (w, h))).all(axis=2)  # (CROP_TRIES, G)
     x1, y1 = corners[shown.any(axis=1).argmax()].tolist()  # the first that shows an object, else the first
 
     def scaled(size: int) -> int:
@@ -91,7 +91,7 @@ def draw_plan(
     mirror_x, mirror_y = rng.random(2) < 0.5
     brightness, contrast, saturation = rng.uniform(-1.0, 1.0, size=3).tolist()
     return Plan(
-        window=(x1, y1, x1 + w, y1 + h),
+        window=PixelBox(x1, y1, x1 + w, y1 + h),
         height=scaled(h),
         width=scaled(w),
         transpose=turn in (1, 3),
@@ -104,7 +104,7 @@ def draw_plan(
 
 
 def carry_out(sample: Sample, plan: Plan) -> Sample:
-    """Scale, turn, mirror and colour a sample that is the plan's window already."""
+    """Scale, turn, mirror and colour a sample that has already been cut to the plan's window."""
     image, masks, crowd_masks = sample.image, sample.masks, sample.crowd_masks
     boxes, crowd_boxes = sample.boxes, sample.crowd_boxes
     height, width = image.shape[1:]
@@ -144,15 +144,15 @@ def carry_out(sample: Sample, plan: Plan) -> Sample:
 def augment(sample: Sample, options: Augmentation, rng: np.random.Generator) -> Sample:
     """A randomly changed copy of a sample: image, boxes and masks alike.
 
-    Objects that the crop cuts get the box round what is left of them, and are dropped when that is less than
-    `sample.MIN_SHARE`.
+    Objects that the crop cuts get the box around what is left of them, and are dropped when that is a smaller
+    share than `sample.MIN_SHARE`.
     """
     plan = draw_plan(options, *sample.image.shape[1:], sample.boxes, rng)
     return carry_out(crop(sample, plan.window), plan)
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(3, H, W) float32 -> (3, height, width), bilinear between pixel centres; averages where it shrinks."""
+    """(3, H, W) float32 -> (3, height, width): bilinear between pixel centres, averaging where it shrinks."""
     from PIL import Image
 
     bilinear = Image.Resampling.BILINEAR
@@ -160,7 +160,7 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(G, H, W) uint8 -> (G, height, width): the pixel in which each new pixel's centre lies."""
+    """(G, H, W) uint8 -> (G, height, width): each new pixel takes the pixel in which its centre lies."""
     rows = ((np.arange(height) + 0.5) * (masks.shape[1] / height)).astype(np.int64)
     columns = ((np.arange(width) + 0.5) * (masks.shape[2] / width)).astype(np.int64)
     return masks[:, rows[:, None], columns]

@@ -15,20 +15,20 @@ from minimask.randomness import Draws, Purpose
 class Batches:
     """``batches(step)`` is the list of samples of that step, whatever was asked for before.
 
-    Epoch after epoch, every image occurs once in an order of its own, keyed by the seed and the epoch; the
-    augmentation is keyed by the seed, the step and the place in the batch. So a resumed run, or a loader that
-    runs ahead, sees what an uninterrupted one sees.
+    In each epoch every image occurs once, in an order keyed by the seed and the epoch; the augmentation is
+    keyed by the seed, the step and the place in the batch. So a resumed run, or a loader that runs ahead,
+    sees what an uninterrupted run sees.
 
     Parameters
     ----------
     dataset
-        ``len(dataset)`` and ``dataset[i] -> Sample``; where it has ``outline`` and ``load``, as `CocoDataset`
-        has, only the part that the augmentation shows is decoded.
+        Has ``len(dataset)`` and ``dataset[i] -> Sample``. If it also has ``outline`` and ``load``, as
+        `CocoDataset` does, only the part that the augmentation shows is decoded.
     batch_size : int
     augmentation : Augmentation
     seed : int, >= 0
     part : range, optional
-        The places in the batch that are wanted, where several processes share it; all by default.
+        The places in the batch that this process takes, where several share it; all by default.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Batches:
         self.part = part or range(batch_size)
 
     def indices(self, step: int) -> list[int]:
-        """The places in the dataset of the images of a step (counted from 0)."""
+        """Indices into the dataset of the images of a step; steps count from 0."""
         n = len(self.dataset)
         places = [step * self.batch_size + place for place in self.part]
         orders = {
@@ -78,7 +78,7 @@ class Batches:
 
 
 class Loader:
-    """Iterate over (step, samples) for the steps of ``range(first_step, last_step)``, prepared by a thread.
+    """Iterates over (step, samples) for the steps of ``range(first_step, last_step)``, prepared by a thread.
 
     ::
 
@@ -86,8 +86,8 @@ class Loader:
             for step, samples in loader:
                 ...
 
-    An error in preparing a step is raised when that step's turn comes. Leaving the ``with`` block, however
-    that happens, waits for the sample in work and ends the thread.
+    An error in preparing a step is raised when that step's turn comes. Leaving the ``with`` block waits for
+    the step being prepared and ends the thread, also when an exception ends the block.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class Loader:
     first_step, last_step : int
         As in ``range``: `last_step` itself is not prepared.
     ahead : int
-        How many steps are prepared beforehand.
+        How many steps are prepared in advance.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Loader:
         return step, samples
 
     def close(self) -> None:
-        """Drop what is prepared and end the thread; may be called twice."""
+        """Drop what has been prepared and end the thread; may be called twice."""
         self._steps = iter(())
         self._pending.clear()
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -1,8 +1,9 @@
-"""Is this COCO instances JSON sound? Everything is looked at here before pycocotools sees it.
+"""Is this COCO instances JSON sound? Everything is checked here before pycocotools sees it.
 
 pycocotools trusts its input: a NaN in a polygon fills the memory, a coordinate of 1e9 crashes Python, an RLE
 of the wrong length decodes to garbage, and an annotation with the id 0 silently costs AP. Each function takes
-a part of the document and returns it cleaned, or raises an InputError that names file, id and mend.
+a part of the document and returns it cleaned, or raises an InputError that names the file and the id and says
+what to do.
 """
 
 import json
@@ -24,7 +25,7 @@ _shortener.maxstring = _shortener.maxother = 80
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """A line of the JSON's `images`, with the file it means."""
+    """An entry of the JSON's `images`, with the file that it names."""
 
     id: int
     file_name: str
@@ -35,22 +36,22 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Annotation:
-    """A line of the JSON's `annotations`, checked; the mask as a compressed RLE whatever it was given as."""
+    """An entry of the JSON's `annotations`, checked; the mask is a compressed RLE, whatever it was before."""
 
-    id: int  # 0 where the JSON has none
+    id: int  # 0 if the JSON has none
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]  # x, y, width, height
-    area: float | None  # None: not given
+    area: float | None  # None if not given
     crowd: bool
-    counts: bytes | None  # None: not looked at, since the box has no area inside the image
-    label: str  # "annotation 17 (image 4)", for messages
+    counts: bytes | None  # None if not read, since the box has no area inside the image
+    label: str  # for messages: "annotation 17 (image 4)"
 
 
 def read_document(path: Path) -> dict:
-    """The JSON file, which must be an object with the lists images, annotations and categories."""
+    """The content of the JSON file: an object with the lists images, annotations and categories."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark in front
         document = json.loads(text)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -91,23 +92,34 @@ def read_images(entries: list, path: Path, images_dir: Path, notes: list[str]) -
         raise InputError(f"{images_dir}: {why}; give the folder that the images of {path} are in")
     records: dict[int, ImageRecord] = {}
     for index, entry in enumerate(entries):
-        label = _label(path, "image", entry, index)
-        image_id = _integer(entry, "id", label)
-        if image_id in records:
-            raise InputError(f"{path}: image {image_id} occurs twice; image ids must be unique")
-        name = _value(entry, "file_name", label)
-        if not isinstance(name, str) or not name:
-            raise InputError(f"{label}: file_name must be a name, is {_show(name)}")
-        inside = Path(os.path.normpath(name))
-        if inside.is_absolute() or inside.drive or ".." in inside.parts:
-            raise InputError(
-                f"{label}: file_name {_show(name)} leads out of the images folder; put the file into it"
-            )
-        height, width = (_integer(entry, key, label) for key in ("height", "width"))
-        if height < 1 or width < 1:
-            raise InputError(f"{label}: width {width} and height {height} must be at least 1 pixel")
-        records[image_id] = ImageRecord(image_id, name, images_dir / inside, height, width)
-    missing = [record for record in records.values() if not record.path.is_file()]
+        record = _read_image(entry, _label(path, "image", entry, index), images_dir)
+        if record.id in records:
+            raise InputError(f"{path}: image {record.id} occurs twice; image ids must be unique")
+        records[record.id] = record
+    _check_files(list(records.values()), path, images_dir)
+    _check_sizes(list(records.values()), path, notes)
+    return sorted(records.values(), key=lambda record: record.id)
+
+
+def _read_image(entry: dict, label: str, images_dir: Path) -> ImageRecord:
+    image_id = _integer(entry, "id", label)
+    name = _value(entry, "file_name", label)
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{label}: file_name must be a name, is {_show(name)}")
+    inside = Path(os.path.normpath(name))
+    if inside.is_absolute() or inside.drive or ".." in inside.parts:
+        raise InputError(
+            f"{label}: file_name {_show(name)} leads out of the images folder; put the file into it"
+        )
+    height, width = (_integer(entry, key, label) for key in ("height", "width"))
+    if height < 1 or width < 1:
+        raise InputError(f"{label}: width {width} and height {height} must be at least 1 pixel")
+    return ImageRecord(image_id, name, images_dir / inside, height, width)
+
+
+def _check_files(records: list[ImageRecord], path: Path, images_dir: Path) -> None:
+    """Every image is a file; whether Pillow can read it is another question."""
+    missing = [record for record in records if not record.path.is_file()]
     if missing:
         first = missing[0]
         count = f"{len(missing)} of {len(records)} images are missing, " if len(missing) > 1 else ""
@@ -116,8 +128,12 @@ def read_images(entries: list, path: Path, images_dir: Path, notes: list[str]) -
             f"{path}: {count}image {first.id}: {what} {_show(first.file_name)} in {images_dir}; "
             "is it the right folder?"
         )
+
+
+def _check_sizes(records: list[ImageRecord], path: Path, notes: list[str]) -> None:
+    """Every image has the annotated size, upright or, which is noted, as stored without its EXIF rotation."""
     as_stored = []
-    for record in records.values():
+    for record in records:
         height, width, turned = images.read_header(record.path)
         if (record.height, record.width) == ((width, height) if turned else (height, width)):
             continue
@@ -129,11 +145,10 @@ def read_images(entries: list, path: Path, images_dir: Path, notes: list[str]) -
             f"{path}: {len(as_stored)} of {len(records)} images are annotated as stored, without their EXIF "
             f"rotation, and read so: image {_show(as_stored).strip('[]')}"
         )
-    return sorted(records.values(), key=lambda record: record.id)
 
 
 def wrong_size(path: Path, record: ImageRecord, height: int, width: int) -> InputError:
-    """The error that the image file is not as large as the JSON says."""
+    """The error for an image file that does not have the size in the JSON."""
     return InputError(
         f"{path}: image {record.id}: {record.path} is {width} x {height}, annotated as {record.width} x "
         f"{record.height} (width x height); annotate the file that is there, or restore the one annotated"
@@ -159,7 +174,7 @@ def read_categories(entries: list, path: Path) -> dict[int, str]:
 def read_annotations(
     entries: list, path: Path, records: Iterable[ImageRecord], category_ids: Iterable[int]
 ) -> list[Annotation]:
-    """The annotations in the order of the file, each checked on its own."""
+    """The annotations in the order of the file, each checked by itself."""
     sizes = {record.id: (record.height, record.width) for record in records}
     categories = set(category_ids)
     seen: set[int] = set()
@@ -170,45 +185,52 @@ def read_annotations(
         if "id" in entry and number in seen:
             raise InputError(f"{path}: annotation {number} occurs twice; annotation ids must be unique")
         seen.add(number)
-        image_id = _integer(entry, "image_id", label)
-        if image_id not in sizes:
-            raise InputError(
-                f"{label}: image_id {image_id} is not among the images; remove it or add the image"
-            )
-        label += f" (image {image_id})"
-        category_id = _integer(entry, "category_id", label)
-        if category_id not in categories:
-            raise InputError(
-                f"{label}: category_id {category_id} is not among the categories {_show(sorted(categories))}"
-            )
-        bbox = _value(entry, "bbox", label)
-        if not _finite_numbers(bbox) or len(bbox) != 4:
-            raise InputError(f"{label}: bbox {_show(bbox)} must be four finite numbers: x, y, width, height")
-        area = entry.get("area")
-        if area is not None and not (_finite_numbers([area]) and area >= 0):
-            raise InputError(
-                f"{label}: area must be a number of pixels, is {_show(area)}; correct it or leave it out"
-            )
-        crowd = entry.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise InputError(f"{label}: iscrowd must be 0 or 1, is {_show(crowd)}")
-        height, width = sizes[image_id]
-        x, y, w, h = bbox
-        in_image = w > 0 and h > 0 and x < width and y < height and x + w > 0 and y + h > 0
-        counts = _read_mask(entry, label, height, width) if in_image else None
-        rows.append(
-            Annotation(
-                number,
-                image_id,
-                category_id,
-                tuple(map(float, bbox)),
-                None if area is None else float(area),
-                bool(crowd),
-                counts,
-                label.removeprefix(f"{path}: "),
-            )
-        )
+        rows.append(_read_annotation(entry, number, label, path, sizes, categories))
     return rows
+
+
+def _read_annotation(
+    entry: dict,
+    number: int,
+    label: str,
+    path: Path,
+    sizes: dict[int, tuple[int, int]],
+    categories: set[int],
+) -> Annotation:
+    """One annotation; `sizes` has height and width of the images by id."""
+    image_id = _integer(entry, "image_id", label)
+    if image_id not in sizes:
+        raise InputError(f"{label}: image_id {image_id} is not among the images; remove it or add the image")
+    label += f" (image {image_id})"
+    category_id = _integer(entry, "category_id", label)
+    if category_id not in categories:
+        raise InputError(
+            f"{label}: category_id {category_id} is not among the categories {_show(sorted(categories))}"
+        )
+    bbox = _value(entry, "bbox", label)
+    if not _finite_numbers(bbox) or len(bbox) != 4:
+        raise InputError(f"{label}: bbox {_show(bbox)} must be four finite numbers: x, y, width, height")
+    area = entry.get("area")
+    if area is not None and not (_finite_numbers([area]) and area >= 0):
+        raise InputError(
+            f"{label}: area must be a number of pixels, is {_show(area)}; correct it or leave it out"
+        )
+    crowd = entry.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise InputError(f"{label}: iscrowd must be 0 or 1, is {_show(crowd)}")
+    height, width = sizes[image_id]
+    x, y, w, h = bbox
+    in_image = w > 0 and h > 0 and x < width and y < height and x + w > 0 and y + h > 0
+    return Annotation(
+        id=number,
+        image_id=image_id,
+        category_id=category_id,
+        bbox=tuple(map(float, bbox)),
+        area=None if area is None else float(area),
+        crowd=bool(crowd),
+        counts=_read_mask(entry, label, height, width) if in_image else None,
+        label=label.removeprefix(f"{path}: "),
+    )
 
 
 def check_corner_boxes(
@@ -216,8 +238,8 @@ def check_corner_boxes(
 ) -> None:
     """Refuse boxes given as x1, y1, x2, y2 where COCO means x, y, width, height.
 
-    Such a box reads wrong as x, y, w, h and right as corners: compared with its mask; or, where the mask
-    decides neither way, because it sticks out of the image in the one reading only.
+    Such a box is wrong when read as x, y, w, h and right when read as corners: judged by its mask or, if the
+    mask fits neither reading, because only the former sticks out of the image.
 
     Parameters
     ----------
@@ -226,9 +248,9 @@ def check_corner_boxes(
     boxes : (A, 4) float64
         bbox as given.
     extents : (A, 4) int
-        The masks' own tight boxes, x1, y1, x2, y2; zeros where a mask is empty.
+        The tight boxes of the masks, x1, y1, x2, y2; zeros where a mask is empty.
     sizes : (A, 2) int
-        Width, height of each annotation's image.
+        Width and height of each annotation's image.
     """
     a, b = boxes[:, :2], boxes[:, 2:]
     slack = np.maximum(2.0, 0.1 * (extents[:, 2:] - extents[:, :2]))  # (A, 2): boxes are drawn by hand
@@ -239,7 +261,7 @@ def check_corner_boxes(
 
     sticks_out = (a + b > sizes + slack).any(axis=1)
     possible = (b > a).all(axis=1) & (b <= sizes + 1).all(axis=1) & (a >= 0).all(axis=1)
-    as_meant = fits(np.clip(a, 0, sizes), np.clip(a + b, 0, sizes))  # a box may go on beyond the border
+    as_meant = fits(np.clip(a, 0, sizes), np.clip(a + b, 0, sizes))  # a box may extend beyond the border
     wrong = possible & ~as_meant & (fits(a, b) | sticks_out)
     if wrong.any():
         row = rows[int(wrong.argmax())]
@@ -265,26 +287,32 @@ def _read_mask(entry: dict, label: str, height: int, width: int) -> bytes:
             raise InputError(
                 f"{label}: segmentation must be a list of polygons [[x, y, ...], ...], is {_show(mask)}"
             )
-        if not _finite_numbers(polygon):
-            raise InputError(f"{label}: polygon {_show(polygon)} has a coordinate that is no finite number")
-        if len(polygon) % 2:
-            raise InputError(
-                f"{label}: polygon has an odd number of coordinates ({len(polygon)}); it needs x, y pairs"
-            )
-        if len(polygon) < 6:
-            raise InputError(
-                f"{label}: polygon {_show(polygon)} has fewer than three points; remove or complete it"
-            )
-        for values, size, axis in ((polygon[0::2], width, "x"), (polygon[1::2], height, "y")):
-            if min(values) < -size or max(values) > 2 * size:
-                raise InputError(
-                    f"{label}: polygon has {axis} from {min(values):g} to {max(values):g}, far outside the "
-                    f"image of {width} x {height} pixels; give its coordinates in pixels of this image"
-                )
+        _check_polygon(polygon, label, height, width)
     return rle.encode_polygons(mask, height, width)
 
 
+def _check_polygon(polygon: list, label: str, height: int, width: int) -> None:
+    """Three points or more, x, y, x, y, ..., in the image or not far outside."""
+    if not _finite_numbers(polygon):
+        raise InputError(f"{label}: polygon {_show(polygon)} has a coordinate that is no finite number")
+    if len(polygon) % 2:
+        raise InputError(
+            f"{label}: polygon has an odd number of coordinates ({len(polygon)}); it needs x, y pairs"
+        )
+    if len(polygon) < 6:
+        raise InputError(
+            f"{label}: polygon {_show(polygon)} has fewer than three points; remove or complete it"
+        )
+    for values, size, axis in ((polygon[0::2], width, "x"), (polygon[1::2], height, "y")):
+        if min(values) < -size or max(values) > 2 * size:
+            raise InputError(
+                f"{label}: polygon has {axis} from {min(values):g} to {max(values):g}, far outside the "
+                f"image of {width} x {height} pixels; give its coordinates in pixels of this image"
+            )
+
+
 def _read_rle(mask: dict, label: str, height: int, width: int) -> bytes:
+    """The same for run lengths, as a list or as a compressed string."""
     size, counts = (_value(mask, key, f"{label}: segmentation") for key in ("size", "counts"))
     if size != [height, width]:
         turned = "; an RLE's size is [height, width]" if size == [width, height] else ""
@@ -310,7 +338,7 @@ def _read_rle(mask: dict, label: str, height: int, width: int) -> bytes:
 
 
 def _label(path: Path, kind: str, entry, index: int) -> str:
-    """ "train.json: image 17", or by its place in the list where it has no usable id."""
+    """What messages call an entry: "train.json: image 17", or its place in the list if it has no id."""
     if not isinstance(entry, dict):
         raise InputError(f"{path}: {kind} number {index + 1} must be an object, is {_show(entry)}")
     number = entry.get("id")
@@ -318,7 +346,7 @@ def _label(path: Path, kind: str, entry, index: int) -> str:
 
 
 def _show(value) -> str:
-    """A value of the JSON in one line, however long it is."""
+    """A value of the JSON on one line, shortened if need be."""
     text = _shortener.repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
@@ -330,7 +358,7 @@ def _value(entry: dict, key: str, label: str):
 
 
 def _integer(entry: dict, key: str, label: str) -> int:
-    """A whole number that fits into int64; 4.0 is one, as some tables write ids so."""
+    """A whole number that fits into int64; 4.0 counts, since some tools write ids that way."""
     value = _value(entry, key, label)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -340,7 +368,7 @@ def _integer(entry: dict, key: str, label: str) -> int:
 
 
 def _finite_numbers(values) -> bool:
-    """Is it a list of finite numbers? Integers beyond float's range are not: NumPy and C take neither."""
+    """Is it a list of finite numbers? An integer beyond the range of float is not one: C does not take it."""
     if not isinstance(values, list):
         return False
     return all(type(v) in (int, float) and -1e300 < v < 1e300 and math.isfinite(v) for v in values)

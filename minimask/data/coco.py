@@ -1,6 +1,6 @@
-"""COCO instance JSON as a dataset: checked whole when it is read, pixels and masks decoded when asked for.
+"""COCO instance JSON as a dataset: all of it is checked when it is read, pixels and masks decoded on demand.
 
-Shapes: A annotations in the file; G objects and C crowd regions of an image, H x W its size.
+Shapes: A annotations; G objects and C crowd regions of an image of H x W.
 """
 
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ import numpy as np
 
 from minimask.data import checks, rle
 from minimask.data.images import PixelCache, decode, to_float
-from minimask.data.sample import Sample, Window, cut
+from minimask.data.sample import PixelBox, Sample, cut
 from minimask.errors import InputError
 
 CACHE_BYTES = 256 * 2**20
@@ -18,27 +18,28 @@ CACHE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """All annotations, column by column, grouped by image: objects and crowd regions in the file's order."""
+    """Annotations column by column, grouped by image; within an image in the order of the file."""
 
     ids: np.ndarray  # (A,) int64; 0 where the file has none
     images: np.ndarray  # (A,) int64: index into the images sorted by id
-    labels: np.ndarray  # (A,) int64, 1 is the first category
+    labels: np.ndarray  # (A,) int64; 1 is the first category
     boxes: np.ndarray  # (A, 4) float64: x, y, width, height as in the file
-    areas: np.ndarray  # (A,) float64: the file's, or the mask's pixels
+    areas: np.ndarray  # (A,) float64: the file's, or else the number of pixels of the mask
     crowd: np.ndarray  # (A,) bool
     counts: np.ndarray  # (A,) object: compressed RLE, bytes
     pixels: np.ndarray  # (A,) int64: pixels of the mask
     extents: np.ndarray  # (A, 4) int64: x1, y1, x2, y2 of the mask
 
-    def rows(self, which) -> "_Table":
-        return _Table(*(getattr(self, field.name)[which] for field in fields(self)))
+    def select(self, rows) -> "_Table":
+        """The rows of a slice, an index array or a bool array."""
+        return _Table(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 class CocoDataset:
-    """Images with their objects, of a COCO instances file. Made by `read_coco`.
+    """The images of a COCO instances file with their objects. Made by `read_coco`.
 
-    Small in memory: masks stay run-length encoded, and decoded images are kept as they are stored (a byte a
-    channel) up to `CACHE_BYTES`, the longest unused dropped first. Safe to read from several threads.
+    Small in memory: masks stay run-length encoded, and decoded images are kept as they are stored (a byte per
+    channel) up to `CACHE_BYTES`; the least recently used are dropped first. Several threads may read at once.
 
     Attributes
     ----------
@@ -51,7 +52,7 @@ class CocoDataset:
     image_ids : tuple of int
         Sorted; item i is the image ``image_ids[i]``.
     notes : list of str
-        What was dropped or changed in reading, a line each, for the person to see.
+        What was dropped or changed in reading, a line each, to be shown to the user.
     """
 
     def __init__(
@@ -80,57 +81,45 @@ class CocoDataset:
         return self.load(index)
 
     def describe(self, index: int) -> str:
-        """'train.json: image 17 (a.png)', for messages."""
+        """For messages: 'train.json: image 17 (a.png)'."""
         record = self._records[index]
         return f"{self.name}: image {record.id} ({record.file_name})"
 
     def outline(self, index: int) -> tuple[int, int, np.ndarray]:
         """Height, width and objects' boxes, (G, 4) float32 x1, y1, x2, y2, without decoding anything."""
-        record, rows = self._records[index], self._rows(index)
-        return record.height, record.width, _corners(rows.boxes[~rows.crowd], record)
+        record, table = self._records[index], self._annotations(index)
+        return record.height, record.width, _corners(table.boxes[~table.crowd], record)
 
     def image(self, index: int) -> np.ndarray:
         """The image alone, (3, H, W) float32."""
         return to_float(self._pixels(index))
 
-    def load(self, index: int, window: Window | None = None) -> Sample:
+    def load(self, index: int, window: PixelBox | None = None) -> Sample:
         """An image with its objects, or a window of it as `sample.crop` would cut it.
 
-        Of the masks only those that reach into the window are decoded, and only there: a window of 256 x 256
-        costs some milliseconds, however many objects the image has.
+        Only the masks that reach into the window are decoded, and only there: a window of 256 x 256 takes a
+        few milliseconds, however many objects the image has.
 
         Raises
         ------
         InputError
-            If the image file cannot be decoded, or has not the annotated size.
+            If the image file cannot be decoded, or does not have the annotated size.
         """
-        record, rows = self._records[index], self._rows(index)
-        window = window or (0, 0, record.width, record.height)
-        x1, y1, x2, y2 = window
-        image = to_float(self._pixels(index)[y1:y2, x1:x2])
-        near = (rows.extents[:, :2] < (x2, y2)).all(axis=1) & (rows.extents[:, 2:] > (x1, y1)).all(axis=1)
-
-        def part(rows: _Table, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            masks = np.zeros((len(rows.ids), y2 - y1, x2 - x1), np.uint8)
-            for mask, counts, extent in zip(masks, rows.counts, rows.extents):
-                (left, top), (right, bottom) = (
-                    np.maximum(extent[:2], (x1, y1)),
-                    np.minimum(extent[2:], (x2, y2)),
-                )
-                inside = rle.decode_runs(rle.read_runs(counts), record.height, (left, top, right, bottom))
-                mask[top - y1 : bottom - y1, left - x1 : right - x1] = inside
-            keep, boxes = cut(_corners(rows.boxes, record), masks, rows.pixels, window, **options)
-            return boxes[keep], rows.labels[keep], masks[keep]
-
-        boxes, labels, masks = part(rows.rows(near & ~rows.crowd))
-        crowd_boxes, _, crowd_masks = part(rows.rows(near & rows.crowd), min_share=0.0)
+        record, table = self._records[index], self._annotations(index)
+        window = PixelBox(*(window or (0, 0, record.width, record.height)))
+        image = to_float(self._pixels(index)[window.y1 : window.y2, window.x1 : window.x2])
+        begins, ends = table.extents[:, :2], table.extents[:, 2:]  # (A, 2) each
+        in_window = (begins < window[2:]).all(axis=1) & (ends > window[:2]).all(axis=1)
+        objects, crowds = table.select(in_window & ~table.crowd), table.select(in_window & table.crowd)
+        boxes, labels, masks = _cut_objects(objects, record, window)
+        crowd_boxes, _, crowd_masks = _cut_objects(crowds, record, window, min_share=0.0)
         return Sample(image, boxes, labels, masks, crowd_boxes, crowd_masks, record.id)
 
     def coco_document(self) -> dict:
-        """The checked ground truth for pycocotools, made anew at each call, since pycocotools writes into it.
+        """The checked ground truth for pycocotools; a new one at each call, since pycocotools writes into it.
 
-        Annotation ids are the file's if all of them are at least 1, else counted from 1: pycocotools takes a
-        match with the id 0 for none. Every mask is a compressed RLE, every area and iscrowd is there.
+        Annotation ids are the file's if all of them are at least 1, else they count from 1: pycocotools takes
+        a match with the id 0 for no match. Every mask is a compressed RLE; no area or iscrowd is missing.
         """
         table, records = self._table, self._records
         ids = table.ids if (table.ids >= 1).all() else np.arange(1, len(table.ids) + 1)
@@ -157,11 +146,13 @@ class CocoDataset:
             ],
         }
 
-    def _rows(self, index: int) -> _Table:
-        index = range(len(self))[index]  # negative indices, and an IndexError
-        return self._table.rows(slice(self._starts[index], self._starts[index + 1]))
+    def _annotations(self, index: int) -> _Table:
+        """The annotations of one image."""
+        index = range(len(self))[index]  # takes negative indices, raises IndexError
+        return self._table.select(slice(self._starts[index], self._starts[index + 1]))
 
     def _pixels(self, index: int) -> np.ndarray:
+        """The image as `images.decode` returns it, (H, W) or (H, W, 3), from the cache if it is there."""
         record = self._records[index]
 
         def read() -> np.ndarray:
@@ -178,26 +169,26 @@ def read_coco(
 ) -> CocoDataset:
     """Read and check a COCO instances file.
 
-    Everything but the pixels is checked now (`checks`): a file that passes is safe for pycocotools.
-    Annotations whose box has no area or lies outside the image, or whose mask has no pixel, are dropped and
-    noted.
+    Everything but the pixels is checked now (see `checks`): a file that passes is safe for pycocotools.
+    Annotations whose box has no area or lies outside the image, or whose mask has no pixel, are dropped, and
+    `CocoDataset.notes` says so.
 
     Parameters
     ----------
     json_path : str or Path
-        With the lists images, annotations and categories. Masks are polygons, RLE or compressed RLE; category
+        Has the lists images, annotations and categories. Masks are polygons, RLE or compressed RLE; category
         ids may have gaps; images may have no objects.
     images_dir : str or Path
-        Where the images' file_name leads from.
+        The folder that the images' file_name is relative to.
     strict : bool
-        Make it an error where an annotation would be dropped.
+        Raise an error where an annotation would be dropped.
     allow_empty : bool
-        Whether a file without a single object is of use; for training it is not.
+        Whether a file without a single object is accepted; for training it is of no use.
 
     Raises
     ------
     InputError
-        One line that names the file, the annotation or image id, and the mend.
+        One line that names the file and the annotation or image id, and says what to do.
     """
     path = Path(json_path)
     notes: list[str] = []
@@ -208,22 +199,14 @@ def read_coco(
     index = {record.id: i for i, record in enumerate(records)}
     rows.sort(key=lambda row: index[row.image_id])  # stable: the file's order within an image
 
-    def drop(bad: np.ndarray, why: str) -> None:
-        if not bad.any():
-            return
-        first = ", ".join(rows[a].label for a in np.flatnonzero(bad)[:5]) + (", ..." if bad.sum() > 5 else "")
-        what = f"{bad.sum()} of {len(rows)} annotations, whose {why}: {first}"
-        if strict:
-            raise InputError(f"{path}: {what}; correct or remove them, or read it without strict")
-        notes.append(f"{path}: dropped {what}")
-        rows[:] = [row for row, is_bad in zip(rows, bad) if not is_bad]
-
-    drop(np.array([row.counts is None for row in rows], bool), "box has no area or lies outside the image")
+    flat = np.array([row.counts is None for row in rows], bool)
+    _note_dropped(rows, flat, "box has no area or lies outside the image", path, strict, notes)
+    rows = [row for row in rows if row.counts is not None]
     table = _make_table(rows, index, list(categories), records)
     width_height = np.array([(r.width, r.height) for r in records])[table.images]  # (A, 2)
     checks.check_corner_boxes(path, rows, table.boxes, table.extents, width_height)
-    drop(table.pixels == 0, "mask has no pixel")
-    table = table.rows(table.pixels > 0)
+    _note_dropped(rows, table.pixels == 0, "mask has no pixel", path, strict, notes)
+    table = table.select(table.pixels > 0)
     if not allow_empty and table.crowd.all():
         dropped = f" ({'; '.join(notes)})" if notes else ""
         raise InputError(
@@ -240,6 +223,19 @@ def nuclei_sample(split: str) -> CocoDataset:
         raise InputError(f"nuclei_sample: split must be 'train' or 'val', is {split!r}")
     folder = Path(__file__).parent / "nuclei"
     return read_coco(folder / f"{split}.json", folder / "images")
+
+
+def _note_dropped(
+    rows: list[checks.Annotation], bad: np.ndarray, why: str, path: Path, strict: bool, notes: list[str]
+) -> None:
+    """Note that the annotations for which `bad` (A,) is True are dropped; with `strict`, an InputError."""
+    if not bad.any():
+        return
+    first = ", ".join(rows[a].label for a in np.flatnonzero(bad)[:5]) + (", ..." if bad.sum() > 5 else "")
+    what = f"{bad.sum()} of {len(rows)} annotations, whose {why}: {first}"
+    if strict:
+        raise InputError(f"{path}: {what}; correct or remove them, or read it without strict")
+    notes.append(f"{path}: dropped {what}")
 
 
 def _make_table(
@@ -274,3 +270,23 @@ def _corners(boxes: np.ndarray, record: checks.ImageRecord) -> np.ndarray:
     """(A, 4) x, y, width, height -> float32 x1, y1, x2, y2 clipped to the image."""
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     return np.clip(corners, 0, [record.width, record.height] * 2).astype(np.float32)
+
+
+def _cut_objects(
+    table: _Table, record: checks.ImageRecord, window: PixelBox, **options
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (G, 4), labels (G,) and masks (G, h, w) that `sample.cut` keeps of objects in a window."""
+    masks = _decode_masks(table, record.height, window)
+    keep, boxes = cut(_corners(table.boxes, record), masks, table.pixels, window, **options)
+    return boxes[keep], table.labels[keep], masks[keep]
+
+
+def _decode_masks(table: _Table, height: int, window: PixelBox) -> np.ndarray:
+    """The parts of masks in a window that all of them reach into: (A, h, w) uint8, 0 or 1."""
+    masks = np.zeros((len(table.ids), window.y2 - window.y1, window.x2 - window.x1), np.uint8)
+    begins = np.maximum(table.extents[:, :2], window[:2]).tolist()
+    ends = np.minimum(table.extents[:, 2:], window[2:]).tolist()
+    for mask, counts, (x1, y1), (x2, y2) in zip(masks, table.counts, begins, ends):
+        part = rle.decode_runs(rle.read_runs(counts), height, PixelBox(x1, y1, x2, y2))
+        mask[y1 - window.y1 : y2 - window.y1, x1 - window.x1 : x2 - window.x1] = part
+    return masks

@@ -1,4 +1,4 @@
-"""Image files of any kind that Pillow reads as (3, H, W) float32 RGB, and a cache for decoded ones."""
+"""Image files of any kind that Pillow reads, as (3, H, W) float32 RGB, and a cache for decoded ones."""
 
 import threading
 import warnings
@@ -13,19 +13,19 @@ from minimask.errors import InputError
 
 EXIF_ORIENTATION = 0x0112
 
-_pillow_quiet = threading.Lock()  # the warning filters belong to the process: two threads must not swap them
+_quiet = threading.Lock()  # warning filters belong to the process: two threads must not swap them
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator:
-    """Pillow's image, not yet decoded; whatever is wrong with the file becomes an InputError."""
+    """Pillow's image, not yet decoded; whatever is wrong with the file is raised as an InputError."""
     from PIL import Image, UnidentifiedImageError
 
     if path.is_dir():
         raise InputError(f"{path}: is a directory; give an image file")
     try:
-        with _pillow_quiet, warnings.catch_warnings():
-            # large images, damaged EXIF: nothing to act on; by module, so that other threads miss no warning
+        with _quiet, warnings.catch_warnings():
+            # Large images, damaged EXIF: nothing to act on. By module, so that other threads miss no warning.
             warnings.filterwarnings("ignore", module=r"PIL\.|minimask\.data\.images$")
             with Image.open(path) as image:
                 yield image
@@ -47,28 +47,28 @@ def _opened(path: Path) -> Iterator:
 
 
 def read_header(path: Path) -> tuple[int, int, bool]:
-    """Height and width as stored, and whether EXIF says to lay it on its side; nothing is decoded.
+    """Height and width as stored, and whether EXIF turns the image on its side; no pixels are decoded.
 
     Raises
     ------
     InputError
-        If the file is missing or no image.
+        If the file is missing or is not an image.
     """
     with _opened(path) as image:
-        # a PNG may have its EXIF behind the pixels, and Pillow would decode them all to look for it
+        # A PNG may have its EXIF after the pixels, and Pillow would decode them all to look for it.
         exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
         return image.height, image.width, exif.get(EXIF_ORIENTATION) in (5, 6, 7, 8)
 
 
 def decode(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The pixels of an image file in the depth it has.
+    """The pixels of an image file at its own bit depth.
 
     Parameters
     ----------
     path : Path
     size : (height, width), optional
-        The annotated size. The EXIF orientation is applied, except where only the image as stored has this
-        size: then it was annotated as stored.
+        The annotated size. The EXIF orientation is applied, unless only the image as stored has this size:
+        then it was annotated as stored.
 
     Returns
     -------
@@ -79,24 +79,22 @@ def decode(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     Raises
     ------
     InputError
-        If the file is missing, a directory, no image, truncated, or has values beyond 16 bits.
+        If the file is missing, a directory, not an image, truncated, or has values beyond 16 bits.
     """
     from PIL import ImageOps
 
     with _opened(path) as image:
         upright = ImageOps.exif_transpose(image)
-        as_stored = size is not None and size == (image.height, image.width) != (
-            upright.height,
-            upright.width,
-        )
-        return _pixels(image if as_stored else upright, path)
+        fits, fits_upright = (size == (view.height, view.width) for view in (image, upright))
+        return _pixels(image if fits and not fits_upright else upright, path)
 
 
 def _pixels(image, path: Path) -> np.ndarray:
+    """As `decode`; `path` is for the message."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)  # to the machine's byte order
+        return np.asarray(image).astype(np.uint16)  # in the machine's byte order
     if image.mode in ("I", "F"):
         values, top = np.asarray(image), 65535 if image.mode == "I" else 1
         if not (values.min() >= 0 and values.max() <= top):
@@ -112,7 +110,7 @@ def _pixels(image, path: Path) -> np.ndarray:
 
 
 def to_float(pixels: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3) of any depth that `decode` gives -> (3, H, W) float32 in 0..1."""
+    """(H, W) or (H, W, 3) of any depth that `decode` returns -> (3, H, W) float32 in 0..1."""
     image = pixels if pixels.ndim == 3 else pixels[:, :, None]
     image = np.broadcast_to(image, (*pixels.shape[:2], 3)).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
     image = np.ascontiguousarray(image, np.float32)
@@ -138,13 +136,13 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises
     ------
     InputError
-        If the file is missing, a directory, no image, truncated, too large, or has values beyond 16 bits.
+        If the file is missing, a directory, not an image, truncated, too large, or has values beyond 16 bits.
     """
     return to_float(decode(Path(path)))
 
 
 class PixelCache:
-    """The most recently used arrays up to a number of bytes; safe across threads."""
+    """Keeps the most recently used arrays, up to a number of bytes; several threads may use it."""
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -153,7 +151,7 @@ class PixelCache:
         self._lock = threading.Lock()
 
     def get(self, key: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The array of this key, made (outside the lock) if it is not there."""
+        """The array of this key; made, outside the lock, if it is not there."""
         with self._lock:
             if key in self._arrays:
                 self._arrays.move_to_end(key)

@@ -1,12 +1,12 @@
-"""Run-length encoded masks as COCO stores them: column by column, runs of 0 and of 1 by turns, 0 first.
+"""Run-length encoded masks as COCO stores them: column by column, alternating runs of 0 and 1, 0 first.
 
-pycocotools reads them faster, but trusts them: a damaged string makes it read beyond its buffer. So strings
-are read here first; and a small window of a mask is decoded here without the rest.
+pycocotools reads them faster, but trusts them: a damaged string makes it read beyond its buffer. So every
+string is read here first. A small window of a mask is decoded here, too, without decoding the rest.
 """
 
 import numpy as np
 
-from minimask.data.sample import Window
+from minimask.data.sample import PixelBox
 
 
 def read_runs(counts: bytes) -> np.ndarray:
@@ -15,9 +15,10 @@ def read_runs(counts: bytes) -> np.ndarray:
     Parameters
     ----------
     counts : bytes
-        Each number in groups of five bits, the lowest first, one a character from '0' on. Bit 5 says that
-        another group follows, bit 4 of the last group is the sign. From the fourth number on it is the
-        difference to the number two before (rleFrString in pycocotools' maskApi.c).
+        Each number is written in groups of five bits, the lowest first, each group as one character counted
+        from '0'. Bit 5 says that another group follows; bit 4 of the last group is the sign. From the fourth
+        number on, what is written is the difference from the number two before (rleFrString in pycocotools'
+        maskApi.c).
 
     Returns
     -------
@@ -26,7 +27,7 @@ def read_runs(counts: bytes) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the string is no such encoding.
+        If the string is not such an encoding.
     """
     groups = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     if not len(groups) or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
@@ -37,9 +38,8 @@ def read_runs(counts: bytes) -> np.ndarray:
     if shift.max() > 30:
         raise ValueError("has a run longer than any image")
     runs = np.add.reduceat((groups & 31) << shift, first)
-    runs -= np.where(
-        groups[last] & 16, 32 << shift[last], 0
-    )  # two's complement of as many bits as were given
+    negative = (groups[last] & 16) != 0
+    runs -= np.where(negative, 32 << shift[last], 0)  # two's complement of as many bits as were given
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     if runs.min() < 0:
@@ -47,16 +47,16 @@ def read_runs(counts: bytes) -> np.ndarray:
     return runs
 
 
-def decode_runs(runs: np.ndarray, height: int, window: Window) -> np.ndarray:
-    """A window of the mask, uint8 0 or 1, (y2 - y1, x2 - x1); only the window's columns are unrolled.
+def decode_runs(runs: np.ndarray, height: int, window: PixelBox) -> np.ndarray:
+    """A window of the mask, (y2 - y1, x2 - x1) uint8, 0 or 1; only the window's columns are unrolled.
 
     Parameters
     ----------
     runs : (R,) int64
-        As `read_runs` gives them.
+        As `read_runs` returns them.
     height : int
-        The whole mask's.
-    window : Window
+        Of the whole mask.
+    window : PixelBox
         Inside the mask.
     """
     x1, y1, x2, y2 = window
@@ -70,9 +70,6 @@ def decode_runs(runs: np.ndarray, height: int, window: Window) -> np.ndarray:
 def measure(masks: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     """How many pixels each mask has, and the smallest box around them.
 
-    Without pycocotools, which evaluates but need not be there to train, the strings are unrolled here; that
-    takes ten times as long.
-
     Parameters
     ----------
     masks : list of A dict
@@ -82,29 +79,13 @@ def measure(masks: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     -------
     (A,) int64, and (A, 4) int64 x1, y1, x2, y2; zeros for a mask without a pixel
     """
-    try:
-        from pycocotools import mask as coco_mask
-    except ImportError:
-        measured = np.array([_measure(mask) for mask in masks], np.int64).reshape(-1, 5)
-        return measured[:, 0], measured[:, 1:]
+    from pycocotools import mask as coco_mask
+
     # one by one: pycocotools 2.0.11 under NumPy 2 refuses the area of more than 255 masks at once
     pixels = np.array([coco_mask.area(mask) for mask in masks], np.int64)
     extents = coco_mask.toBbox(masks).astype(np.int64) if masks else np.zeros((0, 4), np.int64)
     extents[:, 2:] += extents[:, :2]
     return pixels, extents
-
-
-def _measure(mask: dict) -> tuple[int, ...]:
-    """Pixels, x1, y1, x2, y2."""
-    runs, height = read_runs(mask["counts"]), mask["size"][0]
-    last = np.cumsum(runs)[1::2] - 1  # of each run of 1
-    ones = runs[1::2]
-    first, last, ones = (a[ones > 0] for a in (last - ones + 1, last, ones))
-    if not len(ones):
-        return 0, 0, 0, 0, 0
-    wraps = (first // height != last // height).any()  # it reaches a column's lower end and the next's upper
-    y1, y2 = (0, height - 1) if wraps else ((first % height).min(), (last % height).max())
-    return ones.sum(), first[0] // height, y1, last[-1] // height + 1, y2 + 1
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

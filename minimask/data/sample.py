@@ -5,19 +5,29 @@ pixel i covers the interval [i, i + 1), so a mask's tight box ends one beyond it
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 MIN_SHARE = 0.1
-"""A cut object with a smaller share of its pixels left is dropped: a sliver does not show what it is."""
+"""Objects of which a cut leaves a smaller share are dropped: a sliver does not show what it is."""
 
-Window = tuple[int, int, int, int]
-"""x1, y1, x2, y2 of a rectangle of whole pixels inside the image."""
+
+class PixelBox(NamedTuple):
+    """A window on an image: a box of whole pixels inside it, ``image[y1:y2, x1:x2]``.
+
+    x comes first, as in any box; `minimask.masks.Window` has the order of an array's axes.
+    """
+
+    x1: int
+    y1: int
+    x2: int
+    y2: int
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """An image and what is on it.
+    """An image and its objects.
 
     Attributes
     ----------
@@ -25,12 +35,12 @@ class Sample:
         RGB in 0..1.
     boxes : (G, 4) float32
     labels : (G,) int64
-        1 is the first class; 0 is the background and never occurs here.
+        1 is the first class; 0, the background, never occurs here.
     masks : (G, H, W) uint8
         0 or 1.
     crowd_boxes : (C, 4) float32
     crowd_masks : (C, H, W) uint8
-        Regions of many objects that nobody told apart: neither objects nor background.
+        Regions of many objects that were not annotated one by one: neither objects nor background.
     image_id : int
     """
 
@@ -43,7 +53,7 @@ class Sample:
     image_id: int
 
     def target(self) -> dict[str, np.ndarray]:
-        """What the losses need to know: boxes, labels, masks, crowd_boxes, crowd_masks."""
+        """What the losses need: boxes, labels, masks, crowd_boxes, crowd_masks."""
         return {
             "boxes": self.boxes,
             "labels": self.labels,
@@ -54,7 +64,18 @@ class Sample:
 
 
 def tight_boxes(masks: np.ndarray) -> np.ndarray:
-    """The smallest box round each mask: (G, H, W) -> (G, 4) float32, all zeros for a mask without pixels."""
+    """The smallest box around each mask, from the left edge of its first pixel to the right edge of its last.
+
+    Parameters
+    ----------
+    masks : (G, H, W) bool or integer
+
+    Returns
+    -------
+    (G, 4) float32
+        x1, y1, x2, y2; all zeros for a mask without pixels. x2 and y2 are one more than those of
+        ``torchvision.ops.masks_to_boxes``, which returns indices of pixels.
+    """
     height, width = masks.shape[1:]
     columns, rows = masks.any(axis=1), masks.any(axis=2)  # (G, W), (G, H)
     if not columns.size or not rows.size:  # argmax refuses a dimension of length 0
@@ -66,7 +87,7 @@ def tight_boxes(masks: np.ndarray) -> np.ndarray:
 
 
 def cut(
-    boxes: np.ndarray, masks: np.ndarray, pixels: np.ndarray, window: Window, min_share: float = MIN_SHARE
+    boxes: np.ndarray, masks: np.ndarray, pixels: np.ndarray, window: PixelBox, min_share: float = MIN_SHARE
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a window leaves of objects.
 
@@ -75,19 +96,19 @@ def cut(
     boxes : (G, 4) float
         In the image's coordinates.
     masks : (G, h, w) uint8
-        In the window already.
+        The part of each mask inside the window.
     pixels : (G,) int
         How many pixels each mask has in the whole image.
-    window : Window
+    window : PixelBox
     min_share : float
-        Objects of which less is left are dropped, and so are those without any pixel.
+        Objects of which a smaller share of pixels is left are dropped, as are those without any pixel left.
 
     Returns
     -------
     keep : (G,) bool
     boxes : (G, 4) float32
-        In the window's coordinates, dropped objects included: the given box where it lies in the window, the
-        box round the rest of the mask where the window cuts it.
+        In the window's coordinates, dropped objects included: the given box if it lies inside the window,
+        else the box around what the window leaves of the mask.
     """
     left = masks.sum(axis=(1, 2), dtype=np.int64)
     keep = (left > 0) & (left >= min_share * pixels)
@@ -98,8 +119,8 @@ def cut(
     return keep, moved
 
 
-def crop(sample: Sample, window: Window) -> Sample:
-    """The part of a sample inside a window, objects cut, dropped and boxed as `cut` says."""
+def crop(sample: Sample, window: PixelBox) -> Sample:
+    """The part of a sample inside a window; objects are cut, dropped and boxed as described for `cut`."""
     x1, y1, x2, y2 = window
 
     def objects(boxes, masks, min_share):

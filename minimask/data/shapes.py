@@ -1,4 +1,4 @@
-"""Generated pictures of coloured, overlapping shapes with exact masks: data without a download."""
+"""Generated pictures of coloured, overlapping shapes with exact masks: data that needs no download."""
 
 import numpy as np
 
@@ -9,21 +9,21 @@ from minimask.randomness import Draws, Purpose
 CORNERS = {"circle": 0, "square": 4, "triangle": 3}
 
 NOISE = 0.03
-"""Standard deviation of the noise in every pixel, of 1 for white."""
+"""Standard deviation of the noise in every pixel, where white is 1."""
 
 MIN_VISIBLE = 0.3
-"""A shape is put nowhere where it would leave less of another one to be seen."""
+"""A shape is not placed where it would leave a smaller share of another one visible."""
 
 MIN_PIXELS = 16
-"""A shape of which less lies in the image is not drawn."""
+"""A shape with fewer pixels in the image is not drawn."""
 
 
 class Shapes:
     """A dataset of `count` pictures: circles, squares and triangles of any colour, turned and overlapping.
 
-    A picture depends on the seed and its own number alone, so more of them never change the first ones.
-    Colour and class are independent: the shape must be learnt. A mask is what can be seen of its shape,
-    exactly: a pixel belongs to it if its centre does.
+    A picture depends only on the seed and its number, so asking for more never changes the first ones. Colour
+    and class are independent: it is the shape that must be learnt. A mask is exactly the visible part of its
+    shape: a pixel belongs to it if its centre does.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Shapes:
     size : int
         Height and width in pixels.
     objects : (int, int)
-        Fewest and most shapes to try; those that would hide another, or hardly show, are not placed.
+        Fewest and most shapes to try; those that would hide another, or hardly be seen, are not placed.
     """
 
     class_names = tuple(CORNERS)
@@ -50,7 +50,7 @@ class Shapes:
         return len(self.image_ids)
 
     def describe(self, index: int) -> str:
-        """'shapes (seed 3): image 17', for messages."""
+        """For messages: 'shapes (seed 3): image 17'."""
         return f"{self.name}: image {self.image_ids[index]}"
 
     def image(self, index: int) -> np.ndarray:
@@ -58,7 +58,7 @@ class Shapes:
         return self[index].image
 
     def __getitem__(self, index: int) -> Sample:
-        index = range(len(self))[index]  # negative indices, and an IndexError
+        index = range(len(self))[index]  # takes negative indices, raises IndexError
         rng = Draws(self.seed).rng(Purpose.SHAPES, index)
         image = self._background(rng)
         labels: list[int] = []
@@ -83,7 +83,7 @@ class Shapes:
         )
 
     def coco_document(self) -> dict:
-        """The ground truth of all pictures for pycocotools; each is drawn for it."""
+        """The ground truth of all pictures for pycocotools; draws every one of them."""
         annotations = []
         for sample in self:
             for box, label, mask in zip(sample.boxes.tolist(), sample.labels.tolist(), sample.masks):
@@ -113,23 +113,24 @@ class Shapes:
         }
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
-        """(3, size, size): a dark colour that changes across the picture."""
+        """(3, size, size): a dark colour with a gradient across the picture."""
         across = np.linspace(-0.5, 0.5, self.size)
         slope_x, slope_y = rng.uniform(-0.15, 0.15, (2, 3, 1, 1))
         return rng.uniform(0.1, 0.35, (3, 1, 1)) + slope_x * across + slope_y * across[:, None]
 
     def _colour(self, rng: np.random.Generator) -> np.ndarray:
-        """(3, 1): a colour with a bright channel, as no background has one."""
+        """(3, 1): a colour with one channel brighter than any background's."""
         return rng.permuted([rng.uniform(0.7, 1.0), rng.uniform(0.0, 1.0), rng.uniform(0.0, 0.6)])[:, None]
 
     def _shape(self, corners: int, rng: np.random.Generator) -> np.ndarray:
-        """(size, size) bool: pixels with their centre in a regular polygon, or in a circle for 0 corners."""
+        """(size, size) bool: pixels whose centre lies in a regular polygon, or in a circle for 0 corners."""
         radius = rng.uniform(1 / 14, 1 / 5) * self.size  # of the circle of the same area
-        x, y = np.arange(self.size) + 0.5 - rng.uniform(0.0, self.size, (2, 1))  # (size,) from the middle
+        middle = rng.uniform(0.0, self.size, (2, 1))
+        x, y = np.arange(self.size) + 0.5 - middle  # (size,) each
         turn = rng.uniform(0.0, 2.0 * np.pi)
         if not corners:
             return x**2 + y[:, None] ** 2 <= radius**2
-        # a regular n-gon of apothem a (middle to side) has the area n a^2 tan(pi / n)
+        # a regular n-gon with apothem a (the distance from middle to side) has the area n a^2 tan(pi / n)
         apothem = radius * np.sqrt(np.pi / (corners * np.tan(np.pi / corners)))
         normals = turn + 2.0 * np.pi * np.arange(corners)[:, None, None] / corners
         return (np.cos(normals) * x + np.sin(normals) * y[:, None] <= apothem).all(axis=0)

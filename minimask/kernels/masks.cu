@@ -2,9 +2,9 @@
 // How to launch it, and how it runs without a GPU: docs/kernels.md.
 //
 // Shapes: R RoIs, M x M cells; G masks of H x W pixels to crop from; N masks to paste into images of H x W.
-// Where a box reads or writes is computed before, for both axes (y, x) of all boxes: a convention is a few
-// numbers a box, and what depends on single roundings (whole pixels!) is computed by the same lines as on the
-// CPU.
+// Where a box reads or writes is computed before, for both axes (y, x) of all boxes: a convention comes down to
+// a few numbers per box and axis (`Samples` and `Placement` in masks.py), and what depends on single roundings
+// (whole pixels!) is computed by the same lines as on the CPU.
 
 // targets[r, i, j]: what bin (i, j) of RoI r sees of its object's mask, the mean of ny x nx samples.
 //
@@ -24,7 +24,7 @@ __device__ bool between(double at, int length, int& before, int& after, double& 
     return true;
 }
 
-// samples (R, 2, 3), for y and x: start and step, in pixels counted from pixel 0's centre, and how many a bin.
+// samples (R, 2, 3), for y and x: start and step, in pixels from the centre of pixel 0, and the count per bin.
 // A RoI whose object does not exist gets NaN: to raise, the host would have to wait for the GPU.
 template <typename T>
 __global__ void crop_masks(const unsigned char* masks, const long long* matches, const double* samples,
@@ -60,19 +60,19 @@ __global__ void crop_masks(const unsigned char* masks, const long long* matches,
 //
 //   for n in range(N):                                     blockIdx.y
 //       for y, x in ndindex(H, W):                         blockIdx.x, threadIdx.x: neighbours in memory
-//           v, u = a y + b, a x + b of axes y and x                      in cells, cell 0's centre at 0
+//           v, u = scale y + shift, scale x + shift of axes y and x      in cells, cell 0's centre at 0
 //           images[n, y, x] = bilinear(masks[n], v, u) if y and x lie in [first, stop) else 0
 //
 // Nearly all pixels lie outside a mask's window: what costs is to write N H W zeros. So every pixel is
 // written by one thread, once, in order, instead of zeros first and windows after.
-// windows (N, 2, 4), for y and x: a, b, first, stop.
+// placements (N, 2, 4), for y and x: scale, shift, first, stop.
 template <typename T>
-__global__ void paste_masks(const T* masks, const double* windows, int N, int M, int H, int W, T threshold,
-                            T* images, bool* above) {
+__global__ void paste_masks(const T* masks, const double* placements, int N, int M, int H, int W,
+                            T threshold, T* images, bool* above) {
     const unsigned pixels = (unsigned)H * W;
     for (int n = blockIdx.y; n < N; n += gridDim.y) {
         const T* mask = masks + (long long)n * M * M;
-        const double *in_y = windows + 8LL * n, *in_x = in_y + 4;
+        const double *in_y = placements + 8LL * n, *in_x = in_y + 4;
         for (unsigned k = blockIdx.x * blockDim.x + threadIdx.x; k < pixels; k += gridDim.x * blockDim.x) {
             const int y = k / W, x = k % W;
             T value = 0;

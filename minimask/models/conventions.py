@@ -1,11 +1,14 @@
-"""What the systems do differently, as one frozen object that is passed to the stages.
+"""What implementations of Mask R-CNN do differently, as one frozen object that is passed to the stages.
 
-A checkpoint trained under one convention gives shifted boxes and masks under another, and nothing tells.
+A checkpoint trained under one convention gives shifted boxes and masks under another, without any error.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import minimask.masks
+from minimask.masks import MaskConvention
 
 
 @dataclass(frozen=True)
@@ -17,25 +20,25 @@ class Conventions:
     aligned : bool
         RoIAlign's half pixel (see `minimask.kernels.roi_align.Sampling`).
     sampling_ratio : int
-        Sampling points a bin and direction; 0: adaptive.
-    masks : "float" or "torchvision"
+        Sampling points per bin and direction; 0 takes as many as the bin has pixels, rounded up.
+    masks : MaskConvention
         How mask targets are cropped and masks pasted (see `minimask.masks`).
     mask_threshold : float or None
-        Make mask targets binary at this value; None leaves them soft.
+        Makes mask targets binary: 1 from this value on; None leaves them soft.
     resize_masks : bool
-        Resize target masks with the image (nearest neighbour), instead of reading them as they are.
+        Resize target masks with the image (nearest neighbour), instead of cropping them at their own size.
     anchors_rounded : bool
     anchor_offset : float
         In strides (see `minimask.anchors.AnchorGenerator`).
     rpn_beta, box_beta : float
-        Smooth L1's corner in the two box losses; 0 is L1.
+        Where smooth L1 turns from quadratic to linear in the two box losses; 0 makes it L1.
     mean, std : three floats
         RGB, of images in 0..1.
     """
 
     aligned: bool = True
     sampling_ratio: int = 2
-    masks: str = "float"
+    masks: MaskConvention = minimask.masks.FLOAT
     mask_threshold: float | None = None
     resize_masks: bool = False
     anchors_rounded: bool = False
@@ -48,5 +51,9 @@ class Conventions:
 
 MINIMASK = Conventions()  # no rounding anywhere
 TORCHVISION = Conventions(
-    aligned=False, masks="torchvision", resize_masks=True, anchors_rounded=True, anchor_offset=0.0
+    aligned=False,
+    masks=minimask.masks.TORCHVISION,
+    resize_masks=True,
+    anchors_rounded=True,
+    anchor_offset=0.0,
 )

@@ -13,7 +13,7 @@ from minimask.backend import array_module
 from minimask.boxes import scale_boxes
 from minimask.functions.activation import sigmoid_array
 from minimask.functions.roi import as_rois
-from minimask.masks import crop_masks
+from minimask.masks import MaskConvention, crop_masks
 from minimask.models.box_head import Detections, Pooler, RoIs
 from minimask.models.transform import Target
 from minimask.nn import Conv2d, ConvTranspose2d, Module, Sequential
@@ -27,44 +27,63 @@ class MaskPredictor(Module):
         self.mask_fcn_logits = Conv2d(channels, num_classes, 1, rng, gain=1e-6 * channels)  # std 0.001
 
 
-class MaskHead(Module):
-    """K independent masks of m x m for each RoI: K m^2 outputs that do not compete (figure 4, right)."""
+class MaskFCN(Module):
+    """The paper's net: four convolutions, a deconvolution and a 1 x 1 convolution (figure 4, right)."""
 
-    def __init__(self, channels: int, num_classes: int, pooler: Pooler, conventions, rng, convs=4):
+    def __init__(self, channels: int, num_classes: int, rng, convs: int = 4):
         self.mask_head = Sequential(*(Sequential(Conv2d(channels, channels, 3, rng)) for _ in range(convs)))
         self.mask_predictor = MaskPredictor(channels, num_classes, rng)
-        self.pooler, self.conventions = pooler, conventions
+
+    def forward(self, x) -> Tensor:  # (R, C, P, P) -> (R, K+1, 2P, 2P)
+        convs = [block[0].weight_and_bias for block in self.mask_head]
+        deconv, logits = self.mask_predictor.conv5_mask, self.mask_predictor.mask_fcn_logits
+        return F.mask_head(x, convs, deconv.weight_and_bias, logits.weight_and_bias)
+
+
+class MaskHead(Module):
+    """K independent masks of m x m for each RoI: K m^2 outputs that do not compete (section 3).
+
+    Parameters
+    ----------
+    pooler : Pooler
+    net : Module
+        RoI features (R, C, P, P) -> logits (R, K+1, M, M), as `MaskFCN` does it.
+    convention : MaskConvention
+        How targets are cropped, and detected masks pasted.
+    threshold : float or None
+        Makes targets binary: 1 from this value on; None leaves them soft.
+    """
+
+    paths = {"net": ""}  # torchvision's names in the state: roi_heads.mask_head and roi_heads.mask_predictor
+
+    def __init__(
+        self, pooler: Pooler, net: Module, convention: MaskConvention, threshold: float | None = None
+    ):
+        self.pooler, self.net = pooler, net
+        self.convention, self.threshold = convention, threshold
 
     def forward(self, levels, boxes) -> Tensor:  # P2..P5, (R, 5) -> (R, K+1, M, M)
         x = self.pooler(levels, boxes)  # (R, C, 14, 14)
-        convs = [block[0].weight_and_bias for block in self.mask_head]
-        return F.mask_head(
-            x,
-            convs,
-            self.mask_predictor.conv5_mask.weight_and_bias,
-            self.mask_predictor.mask_fcn_logits.weight_and_bias,
-        )
+        return self.net(x)  # (R, K+1, 28, 28)
 
     def targets(self, rois: RoIs, targets: list[Target], size: int) -> np.ndarray:
         """(R, M, M): what each positive RoI sees of its object's mask."""
-        xp, conventions = array_module(rois.boxes), self.conventions
+        xp = array_module(rois.boxes)
         out = xp.zeros((len(rois.labels), size, size), rois.boxes.dtype)
         for n, target in enumerate(targets):
-            own = np.flatnonzero(rois.images == n)
-            boxes = scale_boxes(rois.boxes[own, 1:], target.mask_scale)
-            matches = xp.asarray(rois.matches[own])
-            out[own] = crop_masks(
-                target.masks, boxes, matches, size, conventions.masks, conventions.mask_threshold
-            )
+            rows = np.flatnonzero(rois.images == n)
+            boxes = scale_boxes(rois.boxes[rows, 1:], target.mask_scale)
+            matches = xp.asarray(rois.matches[rows])
+            out[rows] = crop_masks(target.masks, boxes, matches, size, self.convention, self.threshold)
         return out
 
     def loss(self, logits: Tensor, rois: RoIs, targets: list[Target]) -> dict[str, Tensor]:
-        """L_mask: only the true class's mask of each RoI has a loss."""
+        """L_mask: of each RoI, only the mask of the true class contributes."""
         wanted = self.targets(rois, targets, logits.shape[-1])
         return {"loss_mask": F.mask_loss(logits, rois.labels, wanted)}
 
     def predict(self, levels, detections: list[Detections]) -> list[np.ndarray]:
-        """For each image the (D, M, M) probabilities of the detected class's mask; in inference only."""
+        """For each image the probabilities (D, M, M) of the detected classes' masks; for inference."""
         xp = array_module(*(d.boxes for d in detections))
         labels = xp.concatenate([d.labels for d in detections])
         logits = self.forward(levels, as_rois([d.boxes for d in detections])).data  # (sum D, K+1, M, M)

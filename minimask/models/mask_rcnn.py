@@ -128,12 +128,10 @@ class MaskRCNN(Module):
     def _result(self, detections, probabilities, n: int, batch: Batch) -> dict:
         d, (sy, sx) = detections, batch.scale(n)
         boxes = scale_boxes(d.boxes, (1 / sy, 1 / sx))
-        convention = self.mask_head.conventions.masks
-        masks = Masks(probabilities, boxes, batch.original_sizes[n], convention)
+        masks = Masks(probabilities, boxes, batch.original_sizes[n], self.mask_head.convention)
         columns = [boxes, d.scores[:, None], d.labels[:, None].astype(boxes.dtype)]
-        found = to_cpu(
-            array_module(boxes).concatenate(columns, axis=1)
-        )  # sync: the image's result, but masks
+        table = array_module(boxes).concatenate(columns, axis=1)  # (D, 6)
+        found = to_cpu(table)  # sync: the image's result, all but its masks
         labels = found[:, 5].astype(np.int64)
         return {"boxes": found[:, :4], "labels": labels, "scores": found[:, 4], "masks": masks}
 

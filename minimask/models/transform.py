@@ -1,4 +1,4 @@
-"""Images and targets to a batch, and results back: normalise, resize, pad.
+"""From images and targets to a batch: normalise, resize, pad.
 
 Shapes: N images (3, H_n, W_n) in, a batch (N, 3, H', W') out; G objects an image.
 """
@@ -27,7 +27,7 @@ class Batch:
     images : (N, 3, H', W') float
         Normalised, resized, padded with zeros at the right and at the bottom.
     sizes : N of (h, w)
-        Each image's part of it.
+        The part of `images` that each image fills.
     original_sizes : N of (H, W)
     """
 
@@ -47,7 +47,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Target:
-    """One image's objects in the batch's pixels, on the network's device.
+    """One image's objects, in pixels of the batch, on the network's device.
 
     Attributes
     ----------
@@ -69,14 +69,18 @@ class Target:
 
 
 class Transform:
-    """Options of the way in.
+    """Brings images, and with them their targets, to the size and range of values that the network expects.
 
     Parameters
     ----------
+    conventions : Conventions
+        Its mean, std and `resize_masks` are used.
     min_size : int or None
-        The shorter side is scaled to this; None leaves the size.
+        The shorter side is scaled to this; None keeps the size.
     max_size : int
         The longer side does not exceed this.
+    size_divisible : int
+        The batch's height and width are padded to multiples of this.
     """
 
     def __init__(
@@ -86,12 +90,12 @@ class Transform:
         self.size_divisible = size_divisible
 
     def __call__(self, images: Sequence, dtype=np.float32, device: str = "cpu") -> Batch:
-        """N arrays (3, H_n, W_n) float RGB in 0..1, of either device, to a `Batch` on `device`.
+        """A `Batch` on `device` of N arrays (3, H_n, W_n), float RGB in 0..1, on either device.
 
         Raises
         ------
         InputError
-            If an image has another shape or no floating point dtype.
+            If an image has another shape, or a dtype that is not floating point.
         """
         if not len(images):
             raise InputError("no images: give a list of at least one array (3, H, W)")
@@ -108,8 +112,8 @@ class Transform:
         return Batch(batch, [r.shape[1:] for r in resized], [tuple(i.shape[1:]) for i in images])
 
     def _normalize(self, image):
-        xp, o = array_module(image), self.conventions
-        mean, std = (xp.asarray(v, image.dtype)[:, None, None] for v in (o.mean, o.std))
+        xp, of_channels = array_module(image), (self.conventions.mean, self.conventions.std)
+        mean, std = (xp.asarray(values, image.dtype)[:, None, None] for values in of_channels)  # (3, 1, 1)
         return (image - mean) / std
 
     def _resize(self, image):
@@ -117,18 +121,18 @@ class Transform:
         return image if size == image.shape[1:] else resample.bilinear(image, size)
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """What an image of (height, width) is scaled to."""
+        """The (height, width) that an image of this size is scaled to."""
         scale = self.max_size / max(size)
         scale = min(scale, 1.0 if self.min_size is None else self.min_size / min(size))
         return math.floor(size[0] * scale), math.floor(size[1] * scale)
 
     def padded(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """(H', W') of a batch of images of such sizes."""
+        """(H', W') of a batch of images of these sizes."""
         largest = (max(sides) for sides in zip(*map(self.resized, sizes)))
         return tuple(-(-side // self.size_divisible) * self.size_divisible for side in largest)
 
     def targets(self, targets: Sequence[dict], batch: Batch) -> list[Target]:
-        """Boxes and masks of the batch's images, checked and scaled along.
+        """Boxes and masks of the batch's images, checked and scaled with the images.
 
         Parameters
         ----------
@@ -139,7 +143,7 @@ class Transform:
         Raises
         ------
         InputError
-            If something has the wrong shape, a box no area, or a label is 0.
+            If something has the wrong shape, a box has no area, or a label is 0.
         """
         if len(targets) != len(batch.sizes):
             raise InputError(f"targets: {len(targets)} for {len(batch.sizes)} images; give one dict an image")
@@ -155,7 +159,7 @@ class Transform:
             masks = np.zeros((0, *size), np.uint8)
         _check(boxes, labels, masks, n, size)
         scale = batch.scale(n)
-        mask_scale, masks = (1 / scale[0], 1 / scale[1]), on_device(masks)
+        masks, mask_scale = on_device(masks), (1 / scale[0], 1 / scale[1])
         if self.conventions.resize_masks and batch.sizes[n] != size:
             masks, mask_scale = resample.nearest(masks, batch.sizes[n]), (1.0, 1.0)
         crowd_boxes = np.asarray(target.get("crowd_boxes", np.zeros((0, 4))), dtype).reshape(-1, 4)
@@ -163,15 +167,15 @@ class Transform:
         return Target(boxes, labels, masks, mask_scale, crowd_boxes)
 
 
-def _check(boxes, labels, masks, n: int, size) -> None:
+def _check(boxes, labels, masks, n: int, size: tuple[int, int]) -> None:
+    """Raise an InputError if the targets of image n, of (H, W), are wrong."""
     if len(labels) != len(boxes) or masks.shape != (len(boxes), *size):
         raise InputError(
             f"targets[{n}]: {len(boxes)} boxes, {len(labels)} labels and masks {masks.shape} do not belong "
             f"together; for an image of {size} masks must be {(len(boxes), *size)}"
         )
-    bad = np.flatnonzero(
-        ~(np.isfinite(boxes).all(1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
-    )
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    bad = np.flatnonzero(~(np.isfinite(boxes).all(axis=1) & has_area))
     if len(bad):
         raise InputError(
             f"targets[{n}]: box {bad[0]} is {boxes[bad[0]].tolist()}; boxes are x1, y1, x2, y2 with "

@@ -12,7 +12,7 @@ from minimask.anchors import AnchorGenerator
 from minimask.models.box_head import BoxHead, BoxOptions, BoxPredictor, Pooler, TwoMLPHead
 from minimask.models.conventions import MINIMASK, TORCHVISION
 from minimask.models.fpn import FPN, Backbone
-from minimask.models.mask_head import MaskHead
+from minimask.models.mask_head import MaskFCN, MaskHead
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.resnet import BasicBlock, Bottleneck, ResNet
 from minimask.models.rpn import RPN, RPNHeadNet, RPNOptions
@@ -147,7 +147,8 @@ def _fpn_model(
     pooler = Pooler(7, roi_align)
     head = TwoMLPHead(channels * pooler.output_size**2, box_width, rng)
     box_head = BoxHead(pooler, head, BoxPredictor(box_width, num_classes, rng), box_options)
-    mask_head = MaskHead(channels, num_classes, Pooler(14, roi_align), conventions, rng)
+    mask_net = MaskFCN(channels, num_classes, rng)
+    mask_head = MaskHead(Pooler(14, roi_align), mask_net, conventions.masks, conventions.mask_threshold)
     return MaskRCNN(transform, backbone, rpn, box_head, mask_head)
 
 

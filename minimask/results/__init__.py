@@ -1,4 +1,4 @@
-"""What comes of a model: predictions of image files, their evaluation, and pictures of both.
+"""What a trained model is used for: predicting image files, evaluation, and pictures of both.
 
-Imports `weights` and what it rests on, never `training`. Begin with `predict.py`, from file to picture.
+Imports `weights` and what lies below it, never `training`. Begin with `predict.py`, from file to picture.
 """

@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes and masks, by pycocotools, for any number of detections an image."""
+"""COCO's average precision of boxes and masks, by pycocotools, for any number of detections per image."""
 
 import contextlib
 import io
@@ -12,7 +12,6 @@ import numpy as np
 from minimask.files import write_json
 
 METRICS = ("AP", "AP50", "AP75", "small", "medium", "large")
-_AREAS = ("all", "small", "medium", "large")
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,12 @@ class Evaluation:
     ----------
     box, mask : dict of str to float
         `METRICS`: AP is the mean over the IoU thresholds 0.50, 0.55, ..., 0.95 and the classes; AP50 and
-        AP75 at one threshold; small, medium and large are the AP of objects under 32**2, under 96**2 and
-        from 96**2 pixels of area up. -1 where the data has no such object.
+        AP75 are at one threshold; small, medium and large are the AP of objects with an area below 32**2
+        pixels, from there to 96**2, and above. -1 where the data has no such object.
     max_detections : int
-        The most detections an image that were counted, best first.
+        How many detections per image were counted at most, best first.
     images, objects : int
-        How many images and (not crowd) objects were evaluated on.
+        Number of images, and of objects (without crowds), that were evaluated on.
     detections : list of dict
         COCO results: image_id, category_id, bbox (x, y, width, height), score, segmentation (RLE).
     """
@@ -51,7 +50,7 @@ class Evaluation:
         return "\n".join(rows)
 
     def write(self, directory: Path) -> None:
-        """Write detections.json, COCO results as other tools read them, and metrics.json."""
+        """Write detections.json, COCO results that other tools read, and metrics.json."""
         write_json(directory / "detections.json", self.detections)
         metrics = {name: value for name, value in vars(self).items() if name != "detections"}
         write_json(directory / "metrics.json", metrics, indent=2)
@@ -68,13 +67,13 @@ def evaluate(
     Parameters
     ----------
     model
-        Has ``predict(images)``. It must be set to give at least `max_detections` an image.
+        Has ``predict(images)``, and must be set to return at least `max_detections` per image.
     dataset
         Has ``image_ids``, ``category_ids``, ``coco_document()`` and ``image(index)``.
     max_detections : int, >= 1
-        The best so many of each image are kept, in the results and in the metrics.
+        How many detections of each image are kept, best first, in the results and in the metrics.
     progress : callable
-        Wraps the range of image indices, to show how far it is.
+        Wraps the range of image indices, to show progress.
 
     Returns
     -------
@@ -126,13 +125,13 @@ def score(document: dict, detections: list[dict], max_detections: int = 100) -> 
     """
     from pycocotools import mask as rle_masks
 
-    # An object counts as small or large by its own kind of area, so the two kinds differ in `area` alone.
-    boxes = [result["bbox"][2] * result["bbox"][3] for result in detections]
-    # One by one: of more than 255 at once, pycocotools 2.0.11 finds no area.
-    areas = [rle_masks.area(result["segmentation"]) for result in detections]
+    # A detection is small or large by the area of its box in one metric and of its mask in the other.
+    box_areas = [result["bbox"][2] * result["bbox"][3] for result in detections]
+    # One by one: pycocotools 2.0.11 refuses the area of more than 255 masks at once.
+    mask_areas = [rle_masks.area(result["segmentation"]) for result in detections]
     return Evaluation(
-        box=_average_precision(document, detections, boxes, "bbox", max_detections),
-        mask=_average_precision(document, detections, areas, "segm", max_detections),
+        box=_average_precision(document, detections, box_areas, "bbox", max_detections),
+        mask=_average_precision(document, detections, mask_areas, "segm", max_detections),
         max_detections=max_detections,
         images=len(document["images"]),
         objects=sum(not annotation["iscrowd"] for annotation in document["annotations"]),
@@ -141,46 +140,51 @@ def score(document: dict, detections: list[dict], max_detections: int = 100) -> 
 
 
 def _average_precision(
-    document: dict, detections: list[dict], areas, kind: str, most: int
+    document: dict, detections: list[dict], areas: list[float], kind: str, max_detections: int
 ) -> dict[str, float]:
-    """COCOeval's precision, averaged here: its own summary is fixed to 100 detections, and prints."""
+    """The `METRICS` from COCOeval's precisions, whose own summary is fixed to 100 detections and prints.
+
+    Parameters
+    ----------
+    areas : list of float
+        Of each detection, in pixels.
+    kind : "bbox" or "segm"
+    """
     from pycocotools.cocoeval import COCOeval
 
-    # COCO.loadRes fails on no results and writes into the caller's; the same annotations are made here.
+    # COCO.loadRes fails without results and writes into those given; the same annotations are made here.
     results = [
         result | {"id": number, "area": float(area), "iscrowd": 0}
         for number, (result, area) in enumerate(zip(detections, areas), start=1)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         comparison = COCOeval(_indexed(document), _indexed(document | {"annotations": results}), kind)
-        comparison.params.maxDets = [most]
+        comparison.params.maxDets = [max_detections]
         comparison.evaluate()
         comparison.accumulate()
-    precision = comparison.eval["precision"][
-        ..., 0
-    ]  # (T thresholds, R recalls, K classes, A areas), -1: nothing
-
-    def mean(values: np.ndarray) -> float:
-        values = values[values > -1]
-        return float(values.mean()) if values.size else -1.0
-
+    precision = comparison.eval[
+        "precision"
+    ]  # (T thresholds, R recalls, K classes, 4 areas, 1), -1: no object
+    any_size, small, medium, large = np.moveaxis(precision[..., 0], 3, 0)  # (T, R, K) each
     thresholds = comparison.params.iouThrs
-    everything, *by_size = (precision[..., area] for area in range(len(_AREAS)))
-    return dict(
-        zip(
-            METRICS,
-            [
-                mean(everything),
-                mean(everything[np.isclose(thresholds, 0.50)]),
-                mean(everything[np.isclose(thresholds, 0.75)]),
-                *map(mean, by_size),
-            ],
-        )
-    )
+    return {
+        "AP": _mean(any_size),
+        "AP50": _mean(any_size[np.isclose(thresholds, 0.50)]),
+        "AP75": _mean(any_size[np.isclose(thresholds, 0.75)]),
+        "small": _mean(small),
+        "medium": _mean(medium),
+        "large": _mean(large),
+    }
+
+
+def _mean(precision: np.ndarray) -> float:
+    """Over the entries for which there are objects; -1 without any."""
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else -1.0
 
 
 def _indexed(document: dict):
-    """A pycocotools COCO of a document in memory; of copies, since COCOeval writes into annotations."""
+    """A pycocotools COCO of a document in memory; its annotations are copies: COCOeval writes into them."""
     from pycocotools.coco import COCO
 
     coco = COCO()

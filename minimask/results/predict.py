@@ -1,11 +1,11 @@
-"""From image files to what a detector sees in them: pictures, label maps, a COCO document."""
+"""From image files to what a detector finds in them: pictures, label maps, a COCO document."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from minimask.data import read_image
+from minimask.data.images import read_header, read_image
 from minimask.errors import InputError
 from minimask.files import make_output_directory, write_json
 from minimask.results.evaluate import coco_results
@@ -20,12 +20,14 @@ def confident(prediction: dict, threshold: float) -> dict:
 
 
 def check_images(paths: Sequence[str | Path]) -> None:
-    """See that every file is an image that can be decoded, and that their results will not collide.
+    """Check that every file is an image, by its header, and that their results will not collide.
+
+    Damage further inside a file shows when it is decoded, in `predict_files`.
 
     Raises
     ------
     InputError
-        For the first that is not.
+        For the first file that is not an image, or whose results would overwrite those of another.
     """
     stems: dict[str, Path] = {}
     for path in map(Path, paths):
@@ -35,7 +37,7 @@ def check_images(paths: Sequence[str | Path]) -> None:
                 f"{path} and {other}: results are named after the image, and both would be {path.stem}; "
                 "rename one, or predict them into two directories"
             )
-        read_image(path)
+        read_header(path)
 
 
 def predict_files(
@@ -46,19 +48,27 @@ def predict_files(
     with_label_maps: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[int]:
-    """Predict image files and write a picture of each.
+    """Predict image files, one after another, and write a picture of each.
 
     Parameters
     ----------
     output : str or Path
-        Gets NAME-instances.png; with `with_label_maps` NAME-ids.png (16 bits: the instance's number) and
-        NAME-classes.png (8 bits: the label); with `json` predictions.json, a COCO document whose annotations
-        have a score, which `read_coco` reads back.
+        The directory for NAME-instances.png; with `with_label_maps` also NAME-ids.png (16 bits: the number of
+        the instance) and NAME-classes.png (8 bits: the label); with `json` also predictions.json, a COCO
+        document whose annotations have a score, which `read_coco` reads back.
+    progress : callable
+        Wraps the list of paths, to show progress.
 
     Returns
     -------
     list of int
         How many objects were found in each image.
+
+    Raises
+    ------
+    InputError
+        If a file turns out to be damaged, or something cannot be written. The pictures of the images before
+        it have been written; predictions.json has not.
     """
     output = make_output_directory(output)
     images: list[dict] = []
@@ -80,11 +90,14 @@ def predict_files(
         images.append({"id": number, "file_name": path.name, "height": height, "width": width})
         annotations += coco_results(found, number, detector.category_ids)
     if json:
-        names = zip(detector.category_ids, detector.class_names)
-        document = {
-            "images": images,
-            "categories": [{"id": number, "name": name} for number, name in names],
-            "annotations": [{"id": i, "iscrowd": 0} | found for i, found in enumerate(annotations, start=1)],
-        }
-        write_json(output / "predictions.json", document)
+        write_json(output / "predictions.json", _coco_document(images, annotations, detector))
     return counts
+
+
+def _coco_document(images: list[dict], annotations: list[dict], detector: Detector) -> dict:
+    names = zip(detector.category_ids, detector.class_names)
+    return {
+        "images": images,
+        "categories": [{"id": number, "name": name} for number, name in names],
+        "annotations": [{"id": i, "iscrowd": 0} | found for i, found in enumerate(annotations, start=1)],
+    }

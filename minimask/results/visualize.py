@@ -1,10 +1,10 @@
 """Pictures: instances over images, truth beside prediction, loss curves, and label maps.
 
-Shapes: G instances; H, W the image's size. Drawing is done at `zoom` display pixels an image pixel.
+Shapes: G instances on an image of H x W. An image pixel is drawn as `zoom` x `zoom` display pixels.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,36 +12,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
+from minimask.data.augmentation import LUMA
+from minimask.data.sample import tight_boxes
 from minimask.files import replacing
+from minimask.masks import Window
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-# Okabe and Ito's palette (2008), told apart with every common kind of colour blindness; black is for halos.
+# Okabe and Ito's palette (2008), distinct under every common colour blindness; black is left to the halos.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 _RGB = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in PALETTE], np.float32)
 _BACKGROUND, _INK = (250, 250, 250), (30, 30, 30)
-_LINE, _HALO, _FILL = 2.0, 1.2, 0.32  # widths in display pixels, opacity of a mask
+_LINE, _HALO = 2.0, 1.2  # widths in display pixels
+_FILL = 0.32  # opacity of a mask
+_LABEL_HEIGHT = 15  # display pixels
 
 
-def windows(masks: Any) -> Iterator[tuple[tuple[int, int, int, int], np.ndarray]]:
-    """Each mask as the window ``(y0, y1, x0, x1)`` that it fills and the patch in it, values 0 to 1.
+def windows(masks: Any) -> Iterator[tuple[Window, np.ndarray]]:
+    """Each mask as the window that it fills and the patch inside it, with values from 0 to 1.
 
     Parameters
     ----------
-    masks : (G, H, W) array, or a model's masks with ``window(i)``
+    masks : (G, H, W) array, or a model's masks, which have ``window(i)``
     """
-    for index in range(len(masks)):
-        if hasattr(masks, "window"):
-            yield masks.window(index)
-            continue
-        rows = np.flatnonzero(masks[index].any(axis=1))
-        columns = np.flatnonzero(masks[index].any(axis=0))
-        if rows.size:
-            y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-            yield (int(y0), int(y1), int(x0), int(x1)), masks[index][y0:y1, x0:x1]
-        else:
-            yield (0, 0, 0, 0), np.zeros((0, 0), np.uint8)
+    if hasattr(masks, "window"):
+        yield from map(masks.window, range(len(masks)))
+    else:
+        for mask, (x1, y1, x2, y2) in zip(masks, tight_boxes(masks).astype(int).tolist()):
+            yield Window(y1, y2, x1, x2), mask[y1:y2, x1:x2]
 
 
 def draw_instances(
@@ -62,14 +61,14 @@ def draw_instances(
     boxes : (G, 4) float
         x1, y1, x2, y2 in pixels.
     labels : (G,) int
-        From 1; ``class_names[label - 1]`` is the name.
+        From 1 up; ``class_names[label - 1]`` is the name.
     masks : (G, H, W) array, or a model's masks
     scores : (G,) float, optional
         Written beside the name.
     zoom : float, optional
-        Display pixels an image pixel; by default small images are enlarged to about 1000 pixels.
+        Display pixels per image pixel; by default small images are enlarged to about 1000 pixels.
     names : bool
-        Whether the name of the class is written at each instance; the caption has it in any case.
+        Whether each instance is labelled with the name of its class; the caption has it in any case.
 
     Returns
     -------
@@ -77,9 +76,9 @@ def draw_instances(
 
     Notes
     -----
-    Neighbours differ in colour. Every line is coloured with a dark halo, so that it shows on dark and on
+    Neighbours differ in colour. Every line is coloured and has a dark halo, so that it shows on dark and on
     bright images. A label that would hide another one or the middle of another instance is shortened to the
-    score, or left out, and the caption says how many were.
+    score or left out; the caption says how many were left out.
     """
     from PIL import Image
 
@@ -114,27 +113,13 @@ def comparison(
     samples : sequence of Sample
         With image, boxes, labels, masks.
     predictions : sequence of dict
-        What the model says of each: boxes, labels, scores, masks.
+        What the model finds in each: boxes, labels, scores, masks.
     size : int
         Longer side of each picture in display pixels.
     """
     from PIL import Image, ImageDraw
 
-    rows = []
-    for sample, found in zip(samples, predictions):
-        zoom = size / max(sample.image.shape[1:])
-        # In a dark image a missed object would not be seen to be missed.
-        gain = float(np.clip(0.9 / max(np.quantile(sample.image, 0.995), 1e-6), 1, 8))
-        image, brighter = gain * sample.image, f"shown {gain:.1f} times brighter" if gain > 1.2 else ""
-        plain = Image.fromarray(_resized(image, zoom).astype(np.uint8))
-        names = len(class_names) > 1
-        truth = draw_instances(
-            image, sample.boxes, sample.labels, sample.masks, class_names, zoom=zoom, names=names
-        )
-        guess = draw_instances(
-            image, found["boxes"], found["labels"], found["masks"], class_names, found["scores"], zoom, names
-        )
-        rows.append([_with_caption(plain, brighter), truth, guess])
+    rows = [_compared(sample, found, class_names, size) for sample, found in zip(samples, predictions)]
     gap, head = 12, 34
     heights = [row[0].height + gap for row in rows]
     sheet = Image.new("RGB", (3 * (size + gap) + gap, head + sum(heights)), _BACKGROUND)
@@ -149,6 +134,25 @@ def comparison(
     return sheet
 
 
+def _compared(sample: Any, found: dict, class_names: Sequence[str], size: int) -> list["Image.Image"]:
+    """One row of `comparison`: the image, the ground truth and the prediction."""
+    from PIL import Image
+
+    zoom = size / max(sample.image.shape[1:])
+    # In a dark image one would not notice that an object was missed.
+    gain = float(np.clip(0.9 / max(np.quantile(sample.image, 0.995), 1e-6), 1, 8))
+    image, caption = gain * sample.image, f"shown {gain:.1f} times brighter" if gain > 1.2 else ""
+    plain = Image.fromarray(_resized(image, zoom).astype(np.uint8))
+    names = len(class_names) > 1
+    truth = draw_instances(
+        image, sample.boxes, sample.labels, sample.masks, class_names, zoom=zoom, names=names
+    )
+    guess = draw_instances(
+        image, found["boxes"], found["labels"], found["masks"], class_names, found["scores"], zoom, names
+    )
+    return [_with_caption(plain, caption), truth, guess]
+
+
 def loss_curves(log: dict[str, np.ndarray], path: str | Path) -> None:
     """Plot the losses of a training run over its steps, as PNG.
 
@@ -158,32 +162,11 @@ def loss_curves(log: dict[str, np.ndarray], path: str | Path) -> None:
         ``step``, ``loss`` (the sum), and each ``loss_...``; other columns are not shown.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator
 
-    steps = log["step"]
-    parts = [name for name in log if name.startswith("loss_")]
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(steps, log["loss"], color="#B0B0B0", linewidth=0.6, label="each step")
-    left.plot(steps, _smooth(log["loss"]), color="black", linewidth=1.8, label="running mean")
-    left.set(title="sum of the losses", xlabel="step", ylabel="loss")
-    left.set_ylim(bottom=0, top=float(np.quantile(log["loss"], 0.99)) * 1.1 + 1e-12)
-    left.legend(frameon=False)
-    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-    for index, name in enumerate(parts):
-        right.plot(
-            steps,
-            _smooth(log[name]),
-            color=PALETTE[(index + 4) % len(PALETTE)],
-            linestyle=styles[index % len(styles)],
-            linewidth=1.8,
-            label=name.removeprefix("loss_"),
-        )
-    right.set(title="each loss, running mean", xlabel="step", yscale="log")
-    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    right.yaxis.set_major_formatter("{x:g}")  # 0.2, not 2 x 10^-1
-    right.yaxis.set_minor_locator(NullLocator())
-    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    _plot_sum(left, log)
+    _plot_parts(right, log)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -191,8 +174,36 @@ def loss_curves(log: dict[str, np.ndarray], path: str | Path) -> None:
         figure.savefig(file, format="png", dpi=110)
 
 
+def _plot_sum(axes: Any, log: dict[str, np.ndarray]) -> None:
+    axes.plot(log["step"], log["loss"], color="#B0B0B0", linewidth=0.6, label="each step")
+    axes.plot(log["step"], _smooth(log["loss"]), color="black", linewidth=1.8, label="running mean")
+    axes.set(title="sum of the losses", xlabel="step", ylabel="loss")
+    axes.set_ylim(bottom=0, top=float(np.quantile(log["loss"], 0.99)) * 1.1 + 1e-12)
+    axes.legend(frameon=False)
+
+
+def _plot_parts(axes: Any, log: dict[str, np.ndarray]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+    for index, name in enumerate(name for name in log if name.startswith("loss_")):
+        axes.plot(
+            log["step"],
+            _smooth(log[name]),
+            color=PALETTE[(index + 4) % len(PALETTE)],
+            linestyle=styles[index % len(styles)],
+            linewidth=1.8,
+            label=name.removeprefix("loss_"),
+        )
+    axes.set(title="each loss, running mean", xlabel="step", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")  # 0.2, not 2 x 10^-1
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
 def label_maps(prediction: dict, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The instances as two images of labels; where masks overlap, the better score is on top.
+    """The instances as two images of labels; where masks overlap, the higher score is on top.
 
     Parameters
     ----------
@@ -204,7 +215,7 @@ def label_maps(prediction: dict, height: int, width: int) -> tuple[np.ndarray, n
     ids : (H, W) uint16
         0 is background; i + 1 is instance i of the prediction.
     classes : (H, W) uint8
-        0 is background; else the label: the semantic segmentation.
+        0 is background, else the label of the class: a semantic segmentation.
     """
     ids, classes = np.zeros((height, width), np.uint16), np.zeros((height, width), np.uint8)
     patches = list(windows(prediction["masks"]))
@@ -217,13 +228,13 @@ def label_maps(prediction: dict, height: int, width: int) -> tuple[np.ndarray, n
 
 
 def save_picture(path: str | Path, picture: Any) -> None:
-    """Write a PIL image, or an array of labels (uint16; uint8 gets a palette to be seen by), as PNG."""
+    """Write a PIL image as PNG, or an array of labels: uint16, or uint8, which gets a palette for viewers."""
     from PIL import Image
 
     if isinstance(picture, np.ndarray):
         palette = picture.dtype == np.uint8
         picture = Image.fromarray(picture)
-        if palette:  # the pixels stay the labels; only the viewer sees colours
+        if palette:  # the pixels stay the labels; only viewers show colours
             picture = picture.convert("L")
             picture.putpalette([0, 0, 0] + (_RGB[np.arange(255) % len(_RGB)].astype(int).ravel().tolist()))
     with replacing(path) as file:
@@ -248,7 +259,7 @@ def _draw_mask(canvas: np.ndarray, window: tuple, patch: np.ndarray, colour: np.
 
     if patch.size == 0:
         return
-    # A margin of nothing closes the outline of a mask that fills its window, and makes room for the halo.
+    # An empty margin closes the outline of a mask that fills its window, and makes room for the halo.
     margin = int(np.ceil((_LINE + _HALO) / zoom)) + 1
     y0, x0 = window[0] - margin, window[2] - margin
     padded = np.pad(patch.astype(np.float32), margin)
@@ -258,7 +269,7 @@ def _draw_mask(canvas: np.ndarray, window: tuple, patch: np.ndarray, colour: np.
     # Signed distance to the edge in display pixels, positive inside.
     depth = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
     depth -= np.where(inside, 0.5, -0.5)
-    rows = slice(max(-top, 0), canvas.shape[0] - top)  # the part of it that lies in the image
+    rows = slice(max(-top, 0), canvas.shape[0] - top)  # the part that lies in the image
     columns = slice(max(-left, 0), canvas.shape[1] - left)
     depth = depth[rows, columns]
     target = canvas[max(top, 0) : max(top, 0) + depth.shape[0], max(left, 0) : max(left, 0) + depth.shape[1]]
@@ -268,7 +279,7 @@ def _draw_mask(canvas: np.ndarray, window: tuple, patch: np.ndarray, colour: np.
 
 
 def _band(depth: np.ndarray, low: float, high: float) -> np.ndarray:
-    """How much of each pixel lies between two depths, 0 to 1."""
+    """What share of each pixel lies between two depths, from 0 to 1."""
     return np.clip(np.minimum(depth - low, high - depth) + 0.5, 0, 1).astype(np.float32)
 
 
@@ -289,7 +300,7 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: np.ndarray) -> None:
 
 
 def _colours(boxes: np.ndarray) -> list[int]:
-    """Indices into the palette such that boxes that touch differ, as long as seven colours suffice."""
+    """Indices into the palette; boxes that touch get different ones, as long as seven colours suffice."""
     colours: list[int] = []
     for index, (x1, y1, x2, y2) in enumerate(boxes):
         before = boxes[:index]
@@ -301,47 +312,72 @@ def _colours(boxes: np.ndarray) -> list[int]:
 
 
 def _texts(names: Sequence[str], scores: np.ndarray | None) -> list[list[str]]:
-    """What may be written at each instance, the fullest first; an empty name is not written."""
+    """What may be written at each instance, the longest first; an empty name is not written."""
     if scores is None:
         return [[name] if name else [] for name in names]
     return [[f"{name} {score:.2f}".strip(), f"{score:.2f}"] for name, score in zip(names, scores)]
 
 
-def _draw_labels(picture, boxes, texts, colours, order) -> int:
-    """Write one text a box, best first, where it hides no other; returns for how many there was no room."""
+def _draw_labels(
+    picture: "Image.Image",
+    boxes: np.ndarray,
+    texts: Sequence[Sequence[str]],
+    colours: Sequence[int],
+    order: Iterable[int],
+) -> int:
+    """Label boxes (G, 4), in display pixels, each with the first of its texts for which there is room.
+
+    Returns how many got no label for lack of room; those earlier in `order` choose first.
+    """
     from PIL import ImageDraw
 
-    pen, font, missing = ImageDraw.Draw(picture), _font(12), 0
-    # A label may lie on the rim of another instance but not on its middle, nor on another label.
-    middles = np.concatenate(
-        [0.75 * boxes[:, :2] + 0.25 * boxes[:, 2:], 0.25 * boxes[:, :2] + 0.75 * boxes[:, 2:]], 1
-    )
-    labels = np.zeros((0, 4))
-
-    def places(index):
-        x1, y1, _, y2 = boxes[index]
-        hidden = np.vstack([labels, middles[:index], middles[index + 1 :]])
-        for text in texts[index]:
-            width, height = pen.textlength(text, font) + 5, 15
-            for y in (y1 - height, y2 + 1, y1 + 1):
-                x = min(max(x1, 0), picture.width - width)
-                beside = (hidden[:, 0] >= x + width) | (hidden[:, 2] <= x)
-                free = beside | (hidden[:, 1] >= y + height) | (hidden[:, 3] <= y)
-                if x >= 0 and y >= 0 and y + height <= picture.height and free.all():
-                    yield (x, y, x + width, y + height), text
-
+    pen, unlabelled = ImageDraw.Draw(picture), 0
+    low, high = boxes[:, :2], boxes[:, 2:]
+    middles = np.concatenate([0.75 * low + 0.25 * high, 0.25 * low + 0.75 * high], axis=1)  # (G, 4)
+    labels = np.zeros((0, 4))  # the boxes of the labels drawn so far
     for index in order:
-        place = next(places(index), None)
+        # A label may cover the rim of another instance, but neither its middle nor another label.
+        kept_free = np.vstack([labels, middles[:index], middles[index + 1 :]])
+        place = _find_place(boxes[index], texts[index], kept_free, picture.size, pen)
         if place:
-            corners, text = place
-            labels = np.vstack([labels, corners])
-            colour = _RGB[colours[index]]
-            ink = (0, 0, 0) if colour @ (0.299, 0.587, 0.114) > 110 else (255, 255, 255)
-            pen.rectangle(corners, tuple(int(value) for value in colour))
-            pen.text((corners[0] + 3, corners[1] + 1), text, ink, font)
+            label, text = place
+            labels = np.vstack([labels, label])
+            _draw_label(pen, label, text, _RGB[colours[index]])
         else:
-            missing += bool(texts[index])
-    return missing
+            unlabelled += bool(texts[index])
+    return unlabelled
+
+
+def _find_place(
+    box: np.ndarray, texts: Sequence[str], kept_free: np.ndarray, size: tuple[int, int], pen: Any
+) -> tuple[tuple, str] | None:
+    """The box of a label and its text: above `box`, or below it, or inside at its top; None if all is taken.
+
+    Parameters
+    ----------
+    kept_free : (N, 4)
+        Boxes that it must not overlap.
+    size : (width, height)
+        Of the picture.
+    """
+    x1, y1, _, y2 = box
+    for text in texts:
+        width, height = pen.textlength(text, _font(12)) + 5, _LABEL_HEIGHT
+        left = min(max(x1, 0), size[0] - width)
+        for top in (y1 - height, y2 + 1, y1 + 1):
+            right, bottom = left + width, top + height
+            apart_in_x = (kept_free[:, 0] >= right) | (kept_free[:, 2] <= left)
+            apart_in_y = (kept_free[:, 1] >= bottom) | (kept_free[:, 3] <= top)
+            if left >= 0 and top >= 0 and bottom <= size[1] and (apart_in_x | apart_in_y).all():
+                return (left, top, right, bottom), text
+    return None
+
+
+def _draw_label(pen: Any, label: tuple, text: str, colour: np.ndarray) -> None:
+    """Dark text on a bright colour, and white on a dark one."""
+    ink = (0, 0, 0) if colour @ LUMA > 110 else (255, 255, 255)
+    pen.rectangle(label, tuple(int(value) for value in colour))
+    pen.text((label[0] + 3, label[1] + 1), text, ink, _font(12))
 
 
 def _with_caption(picture: "Image.Image", caption: str) -> "Image.Image":
@@ -355,17 +391,16 @@ def _with_caption(picture: "Image.Image", caption: str) -> "Image.Image":
 
 @cache
 def _font(size: int) -> "ImageFont.FreeTypeFont":
-    """The font that matplotlib brings along: class names may hold letters that Pillow's own lacks."""
+    """The font that matplotlib brings along: class names may contain letters that Pillow's font lacks."""
     import matplotlib
     from PIL import ImageFont
 
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
-    )
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), size)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over the last steps (a 40th of all, or 5), not biased towards its beginning."""
+    """Running mean over the last steps (a 40th of all, at least 5), without a bias from where it starts."""
     keep = np.exp(-1.0 / max(5.0, len(values) / 40))
     total, weight, means = 0.0, 0.0, []
     for value in values:

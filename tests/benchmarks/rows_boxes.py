@@ -9,7 +9,7 @@ import numpy as np
 from minimask import Tensor, models, no_grad, ops
 from minimask import functions as F
 from minimask.data.rle import decode_runs, encode_mask, read_runs
-from minimask.masks import crop_masks, paste_masks
+from minimask.masks import TORCHVISION, crop_masks, paste_masks
 from minimask.models.rpn import RPNOutput
 from tests.benchmarks.measure import Contest, Row
 from tests.benchmarks.rows_roi import boxes as random_rois
@@ -123,7 +123,7 @@ def mask_loss(objects: int = 12, count: int = 128, classes: int = 91) -> Contest
 
     def ours():
         x = Tensor(logits, requires_grad=True)
-        loss = F.mask_loss(x, labels, crop_masks(masks, rois, matches, 28, "torchvision"))
+        loss = F.mask_loss(x, labels, crop_masks(masks, rois, matches, 28, TORCHVISION))
         loss.backward()
         return [loss, x.grad]
 
@@ -146,7 +146,7 @@ def crop(objects: int = 12, count: int = 128) -> Contest:
     peer = [torch.from_numpy(a) for a in (target["masks"], rois, matches)]
     return Contest(
         {
-            "minimask": lambda: crop_masks(target["masks"], rois, matches, 28, "torchvision"),
+            "minimask": lambda: crop_masks(target["masks"], rois, matches, 28, TORCHVISION),
             "torch": lambda: project_masks_on_boxes(*peer, 28),
         }
     )

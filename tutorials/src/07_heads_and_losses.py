@@ -51,9 +51,9 @@ from minimask import Tensor, data, exercises, models, no_grad, tutorial
 from minimask import functions as F
 from minimask.boxes import BoxCoder, box_iou
 from minimask.functions.activation import sigmoid_array, softmax_array
-from minimask.masks import crop_masks, paste_masks
+from minimask.masks import FLOAT, TORCHVISION, crop_masks, paste_masks
 from minimask.models.box_head import BoxHead, Detections, RoIs
-from minimask.models.mask_head import MaskHead
+from minimask.models.mask_head import MaskFCN, MaskHead
 from minimask.randomness import Draws
 from minimask.training.optim import SGD
 from minimask.tutorial import BLUE, GREEN, ORANGE, RED, source
@@ -150,7 +150,7 @@ assert np.all(positive.labels == sample.labels[positive.matches])
 # network; both read RoIAlign's features of the same pyramid, and neither reads the other.
 
 # %%
-source(BoxHead.forward, MaskHead.forward)
+source(BoxHead.forward, MaskHead.forward, MaskFCN.forward)
 
 # %%
 r, rp = len(rois.labels), len(positive.labels)
@@ -470,7 +470,7 @@ for p in model.parameters():
 once = model.training_record([sample.image], [sample.target()], held=record)
 one = RoIs(positive.boxes[three[:1]], positive.labels[three[:1]], positive.matches[three[:1]])
 model.mask_head.loss(model.mask_head(once.levels, one.boxes), one, once.targets)["loss_mask"].backward()
-predictor = model.mask_head.mask_predictor.mask_fcn_logits
+predictor = model.mask_head.net.mask_predictor.mask_fcn_logits
 for name, g in zip(CLASSES, predictor.weight.grad):
     print(f"  gradient of the mask predictor's channel {name:<10} {np.abs(g).max():.3g}")
 others = [k for k in range(4) if k != labels[0]]
@@ -514,7 +514,7 @@ def crops(count, seed):
         shapes.append(picture.labels)
         means = [picture.image[:, mask.astype(bool)].mean(axis=1) for mask in picture.masks]
         colours.append(1 + np.array(means).reshape(-1, 3).argmax(axis=1))
-        masks.append(crop_masks(picture.masks, boxes, np.arange(len(boxes)), 28))
+        masks.append(crop_masks(picture.masks, boxes, np.arange(len(boxes)), 28, FLOAT))
     xs, shapes, colours, masks = (np.concatenate(v) for v in (xs, shapes, colours, masks))
     return xs, masks, {"colour": colours, "shape": shapes, "random": rng.integers(1, 4, len(xs))}
 
@@ -649,7 +649,7 @@ assert np.abs(asked - np.diag(asked)[:, None]).max() < 0.06  # FAST or not: the 
 # Where the samples lie, what each of them reads along one axis, and the two axes together, as two matrix products:
 
 # %%
-source(minimask.masks._samples, minimask.masks._crop_axis, minimask.masks._crop)
+source(minimask.masks._samples, minimask.masks._bin_weights, minimask.masks._crop)
 
 # %% [markdown]
 # Pasting back is the inverse: cell $j$'s centre lies at $(j + 1/2) / M$ of the box, bilinear in between, cut at 1/2. It happens once for every
@@ -683,19 +683,19 @@ sizes = [8, 16, 32, 64, 128] if FAST else [8, 12, 16, 24, 32, 48, 64, 96, 128]
 count = 10 if FAST else 40
 _, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
 lines = (
-    (28, "float", BLUE, "-", "o"),
-    (14, "float", GREEN, "-.", "^"),
-    (28, "torchvision", ORANGE, "--", "s"),
+    (28, "boxes as they are", FLOAT, BLUE, "-", "o"),
+    (14, "boxes as they are", FLOAT, GREEN, "-.", "^"),
+    (28, "rounded", TORCHVISION, ORANGE, "--", "s"),
 )
 trips = {}
-for cells, convention, colour, style, marker in lines:
+for cells, boxes_are, convention, colour, style, marker in lines:
     results = [round_trip(size, count, cells, convention, np.random.default_rng(size)) for size in sizes]
     mean, worst = (np.array([f(iou) for iou, _ in results]) for f in (np.mean, np.min))
-    trips[cells, convention] = worst
-    label = f"{'boxes as they are' if convention == 'float' else 'rounded'}, M = {cells}"
+    trips[cells, boxes_are] = worst
+    label = f"{boxes_are}, M = {cells}"
     axes[0].plot(sizes, mean, style, color=colour, marker=marker, ms=4, label=label)
     axes[0].fill_between(sizes, worst, mean, color=colour, alpha=0.2)
-    if cells == 28 and convention == "float":
+    if cells == 28 and convention is FLOAT:
         floors = np.array([floor for _, floor in results])
         axes[1].plot(sizes, floors, style, color=colour, marker=marker, ms=4)
 for panel in axes:
@@ -712,8 +712,8 @@ axes[1].set(
 )
 plt.show()
 print("worst IoU:", {f"M = {c}, {k}": trips[c, k].round(2).tolist() for c, k in trips})
-assert trips[28, "float"][sizes.index(16)] > 0.97 > 0.93 > trips[28, "torchvision"][sizes.index(16)]
-assert trips[28, "torchvision"][-1] > 0.95
+assert trips[28, "boxes as they are"][sizes.index(16)] > 0.97 > 0.93 > trips[28, "rounded"][sizes.index(16)]
+assert trips[28, "rounded"][-1] > 0.95
 
 # %% [markdown]
 # Rounded, an object of 16 pixels loses a tenth of its IoU *before any learning*, and one of 8 pixels a quarter: to half a pixel in the crop (RoIAlign without `aligned`) and
@@ -777,8 +777,8 @@ for s in pictures:
         proposals, own = proposals[overlap >= 0.5], own[overlap >= 0.5]
         refined = coder.decode(0.7 * coder.encode(boxes[own], proposals), proposals)[:, 0]
         for name, frame in (("proposals", proposals), ("refined boxes", refined)):
-            seen = crop_masks(s.masks, frame, own, 28)
-            pasted = paste_masks(seen, frame, s.masks.shape[1:], "float")[:, 0] >= 0.5
+            seen = crop_masks(s.masks, frame, own, 28, FLOAT)
+            pasted = paste_masks(seen, frame, s.masks.shape[1:], FLOAT)[:, 0] >= 0.5
             row = box_iou(boxes, frame)[own, np.arange(len(own))] if len(own) else np.zeros(0)
             ceilings.setdefault(name, []).append(np.stack([row, mask_iou(pasted, s.masks[own].astype(bool))]))
 ceilings = {name: np.concatenate(parts, axis=1) for name, parts in ceilings.items()}

@@ -385,4 +385,4 @@ def paste_mask(mask, box, image_size):
     the box. Between the cells' centres the mask is bilinear; beyond the outermost it falls linearly to 0, one
     cell out.
     """
-    return masks.paste_masks(mask[None], box[None], image_size, "float")[0, 0]
+    return masks.paste_masks(mask[None], box[None], image_size, masks.FLOAT)[0, 0]
