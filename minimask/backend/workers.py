@@ -81,9 +81,8 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, threads() - 1), thread_name_prefix="minimask")
 
 
-_this_thread = (
-    threading.local()
-)  # is_worker: whether it runs a part of `parallel` now; buffers: see `scratch`
+# is_worker: whether this thread runs a part of `parallel` now; buffers: see `scratch`
+_this_thread = threading.local()
 
 
 def parallel(

@@ -24,10 +24,9 @@ from minimask.kernels import convolution_gpu
 from minimask.kernels.geometry import Block, Geometry, all_rows, row_blocks, windows
 from minimask.kernels.im2col import forward_im2col, input_gradient_im2col, weight_gradient_im2col
 
-BLOCK_ELEMENTS = (
-    1 << 21
-)  # floats in the patches of a block: 8 MiB. Smaller blocks fit the second-level cache,
-# but then threads wait longer for the interpreter's lock between NumPy's calls than the cache saves them
+# Floats in the patches of a block, 8 MiB. Smaller blocks fit the second-level cache, but then threads wait
+# longer for the interpreter's lock between NumPy's calls than the cache saves them.
+BLOCK_ELEMENTS = 1 << 21
 
 
 def _blocks(g: Geometry, part: int, parts: int, elements: int | None = None) -> Iterator[Block]:

@@ -160,9 +160,8 @@ def _begin(keeper: Keeper, config_path: Path, resume: bool, note: Callable[[str]
     if resume:
         keeper.restore(note)
     keeper.world.share_(keeper.model.state_dict(), keeper.optimizer.state_dict())
-    done = keeper.world.highest(
-        keeper.saved
-    )  # beyond this all have seen what there is, and process 0 may write
+    # Until here every process has read what there is; from here on process 0 may write.
+    done = keeper.world.highest(keeper.saved)
     if keeper.world.rank == 0:
         write_text(config_path, to_toml(keeper.config))
     if not resume:
