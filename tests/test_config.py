@@ -19,6 +19,7 @@ from minimask.config import (
     with_settings,
 )
 from minimask.errors import InputError
+from minimask.weights.networks import resolved
 
 
 def refusal(*settings):
@@ -130,3 +131,19 @@ def test_a_file_changes_only_what_it_names(tmp_path):
 
 def test_every_option_states_its_meaning():
     assert all(entry.metadata["help"] for _, entry in options())
+
+
+def test_what_is_left_to_the_network_is_filled_in_by_its_recipe():
+    small = resolved(Config())
+    assert (small.train.learning_rate, small.train.reference_batch) == (0.02, 2)
+    assert small.model.norm is None and small.model.trainable_layers is None
+    large = resolved(with_settings(Config(), ["model.name=maskrcnn_resnet50_fpn"]))
+    assert (large.train.learning_rate, large.train.reference_batch) == (0.02, 16)  # the paper's
+    assert (large.model.norm, large.model.trainable_layers) == ("group", 5)
+    assert resolved(large) == large
+    given = ["model.name=maskrcnn_resnet50_fpn", "model.norm=frozen", "train.learning_rate=0.1"]
+    chosen = resolved(with_settings(Config(), given))
+    assert (chosen.model.norm, chosen.model.trainable_layers) == ("frozen", 5)
+    assert (chosen.train.learning_rate, chosen.train.reference_batch) == (0.1, 16)
+    with pytest.raises(InputError, match=r"model\.norm: maskrcnn_small has no such choice; leave it out"):
+        resolved(with_settings(Config(), ["model.norm=batch"]))

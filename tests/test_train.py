@@ -23,7 +23,7 @@ from minimask.training.log import LossLog, read_losses
 from minimask.training.loop import augmentation, gives_finite_loss, learning_rate, train
 from minimask.training.stopping import StopSignals
 from minimask.weights.checkpoint import load_checkpoint, save_checkpoint
-from minimask.weights.detector import build_model
+from minimask.weights.networks import build_model, resolved
 
 SHAPES = Shapes(6, seed=3, size=64)
 SETTINGS = [
@@ -345,7 +345,7 @@ def test_another_number_of_processes_is_said(tmp_path, unbroken):
 def test_the_directory_tells_all_about_the_run(unbroken):
     assert sorted(path.name for path in unbroken.iterdir()) == ["checkpoint.npz", "config.toml", "losses.csv"]
     checkpoint = load_checkpoint(unbroken / "checkpoint.npz")
-    assert checkpoint.config == to_dict(config()) and checkpoint.class_names == [
+    assert checkpoint.config == to_dict(resolved(config())) and checkpoint.class_names == [
         "circle",
         "square",
         "triangle",
@@ -354,12 +354,12 @@ def test_the_directory_tells_all_about_the_run(unbroken):
     assert losses["step"].tolist() == [1, 2, 3, 4, 5, 6]
     parts = sum(losses[name] for name in losses if name.startswith("loss_"))
     np.testing.assert_allclose(losses["loss"], parts, rtol=1e-6)
-    rate = learning_rate(config().train)
+    rate = learning_rate(resolved(config()).train)
     assert losses["learning_rate"].tolist() == [rate(step) for step in range(6)]
 
 
 def test_the_learning_rate_is_linear_in_the_batch_size():
-    small, large = config("train.batch_size=2").train, config("train.batch_size=6").train
+    small, large = (resolved(config(f"train.batch_size={size}")).train for size in (2, 6))
     assert learning_rate(large)(3) == pytest.approx(3 * learning_rate(small)(3), rel=1e-12)
 
 

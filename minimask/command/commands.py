@@ -162,11 +162,12 @@ def _train_config(arguments: argparse.Namespace, output: Path) -> configuration.
     """The defaults, or the resumed run's configuration; under --config, --set and the data's flags."""
     from minimask.training.loop import CHECKPOINT, check_resume
     from minimask.weights.checkpoint import load_checkpoint
+    from minimask.weights.networks import checkpoint_config
 
     check_resume(output, arguments.resume)
     config, path = configuration.Config(), output / CHECKPOINT
     if arguments.resume:
-        config = configuration.from_dict(load_checkpoint(path).config, str(path))
+        config = checkpoint_config(load_checkpoint(path), str(path))
     if arguments.config:
         config = configuration.read_config(arguments.config, config)
     config = configuration.with_settings(config, arguments.set)

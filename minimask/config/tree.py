@@ -20,6 +20,14 @@ class ModelConfig:
     """Which network, and what it reports. An unset size leaves the network's own."""
 
     name: str = option("maskrcnn_small", "the network", choices=("maskrcnn_small", "maskrcnn_resnet50_fpn"))
+    norm: str | None = option(
+        None,
+        "of a ResNet-50; frozen suits loaded weights",
+        choices=("group", "batch", "frozen"),
+    )
+    trainable_layers: int | None = option(
+        None, "last stages of a ResNet-50 that train; 5: all", low=0, high=5
+    )
     score_threshold: float = option(0.05, "detections that score less are dropped", low=0, high=1)
     nms_threshold: float = option(
         0.5, "of two boxes of a class with more IoU than this, one goes", low=0, high=1
@@ -56,10 +64,14 @@ class TrainConfig:
 
     steps: int = option(1500, "optimizer steps", low=1)
     batch_size: int = option(2, "images a step", low=1)
-    learning_rate: float = option(
-        0.02, "greatest learning rate, for a batch of reference_batch images", above=0
+    learning_rate: float | None = option(
+        None,
+        "greatest, for a batch of reference_batch; unset: the network's",
+        above=0,
     )
-    reference_batch: int = option(2, "the rate used is learning_rate * batch_size / reference_batch", low=1)
+    reference_batch: int | None = option(
+        None, "the batch that learning_rate is meant for; unset: the network's", low=1
+    )
     warmup_steps: int = option(100, "steps over which the rate rises to its greatest, linearly", low=0)
     schedule: str = option("cosine", "how the rate falls afterwards", choices=("cosine", "step", "constant"))
     milestones: tuple[int, ...] = option((), "for 'step': the steps at which the rate falls", low=1)

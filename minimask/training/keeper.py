@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minimask import backend
-from minimask.config import Config, differences, from_dict, to_dict
+from minimask.config import Config, differences, to_dict
 from minimask.errors import InputError, memory_story
 from minimask.training.distributed import World
 from minimask.training.optim import SGD
@@ -20,6 +20,7 @@ from minimask.weights.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from minimask.weights.networks import checkpoint_config
 
 _NEEDS_LESS = "take a smaller train.batch_size, data.crop or model.max_size, which need less"
 _TAMER = "try a smaller train.learning_rate or train.clip_norm, or look at the images"
@@ -107,7 +108,7 @@ class Keeper:
             raise InputError(
                 f"{self.path}: has done {self.saved} steps, more than train.steps, {self.config.train.steps}"
             )
-        changes = differences(from_dict(checkpoint.config, str(self.path)), self.config)
+        changes = differences(checkpoint_config(checkpoint, str(self.path)), self.config)
         if checkpoint.data["images"] != self.data["images"]:
             changes.append("the training images are others")
         if changes:

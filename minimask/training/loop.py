@@ -25,7 +25,7 @@ from minimask.training.log import LossLog
 from minimask.training.optim import SGD, LearningRate, clip_gradients, scaled_learning_rate
 from minimask.training.progress import Progress
 from minimask.training.stopping import StopSignals
-from minimask.weights.detector import build_model
+from minimask.weights.networks import build_model, resolved
 
 CHECKPOINT, CONFIG, LOSSES = "checkpoint.npz", "config.toml", "losses.csv"
 
@@ -87,7 +87,7 @@ def train(
         resume, or the checkpoint is of another model; if a loss, the gradient or a weight is not finite
         (the last good checkpoint stays); if something cannot be written.
     """
-    world = distributed.world()
+    world, config = distributed.world(), resolved(config)
     check_resume(output, resume, overwrite)
     output = make_output_directory(output)
     with locked(output) if world.rank == 0 else contextlib.nullcontext():
@@ -236,7 +236,10 @@ def make_optimizer(model: Any, options: TrainConfig) -> SGD:
 
 
 def learning_rate(options: TrainConfig) -> LearningRate:
-    """The learning rate as a function of the step: linear in the batch size, warmed up, then falling."""
+    """The learning rate as a function of the step: linear in the batch size, warmed up, then falling.
+
+    `options` are those of a `resolved` configuration, which has a learning rate.
+    """
     return LearningRate(
         scaled_learning_rate(options.learning_rate, options.batch_size, options.reference_batch),
         warmup_steps=options.warmup_steps,
