@@ -155,25 +155,33 @@ def loss_curves(log: dict[str, np.ndarray], path: str | Path) -> None:
     Parameters
     ----------
     log : dict of str to (steps,) array
-        ``step``, ``loss`` (the sum), and each ``loss_...``; other columns are not shown.
+        ``step``, ``loss`` (the sum), and each ``loss_...``; other columns are not shown. NaN where there is
+        none; what is empty or absent is drawn without a curve.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
-    steps = log["step"]
+    def curve(name: str) -> tuple[np.ndarray, np.ndarray]:
+        values = log.get(name, np.zeros(0))
+        known = np.isfinite(values)
+        return log.get("step", np.zeros(0))[: len(values)][known], values[known]
+
+    steps, sums = curve("loss")
     parts = [name for name in log if name.startswith("loss_")]
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(steps, log["loss"], color="#B0B0B0", linewidth=0.6, label="each step")
-    left.plot(steps, _smooth(log["loss"]), color="black", linewidth=1.8, label="running mean")
+    left.plot(steps, sums, color="#B0B0B0", linewidth=0.6, label="each step")
+    left.plot(steps, _smooth(sums), color="black", linewidth=1.8, label="running mean")
     left.set(title="sum of the losses", xlabel="step", ylabel="loss")
-    left.set_ylim(bottom=0, top=float(np.quantile(log["loss"], 0.99)) * 1.1 + 1e-12)
+    if len(sums):
+        left.set_ylim(bottom=0, top=float(np.quantile(sums, 0.99)) * 1.1 + 1e-12)
     left.legend(frameon=False)
     styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
     for index, name in enumerate(parts):
+        steps, values = curve(name)
         right.plot(
             steps,
-            _smooth(log[name]),
+            _smooth(values),
             color=PALETTE[(index + 4) % len(PALETTE)],
             linestyle=styles[index % len(styles)],
             linewidth=1.8,
@@ -183,7 +191,8 @@ def loss_curves(log: dict[str, np.ndarray], path: str | Path) -> None:
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter("{x:g}")  # 0.2, not 2 x 10^-1
     right.yaxis.set_minor_locator(NullLocator())
-    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    if parts:
+        right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
