@@ -90,6 +90,19 @@ class Module:
         InputError
             If names or shapes differ; nothing has been changed.
         """
+        self.check_state_dict(state)
+        for name, tensor in self._named((Parameter, Buffer)):
+            copy = backend.array_module(state[name]).array(state[name], tensor.dtype)
+            tensor.data = backend.to_device(copy, tensor.device)
+
+    def check_state_dict(self, state) -> None:
+        """See that `load_state_dict` takes these arrays, of which only names and shapes are looked at.
+
+        Raises
+        ------
+        InputError
+            If names or shapes differ.
+        """
         wanted = dict(self._named((Parameter, Buffer)))
         given = {k: v for k, v in state.items() if k in wanted or not k.endswith("num_batches_tracked")}
         problems = [f"lacks {k}" for k in wanted if k not in given]
@@ -102,9 +115,6 @@ class Module:
         if problems:
             more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
             raise InputError(f"the weights are of another model: state {problems[0]}{more}")
-        for name, tensor in wanted.items():
-            copy = backend.array_module(given[name]).array(given[name], tensor.dtype)
-            tensor.data = backend.to_device(copy, tensor.device)
 
     def train(self, mode: bool = True) -> Module:
         """Set training mode here and below: losses from the models, batch statistics in batch norms."""

@@ -16,7 +16,7 @@ from minimask.autograd import no_grad
 from minimask.config import Config, DataConfig, TrainConfig, to_toml
 from minimask.data import Augmentation, Batches, Loader, Sample
 from minimask.errors import InputError
-from minimask.files import make_output_directory, write_text
+from minimask.files import make_output_directory, real_path, write_text
 from minimask.randomness import Draws
 from minimask.training import distributed
 from minimask.training.keeper import Keeper, NotFinite
@@ -117,7 +117,7 @@ def _train(
         np.errstate(all="ignore"),  # overflow shows as a loss or gradient that is not finite, which stops us
         backend.deterministic(options.deterministic),
         StopSignals(tell=world.rank == 0) as stop,
-        LossLog(output / LOSSES, first, writes=world.rank == 0) as log,
+        LossLog(output / LOSSES, first, world.rank == 0, note) as log,
         Progress(options.steps, "training", first) as progress,
         keeper.rescuing(),
         Loader(batches, first, options.steps) as loader,
@@ -149,6 +149,7 @@ def check_resume(output: str | Path, resume: bool, overwrite: bool = False) -> N
     InputError
     """
     path = Path(output) / CHECKPOINT
+    real_path(path)  # before `exists`, for which links in a circle are nothing
     if resume and not path.exists():
         raise InputError(f"{path}: there is no checkpoint to resume; leave out --resume to start")
     if path.exists() and not resume and not overwrite:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from minimask.config import Config
-from minimask.weights.checkpoint import fit, load_checkpoint
+from minimask.errors import InputError
+from minimask.weights.checkpoint import Checkpoint, CheckpointFile, check_fit, fit
 from minimask.weights.networks import build_model, checkpoint_config
 
 
@@ -46,11 +47,27 @@ def load_detector(path: str | Path, device: str = "cpu", **changes: Any) -> Dete
     InputError
         If the file is missing, damaged, or of another model.
     """
-    checkpoint = load_checkpoint(path)
-    config = checkpoint_config(checkpoint, str(path))
     given = {name: value for name, value in changes.items() if value is not None}
-    config = replace(config, model=replace(config.model, **given))
-    model = build_model(config, len(checkpoint.class_names) + 1, device)
+    with CheckpointFile(path) as file:
+        checkpoint = file.head
+        config = checkpoint_config(checkpoint, str(path))
+        config = replace(config, model=replace(config.model, **given))
+        model = _build(checkpoint, config, path, device)
+        checkpoint = file.read()  # not before its shapes are known to be the model's
     fit(checkpoint, path, model)
     model.eval()
     return Detector(model, checkpoint.class_names, checkpoint.category_ids, config)
+
+
+def _build(head: Checkpoint, config: Config, path: str | Path, device: str) -> Any:
+    """The model of a checkpoint whose arrays are not read yet, if it is as large as they are."""
+    classes = len(head.class_names) + 1
+    if classes not in {len(array) for array in head.parameters.values() if array.ndim}:
+        # Seen before a model of a million classes is built, of which the file has but the names.
+        raise InputError(
+            f"{path}: the weights are of another model: none has the {classes} rows of {classes - 1} classes "
+            "and the background"
+        )
+    model = build_model(config, classes, device)
+    check_fit(head, path, model)
+    return model
