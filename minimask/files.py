@@ -57,9 +57,12 @@ def _sync_directory(directory: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, by `replacing`."""
+    """Write UTF-8 text, by `replacing`; of what UTF-8 cannot hold, the escape that JSON has: ``\\udce9``.
+
+    That is how Python keeps the bytes of a file name that is no UTF-8, and how `json` reads them back.
+    """
     with replacing(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:

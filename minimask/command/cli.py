@@ -1,25 +1,27 @@
 """The command ``minimask``: its arguments, its help, and its errors in one line each."""
 
 import argparse
-import os
 import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
 
+import numpy as np
+
 from minimask import backend
 from minimask import config as configuration
 from minimask._version import __version__
-from minimask.command import commands
-from minimask.errors import InputError, memory_story
+from minimask.command import commands, process
+from minimask.command.streams import UnfailingStream, unfailing_streams
+from minimask.errors import InputError, memory_story, one_line
 from minimask.training import distributed
 
-WRONG_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
+WRONG_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 2, 1, process.INTERRUPTED, 141
 
 
 def entry_point() -> None:
     """What the installed command calls."""
-    sys.exit(main())
+    process.run(main)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,23 +35,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 when a check failed or for a bug of ours; 2 for input that cannot be used; 130 after Ctrl-C, 143
-        after SIGTERM.
+        0; 1 when a check failed or for a bug of ours; 2 for input that cannot be used, or when standard
+        output could not be written; 130 after Ctrl-C, 143 after SIGTERM; 141 when nobody reads our output.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    try:
-        status = _run(argv, "--debug" in argv)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # Whoever was reading our output has left (head, say); the interpreter would complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # NumPy would warn of overflow in weights that have diverged, in a line of its own.
+    with np.errstate(all="ignore"), unfailing_streams() as streams:
+        status = _run(argv, "--debug" in argv, streams)
+        streams[0].flush()
+        return status or _unwritten(streams[0])
+
+
+def _unwritten(out: UnfailingStream) -> int:
+    """The status of a command that did its work, by whether it could tell so."""
+    if out.error is None:
+        return 0
+    if isinstance(out.error, BrokenPipeError):  # whoever was reading has left (head, say)
         return BROKEN_PIPE
+    reason = getattr(out.error, "strerror", None) or out.error
+    return _say(f"standard output: cannot be written ({reason}); all else is done", WRONG_INPUT)
 
 
-def _run(argv: list[str], debug: bool) -> int:
+def _run(argv: list[str], debug: bool, streams: Sequence[UnfailingStream]) -> int:
+    for stream in streams:  # the processes of mpiexec all have the same to say of wrong arguments
+        stream.muted = not distributed.is_first()
     try:
         arguments = _parser().parse_args(argv)
+        distributed.world()
+        for stream in streams:  # from here on, what is wrong may be wrong in one of them alone
+            stream.muted = False
         with distributed.together():
             if distributed.world().size > 1 and arguments.run is not commands.train:
                 raise InputError("mpiexec is for 'minimask train' alone; start this without it")
@@ -58,8 +72,6 @@ def _run(argv: list[str], debug: bool) -> int:
             return arguments.run(arguments)
     except SystemExit as leaving:  # --help and --version; and the second SIGTERM
         return leaving.code if isinstance(leaving.code, int) else 0
-    except BrokenPipeError:
-        raise
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED, debug)
     except InputError as error:
@@ -70,14 +82,15 @@ def _run(argv: list[str], debug: bool) -> int:
     except OSError as error:
         return _say(f"{error.filename or 'input or output'}: {error.strerror or error}", WRONG_INPUT, debug)
     except Exception as error:
-        text = f"{type(error).__name__}: {error}: this is a bug in minimask, not a mistake of yours"
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        text = f"{what}: this is a bug in minimask, not a mistake of yours"
         return _say(text + ("" if debug else "; --debug shows where"), BUG, debug)
 
 
-def _say(text: str, status: int, debug: bool) -> int:
+def _say(text: str, status: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    print(f"minimask: {' '.join(text.split())}", file=sys.stderr)
+    print(f"minimask: {one_line(text)}", file=sys.stderr)
     return status
 
 

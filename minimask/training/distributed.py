@@ -23,6 +23,7 @@ from minimask import backend
 from minimask.errors import InputError
 
 STARTED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # how many; set by the mpiexec of MPICH and of Open MPI
+RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")  # which of them this is
 LOCAL = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 
 
@@ -124,6 +125,11 @@ def world() -> World:
     return joined
 
 
+def is_first() -> bool:
+    """Whether this is process 0, or alone, by what mpiexec says: known before the processes have met."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Around what the processes do together, where all but process 0 are silent. May be nested.
@@ -136,7 +142,10 @@ def together() -> Iterator[None]:
         yield
         return
     try:
-        with Path(os.devnull).open("w") as nowhere, contextlib.ExitStack() as stack:
+        with (
+            Path(os.devnull).open("w", encoding="utf-8", errors="replace") as nowhere,
+            contextlib.ExitStack() as stack,
+        ):
             for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr)[: joined.rank * 2]:
                 stack.enter_context(redirect(nowhere))
             yield

@@ -15,7 +15,7 @@ from minimask import backend
 from minimask.autograd import no_grad
 from minimask.config import Config, DataConfig, TrainConfig, to_toml
 from minimask.data import Augmentation, Batches, Loader, Sample
-from minimask.errors import InputError
+from minimask.errors import InputError, one_line
 from minimask.files import make_output_directory, write_text
 from minimask.randomness import Draws
 from minimask.training import distributed
@@ -58,7 +58,7 @@ def train(
     output: str | Path,
     resume: bool = False,
     overwrite: bool = False,
-    note: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    note: Callable[[str], None] = lambda line: print(one_line(line), file=sys.stderr),
     device: str = "cpu",
 ) -> Outcome:
     """Train a model, leaving checkpoint.npz, config.toml and losses.csv in a directory.
