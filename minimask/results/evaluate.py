@@ -1,10 +1,11 @@
 """COCO's average precision of boxes and masks, by pycocotools, for any number of detections per image."""
 
-import contextlib
-import io
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -150,18 +151,16 @@ def _average_precision(
         Of each detection, in pixels.
     kind : "bbox" or "segm"
     """
-    from pycocotools.cocoeval import COCOeval
-
     # COCO.loadRes fails without results and writes into those given; the same annotations are made here.
     results = [
         result | {"id": number, "area": float(area), "iscrowd": 0}
         for number, (result, area) in enumerate(zip(detections, areas), start=1)
     ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        comparison = COCOeval(_indexed(document), _indexed(document | {"annotations": results}), kind)
-        comparison.params.maxDets = [max_detections]
-        comparison.evaluate()
-        comparison.accumulate()
+    truth, found = _indexed(document), _indexed(document | {"annotations": results})
+    comparison = _silent("cocoeval").COCOeval(truth, found, kind)
+    comparison.params.maxDets = [max_detections]
+    comparison.evaluate()
+    comparison.accumulate()
     precision = comparison.eval[
         "precision"
     ]  # (T thresholds, R recalls, K classes, 4 areas, 1), -1: no object
@@ -185,9 +184,21 @@ def _mean(precision: np.ndarray) -> float:
 
 def _indexed(document: dict):
     """A pycocotools COCO of a document in memory; its annotations are copies: COCOeval writes into them."""
-    from pycocotools.coco import COCO
-
-    coco = COCO()
+    coco = _silent("coco").COCO()
     coco.dataset = document | {"annotations": [dict(annotation) for annotation in document["annotations"]]}
     coco.createIndex()
     return coco
+
+
+@cache
+def _silent(name: str) -> ModuleType:
+    """A copy of our own of a module of pycocotools, in which ``print`` prints nothing.
+
+    Its classes tell of every step they take. Taking ``sys.stdout`` away from them takes it away from all
+    threads, and leaves it so where two of them score at once.
+    """
+    specification = importlib.util.find_spec(f"pycocotools.{name}")
+    module = importlib.util.module_from_spec(specification)
+    module.print = lambda *values, **options: None  # found before the built-in one
+    specification.loader.exec_module(module)
+    return module
