@@ -4,7 +4,8 @@ import argparse
 import sys
 import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -61,10 +62,8 @@ def _run(argv: list[str], debug: bool, streams: Sequence[UnfailingStream]) -> in
         stream.muted = not distributed.is_first()
     try:
         arguments = _parser().parse_args(argv)
-        distributed.world()
-        for stream in streams:  # from here on, what is wrong may be wrong in one of them alone
-            stream.muted = False
-        with distributed.together():
+        rank = distributed.world().rank
+        with distributed.together(), _muted(streams, rank > 0):
             if distributed.world().size > 1 and arguments.run is not commands.train:
                 raise InputError("mpiexec is for 'minimask train' alone; start this without it")
             if "device" in arguments:
@@ -85,6 +84,18 @@ def _run(argv: list[str], debug: bool, streams: Sequence[UnfailingStream]) -> in
         what = " ".join(f"{type(error).__name__}: {error}".split())
         text = f"{what}: this is a bug in minimask, not a mistake of yours"
         return _say(text + ("" if debug else "; --debug shows where"), BUG, debug)
+
+
+@contextmanager
+def _muted(streams: Sequence[UnfailingStream], muted: bool) -> Iterator[None]:
+    """Within it, process 0 alone speaks; after it whichever meets an error, which may be one's alone."""
+    for stream in streams:
+        stream.muted = muted
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.muted = False
 
 
 def _say(text: str, status: int, debug: bool = False) -> int:

@@ -90,6 +90,7 @@ def train(
     world = distributed.world()
     check_resume(output, resume, overwrite)
     output = make_output_directory(output)
+    note = note if world.rank == 0 else lambda line: None
     with locked(output) if world.rank == 0 else contextlib.nullcontext():
         return _train(config, dataset, output, resume, note, device, world)
 
@@ -118,7 +119,7 @@ def _train(
         backend.deterministic(options.deterministic),
         StopSignals(tell=world.rank == 0) as stop,
         LossLog(output / LOSSES, first, writes=world.rank == 0) as log,
-        Progress(options.steps, "training", first) as progress,
+        Progress(options.steps, "training", first, shown=world.rank == 0) as progress,
         keeper.rescuing(),
         Loader(batches, first, options.steps) as loader,
     ):
