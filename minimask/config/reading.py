@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from minimask.config.tree import Config, describe, options, shown
+from minimask.config.tree import RENAMED, Config, describe, options, shown, up_to_date
 from minimask.errors import InputError
 
 
@@ -32,7 +32,7 @@ def from_dict(values: dict, where: str, base: Config | None = None) -> Config:
     """
     known, sections = dict(options()), [section.name for section in fields(Config)]
     config = base or Config()
-    for section, entries in values.items():
+    for section, entries in up_to_date(values).items():
         if not isinstance(entries, dict):
             raise InputError(f"{where}: {_unknown(section, known)}")
         if section not in sections:
@@ -84,6 +84,7 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
         key, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
             raise InputError(f"--set {setting}: expected KEY=VALUE, such as train.steps=200")
+        key = RENAMED.get(key, key)
         if key not in known:
             raise InputError(f"--set {setting}: {_unknown(key, known)}")
         section, _, name = key.partition(".")
