@@ -116,14 +116,15 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see '{self.prog} --help'")
 
 
-def _whole(low: int):
+def _whole(low: int, high: int = 2**63 - 1):
     def whole(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {low} up, is {text!r}")
+        if not low <= value <= high:
+            upwards = "up" if value < low or high == 2**63 - 1 else f"to {high}"
+            raise argparse.ArgumentTypeError(f"must be a whole number from {low} {upwards}, is {text!r}")
         return value
 
     return whole
@@ -139,14 +140,20 @@ def _share(text: str) -> float:
     return value
 
 
+def _name(text: str) -> str:
+    if not text:  # as a variable of the shell that is not set gives it
+        raise argparse.ArgumentTypeError("is empty; give a name")
+    return text
+
+
 # Arguments that several commands take.
 SHARED = {
     "debug": {"action": "store_true", "help": "on an error, show where it was raised"},
     # Checked by backend.device, which knows why there is no GPU.
     "device": {"default": "auto", "metavar": "cpu|cuda|auto", "help": "where to compute"},
-    "output": {"required": True, "metavar": "DIR", "help": "made if it does not exist"},
-    "weights": {"required": True, "metavar": "FILE", "help": "a checkpoint that train wrote"},
-    "images": {"metavar": "DIR", "help": "folder of its images"},
+    "output": {"required": True, "type": _name, "metavar": "DIR", "help": "made if it does not exist"},
+    "weights": {"required": True, "type": _name, "metavar": "FILE", "help": "a checkpoint that train wrote"},
+    "images": {"type": _name, "metavar": "DIR", "help": "folder of its images"},
     "strict": {"action": "store_true", "help": "refuse annotations without area, instead of dropping them"},
 }
 
@@ -194,7 +201,7 @@ def _add_demo(command) -> None:
     demo = command(commands.demo, text="train on packaged images, evaluate, draw")
     demo.add_argument("--quick", action="store_true", help="under a minute instead of five; worse results")
     demo.add_argument("--seed", type=_whole(0), default=0, help="of weights, order and augmentation (0)")
-    demo.add_argument("--output", default="minimask-demo", metavar="DIR", help="(minimask-demo)")
+    demo.add_argument("--output", default="minimask-demo", type=_name, metavar="DIR", help="(minimask-demo)")
     _take(demo, "device")
 
 
@@ -216,11 +223,17 @@ def _add_train(command) -> None:
     )
     names = ", ".join(configuration.packaged_names())
     add = train.add_argument
-    add("--data", dest="train", metavar="FILE", help="COCO instance JSON; or nuclei, shapes (built in)")
+    add(
+        "--data",
+        dest="train",
+        type=_name,
+        metavar="FILE",
+        help="COCO instance JSON; or nuclei, shapes (built in)",
+    )
     _take(train, "images")
-    add("--val", metavar="FILE", help="the same, to evaluate on when done")
-    add("--val-images", metavar="DIR", help="folder of its images, if not that of --images")
-    add("--config", metavar="FILE_OR_NAME", help=f"a TOML file, or one of {names}")
+    add("--val", type=_name, metavar="FILE", help="the same, to evaluate on when done")
+    add("--val-images", type=_name, metavar="DIR", help="folder of its images, if not that of --images")
+    add("--config", type=_name, metavar="FILE_OR_NAME", help=f"a TOML file, or one of {names}")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change an option; may be repeated")
     add("--resume", action="store_true", help="go on from the checkpoint in the output directory")
     _take(train, "strict", "device", "output")
@@ -235,10 +248,16 @@ def _add_evaluate(command) -> None:
     )
     add = evaluate.add_argument
     _take(evaluate, "weights")
-    add("--data", required=True, metavar="FILE", help="COCO instance JSON; or nuclei, shapes (built in)")
+    add(
+        "--data",
+        required=True,
+        type=_name,
+        metavar="FILE",
+        help="COCO instance JSON; or nuclei, shapes (built in)",
+    )
     _take(evaluate, "images")
-    text = "most detections an image, in the results and in the metrics (100, as COCO has it)"
-    add("--max-detections", type=_whole(1), default=100, metavar="N", help=text)
+    text = "most detections an image, in the results and in the metrics (model.detections, as trained)"
+    add("--max-detections", type=_whole(1, configuration.DETECTIONS_MOST), metavar="N", help=text)
     _take(evaluate, "strict", "device", "output")
 
 
@@ -250,13 +269,16 @@ def _add_predict(command) -> None:
         "  minimask predict --weights run/checkpoint.npz a.png b.jpg --json --output results",
     )
     add, above = predict.add_argument, commands.SHOWN_ABOVE
-    add("images", nargs="+", metavar="IMAGE", help="an image file")
+    add("images", nargs="+", type=_name, metavar="IMAGE", help="an image file")
     _take(predict, "weights")
     add("--score-threshold", type=_share, default=above, metavar="S", help=f"least score shown ({above})")
-    add("--max-detections", type=_whole(1), metavar="N", help="most objects an image (as trained)")
+    text = "most objects an image (model.detections, as trained)"
+    add("--max-detections", type=_whole(1, configuration.DETECTIONS_MOST), metavar="N", help=text)
     add("--json", action="store_true", help="also predictions.json, a COCO document with scores")
-    text = "also NAME-ids.png (16 bits, the object's number) and NAME-classes.png (8 bits, the class: the "
-    text += "semantic segmentation); 0 is background"
+    text = (
+        "also NAME-ids.png (16 bits, the object's number) and NAME-classes.png (8 bits, or 16 for more than "
+    )
+    text += "255 classes, the class: the semantic segmentation); 0 is background"
     add("--label-maps", action="store_true", help=text)
     _take(predict, "device", "output")
 
@@ -268,7 +290,7 @@ def _add_misalign(command) -> None:
         epilog="example:\n  minimask misalign --image photo.jpg --stride 32 --output misalign",
     )
     add = misalign.add_argument
-    add("--image", metavar="FILE", help="at least 8 strides wide and high (packaged nuclei)")
+    add("--image", type=_name, metavar="FILE", help="at least 8 strides wide and high (packaged nuclei)")
     add("--bins", type=_whole(1), default=7, metavar="N", help="along each side of a box (7)")
     add("--stride", type=_whole(1), default=16, metavar="N", help="image pixels a feature cell (16)")
     add("--boxes", type=_whole(1), default=20_000, metavar="N", help="to search for the worst (20000)")
