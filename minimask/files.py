@@ -6,8 +6,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -185,7 +185,7 @@ def open_regular(path: str | Path) -> IO[bytes]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text by `replacing`; of what UTF-8 cannot hold, the escape that JSON has: ``\\udce9``.
+    """Write UTF-8 text, by `replacing`; of what UTF-8 cannot hold, the escape that JSON has: ``\\udce9``.
 
     That is how Python keeps the bytes of a file name that is no UTF-8, and how `json` reads them back.
     """
@@ -204,8 +204,11 @@ def check_output_directory(directory: str | Path) -> Path:
     Raises
     ------
     InputError
-        If the directory, or the nearest parent that exists, is a file or may not be written to.
+        If no name is given, or the directory, or the nearest parent that exists, is a file or may not be
+        written to.
     """
+    if not os.fspath(directory):  # Path("") is the current directory, which nobody has named
+        raise InputError("--output: is empty; name a directory ('.' is the current one)")
     directory = Path(directory)
     nearest = directory
     while not os.path.lexists(nearest) and nearest != nearest.parent:
@@ -235,3 +238,49 @@ def make_output_directory(directory: str | Path) -> Path:
         ) from error
     remove_leftovers(directory)
     return directory
+
+
+@contextmanager
+def output_directory(directory: str | Path) -> Iterator[Path]:
+    """Make a directory and try whether files can be written there, before the work whose results go there.
+
+    If that work then fails, those directories that were made for it and are still empty are removed.
+
+    Raises
+    ------
+    InputError
+        As `make_output_directory`; or if no file can be written there, because the disk is full, say.
+    """
+    directory = check_output_directory(directory)
+    made = [parent for parent in (directory, *directory.parents) if not parent.exists()]
+    try:
+        trial = make_output_directory(directory) / f".minimask-{os.urandom(8).hex()}.tmp"
+        with replacing(trial) as file:
+            file.write(b"minimask tries whether it can write here\n")
+        trial.unlink(missing_ok=True)
+        yield directory
+    except BaseException:
+        with suppress(OSError):  # the first that is not empty
+            for parent in made:
+                parent.rmdir()
+        raise
+
+
+def check_inputs_are_kept(inputs: Iterable[str | Path], outputs: Iterable[Path]) -> None:
+    """Check that no output would take the place of a file that is read.
+
+    Raises
+    ------
+    InputError
+        For the first output that is an input, by whatever name.
+    """
+    theirs = {}
+    for path in inputs:
+        with suppress(OSError, ValueError):  # what is not there is told by whoever reads it
+            found = Path(path).stat()
+            theirs[found.st_dev, found.st_ino] = path
+    for output in filter(os.path.exists, outputs):
+        found = output.stat()
+        path = theirs.get((found.st_dev, found.st_ino))
+        if path is not None:
+            raise InputError(f"{path}: would be overwritten by {output}; choose another --output")

@@ -1,5 +1,7 @@
 """A step's samples depend on the step alone; the loader hides no error and leaves no thread behind."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -141,6 +143,28 @@ def test_leaving_early_ends_the_thread_without_preparing_the_rest():
     assert len(done) < 50
     loader.close()
     assert list(loader) == []
+
+
+def test_neither_leaving_nor_the_end_of_the_interpreter_waits_for_a_batch_that_takes_long():
+    code = """
+import threading
+from minimask.data import Loader
+
+begun, never = threading.Event(), threading.Event()
+
+def prepare(step):
+    begun.set()
+    never.wait()
+
+try:
+    with Loader(prepare, 0, 10):
+        begun.wait()
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    print("left")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
 
 
 def test_the_loader_prepares_in_one_other_thread():

@@ -200,6 +200,27 @@ def test_an_error_of_all_ranks_is_one_line(tmp_path):
 
 
 @needs_mpi
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "--output; see 'minimask train --help'"),
+        (["train", "--data", "shapes", "--output", "x", "--stesp", "3"], "unrecognized arguments: --stesp"),
+    ],
+)
+def test_wrong_arguments_are_answered_once(arguments, words):
+    done = mpiexec(2, "-m", "minimask", *arguments)
+    assert done.returncode == 2 and words in one_line(done.stderr)
+
+
+@needs_mpi
+def test_help_and_what_the_environment_has_wrong_are_told_once():
+    assert mpiexec(2, "-m", "minimask", "--version").stdout.count("minimask ") == 1
+    done = mpiexec(2, "-m", "minimask", "train", "--data", "shapes", "--output", "x", MINIMASK_THREADS="none")
+    assert done.returncode == 2 and "MINIMASK_THREADS: must be" in one_line(done.stderr)
+
+
+@needs_mpi
 def test_without_mpi4py_one_line_names_the_extra_and_nothing_is_trained(tmp_path):
     (tmp_path / "mpi4py.py").write_text("raise ImportError('as if it were not installed')")
     command = ["-m", "minimask", "train", "--data", "shapes", "--output", tmp_path / "run"]

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -133,6 +135,26 @@ def test_scoring_changes_neither_the_document_nor_the_results():
     keys = [set(entry) for entry in document["annotations"] + found]
     score(document, found)
     assert [set(entry) for entry in document["annotations"] + found] == keys
+
+
+def test_threads_that_score_at_once_leave_standard_output_alone(capsys):
+    document = a_document(np.random.default_rng(5), images=2, objects=2)
+    found, seen, before = guesses(np.random.default_rng(6), document, false=1), set(), sys.stdout
+    evaluations = []
+    threads = [threading.Thread(target=lambda: evaluations.append(score(document, found))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        seen.add(sys.stdout)
+    assert seen <= {before} and sys.stdout is before and len(evaluations) == 4
+    assert all(evaluation == evaluations[0] for evaluation in evaluations)
+    assert capsys.readouterr().out == ""
+
+
+def test_pycocotools_of_others_still_tells_what_it_does(capsys):
+    score(a_document(np.random.default_rng(7), images=1), [])
+    COCO().createIndex()
+    assert "creating index" in capsys.readouterr().out
 
 
 class FullMasks:

@@ -1,25 +1,28 @@
 """The command ``minimask``: its arguments, its help, and its errors in one line each."""
 
 import argparse
-import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
 
 from minimask import backend
 from minimask import config as configuration
 from minimask._version import __version__
-from minimask.command import commands
+from minimask.command import commands, process
+from minimask.command.streams import UnfailingStream, unfailing_streams
 from minimask.errors import InputError, memory_story, one_line
 from minimask.training import distributed
 
-WRONG_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
+WRONG_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 2, 1, process.INTERRUPTED, 141
 
 
 def entry_point() -> None:
     """What the installed command calls."""
-    sys.exit(main())
+    process.run(main)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,24 +36,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 when a check failed or for a bug of ours; 2 for input that cannot be used; 130 after Ctrl-C, 143
-        after SIGTERM.
+        0; 1 when a check failed or for a bug of ours; 2 for input that cannot be used, or when standard
+        output could not be written; 130 after Ctrl-C, 143 after SIGTERM; 141 when nobody reads our output.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    try:
-        status = _run(argv, "--debug" in argv)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # Whoever was reading our output has left (head, say); the interpreter would complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # NumPy would warn of overflow in weights that have diverged, in a line of its own.
+    with np.errstate(all="ignore"), unfailing_streams() as streams:
+        status = _run(argv, "--debug" in argv, streams)
+        streams[0].flush()
+        return status or _unwritten(streams[0])
+
+
+def _unwritten(out: UnfailingStream) -> int:
+    """The status of a command that did its work, by whether it could tell so."""
+    if out.error is None:
+        return 0
+    if isinstance(out.error, BrokenPipeError):  # whoever was reading has left (head, say)
         return BROKEN_PIPE
+    reason = getattr(out.error, "strerror", None) or out.error
+    return _say(f"standard output: cannot be written ({reason}); all else is done", WRONG_INPUT)
 
 
-def _run(argv: list[str], debug: bool) -> int:
+def _run(argv: list[str], debug: bool, streams: Sequence[UnfailingStream]) -> int:
+    for stream in streams:  # the processes of mpiexec all have the same to say of wrong arguments
+        stream.muted = not distributed.is_first()
     try:
         arguments = _parser().parse_args(argv)
-        with distributed.together():
+        rank = distributed.world().rank
+        with distributed.together(), _muted(streams, rank > 0):
             if distributed.world().size > 1 and arguments.run is not commands.train:
                 raise InputError("mpiexec is for 'minimask train' alone; start this without it")
             if "device" in arguments:
@@ -58,8 +71,6 @@ def _run(argv: list[str], debug: bool) -> int:
             return arguments.run(arguments)
     except SystemExit as leaving:  # --help and --version; and the second SIGTERM
         return leaving.code if isinstance(leaving.code, int) else 0
-    except BrokenPipeError:
-        raise
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED, debug)
     except InputError as error:
@@ -70,14 +81,27 @@ def _run(argv: list[str], debug: bool) -> int:
     except OSError as error:
         return _say(f"{error.filename or 'input or output'}: {error.strerror or error}", WRONG_INPUT, debug)
     except Exception as error:
-        text = f"{type(error).__name__}: {error}: this is a bug in minimask, not a mistake of yours"
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        text = f"{what}: this is a bug in minimask, not a mistake of yours"
         return _say(text + ("" if debug else "; --debug shows where"), BUG, debug)
 
 
-def _say(text: str, status: int, debug: bool) -> int:
+@contextmanager
+def _muted(streams: Sequence[UnfailingStream], muted: bool) -> Iterator[None]:
+    """Within it, process 0 alone speaks; after it whichever meets an error, which may be one's alone."""
+    for stream in streams:
+        stream.muted = muted
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.muted = False
+
+
+def _say(text: str, status: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    print(f"minimask: {one_line(' '.join(text.split()))}", file=sys.stderr)
+    print(f"minimask: {one_line(text)}", file=sys.stderr)
     return status
 
 
@@ -92,14 +116,15 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see '{self.prog} --help'")
 
 
-def _whole(low: int):
+def _whole(low: int, high: int = 2**63 - 1):
     def whole(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {low} up, is {text!r}")
+        if not low <= value <= high:
+            upwards = "up" if value < low or high == 2**63 - 1 else f"to {high}"
+            raise argparse.ArgumentTypeError(f"must be a whole number from {low} {upwards}, is {text!r}")
         return value
 
     return whole
@@ -115,14 +140,20 @@ def _share(text: str) -> float:
     return value
 
 
+def _name(text: str) -> str:
+    if not text:  # as a variable of the shell that is not set gives it
+        raise argparse.ArgumentTypeError("is empty; give a name")
+    return text
+
+
 # Arguments that several commands take.
 SHARED = {
     "debug": {"action": "store_true", "help": "on an error, show where it was raised"},
     # Checked by backend.device, which knows why there is no GPU.
     "device": {"default": "auto", "metavar": "cpu|cuda|auto", "help": "where to compute"},
-    "output": {"required": True, "metavar": "DIR", "help": "made if it does not exist"},
-    "weights": {"required": True, "metavar": "FILE", "help": "a checkpoint that train wrote"},
-    "images": {"metavar": "DIR", "help": "folder of its images"},
+    "output": {"required": True, "type": _name, "metavar": "DIR", "help": "made if it does not exist"},
+    "weights": {"required": True, "type": _name, "metavar": "FILE", "help": "a checkpoint that train wrote"},
+    "images": {"type": _name, "metavar": "DIR", "help": "folder of its images"},
     "strict": {"action": "store_true", "help": "refuse annotations without area, instead of dropping them"},
 }
 
@@ -170,7 +201,7 @@ def _add_demo(command) -> None:
     demo = command(commands.demo, text="train on packaged images, evaluate, draw")
     demo.add_argument("--quick", action="store_true", help="under a minute instead of five; worse results")
     demo.add_argument("--seed", type=_whole(0), default=0, help="of weights, order and augmentation (0)")
-    demo.add_argument("--output", default="minimask-demo", metavar="DIR", help="(minimask-demo)")
+    demo.add_argument("--output", default="minimask-demo", type=_name, metavar="DIR", help="(minimask-demo)")
     _take(demo, "device")
 
 
@@ -192,11 +223,17 @@ def _add_train(command) -> None:
     )
     names = ", ".join(configuration.packaged_names())
     add = train.add_argument
-    add("--data", dest="train", metavar="FILE", help="COCO instance JSON; or nuclei, shapes (built in)")
+    add(
+        "--data",
+        dest="train",
+        type=_name,
+        metavar="FILE",
+        help="COCO instance JSON; or nuclei, shapes (built in)",
+    )
     _take(train, "images")
-    add("--val", metavar="FILE", help="the same, to evaluate on when done")
-    add("--val-images", metavar="DIR", help="folder of its images, if not that of --images")
-    add("--config", metavar="FILE_OR_NAME", help=f"a TOML file, or one of {names}")
+    add("--val", type=_name, metavar="FILE", help="the same, to evaluate on when done")
+    add("--val-images", type=_name, metavar="DIR", help="folder of its images, if not that of --images")
+    add("--config", type=_name, metavar="FILE_OR_NAME", help=f"a TOML file, or one of {names}")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change an option; may be repeated")
     add("--resume", action="store_true", help="go on from the checkpoint in the output directory")
     _take(train, "strict", "device", "output")
@@ -211,10 +248,16 @@ def _add_evaluate(command) -> None:
     )
     add = evaluate.add_argument
     _take(evaluate, "weights")
-    add("--data", required=True, metavar="FILE", help="COCO instance JSON; or nuclei, shapes (built in)")
+    add(
+        "--data",
+        required=True,
+        type=_name,
+        metavar="FILE",
+        help="COCO instance JSON; or nuclei, shapes (built in)",
+    )
     _take(evaluate, "images")
-    text = "most detections an image, in the results and in the metrics (100, as COCO has it)"
-    add("--max-detections", type=_whole(1), default=100, metavar="N", help=text)
+    text = "most detections an image, in the results and in the metrics (model.detections, as trained)"
+    add("--max-detections", type=_whole(1, configuration.DETECTIONS_MOST), metavar="N", help=text)
     _take(evaluate, "strict", "device", "output")
 
 
@@ -226,13 +269,16 @@ def _add_predict(command) -> None:
         "  minimask predict --weights run/checkpoint.npz a.png b.jpg --json --output results",
     )
     add, above = predict.add_argument, commands.SHOWN_ABOVE
-    add("images", nargs="+", metavar="IMAGE", help="an image file")
+    add("images", nargs="+", type=_name, metavar="IMAGE", help="an image file")
     _take(predict, "weights")
     add("--score-threshold", type=_share, default=above, metavar="S", help=f"least score shown ({above})")
-    add("--max-detections", type=_whole(1), metavar="N", help="most objects an image (as trained)")
+    text = "most objects an image (model.detections, as trained)"
+    add("--max-detections", type=_whole(1, configuration.DETECTIONS_MOST), metavar="N", help=text)
     add("--json", action="store_true", help="also predictions.json, a COCO document with scores")
-    text = "also NAME-ids.png (16 bits, the object's number) and NAME-classes.png (8 bits, the class: the "
-    text += "semantic segmentation); 0 is background"
+    text = (
+        "also NAME-ids.png (16 bits, the object's number) and NAME-classes.png (8 bits, or 16 for more than "
+    )
+    text += "255 classes, the class: the semantic segmentation); 0 is background"
     add("--label-maps", action="store_true", help=text)
     _take(predict, "device", "output")
 
@@ -244,7 +290,7 @@ def _add_misalign(command) -> None:
         epilog="example:\n  minimask misalign --image photo.jpg --stride 32 --output misalign",
     )
     add = misalign.add_argument
-    add("--image", metavar="FILE", help="at least 8 strides wide and high (packaged nuclei)")
+    add("--image", type=_name, metavar="FILE", help="at least 8 strides wide and high (packaged nuclei)")
     add("--bins", type=_whole(1), default=7, metavar="N", help="along each side of a box (7)")
     add("--stride", type=_whole(1), default=16, metavar="N", help="image pixels a feature cell (16)")
     add("--boxes", type=_whole(1), default=20_000, metavar="N", help="to search for the worst (20000)")

@@ -6,40 +6,42 @@ wrong argument are answered at once.
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minimask import config as configuration
-from minimask.errors import InputError, one_line
+from minimask.command import sources
+from minimask.command.telling import drawing, note, tell
+from minimask.errors import one_line
 
-BUILT_IN = ("nuclei", "shapes")
 SHOWN_ABOVE = 0.5
 
 
 def demo(arguments: argparse.Namespace) -> int:
     """Train a small Mask R-CNN from random weights on 32 packaged images of cell nuclei, evaluate it on 10
     others, and write pictures, loss curves, the checkpoint and COCO results. What an earlier demo left in
-    the output directory is replaced.
+    the output directory is replaced, and nothing else.
     """
+    from minimask.command.demo import check_output, run
     from minimask.command.demo import configuration as demo_configuration
-    from minimask.command.demo import run
     from minimask.files import check_output_directory
 
     output = check_output_directory(arguments.output)
+    check_output(output)
     config = demo_configuration(arguments.quick, arguments.seed)
     print(
         f"Training {config.model.name} from random weights on the packaged cell nuclei, {config.train.steps} "
         f"steps of {config.train.batch_size} images, on the {'CPU' if arguments.device == 'cpu' else 'GPU'}."
     )
-    finished = run(config, output, _note, arguments.device)
-    if finished.evaluation is None:
-        return _stopped(finished.outcome, config, output)
+
+    def tell_evaluation(evaluation: Any) -> None:
+        counts = f"{evaluation.images} validation images with {evaluation.objects} nuclei"
+        print(f"\n{counts}:\n\n{evaluation.table()}\n")
+
+    finished = run(config, output, note, arguments.device, tell_evaluation)
     evaluation = finished.evaluation
-    print(
-        f"\n{evaluation.images} validation images with {evaluation.objects} nuclei:\n\n{evaluation.table()}\n"
-    )
+    if evaluation is None:
+        return _stopped(finished.outcome, config, output)
     print(f"box AP {evaluation.box['AP']:.3f}, mask AP {evaluation.mask['AP']:.3f}", end="")
     print(f" (AP50 {evaluation.mask['AP50']:.3f}), after {finished.seconds:.0f} seconds. Look at")
     for name, what in {
@@ -48,7 +50,8 @@ def demo(arguments: argparse.Namespace) -> int:
         "checkpoint.npz": "the weights: minimask predict --weights ... IMAGE --output DIR",
         "detections.json": "the detections in COCO's results format",
     }.items():
-        print(f"  {output / name!s:<32} {what}")
+        if (output / name).exists():
+            tell(f"  {output / name!s:<32} {what}")
     return 0
 
 
@@ -59,33 +62,29 @@ def train(arguments: argparse.Namespace) -> int:
     bit, on the same machine with as many threads. Started by mpiexec -n N, N processes share each batch,
     on GPUs one a GPU (extra mpi).
     """
+    from minimask.command.demo import MARK
     from minimask.files import check_output_directory
-    from minimask.results.visualize import loss_curves
     from minimask.training.distributed import world
-    from minimask.training.log import read_losses
-    from minimask.training.loop import LOSSES
     from minimask.training.loop import train as run
 
     output = check_output_directory(arguments.output)
-    config = _train_config(arguments, output)
-    data = config.data
-    if not data.train:
-        raise InputError("train: give --data FILE and --images DIR (or --data nuclei, --data shapes)")
-    dataset = _open_dataset(data.train, data.images, "train", data.strict)
-    validation = None
-    if data.val:
-        validation = _open_dataset(data.val, data.val_images or data.images, "val", data.strict)
-        _same_classes(validation, dataset.class_names, f"{dataset.name} has")
-    outcome = run(config, dataset, output, arguments.resume, note=_note, device=arguments.device)
+    config = sources.train_config(arguments, output)
+    dataset, validation = sources.training_data(arguments, config, note)
+    if world().rank == 0:
+        (output / MARK).unlink(missing_ok=True)  # from here on it is more than a demo's
+    outcome = run(config, dataset, output, arguments.resume, note=note, device=arguments.device)
     if outcome.stopped_by is not None:
         return _stopped(outcome, config, output)
     if world().rank:
-        return 0  # process 0 draws and evaluates
-    loss_curves(read_losses(output / LOSSES), output / "losses.png")
-    print(f"{outcome.step} steps done: {outcome.checkpoint}, {output / 'losses.png'}")
-    if validation is not None:
-        most = config.evaluate.max_detections
-        _evaluate_checkpoint(outcome.checkpoint, validation, most, output, arguments.device)
+        return 0  # process 0 evaluates and draws
+    tell(f"{outcome.step} steps done: {outcome.checkpoint}")
+    try:
+        if validation is not None:
+            _evaluate_checkpoint(outcome.checkpoint, validation, None, output, arguments.device)
+    except Exception:
+        _draw_losses(output)
+        raise
+    _draw_losses(output)
     return 0
 
 
@@ -93,29 +92,41 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Predict every image of a COCO instance file at its own size, and compare by pycocotools. The output
     directory gets detections.json (COCO results) and metrics.json.
     """
-    from minimask.files import check_output_directory
+    from minimask.files import check_inputs_are_kept, check_output_directory
+    from minimask.results.evaluate import FILES
 
-    output = check_output_directory(arguments.output)
-    dataset = _open_dataset(arguments.data, arguments.images, "val", arguments.strict)
-    _evaluate_checkpoint(arguments.weights, dataset, arguments.max_detections, output, arguments.device)
+    output, weights = check_output_directory(arguments.output), arguments.weights
+    check_inputs_are_kept([arguments.data, weights], [output / name for name in FILES])
+    dataset = sources.open_dataset(arguments.data, arguments.images, "val", arguments.strict)
+    for line in dataset.notes:
+        note(line)
+    _evaluate_checkpoint(weights, dataset, arguments.max_detections, output, arguments.device)
     return 0
 
 
 def predict(arguments: argparse.Namespace) -> int:
     """Write NAME-instances.png for each image: masks, boxes, class names and scores."""
-    from minimask.files import check_output_directory
-    from minimask.results.predict import check_images, predict_files
+    from minimask.files import check_inputs_are_kept, check_output_directory
+    from minimask.results.fonts import missing_letters
+    from minimask.results.predict import check_images, expanded, predict_files, results_of
     from minimask.training.progress import each
     from minimask.weights.detector import load_detector
 
     output = check_output_directory(arguments.output)
-    check_images(arguments.images)  # before the weights: a wrong name should not wait for them
+    images, also = expanded(arguments.images), (arguments.json, arguments.label_maps)
+    check_images(images, output, arguments.label_maps)  # before the weights: a wrong name should not wait
+    written = [result for path in images for result in results_of(path, output, arguments.label_maps)]
+    check_inputs_are_kept([arguments.weights], [*written, output / "predictions.json"])
     options = {"detections": arguments.max_detections, "score_threshold": arguments.score_threshold}
     detector = load_detector(arguments.weights, arguments.device, **options)
-    also = arguments.json, arguments.label_maps
-    counts = predict_files(detector, arguments.images, output, *also, lambda paths: each(paths, "predicting"))
-    for path, count in zip(arguments.images, counts):
-        print(f"{path}: {count} objects, {output / Path(path).stem}-instances.png")
+    if missing := missing_letters(detector.class_names):
+        note(f"no font of this computer has {missing}, of names of classes: drawn as boxes. Install one")
+    counts = predict_files(detector, images, output, *also, lambda paths: each(paths, "predicting"))
+    most = detector.config.model.detections
+    for path, count in zip(images, counts):
+        tell(f"{path}: {count} objects, {output / Path(path).stem}-instances.png")
+        if count == most:
+            note(f"{path}: may have more objects than the {most} shown; --max-detections takes more")
     return 0
 
 
@@ -134,17 +145,30 @@ def misalign(arguments: argparse.Namespace) -> int:
     boxes moved over a stride, against the exact integral over each bin. Prints tables; writes misalign.json
     and figures for slides (SVG and PNG, described inside).
     """
-    from minimask.files import check_output_directory, make_output_directory, write_json
+    from minimask.files import (
+        check_inputs_are_kept,
+        check_output_directory,
+        output_directory,
+        write_json,
+    )
     from minimask.lessons.misalign import IMAGE, image_map, measure, table
-    from minimask.lessons.misalign_figures import draw
+    from minimask.lessons.misalign_figures import FILES, draw
 
     output, image = check_output_directory(arguments.output), Path(arguments.image or IMAGE)
+    check_inputs_are_kept([image], [output / name for name in FILES])
     x = image_map(image, arguments.stride)
-    found = measure(x, arguments.stride, arguments.bins, arguments.boxes, arguments.seed, image.name)
-    print(table(found))
-    found["figures"] = draw(found, x, make_output_directory(output))
-    write_json(output / "misalign.json", found, indent=1)
-    print(f"\n{output / 'misalign.json'}; figures: {output / 'misalign-*.svg'} and .png")
+    with output_directory(output):
+        found = measure(x, arguments.stride, arguments.bins, arguments.boxes, arguments.seed, image.name)
+        try:
+            found["figures"] = {}
+            with drawing(output / "misalign-*.svg"):
+                found["figures"] = draw(found, x, output)
+            write_json(output / "misalign.json", found, indent=1)
+        finally:
+            print(table(found))
+    figures = f"; figures: {output / 'misalign-*.svg'} and .png" if found["figures"] else ""
+    print()
+    tell(f"{output / 'misalign.json'}{figures}")
     return 0
 
 
@@ -158,74 +182,46 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _train_config(arguments: argparse.Namespace, output: Path) -> configuration.Config:
-    """The defaults, or the resumed run's configuration; under --config, --set and the data's flags."""
-    from minimask.training.loop import CHECKPOINT, check_resume
-    from minimask.weights.checkpoint import CheckpointFile
-    from minimask.weights.networks import checkpoint_config
+def _draw_losses(output: Path) -> None:
+    from minimask.results.visualize import loss_curves
+    from minimask.training.log import read_losses
+    from minimask.training.loop import LOSSES
 
-    check_resume(output, arguments.resume)
-    config, path = configuration.Config(), output / CHECKPOINT
-    if arguments.resume:
-        with CheckpointFile(path) as file:
-            config = checkpoint_config(file.head, str(path))
-    if arguments.config:
-        config = configuration.read_config(arguments.config, config)
-    config = configuration.with_settings(config, arguments.set)
-    # Absolute, so that the run can be resumed from another directory.
-    given = {name: getattr(arguments, name) for name in ("train", "images", "val", "val_images")}
-    paths = {k: v if v in BUILT_IN else str(Path(v).absolute()) for k, v in given.items() if v}
-    strict = {"strict": True} if arguments.strict else {}
-    return replace(config, data=replace(config.data, **paths, **strict))
+    picture = output / "losses.png"
+    with drawing(picture):
+        loss_curves(read_losses(output / LOSSES), picture)
+        tell(f"{picture}: how the losses fell")
 
 
-def _open_dataset(source: str, images: str | None, split: str, strict: bool) -> Any:
-    """A COCO file with its images, or one of the built-in sets, whose `split` is then taken."""
-    from minimask.data import Shapes, nuclei_sample, read_coco
-
-    if source == "nuclei":
-        dataset = nuclei_sample(split)
-    elif source == "shapes":
-        dataset = Shapes(200, seed=0) if split == "train" else Shapes(50, seed=1)
-    elif images:
-        dataset = read_coco(source, images, strict=strict, allow_empty=split != "train")
-    else:
-        raise InputError(f"--images: missing; give the folder with the images of {source}")
-    for line in dataset.notes:
-        _note(line)
-    return dataset
-
-
-def _same_classes(dataset: Any, class_names: Sequence[str], whose: str) -> None:
-    if list(dataset.class_names) != list(class_names):
-        ours, theirs = ", ".join(dataset.class_names), ", ".join(class_names)
-        raise InputError(
-            f"{dataset.name}: has the classes {ours}, while {whose} {theirs}; they must be the same"
-        )
-
-
-def _evaluate_checkpoint(weights: str | Path, dataset: Any, most: int, output: Path, device: str) -> None:
-    from minimask.files import make_output_directory
+def _evaluate_checkpoint(
+    weights: str | Path, dataset: Any, most: int | None, output: Path, device: str
+) -> None:
+    """Evaluate, write and tell, the last also where nothing can be written; `most` as in `load_detector`."""
+    from minimask.files import output_directory
+    from minimask.results.evaluate import FILES, beyond_limit
     from minimask.results.evaluate import evaluate as run
     from minimask.training.progress import each
     from minimask.weights.detector import load_detector
 
     detector = load_detector(weights, device, detections=most)
-    _same_classes(dataset, detector.class_names, f"{weights} was trained on")
-    evaluation = run(detector.model, dataset, most, lambda indices: each(indices, "evaluating"))
-    evaluation.write(make_output_directory(output))
-    images, objects = evaluation.images, evaluation.objects
-    print(f"{images} images, {objects} objects, {most} detections an image:\n")
-    print(f"{evaluation.table()}\n\n{output / 'detections.json'}, {output / 'metrics.json'}")
+    most = detector.config.model.detections
+    sources.check_classes(dataset, detector.class_names, f"{weights} was trained on")
+    if line := beyond_limit(dataset, most):
+        note(line)
+    with output_directory(output):
+        evaluation = run(detector.model, dataset, most, lambda indices: each(indices, "evaluating"))
+        try:
+            evaluation.write(output)
+        finally:
+            print(f"{evaluation.images} images, {evaluation.objects} objects, {most} detections an image:\n")
+            print(f"{evaluation.table()}\n")
+    tell(", ".join(str(output / name) for name in FILES))
 
 
 def _stopped(outcome: Any, config: configuration.Config, output: Path) -> int:
     from minimask.training.keeper import resume_command
 
     done = f"stopped after step {outcome.step} of {config.train.steps}, saved"
-    print(f"minimask: {done}; go on with: {resume_command(output)}", file=sys.stderr)
+    line = one_line(f"{done}; go on with: {resume_command(output)}")
+    print(f"minimask: {line}", file=sys.stderr)
     return 128 + outcome.stopped_by
-
-
-def _note(text: str) -> None:
-    print(f"minimask: note: {one_line(text)}", file=sys.stderr)

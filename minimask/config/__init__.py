@@ -6,9 +6,9 @@ takes them from TOML files and from ``--set``.
 
 from minimask.config.reading import from_dict, packaged_names, read_config, to_toml, with_settings
 from minimask.config.tree import (
+    DETECTIONS_MOST,
     Config,
     DataConfig,
-    EvaluateConfig,
     ModelConfig,
     TrainConfig,
     describe,
@@ -19,9 +19,9 @@ from minimask.config.tree import (
 )
 
 __all__ = [
+    "DETECTIONS_MOST",
     "Config",
     "DataConfig",
-    "EvaluateConfig",
     "ModelConfig",
     "TrainConfig",
     "describe",

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from minimask.config import bounded_toml
-from minimask.config.tree import Config, describe, options, shown
+from minimask.config.tree import RENAMED, Config, describe, options, shown, up_to_date
 from minimask.errors import InputError, one_line
 from minimask.files import open_regular
 
@@ -34,7 +34,7 @@ def from_dict(values: dict, where: str, base: Config | None = None) -> Config:
     """
     known, sections = dict(options()), [section.name for section in fields(Config)]
     config = base or Config()
-    for section, entries in values.items():
+    for section, entries in up_to_date(values).items():
         if not isinstance(entries, dict):
             raise InputError(f"{where}: {_unknown(section, known)}")
         if section not in sections:
@@ -94,6 +94,7 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
         where = f"--set {one_line(setting, 120)}"
         if not equals:
             raise InputError(f"{where}: expected KEY=VALUE, such as train.steps=200")
+        key = RENAMED.get(key, key)
         if key not in known:
             raise InputError(f"{where}: {_unknown(key, known)}")
         section, _, name = key.partition(".")

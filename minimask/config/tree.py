@@ -11,6 +11,8 @@ from typing import Any
 from minimask.errors import one_line
 
 SIDE_MOST = 65_536  # pixels: an image of a greater side could not be held
+DETECTIONS_MOST = 65_535  # a label map numbers them with 16 bits
+RENAMED = {"evaluate.max_detections": "model.detections"}
 
 
 def option(default: Any, text: str, low=None, high=None, above=None, choices: Sequence[str] = ()) -> Any:
@@ -36,7 +38,12 @@ class ModelConfig:
     nms_threshold: float = option(
         0.5, "of two boxes of a class with more IoU than this, one goes", low=0, high=1
     )
-    detections: int = option(100, "most detections an image", low=1)
+    detections: int = option(
+        100,
+        "most detections an image, in results and metrics",
+        low=1,
+        high=DETECTIONS_MOST,
+    )
     min_size: int | None = option(
         None, "images are scaled until the shorter side has this many pixels", low=32, high=SIDE_MOST
     )
@@ -98,20 +105,12 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """The evaluation after training."""
-
-    max_detections: int = option(100, "most detections an image, in the results and in the metrics", low=1)
-
-
-@dataclass(frozen=True)
 class Config:
     """Everything that decides a training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
 def options(tree: Any = Config) -> Iterator[tuple[str, Field]]:
@@ -119,6 +118,22 @@ def options(tree: Any = Config) -> Iterator[tuple[str, Field]]:
     for section in fields(tree):
         for entry in fields(section.type):
             yield f"{section.name}.{entry.name}", entry
+
+
+def up_to_date(values: dict) -> dict:
+    """Sections as TOML files and checkpoints of earlier versions have them, with today's options.
+
+    Once the evaluation after training had a limit of its own, ``evaluate.max_detections``, and ``predict``
+    went by ``model.detections``: of the two the one that is not the default is meant, the second first.
+    """
+    old = values.get("evaluate")
+    if not isinstance(old, dict) or old.keys() != {"max_detections"}:
+        return values
+    values = {name: section for name, section in values.items() if name != "evaluate"}
+    model, default, most = values.get("model", {}), ModelConfig.detections, old["max_detections"]
+    if isinstance(model, dict) and model.get("detections", default) == default:
+        values["model"] = model | {"detections": min(most, DETECTIONS_MOST) if type(most) is int else most}
+    return values
 
 
 def to_dict(config: Config) -> dict[str, dict]:

@@ -1,8 +1,10 @@
 """Which images a training step sees, as a function of the step alone, and a thread that prepares them."""
 
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -10,6 +12,8 @@ from minimask.data.augmentation import Augmentation, augment, carry_out, draw_pl
 from minimask.data.sample import Sample
 from minimask.errors import InputError
 from minimask.randomness import Draws, Purpose
+
+PATIENCE = 0.25  # seconds
 
 
 class Batches:
@@ -86,8 +90,9 @@ class Loader:
             for step, samples in loader:
                 ...
 
-    An error in preparing a step is raised when that step's turn comes. Leaving the ``with`` block waits for
-    the step being prepared and ends the thread, also when an exception ends the block.
+    An error in preparing a step is raised when that step's turn comes. Leaving the ``with`` block ends the
+    thread once the step being prepared is done. That is waited for `PATIENCE` seconds, not for however long
+    a batch of large images takes: after Ctrl-C nobody would. Nor does the end of the interpreter wait for it.
 
     Parameters
     ----------
@@ -104,14 +109,26 @@ class Loader:
         self._batches = batches
         self._steps = iter(range(first_step, last_step))
         self._pending: deque[tuple[int, Future]] = deque()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="minimask-loader")
+        self._wanted: SimpleQueue[tuple[int, Future] | None] = SimpleQueue()  # None: end
+        # Not a pool's thread: the interpreter waits for those, however long a batch takes.
+        self._thread = threading.Thread(target=self._work, name="minimask-loader", daemon=True)
+        self._thread.start()
         for _ in range(max(1, ahead)):
             self._submit()
 
     def _submit(self) -> None:
         step = next(self._steps, None)
         if step is not None:
-            self._pending.append((step, self._thread.submit(self._batches, step)))
+            self._pending.append((step, Future()))
+            self._wanted.put(self._pending[-1])
+
+    def _work(self) -> None:
+        for step, future in iter(self._wanted.get, None):
+            if future.set_running_or_notify_cancel():  # False: the loader was closed
+                try:
+                    future.set_result(self._batches(step))
+                except BaseException as error:
+                    future.set_exception(error)
 
     def __iter__(self) -> "Loader":
         return self
@@ -128,8 +145,11 @@ class Loader:
     def close(self) -> None:
         """Drop what has been prepared and end the thread; may be called twice."""
         self._steps = iter(())
+        for _, future in self._pending:
+            future.cancel()
         self._pending.clear()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._wanted.put(None)
+        self._thread.join(PATIENCE)
 
     def __enter__(self) -> "Loader":
         return self

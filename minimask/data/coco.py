@@ -85,6 +85,10 @@ class CocoDataset:
         record = self._records[index]
         return f"{self.name}: image {record.id} ({record.file_name})"
 
+    def object_counts(self) -> np.ndarray:
+        """How many objects each image has, crowds aside: (N,) int64."""
+        return np.bincount(self._table.images[~self._table.crowd], minlength=len(self))
+
     def outline(self, index: int) -> tuple[int, int, np.ndarray]:
         """Height, width and objects' boxes, (G, 4) float32 x1, y1, x2, y2, without decoding anything."""
         record, table = self._records[index], self._annotations(index)

@@ -27,6 +27,7 @@ from minimask.files import write_text
 from minimask.kernels import roi_pool as pool
 from minimask.kernels import roi_warp as warp
 from minimask.kernels.roi_align import Sampling
+from minimask.results.plotting import new_figure
 from minimask.results.visualize import PALETTE
 
 if TYPE_CHECKING:
@@ -168,11 +169,9 @@ def draw(x, box, s: Sampling = SAMPLING, stride: int = 16, layers: Sequence[str]
 
 
 def _figure(x, stride: int, readings: Sequence[Reading]) -> Figure:
-    from matplotlib.figure import Figure
-
     (height, width), low, high = np.shape(x), float(np.min(x)), float(np.max(x))
     shades = dict(cmap="gray", vmin=low - 1.2 * (high - low), vmax=high)  # light enough to draw on
-    figure = Figure(figsize=(5.4, len(readings) * (0.75 + 3.1 * height / width)), layout="constrained")
+    figure = new_figure(figsize=(5.4, len(readings) * (0.75 + 3.1 * height / width)), layout="constrained")
     grid = figure.subplots(len(readings), 2, squeeze=False, width_ratios=(1.7, 1))
     for read, (on_map, output) in zip(readings, grid):
         on_map.imshow(x, extent=(0, width * stride, height * stride, 0), **shades)

@@ -17,7 +17,7 @@ import numpy as np
 from minimask import data
 from minimask import functions as F
 from minimask.autograd import Tensor
-from minimask.errors import InputError
+from minimask.errors import InputError, one_line
 from minimask.kernels.roi_integral import edges_of_bins, roi_integral, roi_integral_gradient
 
 IMAGE = Path(data.__file__).parent / "nuclei" / "images" / "00ae65c1c6631ae6.png"
@@ -249,4 +249,5 @@ def table(found: dict) -> str:
         image = found["image"][name]
         line += f"{image['bias']:z10.1%}{image['wobble']:8.1%}{image['gradient']:10.0%}"
         compared.append(f"{line}{image['unseen']:16.0%}")
-    return TABLE.format(worst="\n".join(worst), compared="\n".join(compared), **found["options"])
+    options = found["options"] | {"image": one_line(found["options"]["image"])}
+    return TABLE.format(worst="\n".join(worst), compared="\n".join(compared), **options)

@@ -17,6 +17,7 @@ import numpy as np
 from minimask.files import replacing
 from minimask.kernels.roi_integral import edges_of_bins, roi_integral, roi_integral_gradient
 from minimask.lessons import misalign
+from minimask.results.plotting import load_matplotlib, new_figure
 from minimask.results.visualize import PALETTE
 
 COLOURS = {"RoIPool": PALETTE[4], "RoIWarp": PALETTE[0], "RoIAlign": PALETTE[6]}
@@ -32,11 +33,9 @@ def draw(found: dict, x, output: Path) -> dict[str, dict]:
     dict of figure's name to dict
         title; alt, the description; files, their names.
     """
-    import matplotlib
-
     made = {}
-    with matplotlib.rc_context(STYLE):
-        for make in (bins, shift, worst, gradient):
+    with load_matplotlib().rc_context(STYLE):
+        for make in FIGURES:
             figure, facts = make(found, x, np.array(found["box"]))
             title = figure.get_suptitle()
             alt = " ".join((make.__doc__ or title).split()).format(**found["options"] | facts)
@@ -59,9 +58,7 @@ def _save(figure, path: Path, title: str, alt: str) -> list[str]:
 
 
 def _canvas(title: str, rows: int = 1, columns: int = 1, **options):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.33, 7.5), layout="constrained")  # 16:9
+    figure = new_figure(figsize=(13.33, 7.5), layout="constrained")  # 16:9
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     figure.suptitle(title, fontsize=20)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
@@ -181,3 +178,7 @@ def gradient(found, x, box):
         panel.set(title=titles[-1], xticks=[], yticks=[])
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="gradient of a cell", extend="max")
     return figure, dict(text="; ".join(titles[1:]))
+
+
+FIGURES = (bins, shift, worst, gradient)
+FILES = tuple(f"misalign-{make.__name__}.{kind}" for make in FIGURES for kind in ("svg", "png"))

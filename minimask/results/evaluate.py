@@ -1,16 +1,18 @@
 """COCO's average precision of boxes and masks, by pycocotools, for any number of detections per image."""
 
-import contextlib
-import io
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from minimask.files import write_json
 
+FILES = ("detections.json", "metrics.json")
 METRICS = ("AP", "AP50", "AP75", "small", "medium", "large")
 
 
@@ -51,15 +53,16 @@ class Evaluation:
 
     def write(self, directory: Path) -> None:
         """Write detections.json, COCO results that other tools read, and metrics.json."""
-        write_json(directory / "detections.json", self.detections)
-        metrics = {name: value for name, value in vars(self).items() if name != "detections"}
-        write_json(directory / "metrics.json", metrics, indent=2)
+        detections, metrics = FILES
+        write_json(directory / detections, self.detections)
+        values = {name: value for name, value in vars(self).items() if name != "detections"}
+        write_json(directory / metrics, values, indent=2)
 
 
 def evaluate(
     model: Any,
     dataset: Any,
-    max_detections: int = 100,
+    max_detections: int | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Evaluation:
     """Predict every image of a data set, at its own size, and compare with its annotations.
@@ -67,11 +70,12 @@ def evaluate(
     Parameters
     ----------
     model
-        Has ``predict(images)``, and must be set to return at least `max_detections` per image.
+        Has ``predict(images)``.
     dataset
         Has ``image_ids``, ``category_ids``, ``coco_document()`` and ``image(index)``.
-    max_detections : int, >= 1
-        How many detections of each image are kept, best first, in the results and in the metrics.
+    max_detections : int, >= 1, optional
+        How many detections of each image are kept, best first, in the results and in the metrics; by default
+        as many as the model gives at most (``box_detections_per_img``), or 100 where it does not say.
     progress : callable
         Wraps the range of image indices, to show progress.
 
@@ -79,12 +83,41 @@ def evaluate(
     -------
     Evaluation
     """
+    if max_detections is None:
+        max_detections = _most_of(model)
     detections: list[dict] = []
     for index in progress(range(len(dataset))):
         (prediction,) = model.predict([dataset.image(index)])
         found = coco_results(prediction, dataset.image_ids[index], dataset.category_ids)
         detections += sorted(found, key=lambda result: -result["score"])[:max_detections]
     return score(dataset.coco_document(), detections, max_detections)
+
+
+def _most_of(model: Any) -> int:
+    options = getattr(getattr(model, "box_head", None), "options", None)
+    return getattr(options, "detections_per_img", 100)
+
+
+def beyond_limit(dataset: Any, most: int) -> str | None:
+    """A line that says which images have more objects than `most`, so that some can never be found; or None.
+
+    Parameters
+    ----------
+    dataset
+        Has ``object_counts()`` and ``describe(index)``; others are not looked at.
+    most : int
+        The limit of detections an image.
+    """
+    counts = dataset.object_counts() if hasattr(dataset, "object_counts") else np.zeros(0, int)  # (N,)
+    beyond = int((counts > most).sum())
+    if not beyond:
+        return None
+    worst = int(counts.argmax())
+    images = "1 image has" if beyond == 1 else f"{beyond} images have"
+    return (
+        f"{images} more objects than the {most} detections that each may have, so some cannot be found; most "
+        f"has {dataset.describe(worst)}: {counts[worst]}. Raise model.detections, or --max-detections"
+    )
 
 
 def coco_results(prediction: dict, image_id: int, category_ids: list[int]) -> list[dict]:
@@ -150,18 +183,16 @@ def _average_precision(
         Of each detection, in pixels.
     kind : "bbox" or "segm"
     """
-    from pycocotools.cocoeval import COCOeval
-
     # COCO.loadRes fails without results and writes into those given; the same annotations are made here.
     results = [
         result | {"id": number, "area": float(area), "iscrowd": 0}
         for number, (result, area) in enumerate(zip(detections, areas), start=1)
     ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        comparison = COCOeval(_indexed(document), _indexed(document | {"annotations": results}), kind)
-        comparison.params.maxDets = [max_detections]
-        comparison.evaluate()
-        comparison.accumulate()
+    truth, found = _indexed(document), _indexed(document | {"annotations": results})
+    comparison = _silent("cocoeval").COCOeval(truth, found, kind)
+    comparison.params.maxDets = [max_detections]
+    comparison.evaluate()
+    comparison.accumulate()
     # (T thresholds, R recalls, K classes, 4 areas, 1); -1 where there is no object
     precision = comparison.eval["precision"]
     any_size, small, medium, large = np.moveaxis(precision[..., 0], 3, 0)  # (T, R, K) each
@@ -184,9 +215,21 @@ def _mean(precision: np.ndarray) -> float:
 
 def _indexed(document: dict):
     """A pycocotools COCO of a document in memory; its annotations are copies: COCOeval writes into them."""
-    from pycocotools.coco import COCO
-
-    coco = COCO()
+    coco = _silent("coco").COCO()
     coco.dataset = document | {"annotations": [dict(annotation) for annotation in document["annotations"]]}
     coco.createIndex()
     return coco
+
+
+@cache
+def _silent(name: str) -> ModuleType:
+    """A copy of our own of a module of pycocotools, in which ``print`` prints nothing.
+
+    Its classes tell of every step they take. Taking ``sys.stdout`` away from them takes it away from all
+    threads, and leaves it so where two of them score at once.
+    """
+    specification = importlib.util.find_spec(f"pycocotools.{name}")
+    module = importlib.util.module_from_spec(specification)
+    module.print = lambda *values, **options: None  # found before the built-in one
+    specification.loader.exec_module(module)
+    return module

@@ -1,5 +1,8 @@
 """From image files to what a detector finds in them: pictures, label maps, a COCO document."""
 
+import glob
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import numpy as np
 
 from minimask.data.images import read_header, read_image
 from minimask.errors import InputError
-from minimask.files import make_output_directory, write_json
+from minimask.files import check_inputs_are_kept, output_directory, write_json
 from minimask.results.evaluate import coco_results
 from minimask.results.visualize import draw_instances, label_maps, save_picture
 from minimask.weights.detector import Detector
@@ -19,16 +22,44 @@ def confident(prediction: dict, threshold: float) -> dict:
     return {name: values[keep] for name, values in prediction.items()}
 
 
-def check_images(paths: Sequence[str | Path]) -> None:
-    """Check that every file is an image, by its header, and that their results will not collide.
+def expanded(paths: Iterable[str]) -> list[str]:
+    """Names of image files; a pattern (``*.png``), which the shell of Windows hands on as it is, expanded.
+
+    Raises
+    ------
+    InputError
+        If no file fits a pattern.
+    """
+    names: list[str] = []
+    for path in paths:
+        found = [path]
+        if glob.has_magic(path) and not os.path.lexists(path):
+            found = sorted(glob.glob(path))  # noqa: PTH207 (names as they were typed)
+            if not found:
+                raise InputError(f"{path}: no file fits this pattern; look at the folder, or name the files")
+        names += found
+    return names
+
+
+def results_of(path: str | Path, output: str | Path, with_label_maps: bool) -> list[Path]:
+    """The files that `predict_files` writes for an image: its picture and, if asked for, two label maps."""
+    kinds = ("instances", "ids", "classes") if with_label_maps else ("instances",)
+    return [Path(output) / f"{Path(path).stem}-{kind}.png" for kind in kinds]
+
+
+def check_images(paths: Sequence[str | Path], output: str | Path, with_label_maps: bool = False) -> None:
+    """Check that every file is an image, by its header, and that results take no other file's place.
 
     Damage further inside a file shows when it is decoded, in `predict_files`.
 
     Raises
     ------
     InputError
-        For the first file that is not an image, or whose results would overwrite those of another.
+        For the first file that is not an image, or whose results would overwrite those of another or one of
+        the images.
     """
+    results = [result for path in paths for result in results_of(path, output, with_label_maps)]
+    check_inputs_are_kept(paths, results)
     stems: dict[str, Path] = {}
     for path in map(Path, paths):
         other = stems.setdefault(path.stem, path)
@@ -54,8 +85,9 @@ def predict_files(
     ----------
     output : str or Path
         The directory for NAME-instances.png; with `with_label_maps` also NAME-ids.png (16 bits: the number of
-        the instance) and NAME-classes.png (8 bits: the label); with `json` also predictions.json, a COCO
-        document whose annotations have a score, which `read_coco` reads back.
+        the instance) and NAME-classes.png (the label, in 8 bits, or in 16 for more than 255 classes); with
+        `json` also predictions.json, a COCO document whose annotations have a score, which `read_coco` reads
+        back.
     progress : callable
         Wraps the list of paths, to show progress.
 
@@ -70,28 +102,34 @@ def predict_files(
         If a file turns out to be damaged, or something cannot be written. The pictures of the images before
         it have been written; predictions.json has not.
     """
-    output = make_output_directory(output)
     images: list[dict] = []
     annotations: list[dict] = []
-    counts = []
-    for number, path in enumerate(progress(list(map(Path, paths))), start=1):
-        image = read_image(path)
-        height, width = image.shape[1:]
-        (found,) = detector.model.predict([image])
-        counts.append(len(found["scores"]))
-        picture = draw_instances(
-            image, found["boxes"], found["labels"], found["masks"], detector.class_names, found["scores"]
-        )
-        save_picture(output / f"{path.stem}-instances.png", picture)
-        if with_label_maps:
-            ids, classes = label_maps(found, height, width)
-            save_picture(output / f"{path.stem}-ids.png", ids)
-            save_picture(output / f"{path.stem}-classes.png", classes)
-        images.append({"id": number, "file_name": path.name, "height": height, "width": width})
-        annotations += coco_results(found, number, detector.category_ids)
-    if json:
-        write_json(output / "predictions.json", _coco_document(images, annotations, detector))
-    return counts
+    with output_directory(output) as folder:
+        for number, path in enumerate(progress(list(map(Path, paths))), start=1):
+            image = read_image(path)
+            height, width = image.shape[1:]
+            (found,) = detector.model.predict([image])
+            _write_pictures(folder, path, image, found, detector, with_label_maps)
+            images.append({"id": number, "file_name": path.name, "height": height, "width": width})
+            annotations += coco_results(found, number, detector.category_ids)
+        if json:
+            write_json(folder / "predictions.json", _coco_document(images, annotations, detector))
+    counts = Counter(annotation["image_id"] for annotation in annotations)
+    return [counts[image["id"]] for image in images]
+
+
+def _write_pictures(
+    folder: Path, path: Path, image: np.ndarray, found: dict, detector: Detector, with_label_maps: bool
+) -> None:
+    """The picture of an image (3, H, W) and, where they are asked for, its label maps."""
+    picture, *maps = results_of(path, folder, with_label_maps)
+    drawn = draw_instances(
+        image, found["boxes"], found["labels"], found["masks"], detector.class_names, found["scores"]
+    )
+    save_picture(picture, drawn)
+    if maps:
+        for name, values in zip(maps, label_maps(found, *image.shape[1:], len(detector.class_names))):
+            save_picture(name, values)
 
 
 def _coco_document(images: list[dict], annotations: list[dict], detector: Detector) -> dict:

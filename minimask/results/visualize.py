@@ -5,7 +5,6 @@ Shapes: G instances on an image of H x W. An image pixel is drawn as `zoom` x `z
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,14 @@ from scipy import ndimage
 
 from minimask.data.augmentation import LUMA
 from minimask.data.sample import tight_boxes
+from minimask.errors import InputError, one_line
 from minimask.files import replacing
 from minimask.masks import Window
+from minimask.results.fonts import font
+from minimask.results.plotting import new_figure
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageFont
+    from PIL import Image
 
 # Okabe and Ito's palette (2008), distinct under every common colour blindness; black is left to the halos.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
@@ -87,6 +89,7 @@ def draw_instances(
     boxes, labels = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels).reshape(-1)
     canvas = _resized(image, zoom)  # (H*zoom, W*zoom, 3) float 0..255
     colours = _colours(boxes)
+    class_names = [one_line(name) for name in class_names]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     patches = list(windows(masks))
     for index in np.argsort(-areas, kind="stable"):  # the small ones on top
@@ -125,7 +128,7 @@ def comparison(
     sheet = Image.new("RGB", (3 * (size + gap) + gap, head + sum(heights)), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(("image", "ground truth", "prediction")):
-        pen.text((gap + column * (size + gap), 9), title, _INK, _font(16))
+        pen.text((gap + column * (size + gap), 9), title, _INK, font(16))
     y = head
     for row, height in zip(rows, heights):
         for column, picture in enumerate(row):
@@ -162,9 +165,7 @@ def loss_curves(log: dict[str, np.ndarray], path: str | Path) -> None:
         ``step``, ``loss`` (the sum), and each ``loss_...``; other columns are not shown. NaN where there is
         none; what is empty or absent is drawn without a curve.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    figure = new_figure(figsize=(12, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _plot_sum(left, log)
     _plot_parts(right, log)
@@ -215,29 +216,43 @@ def _plot_parts(axes: Any, log: dict[str, np.ndarray]) -> None:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def label_maps(prediction: dict, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def label_maps(
+    prediction: dict, height: int, width: int, classes: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The instances as two images of labels; where masks overlap, the higher score is on top.
 
     Parameters
     ----------
     prediction : dict
         labels, scores and masks; masks are thresholded at 0.5.
+    classes : int, optional
+        How many classes there are, which decides the type of their map; by default the greatest label.
 
     Returns
     -------
     ids : (H, W) uint16
         0 is background; i + 1 is instance i of the prediction.
-    classes : (H, W) uint8
+    classes : (H, W) uint8, or uint16 where there are more than 255
         0 is background, else the label of the class: a semantic segmentation.
+
+    Raises
+    ------
+    InputError
+        If there are more instances or classes than the 65535 that a picture of 16 bits can tell apart.
     """
-    ids, classes = np.zeros((height, width), np.uint16), np.zeros((height, width), np.uint8)
+    greatest = max(classes or 0, int(np.max(prediction["labels"], initial=0)))
+    for what, count in (("objects", len(prediction["labels"])), ("classes", greatest)):
+        if count > 65_535:
+            raise InputError(f"label maps have room for 65535 {what}, not for {count}; do without them")
+    ids = np.zeros((height, width), np.uint16)
+    of_class = np.zeros((height, width), np.uint8 if greatest < 256 else np.uint16)
     patches = list(windows(prediction["masks"]))
     for index in np.argsort(np.asarray(prediction["scores"]), kind="stable"):
         (y0, y1, x0, x1), patch = patches[index]
         inside = patch > 0.5
         ids[y0:y1, x0:x1][inside] = index + 1
-        classes[y0:y1, x0:x1][inside] = prediction["labels"][index]
-    return ids, classes
+        of_class[y0:y1, x0:x1][inside] = prediction["labels"][index]
+    return ids, of_class
 
 
 def save_picture(path: str | Path, picture: Any) -> None:
@@ -375,7 +390,7 @@ def _find_place(
     """
     x1, y1, _, y2 = box
     for text in texts:
-        width, height = pen.textlength(text, _font(12)) + 5, _LABEL_HEIGHT
+        width, height = pen.textlength(text, font(12, text)) + 5, _LABEL_HEIGHT
         left = min(max(x1, 0), size[0] - width)
         for top in (y1 - height, y2 + 1, y1 + 1):
             right, bottom = left + width, top + height
@@ -390,7 +405,7 @@ def _draw_label(pen: Any, label: tuple, text: str, colour: np.ndarray) -> None:
     """Dark text on a bright colour, and white on a dark one."""
     ink = (0, 0, 0) if colour @ LUMA > 110 else (255, 255, 255)
     pen.rectangle(label, tuple(int(value) for value in colour))
-    pen.text((label[0] + 3, label[1] + 1), text, ink, _font(12))
+    pen.text((label[0] + 3, label[1] + 1), text, ink, font(12, text))
 
 
 def _with_caption(picture: "Image.Image", caption: str) -> "Image.Image":
@@ -398,18 +413,8 @@ def _with_caption(picture: "Image.Image", caption: str) -> "Image.Image":
 
     framed = Image.new("RGB", (picture.width, picture.height + 22), _BACKGROUND)
     framed.paste(picture, (0, 0))
-    ImageDraw.Draw(framed).text((2, picture.height + 4), caption, _INK, _font(13))
+    ImageDraw.Draw(framed).text((2, picture.height + 4), caption, _INK, font(13, caption))
     return framed
-
-
-@cache
-def _font(size: int) -> "ImageFont.FreeTypeFont":
-    """The font that matplotlib brings along: class names may contain letters that Pillow's font lacks."""
-    import matplotlib
-    from PIL import ImageFont
-
-    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), size)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from minimask import backend
 from minimask.errors import InputError
 
 STARTED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # how many; set by the mpiexec of MPICH and of Open MPI
+RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")  # which of them this is
 LOCAL = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 
 
@@ -124,9 +124,22 @@ def world() -> World:
     return joined
 
 
+def is_first() -> bool:
+    """Whether this is process 0, or alone, by what mpiexec says: known before the processes have met."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+def _status(error: BaseException) -> int:
+    """The exit status that the command has for an error."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    statuses = {KeyboardInterrupt: 130, InputError: 2, MemoryError: 2, OSError: 2}
+    return next((status for kind, status in statuses.items() if isinstance(error, kind)), 1)
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Around what the processes do together, where all but process 0 are silent. May be nested.
+    """Around what the processes do together. May be nested.
 
     After an error, which is told by whoever catches it, the end of this process ends all others; without one,
     each waits here for the rest.
@@ -136,15 +149,11 @@ def together() -> Iterator[None]:
         yield
         return
     try:
-        with Path(os.devnull).open("w") as nowhere, contextlib.ExitStack() as stack:
-            for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr)[: joined.rank * 2]:
-                stack.enter_context(redirect(nowhere))
-            yield
+        yield
     except BaseException as error:
         if joined.rank:
             time.sleep(1)  # what stops all of them is told by process 0, which then ends the others
-        status = 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
-        atexit.register(joined.comm.Abort, status)
+        atexit.register(joined.comm.Abort, _status(error))
         atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)  # before it: MPI would add a line
         atexit.register(time.sleep, 0.3)  # before that: mpiexec drops what it has not read by the end
         raise

@@ -15,7 +15,7 @@ from minimask import backend
 from minimask.autograd import no_grad
 from minimask.config import Config, DataConfig, TrainConfig, to_toml
 from minimask.data import Augmentation, Batches, Loader, Sample
-from minimask.errors import InputError
+from minimask.errors import InputError, one_line
 from minimask.files import make_output_directory, real_path, write_text
 from minimask.randomness import Draws
 from minimask.training import distributed
@@ -58,7 +58,7 @@ def train(
     output: str | Path,
     resume: bool = False,
     overwrite: bool = False,
-    note: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    note: Callable[[str], None] = lambda line: print(one_line(line), file=sys.stderr),
     device: str = "cpu",
 ) -> Outcome:
     """Train a model, leaving checkpoint.npz, config.toml and losses.csv in a directory.
@@ -90,6 +90,7 @@ def train(
     world, config = distributed.world(), resolved(config)
     check_resume(output, resume, overwrite)
     output = make_output_directory(output)
+    note = note if world.rank == 0 else lambda line: None
     with locked(output) if world.rank == 0 else contextlib.nullcontext():
         return _train(config, dataset, output, resume, note, device, world)
 
@@ -118,7 +119,7 @@ def _train(
         backend.deterministic(options.deterministic),
         StopSignals(tell=world.rank == 0) as stop,
         LossLog(output / LOSSES, first, world.rank == 0, note) as log,
-        Progress(options.steps, "training", first) as progress,
+        Progress(options.steps, "training", first, shown=world.rank == 0) as progress,
         keeper.rescuing(),
         Loader(batches, first, options.steps) as loader,
     ):

@@ -18,13 +18,15 @@ class Progress:
     total, done : int
         Steps in all, and how many were done before (in a resumed run).
     title : str
+    shown : bool
+        False: stay silent, while another process tells.
     """
 
-    def __init__(self, total: int, title: str, done: int = 0):
+    def __init__(self, total: int, title: str, done: int = 0, shown: bool = True):
         from tqdm import tqdm
 
-        self.title, self.images, self.began = title, 0, time.monotonic()
-        self.terminal = sys.stderr.isatty()
+        self.title, self.images, self.began, self.shown = title, 0, time.monotonic(), shown
+        self.terminal = shown and sys.stderr is not None and sys.stderr.isatty()  # None: it was closed
         self.last_line = self.began
         self.bar = tqdm(
             total=total,
@@ -53,7 +55,7 @@ class Progress:
         if self.terminal:
             self.bar.set_postfix_str(", ".join(filter(None, [rate, values])), refresh=False)
             self.bar.update()
-        elif now - self.last_line >= LINE_EVERY or self.done == self.total:
+        elif self.shown and (now - self.last_line >= LINE_EVERY or self.done == self.total):
             self.last_line = now
             left = (now - self.began) / (self.done - self.first) * (self.total - self.done)
             left = f"{self.bar.format_interval(left)} left"

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 
@@ -30,10 +32,19 @@ class StopSignals:
     def _caught(self, number: int, frame) -> None:
         if self.signal is None:
             self.signal = number
-            # Not print(): it may be what was interrupted, and cannot be entered twice.
             if self.tell:
-                os.write(2, b"\nminimask: finishing the step and saving; once more to stop at once\n")
+                _tell("\nminimask: finishing the step and saving; once more to stop at once\n")
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:
             raise SystemExit(128 + number)
+
+
+def _tell(text: str) -> None:
+    """Write to standard error; not by print(), which may be what was interrupted, and cannot be nested."""
+    try:
+        number = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # closed, or something without a file behind it
+        number = 2
+    with suppress(OSError):  # nobody there to be told
+        os.write(number, text.encode())

@@ -1,0 +1,105 @@
+"""Where a command's data and configuration come from: flags, files, and the run that is resumed."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from minimask import config as configuration
+from minimask.errors import InputError
+
+BUILT_IN = ("nuclei", "shapes")
+
+
+def train_config(arguments: argparse.Namespace, output: Path) -> configuration.Config:
+    """The defaults, or the resumed run's configuration; under --config, --set and the data's flags.
+
+    Raises
+    ------
+    InputError
+        Also if a file that is given would be overwritten by the run.
+    """
+    from minimask.files import check_inputs_are_kept
+    from minimask.training.loop import CHECKPOINT, CONFIG, LOSSES, check_resume
+    from minimask.weights.checkpoint import CheckpointFile
+    from minimask.weights.networks import checkpoint_config
+
+    check_resume(output, arguments.resume)
+    config, path = configuration.Config(), output / CHECKPOINT
+    if arguments.resume:
+        with CheckpointFile(path) as file:
+            config = checkpoint_config(file.head, str(path))
+    if arguments.config:
+        config = configuration.read_config(arguments.config, config)
+    config = configuration.with_settings(config, arguments.set)
+    # Absolute, so that the run can be resumed from another directory.
+    given = {name: getattr(arguments, name) for name in ("train", "images", "val", "val_images")}
+    paths = {k: v if v in BUILT_IN else str(Path(v).absolute()) for k, v in given.items() if v}
+    strict = {"strict": True} if arguments.strict else {}
+    config = replace(config, data=replace(config.data, **paths, **strict))
+    # A resumed run writes its configuration anew, as it was or as it was changed: that is no loss.
+    read = [config.data.train, config.data.val, *([arguments.config] if not arguments.resume else [])]
+    written = (CHECKPOINT, CONFIG, LOSSES, "losses.png", "detections.json", "metrics.json")
+    check_inputs_are_kept(filter(None, read), [output / name for name in written])
+    return config
+
+
+def training_data(
+    arguments: argparse.Namespace, config: configuration.Config, note: Callable[[str], None]
+) -> tuple[Any, Any]:
+    """The data set to train on, and the one to evaluate on or None; `note` gets what the user should know.
+
+    Raises
+    ------
+    InputError
+        If one cannot be read, or their classes differ. Of a path that the command line does not have, the
+        line says where it comes from.
+    """
+    from minimask.results.evaluate import beyond_limit
+
+    data, whence = config.data, "of the resumed run" if arguments.resume else "of the configuration"
+    if not data.train:
+        raise InputError("train: give --data FILE and --images DIR (or --data nuclei, --data shapes)")
+
+    def opened(name: str, images: str, split: str, flag: str) -> Any:
+        source = getattr(data, name)
+        try:
+            dataset = open_dataset(source, images, split, data.strict)
+        except InputError as error:
+            if getattr(arguments, name):
+                raise
+            raise InputError(f"data.{name} {whence}: {error}. Or give another file by {flag}") from error
+        for line in dataset.notes:
+            note(line)
+        if line := beyond_limit(dataset, config.model.detections):
+            note(line)
+        return dataset
+
+    dataset, validation = opened("train", data.images, "train", "--data"), None
+    if data.val:
+        validation = opened("val", data.val_images or data.images, "val", "--val")
+        check_classes(validation, dataset.class_names, f"{dataset.name} has")
+    return dataset, validation
+
+
+def open_dataset(source: str, images: str | None, split: str, strict: bool) -> Any:
+    """A COCO file with its images, or one of the built-in sets, whose `split` is then taken."""
+    from minimask.data import Shapes, nuclei_sample, read_coco
+
+    if source == "nuclei":
+        return nuclei_sample(split)
+    if source == "shapes":
+        return Shapes(200, seed=0) if split == "train" else Shapes(50, seed=1)
+    if images:
+        return read_coco(source, images, strict=strict, allow_empty=split != "train")
+    raise InputError(f"--images: missing; give the folder with the images of {source}")
+
+
+def check_classes(dataset: Any, class_names: Sequence[str], whose: str) -> None:
+    """Check that a data set has these classes; `whose` they are begins the second half of the line."""
+    if list(dataset.class_names) != list(class_names):
+        ours, theirs = ", ".join(dataset.class_names), ", ".join(class_names)
+        raise InputError(
+            f"{dataset.name}: has the classes {ours}, while {whose} {theirs}; they must be the same"
+        )
