@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from minimask import models
 from minimask.config import Config, from_dict, read_config, to_dict, to_toml, with_settings
 from minimask.data import Shapes
 from minimask.errors import InputError, one_line
+from minimask.training.distributed import ALONE
 from minimask.training.keeper import Keeper
 from minimask.training.loop import make_optimizer
-from minimask.weights import detector
+from minimask.weights import networks
 from minimask.weights.checkpoint import Checkpoint, load_checkpoint
-from minimask.weights.detector import build_model, load_detector
+from minimask.weights.detector import load_detector
+from minimask.weights.networks import build_model, resolved
 
 SHAPES = Shapes(2, seed=1, size=32)
 SECONDS, MEMORY = 10, 1 << 30
@@ -148,7 +151,7 @@ def watched(work: Callable[[], None]) -> str:
 # Checkpoints
 
 
-def tiny(num_classes: int, min_size=None, max_size=1600, **options):
+def tiny(num_classes: int, min_size=None, max_size=1600, norm=None, trainable_backbone_layers=5, **options):
     """The packaged networks' place is taken by one of 20,000 parameters."""
     small = dict(channels=(8, 8, 8, 8), fpn_channels=8, box_width=8)
     return models.maskrcnn_small(num_classes, min_size=min_size, max_size=max_size, **small, **options)
@@ -156,13 +159,15 @@ def tiny(num_classes: int, min_size=None, max_size=1600, **options):
 
 def tiny_networks() -> None:
     """For this process, which does nothing else."""
-    detector._NETWORKS.update(dict.fromkeys(detector._NETWORKS, partial(tiny)))
+    for name, network in networks.NETWORKS.items():
+        networks.NETWORKS[name] = replace(network, build=tiny)
 
 
 def the_run(path: Path) -> Keeper:
     """A run on SHAPES, at its beginning."""
     model = build_model(Config(), len(SHAPES.class_names) + 1)
-    return Keeper(path, Config(), SHAPES, model, make_optimizer(model, Config().train))
+    optimizer = make_optimizer(model, resolved(Config()).train)
+    return Keeper(path, resolved(Config()), SHAPES, model, optimizer, ALONE)
 
 
 def entries_of(content: bytes) -> dict[str, bytes]:
@@ -340,7 +345,7 @@ def main(kind: str, first: int, count: int, directory: Path) -> None:
     tiny_networks()
     path = directory / {"checkpoint": "checkpoint.npz", "toml": "mine.toml"}[kind]
     if kind == "checkpoint":
-        the_run(path).save(3)
+        the_run(path).save()
         good = path.read_bytes()
     else:
         good = to_toml(Config()).encode()
