@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from minimask.backend import array_module, launch, parallel, to_cpu, to_device
+from minimask.backend import array_module, as_floating, launch, parallel, to_cpu, to_device
 
 
 class Window(NamedTuple):
@@ -119,9 +119,14 @@ FLOAT = MaskConvention(aligned=True, place=_place_without_rounding)
 TORCHVISION = MaskConvention(aligned=False, place=_place_in_whole_pixels)
 
 
+def _dtype_of(values) -> np.dtype:
+    """The dtype of results that are shares of a pixel: that of the values, float64 if they are integers."""
+    return values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
+
+
 def _sides(boxes):
     """Lower and upper edges of boxes (N, 4): each (N, 2), in the order y, x."""
-    sides = boxes.reshape(-1, 2, 2)[:, :, ::-1]
+    sides = as_floating(boxes).reshape(-1, 2, 2)[:, :, ::-1]
     return sides[:, 0], sides[:, 1]
 
 
@@ -179,7 +184,9 @@ def paste_mask(
     and binarized at a threshold of 0.5".
     """
     mask, box = to_cpu(mask), to_cpu(box)  # sync: the window is an index on the host
-    return _paste(mask, _placements(box[None], len(mask), image_size, convention)[0])
+    placement = _placements(box[None], len(mask), image_size, convention)[0]
+    window, patch = _paste(as_floating(mask), placement)
+    return window, patch.astype(_dtype_of(mask), copy=False)
 
 
 def paste_masks(
@@ -203,18 +210,19 @@ def paste_masks(
 
     Returns
     -------
-    (N, 1, H, W) array of the masks' dtype, or of bool if there is a threshold; on the masks' device.
+    (N, 1, H, W) array of the masks' dtype (float64 of integers), or of bool if there is a threshold; on the
+    masks' device.
     """
     xp, (height, width) = array_module(masks), image_size
-    masks = xp.ascontiguousarray(masks).reshape(-1, *masks.shape[-2:])
+    dtype = np.dtype(bool) if threshold is not None else _dtype_of(masks)
+    masks = xp.ascontiguousarray(as_floating(masks)).reshape(-1, *masks.shape[-2:])
     placements = _placements(boxes, masks.shape[-1], image_size, convention)
-    dtype = masks.dtype if threshold is None else bool
     if xp is not np:
-        out = xp.empty((len(masks), 1, height, width), dtype=dtype)
+        out = xp.empty((len(masks), 1, height, width), masks.dtype if threshold is None else dtype)
         images = (out, None) if threshold is None else (None, out)
         args = (masks, placements, *masks.shape[:2], height, width, threshold or 0, *images)
         launch("masks", "paste_masks", (-(-height * width // 1024), len(masks)), 256, args, masks.dtype)
-        return out
+        return out.astype(dtype, copy=False)
     beyond = 0 if threshold is None else 0 > threshold  # outside its window a mask is 0
     out = np.full((len(masks), 1, height, width), beyond, dtype)
 
@@ -270,7 +278,7 @@ class Masks(NDArrayOperatorsMixin):
     @property
     def dtype(self) -> np.dtype:
         """Of the probabilities, pasted or not."""
-        return self.probabilities.dtype
+        return _dtype_of(self.probabilities)
 
     def __getattr__(self, name: str):
         raise AttributeError(f"Masks has no {name!r}: np.asarray(masks) is the (N, 1, H, W) array to ask")
@@ -524,10 +532,11 @@ def crop_masks(
 
     Returns
     -------
-    (R, M, M) array of the boxes' dtype, in [0, 1]: the share of each bin that the mask fills.
+    (R, M, M) array of the boxes' dtype (float64 of integers), in [0, 1]: the share of each bin that the mask
+    fills.
     """
-    xp, samples = array_module(boxes), _samples(boxes, size, convention)
-    out = xp.zeros((len(boxes), size, size), dtype=boxes.dtype)
+    xp, samples, dtype = array_module(boxes), _samples(boxes, size, convention), _dtype_of(boxes)
+    out = xp.zeros((len(boxes), size, size), dtype=as_floating(boxes[:0]).dtype)
     if xp is not np:
         masks, matches = xp.ascontiguousarray(masks, np.uint8), xp.ascontiguousarray(matches, np.int64)
         args = (masks, matches, samples, len(boxes), *masks.shape, size, out)
@@ -537,7 +546,7 @@ def crop_masks(
 
         def work(part, parts):
             for r in range(part, len(out), parts):
-                out[r] = _crop(needed[int(matches[r])], samples[r], size, boxes.dtype)
+                out[r] = _crop(needed[int(matches[r])], samples[r], size, out.dtype)
 
         parallel(work)
-    return out if threshold is None else (out >= threshold).astype(boxes.dtype)
+    return (out if threshold is None else out >= threshold).astype(dtype, copy=False)

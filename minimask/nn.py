@@ -136,9 +136,18 @@ class Module:
         return self
 
     def astype(self, dtype) -> Module:
-        """Convert all parameters and buffers to a floating point dtype, in place."""
+        """Convert all parameters and buffers, and gradients with them, to float32 or float64, in place.
+
+        Raises
+        ------
+        TypeError
+            For another dtype: sums and areas overflow float16, and integers cannot be trained.
+        """
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"astype: a model computes in float32 or float64, not in {np.dtype(dtype)}")
         for _, value in self._named((Parameter, Buffer)):
             value.data = value.data.astype(dtype)
+            value.grad = None if value.grad is None else value.grad.astype(dtype)
         return self
 
 

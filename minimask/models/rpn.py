@@ -14,7 +14,7 @@ from minimask import functions as F
 from minimask.anchors import AnchorGenerator
 from minimask.autograd import Tensor
 from minimask.backend import array_module
-from minimask.boxes import BoxCoder, batched_nms, clip_boxes_to_image
+from minimask.boxes import BoxCoder, batched_nms, by_falling, clip_boxes_to_image
 from minimask.functions.activation import sigmoid_array
 from minimask.matching import Matcher, match_images, sample_balanced
 from minimask.models.transform import Batch, Target
@@ -182,5 +182,5 @@ def top_k(values, k: int, xp=np):
     if xp is np and 0 < k < len(values):  # a GPU sorts all of them as fast
         least = np.partition(values, len(values) - k)[len(values) - k]
         candidates = np.flatnonzero(values >= least)
-        return candidates[np.argsort(-values[candidates], kind="stable")][:k]
-    return (-values).argsort(kind="stable")[:k]
+        return candidates[by_falling(values[candidates])][:k]
+    return by_falling(values)[:k]
