@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
 from collections.abc import Iterator
 
@@ -11,6 +13,18 @@ from minimask import backend
 from minimask import functions as F
 from minimask.autograd import Tensor
 from minimask.errors import InputError
+
+_inferring = contextvars.ContextVar("inferring", default=False)
+
+
+@contextlib.contextmanager
+def inference() -> Iterator[None]:
+    """Inside, in this thread, no module is in training mode, whatever `train` has set. Also a decorator."""
+    token = _inferring.set(True)
+    try:
+        yield
+    finally:
+        _inferring.reset(token)
 
 
 class Parameter(Tensor):
@@ -34,13 +48,21 @@ class Module:
     Attributes
     ----------
     training : bool
-        Set by `train` and `eval` for this module and all below it.
+        Set by `train` and `eval` for this module and all below it; False inside `inference`.
     paths : dict
         A class attribute: attribute name -> name in the state, where the two differ; "" adds nothing to it.
     """
 
-    training = True
     paths: dict[str, str] = {}
+    _training = True
+
+    @property
+    def training(self) -> bool:
+        return self._training and not _inferring.get()
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self._training = mode
 
     def __call__(self, *inputs):
         return self.forward(*inputs)
@@ -90,6 +112,23 @@ class Module:
         InputError
             If names or shapes differ; nothing has been changed.
         """
+        self.check_state_dict(state)
+        wanted = dict(self._named((Parameter, Buffer)))
+        copies = {
+            name: backend.to_device(backend.array_module(state[name]).array(state[name], t.dtype), t.device)
+            for name, t in wanted.items()
+        }
+        for name, tensor in wanted.items():  # none before the last copy is made, for which memory may not do
+            tensor.data = copies[name]
+
+    def check_state_dict(self, state) -> None:
+        """See that `load_state_dict` takes these arrays, of which only names and shapes are looked at.
+
+        Raises
+        ------
+        InputError
+            If names or shapes differ.
+        """
         wanted = dict(self._named((Parameter, Buffer)))
         given = {k: v for k, v in state.items() if k in wanted or not k.endswith("num_batches_tracked")}
         problems = [f"lacks {k}" for k in wanted if k not in given]
@@ -102,9 +141,6 @@ class Module:
         if problems:
             more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
             raise InputError(f"the weights are of another model: state {problems[0]}{more}")
-        for name, tensor in wanted.items():
-            copy = backend.array_module(given[name]).array(given[name], tensor.dtype)
-            tensor.data = backend.to_device(copy, tensor.device)
 
     def train(self, mode: bool = True) -> Module:
         """Set training mode here and below: losses from the models, batch statistics in batch norms."""

@@ -29,7 +29,7 @@ class RPNOptions:
     Attributes
     ----------
     pre_nms_top_n_train, pre_nms_top_n_test : int
-        The best so many anchors of each level become proposals, before suppression.
+        The best so many anchors of each level become proposals, before suppression; for a loss, for results.
     post_nms_top_n_train, post_nms_top_n_test : int
         The best so many proposals of an image are kept after it.
     nms_thresh, score_thresh : float
@@ -121,11 +121,15 @@ class RPN(Module):
         key = self.anchors, batch.padded_size, sizes, images.dtype, array_module(images)
         return RPNOutput(logits, deltas, *_anchors(*key))
 
-    def propose(self, out: RPNOutput, batch: Batch) -> list[np.ndarray]:
-        """The best boxes of each image, (P, 4), by falling score; no gradient flows through them."""
+    def propose(self, out: RPNOutput, batch: Batch, for_loss: bool = False) -> list[np.ndarray]:
+        """The best boxes of each image, (P, 4), by falling score; no gradient flows through them.
+
+        What they are wanted for decides how many there are (``..._train`` of the options for a loss, else
+        ``..._test``), not whether the module is in training mode.
+        """
         xp, o = array_module(out.anchors), self.options
-        before = o.pre_nms_top_n_train if self.training else o.pre_nms_top_n_test
-        after = o.post_nms_top_n_train if self.training else o.post_nms_top_n_test
+        before = o.pre_nms_top_n_train if for_loss else o.pre_nms_top_n_test
+        after = o.post_nms_top_n_train if for_loss else o.post_nms_top_n_test
         proposals = []
         for n, size in enumerate(batch.sizes):
             logits, deltas = out.logits.data[n], out.deltas.data[n]  # (A,), (A, 4)

@@ -156,9 +156,10 @@ def fit(checkpoint: Checkpoint, path: str | Path, model: Any, optimizer: Any = N
         If it is of another model; names the first entry that differs, and changes nothing.
     """
     try:
-        model.load_state_dict(checkpoint.parameters)
+        model.check_state_dict(checkpoint.parameters)
         if optimizer is not None:
-            optimizer.load_state_dict(checkpoint.momentum)
+            optimizer.load_state_dict(checkpoint.momentum)  # checks before it changes anything
+        model.load_state_dict(checkpoint.parameters)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
