@@ -25,7 +25,8 @@ TINY = 1e-37  # smallest divisor: boxes without area give 0 / TINY = 0 where 0 /
 
 def box_area(boxes):
     """Area of each box: (..., 4) -> (...), in square pixels; int64 of integers, float32 of float16."""
-    boxes = boxes.astype(np.int64) if boxes.dtype.kind in "iu" else as_floating(boxes)
+    is_integer = hasattr(boxes, "dtype") and boxes.dtype.kind in "iu"
+    boxes = boxes.astype(np.int64) if is_integer else as_floating(boxes)
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 

@@ -17,6 +17,12 @@ from minimask.autograd import Tensor
 from minimask.backend import array_module, to_cpu
 from minimask.errors import InputError
 
+_FORMS = {
+    "boxes": "(G, 4) x1, y1, x2, y2 in pixels",
+    "labels": "(G,) class numbers from 1",
+    "masks": "(G, H, W) of 0 and 1",
+    "crowd_boxes": "(C, 4) x1, y1, x2, y2 in pixels",
+}
 SLACK = 0.5
 """How far an image's values may lie outside 0..1: resizing overshoots, but 0..255 goes far beyond."""
 
@@ -197,8 +203,8 @@ def _objects(target: Any, n: int, size: tuple[int, int], dtype, num_classes: int
 def _numbers(value: Any, where: str, key: str):
     array = _array(value, f"{where}: {key}")
     if array.dtype.kind not in "biuf":
-        what = "text; number the classes from 1" if array.dtype.kind in "US" else f"{array.dtype}"
-        raise InputError(f"{where}: {key} must be numbers, are {what}")
+        what = "text" if array.dtype.kind in "US" else str(array.dtype)
+        raise InputError(f"{where}: {key} must be numbers, are {what}; give {_FORMS[key]}")
     return array
 
 
