@@ -1,13 +1,26 @@
 """Files that hold either the old content or the new, never half of it; output directories, checked early."""
 
+import contextlib
+import errno
 import json
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from minimask.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file can neither be renamed nor removed: it needs no lock
+    fcntl = None
+
+_TEMPORARY = re.compile(r"\.minimask-[0-9a-f]{16}\.tmp")
+# What an fsync of a directory answers where the file system has no such thing.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
 
 
 @contextmanager
@@ -16,50 +29,168 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
     The bytes go to a temporary file in the same directory, since a rename is atomic only within one file
     system. It is flushed to the disk and renamed, and then the directory is flushed, too. If the process is
-    killed at any moment, `path` has its old or its new content; after an error, the old.
+    killed at any moment, `path` has its old or its new content, and perhaps the temporary file is left, which
+    `remove_leftovers` finds; after an error, `path` has its old content.
 
     Raises
     ------
     InputError
-        If the file cannot be written, for example because the disk is full. `path` is as it was before.
+        If the file cannot be written, for example because the disk is full: `path` is as it was before. If
+        the disk does not confirm the rename: it has the new content, which a power failure may take away.
     """
-    # A link stays a link: the file it points to is replaced, not the link.
-    path = Path(path).resolve()
-    # The same name each time, so that what a killed process left behind is overwritten and does not pile up.
-    temporary = path.with_name(f".{path.name}.tmp")
+    path = real_path(path)  # a link stays a link: the file it points to is replaced, not the link
+    if path.exists() and not path.is_file():
+        what = "a directory" if path.is_dir() else "no regular file"
+        raise InputError(f"{path}: is {what}, so that no file can be written there; move it away")
     try:
+        temporary, file = _create(path.parent)
         try:
-            with temporary.open("wb") as file:
+            with file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+                if fcntl:  # before the lock goes with the handle: what has none is taken for a dead one's
+                    temporary.replace(path)
+            if not fcntl:
+                temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_directory(path.parent)
     except OSError as error:
         kept = "; the file there before is unchanged" if path.is_file() else ""
         reason = error.strerror or str(error)
         raise InputError(
             f"{path}: cannot be written ({reason}){kept}. Make room, or choose another directory"
         ) from error
+    try:
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise InputError(
+            f"{path}: is written, but the disk does not confirm it ({error.strerror or error}); it may be "
+            "lost if power fails. See to the disk, or choose another directory"
+        ) from error
+
+
+def real_path(path: str | Path) -> Path:
+    """Where a path's links lead, whether or not anything is there.
+
+    Raises
+    ------
+    InputError
+        If they lead in a circle.
+    """
+    try:
+        real = Path(os.path.realpath(path))
+    except ValueError as error:  # NUL, or surrogates
+        raise InputError(f"{path}: is not a file name ({error})") from error
+    if real.is_symlink():  # all links are resolved but those of a circle
+        raise InputError(f"{path}: is a symbolic link that leads back to itself; remove it")
+    return real
+
+
+def _create(directory: Path) -> tuple[Path, IO[bytes]]:
+    """A new temporary file, open for writing, whose lock tells others that its writer lives."""
+    for _ in range(100):
+        temporary = directory / f".minimask-{os.urandom(8).hex()}.tmp"
+        with contextlib.suppress(FileExistsError):  # somebody else's; "x" does not follow a link either
+            file = temporary.open("xb")
+            if _locked(file.fileno()) is not False and _is_at(file, temporary):
+                return temporary, file
+            file.close()  # the next run's `remove_leftovers` came between open and lock
+            temporary.unlink(missing_ok=True)
+    raise OSError(errno.EEXIST, "no name for a temporary file is free")
+
+
+def _locked(handle: int) -> bool | None:
+    """Take an open file's lock; False if another handle has it, None where files have none."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (
+        OSError
+    ):  # a file system without locks: whether a writer lives cannot be told, so nothing is removed
+        return None
+    return True
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def remove_leftovers(directory: str | Path) -> None:
+    """Remove the temporary files of `replacing` whose writers are dead; nothing else.
+
+    That a writer lives is told by its lock, which the system takes away with it, on whichever machine.
+    """
+    with contextlib.suppress(
+        OSError
+    ):  # not a directory, or not to be listed: its user will be told by others
+        for entry in list(os.scandir(directory)):
+            # A file of this name, not a link or a folder that bears it.
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                _remove_if_dead(Path(entry.path))
+
+
+def _remove_if_dead(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # another user's, or gone meanwhile; on Windows, in use
+        if fcntl is None:
+            return temporary.unlink()
+        handle = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if _locked(handle):
+                temporary.unlink()
+        finally:
+            os.close(handle)
 
 
 def _sync_directory(directory: Path) -> None:
     if os.name == "nt":  # Windows cannot open directories, and journals renames
         return
-    handle = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a regular file to read its bytes.
+
+    Raises
+    ------
+    OSError
+        If there is none, or it is a directory, a pipe or a device, which could keep us waiting for ever.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"not a file name: {error}") from error  # NUL, or surrogates
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, by `replacing`."""
+    """Write UTF-8 text by `replacing`; of what UTF-8 cannot hold, the escape that JSON has: ``\\udce9``.
+
+    That is how Python keeps the bytes of a file name that is no UTF-8, and how `json` reads them back.
+    """
     with replacing(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
@@ -91,7 +222,10 @@ def check_output_directory(directory: str | Path) -> Path:
 
 
 def make_output_directory(directory: str | Path) -> Path:
-    """Make `directory` and its parents, unless they exist; raises what `check_output_directory` raises."""
+    """Make `directory` and its parents, unless they exist; raises what `check_output_directory` raises.
+
+    Of what is there, only the temporary files of dead processes are removed (`remove_leftovers`).
+    """
     directory = check_output_directory(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -99,4 +233,5 @@ def make_output_directory(directory: str | Path) -> Path:
         raise InputError(
             f"--output {directory}: cannot be made ({error.strerror}); choose another directory"
         ) from error
+    remove_leftovers(directory)
     return directory

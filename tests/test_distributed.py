@@ -23,7 +23,7 @@ from minimask.training.log import read_losses
 from minimask.training.loop import augmentation, learning_rate, train
 from minimask.training.optim import SGD, clip_gradients
 from minimask.weights.checkpoint import load_checkpoint
-from minimask.weights.detector import build_model
+from minimask.weights.networks import build_model, resolved
 from tests.cli_data import make_dataset
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +81,7 @@ def worker() -> None:
 
 def averaging(sizes: list[int]) -> dict[str, np.ndarray]:
     """Weights, and the last gradients, of one process that averages groups' gradients, `sizes` a step."""
-    config = configuration()
+    config = resolved(configuration())
     model = build_model(config, len(SHAPES.class_names) + 1, "cpu")
     options = config.train
     optimizer = SGD(model.named_parameters(), options.learning_rate, options.momentum, options.weight_decay)

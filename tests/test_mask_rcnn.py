@@ -8,11 +8,14 @@ import pytest
 
 from minimask import InputError, Tensor, models, no_grad
 from minimask.backend import to_cpu
+from minimask.config import Config, to_dict, with_settings
 from minimask.models.box_head import RoIs
 from minimask.models.mask_head import MaskHead
 from minimask.models.rpn import top_k
 from minimask.nn import Linear, Module
 from minimask.randomness import Draws
+from minimask.weights.checkpoint import Checkpoint
+from minimask.weights.networks import build_model, checkpoint_config
 from tests.fake_cupy import installed, syncs
 from tests.model_data import discs, fill, tiny_model
 
@@ -353,3 +356,22 @@ def test_weights_of_another_model_are_refused_by_name_and_change_nothing():
 
 def test_maskrcnn_small_has_at_most_three_million_parameters():
     assert sum(p.size for p in models.maskrcnn_small(2).parameters()) <= 3_000_000
+
+
+def test_from_random_weights_every_part_of_the_large_network_trains_and_its_maps_keep_their_scale():
+    config = with_settings(Config(), ["model.name=maskrcnn_resnet50_fpn"])
+    model = build_model(config, 3)
+    assert all(p.requires_grad for p in model.parameters())
+    noise = np.random.default_rng(0).standard_normal((1, 3, 128, 128)).astype(np.float32)
+    with no_grad():
+        scales = [float(level.data.std()) for level in model.backbone.body(Tensor(noise))]
+    assert all(0.3 < scale < 5 for scale in scales), scales  # frozen norms that change nothing: 5 to 319
+
+
+def test_a_checkpoint_from_before_norms_could_be_chosen_has_frozen_ones():
+    config = with_settings(Config(), ["model.name=maskrcnn_resnet50_fpn"])
+    old = {name: dict(section) for name, section in to_dict(config).items()}
+    assert "norm" not in old["model"]
+    read = checkpoint_config(Checkpoint({}, config=old), "run/checkpoint.npz")
+    assert (read.model.norm, read.model.trainable_layers) == ("frozen", 3)
+    assert any("running_mean" in name for name in build_model(read, 3).state_dict())

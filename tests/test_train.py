@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +19,13 @@ from minimask.config import Config, to_dict, with_settings
 from minimask.data import Augmentation, Batches, Shapes
 from minimask.errors import InputError
 from minimask.randomness import Draws
+from minimask.results.visualize import loss_curves
 from minimask.training import lock, loop
 from minimask.training.log import LossLog, read_losses
 from minimask.training.loop import augmentation, gives_finite_loss, learning_rate, train
 from minimask.training.stopping import StopSignals
 from minimask.weights.checkpoint import load_checkpoint, save_checkpoint
-from minimask.weights.detector import build_model
+from minimask.weights.networks import build_model, resolved
 
 SHAPES = Shapes(6, seed=3, size=64)
 SETTINGS = [
@@ -228,9 +230,13 @@ def test_a_checkpoint_that_does_not_fit_is_not_resumed(tmp_path, unbroken):
     checkpoint = load_checkpoint(unbroken / "checkpoint.npz")
     path = tmp_path / "checkpoint.npz"
     for change, words in [
-        ({"class_names": ["cat"]}, "was trained on the classes cat; shapes .* has circle, square, triangle"),
+        (
+            {"class_names": ["cat"], "category_ids": [1]},
+            "was trained on the classes cat; shapes .* has circle, square, triangle",
+        ),
         ({"step": 7}, "has done 7 steps, more than train.steps, 6"),
         ({"momentum": {}}, "optimizer"),
+        ({"data": {}}, r"has no data.images, .* it cannot be resumed"),
         ({"parameters": {}}, "another model"),
         ({"config": to_dict(config()) | {"old": {}}}, r"no section \[old\]"),
     ]:
@@ -346,7 +352,7 @@ def test_another_number_of_processes_is_said(tmp_path, unbroken):
 def test_the_directory_tells_all_about_the_run(unbroken):
     assert sorted(path.name for path in unbroken.iterdir()) == ["checkpoint.npz", "config.toml", "losses.csv"]
     checkpoint = load_checkpoint(unbroken / "checkpoint.npz")
-    assert checkpoint.config == to_dict(config()) and checkpoint.class_names == [
+    assert checkpoint.config == to_dict(resolved(config())) and checkpoint.class_names == [
         "circle",
         "square",
         "triangle",
@@ -355,12 +361,12 @@ def test_the_directory_tells_all_about_the_run(unbroken):
     assert losses["step"].tolist() == [1, 2, 3, 4, 5, 6]
     parts = sum(losses[name] for name in losses if name.startswith("loss_"))
     np.testing.assert_allclose(losses["loss"], parts, rtol=1e-6)
-    rate = learning_rate(config().train)
+    rate = learning_rate(resolved(config()).train)
     assert losses["learning_rate"].tolist() == [rate(step) for step in range(6)]
 
 
 def test_the_learning_rate_is_linear_in_the_batch_size():
-    small, large = config("train.batch_size=2").train, config("train.batch_size=6").train
+    small, large = (resolved(config(f"train.batch_size={size}")).train for size in (2, 6))
     assert learning_rate(large)(3) == pytest.approx(3 * learning_rate(small)(3), rel=1e-12)
 
 
@@ -376,6 +382,147 @@ def test_the_log_is_cut_back_to_the_checkpoint_and_a_torn_row_is_dropped(tmp_pat
     losses = read_losses(path)
     assert losses["step"].tolist() == [*range(1, 9)]
     assert losses["loss"].tolist() == [1 / step for step in range(1, 8)] + [0.5]
+
+
+def written(path, *rows, step=0):
+    with LossLog(path, step) as log:
+        for number, row in enumerate(rows, step + 1):
+            log.write(number, row)
+    return path.read_text()
+
+
+def test_a_loss_that_the_first_row_lacked_gets_a_column_and_a_missing_one_stays_empty(tmp_path):
+    path = tmp_path / "losses.csv"
+    rows = [{"loss": 1.0}, {"loss": 2.0, "loss_a": 0.5}, {"loss_b, c": 1e-30, "loss": np.float32(3.0)}]
+    text = written(path, *rows)
+    assert text == 'step,loss,loss_a,"loss_b, c"\n1,1.0,,\n2,2.0,0.5,\n3,3.0,,1e-30\n'
+    losses = read_losses(path)
+    nan = np.nan
+    np.testing.assert_array_equal(losses["loss_a"], [nan, 0.5, nan])
+    np.testing.assert_array_equal(losses["loss_b, c"], [nan, nan, 1e-30])
+    # A run that is cut back before the new columns came ends with the same bytes as the unbroken one.
+    written(path, *rows[1:], step=1)
+    assert path.read_text() == text
+    assert not [entry for entry in tmp_path.iterdir() if entry != path]
+
+
+HEAD = b"step,loss,loss_mask\n"
+DAMAGED = {
+    "a short row": (HEAD + b"1,1.0\n2,1.0,0.5\n", "line 2 has 2 values, for 3 columns"),
+    "a long row": (HEAD + b"1,1.0,0.5,7\n2,1.0,0.5\n", "line 2 has 4 values, for 3 columns"),
+    "a short last row": (HEAD + b"1,1.0,0.5\n2,1.0\n", "line 3 has 2 values, for 3 columns"),
+    "semicolons": (b"step;loss\n1;1.0\n", "line 1 must name .* separated by semicolons, not commas"),
+    "tabs": (b"step\tloss\n1\t1.0\n", "line 1 must name .* separated by tabs, not commas"),
+    "no names": (b"1,1.0,0.5\n2,1.0,0.5\n", "line 1 must name the columns, step first"),
+    "equal names": (b"step,loss,loss\n1,1.0,0.5\n", "line 1 must name the columns"),
+    "decimal commas": (b"step;loss\n1;1,0\n", "line 1 must name the columns"),
+    "Latin-1": (HEAD + b"1,1.0,\xe9\n", "line 2 is not UTF-8 text"),
+    "UTF-16": ("step,loss\n1,1.0\n".encode("utf-16"), "line 1 is not UTF-8 text"),
+    "text": (HEAD + b"1,1.0,abc\n", "line 2 has 'abc', which is no finite number"),
+    "infinity": (HEAD + b"1,inf,0.5\n", "line 2 has 'inf', which is no finite number"),
+    "control characters": (HEAD + b"1,1.0,\x1b[2J\n", r"line 2 has '\\\\x1b\[2J', which is no finite number"),
+    "NUL": (HEAD + b"1,1.0,\0\0\0\n", "line 2"),
+    "a step in other digits": (HEAD + "²,1.0,0.5\n".encode(), "line 2 has step ² after step 0"),
+    "a step below 0": (HEAD + b"-1,1.0,0.5\n", "line 2 has step -1 after step 0"),
+    "a step of many digits": (HEAD + b"1" * 5000 + b",1.0,0.5\n", "line 2 has step 111"),
+    "a step twice": (HEAD + b"1,1.0,0.5\n1,1.0,0.5\n", "line 3 has step 1 after step 1"),
+    "an open quote": (HEAD + b'1,1.0,"0.5\n2,1.0,0.5\n', "line 3"),
+    "a field of 200 kB": (HEAD + b"1,1.0," + b"5" * 200_000 + b"\n", "line 2"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_log_is_named_with_line_and_mend_and_stays_as_it_is(name, tmp_path):
+    content, words = DAMAGED[name]
+    path = tmp_path / "losses.csv"
+    path.write_bytes(content)
+    for read in (lambda: LossLog(path, 2), lambda: read_losses(path)):
+        with pytest.raises(InputError, match=words) as caught:
+            read()
+        text = str(caught.value)
+        assert text.startswith(f"{path}: damaged (line ") and text.isprintable() and len(text) < 500
+        assert "put it right, or move it away: --resume then goes on" in text
+        assert path.read_bytes() == content and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_log_that_is_sound_but_written_otherwise_is_gone_on_with(tmp_path):
+    path = tmp_path / "losses.csv"
+    path.write_bytes(b"\xef\xbb\xbfstep,loss\r\n1,1.0\r\n\r\n2,0.5\r\nno,thing\r\n3")
+    with pytest.raises(InputError, match="line 5 has step no after step 2"):
+        LossLog(path, 2)
+    path.write_bytes(path.read_bytes().replace(b"no,thing", b"3,thing"))
+    assert written(path, {"loss": 0.25}, step=2) == "step,loss\n1,1.0\n2,0.5\n3,0.25\n"
+
+
+@pytest.mark.parametrize("content", [None, b"", HEAD, HEAD + b"1,1.0", HEAD + b"7,1.0,0.5\n"])
+def test_a_lost_log_is_told_and_the_run_goes_on(content, tmp_path):
+    path, notes = tmp_path / "losses.csv", []
+    if content is not None:
+        path.write_bytes(content)
+    with LossLog(path, 4, note=notes.append) as log:
+        log.write(5, {"loss": 1.0})
+    assert notes == [f"{path} lacks the losses of 4 of the 4 steps done"]
+    assert read_losses(path)["step"].tolist() == [5.0]
+    loss_curves(read_losses(path), tmp_path / "losses.png")
+
+
+def test_a_log_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, words in {
+        "folder": "Is a directory",
+        "loop": "Too many levels",
+        "none": "No such file",
+    }.items():
+        with pytest.raises(InputError, match=f"{name}: cannot be read .*{words}"):
+            read_losses(tmp_path / name)
+    with pytest.raises(InputError, match="folder: cannot be read"):
+        LossLog(tmp_path / "folder", 2)
+
+
+def test_resuming_with_a_damaged_log_loses_nothing_and_without_it_goes_on(tmp_path, unbroken):
+    directory, notes = tmp_path / "run", []
+    shutil.copytree(unbroken, directory)
+    checkpoint = dataclasses.replace(load_checkpoint(directory / "checkpoint.npz"), step=4)
+    save_checkpoint(directory / "checkpoint.npz", checkpoint)
+    log = directory / "losses.csv"
+    log.write_text(log.read_text().replace(",", ";"))
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    with pytest.raises(InputError, match=r"losses\.csv: damaged .* separated by semicolons"):
+        train(config(), SHAPES, directory, resume=True)
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    log.unlink()
+    assert train(config(), SHAPES, directory, resume=True, note=notes.append).step == 6
+    assert f"{log} lacks the losses of 4 of the 4 steps done" in notes
+    losses = read_losses(log)
+    assert losses["step"].tolist() == [5, 6]
+    loss_curves(losses, tmp_path / "losses.png")
+
+
+def test_curves_of_nothing_are_drawn_all_the_same(tmp_path):
+    for log in ({}, {"step": np.arange(2.0)}, {"step": np.arange(2.0), "loss": np.full(2, np.nan)}):
+        loss_curves(log, tmp_path / "losses.png")
+        assert (tmp_path / "losses.png").stat().st_size > 1000
+
+
+def test_a_checkpoint_that_is_a_circle_of_links_is_named_whether_or_not_resumed(tmp_path):
+    (tmp_path / "checkpoint.npz").symlink_to(tmp_path / "checkpoint.npz")
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"checkpoint\.npz: is a symbolic link that leads back"):
+            train(config(), SHAPES, tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
+
+
+def test_what_could_not_be_loaded_again_is_refused_before_anything_is_written(tmp_path):
+    class Named(StoppingAt):
+        class_names = ("a\n", "b", "c")
+
+    with pytest.raises(InputError, match=r"class_names must be .*change them"):
+        train(config(), Named(SHAPES, 0, 0), tmp_path)
+    wide = dataclasses.replace(config(), train=dataclasses.replace(config().train, seed=2**70))
+    with pytest.raises(InputError, match=r"train\.seed must be a whole number of 64 bits"):
+        train(wide, SHAPES, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_random_change_of_images_can_be_configured():

@@ -79,10 +79,8 @@ def peak_memory(device: str) -> int:
         import cupy
 
         return cupy.get_default_memory_pool().total_bytes()
-    status = Path("/proc/self/status")
-    if (
-        status.is_file()
-    ):  # not by getrusage, whose figure begins with that of the process that started this one
+    status = Path("/proc/self/status")  # getrusage begins with the figure of our parent process
+    if status.is_file():
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[1])
     try:
         import resource

@@ -81,15 +81,21 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, threads() - 1), thread_name_prefix="minimask")
 
 
-_this_thread = (
-    threading.local()
-)  # is_worker: whether it runs a part of `parallel` now; buffers: see `scratch`
+class _ThisThread(threading.local):
+    """What each thread knows of itself."""
+
+    def __init__(self):
+        self.is_worker = False  # whether it is running a part of `parallel`
+        self.buffers: dict[tuple, np.ndarray] = {}  # see `scratch`
+
+
+_this_thread = _ThisThread()
 
 
 def parallel(
     function: Callable[[int, int], None], parts: int | None = None, operations: int | None = None
 ) -> None:
-    """Call ``function(part, parts)`` for every part, each in a thread of its own, and wait for all of them.
+    """Call ``function(part, parts)`` for every part, each in another thread, and wait for all of them.
 
     The work is divided in advance, not handed out to whoever is idle, so results do not depend on timing.
 
@@ -108,7 +114,7 @@ def parallel(
     parts = 1 if few else parts or threads()
     if not blas_libraries():
         return function(0, 1)  # BLAS uses threads of its own
-    if parts == 1 or getattr(_this_thread, "is_worker", False):
+    if parts == 1 or _this_thread.is_worker:
         with one_thread_blas:  # OpenBLAS's threads would spin for 20 ms after each product and slow ours
             return function(0, 1)
     with one_thread_blas:
@@ -184,7 +190,7 @@ def scratch(name: str, size: int, dtype) -> np.ndarray:
         Number of elements; the buffer grows to the largest asked for.
     """
     key = (name, np.dtype(dtype))
-    buffers = _this_thread.__dict__.setdefault("buffers", {})
+    buffers = _this_thread.buffers
     if key not in buffers or buffers[key].size < size:
         buffers[key] = np.empty(size, dtype)
     return buffers[key][:size]

@@ -11,7 +11,7 @@ from minimask import backend
 from minimask import config as configuration
 from minimask._version import __version__
 from minimask.command import commands
-from minimask.errors import InputError, memory_story
+from minimask.errors import InputError, memory_story, one_line
 from minimask.training import distributed
 
 WRONG_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
@@ -77,7 +77,7 @@ def _run(argv: list[str], debug: bool) -> int:
 def _say(text: str, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"minimask: {' '.join(text.split())}", file=sys.stderr)
+    print(f"minimask: {one_line(' '.join(text.split()))}", file=sys.stderr)
     return status
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minimask import config as configuration
-from minimask.errors import InputError
+from minimask.errors import InputError, one_line
 
 BUILT_IN = ("nuclei", "shapes")
 SHOWN_ABOVE = 0.5
@@ -161,12 +161,14 @@ def info(arguments: argparse.Namespace) -> int:
 def _train_config(arguments: argparse.Namespace, output: Path) -> configuration.Config:
     """The defaults, or the resumed run's configuration; under --config, --set and the data's flags."""
     from minimask.training.loop import CHECKPOINT, check_resume
-    from minimask.weights.checkpoint import load_checkpoint
+    from minimask.weights.checkpoint import CheckpointFile
+    from minimask.weights.networks import checkpoint_config
 
     check_resume(output, arguments.resume)
     config, path = configuration.Config(), output / CHECKPOINT
     if arguments.resume:
-        config = configuration.from_dict(load_checkpoint(path).config, str(path))
+        with CheckpointFile(path) as file:
+            config = checkpoint_config(file.head, str(path))
     if arguments.config:
         config = configuration.read_config(arguments.config, config)
     config = configuration.with_settings(config, arguments.set)
@@ -226,4 +228,4 @@ def _stopped(outcome: Any, config: configuration.Config, output: Path) -> int:
 
 
 def _note(text: str) -> None:
-    print(f"minimask: note: {text}", file=sys.stderr)
+    print(f"minimask: note: {one_line(text)}", file=sys.stderr)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minimask.config import Config, read_config
+from minimask.config import Config, from_dict, read_config
 from minimask.data import nuclei_sample
 from minimask.results.evaluate import Evaluation, evaluate
 from minimask.results.predict import confident
@@ -40,6 +40,7 @@ class Finished:
 def configuration(quick: bool = False, seed: int = 0) -> Config:
     """The demo's configuration, `config/demo.toml` or `config/quick.toml`."""
     config = read_config("quick" if quick else "demo")
+    seed = from_dict({"train": {"seed": seed}}, "--seed").train.seed
     return replace(config, train=replace(config.train, seed=seed))
 
 

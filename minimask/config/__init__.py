@@ -1,7 +1,7 @@
 """Everything that decides a training run, as one tree of options; and demo, nuclei and quick, three of them.
 
-Imports `errors` alone. Begin with `tree.py`, which has every option with its meaning; `reading.py` takes them
-from TOML files and from ``--set``.
+Imports `errors` and `files`. Begin with `tree.py`, which has every option with its meaning; `reading.py`
+takes them from TOML files and from ``--set``.
 """
 
 from minimask.config.reading import from_dict, packaged_names, read_config, to_toml, with_settings

@@ -3,16 +3,18 @@
 import difflib
 import json
 import math
+import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import Field, fields, replace
 from importlib import resources
-from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from minimask.config import bounded_toml
 from minimask.config.tree import Config, describe, options, shown
-from minimask.errors import InputError
+from minimask.errors import InputError, one_line
+from minimask.files import open_regular
 
 
 def from_dict(values: dict, where: str, base: Config | None = None) -> Config:
@@ -37,7 +39,8 @@ def from_dict(values: dict, where: str, base: Config | None = None) -> Config:
             raise InputError(f"{where}: {_unknown(section, known)}")
         if section not in sections:
             near = difflib.get_close_matches(section, sections, 1) or sections
-            raise InputError(f"{where}: there is no section [{section}]; did you mean [{'], ['.join(near)}]?")
+            name = one_line(section, 80)
+            raise InputError(f"{where}: there is no section [{name}]; did you mean [{'], ['.join(near)}]?")
         changes = {}
         for name, value in entries.items():
             key = f"{section}.{name}"
@@ -51,24 +54,30 @@ def from_dict(values: dict, where: str, base: Config | None = None) -> Config:
 
 def read_config(file_or_name: str, base: Config | None = None) -> Config:
     """Read a TOML file, or one of the package's configurations by its name (``"demo"``)."""
-    path = Path(file_or_name)
-    packaged = resources.files("minimask.config") / f"{file_or_name}.toml"
-    if not path.is_file() and path.name == file_or_name and packaged.is_file():
-        text = packaged.read_text(encoding="utf-8")
-    else:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            names = ", ".join(packaged_names())
-            raise InputError(
-                f"--config {file_or_name}: {reason}; give a TOML file or one of the names {names}"
-            ) from error
+    text = _text_of(file_or_name)
     try:
-        values = tomllib.loads(text)
+        values = bounded_toml.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{file_or_name}: not TOML: {error}") from error
+        raise InputError(f"{file_or_name}: not TOML: {one_line(error, 200)}") from error
+    except bounded_toml.OutOfBounds as error:
+        raise InputError(f"{file_or_name}: {error}, which no configuration needs") from error
     return from_dict(values, file_or_name, base)
+
+
+def _text_of(file_or_name: str) -> str:
+    if file_or_name in packaged_names() and not os.path.isfile(file_or_name):  # noqa: PTH113
+        return (resources.files("minimask.config") / f"{file_or_name}.toml").read_text(encoding="utf-8")
+    try:
+        with open_regular(file_or_name) as file:
+            content = file.read(bounded_toml.MOST + 1)
+        # What is longer is refused by its length, and may be cut within a character.
+        return content.decode("utf-8-sig", "strict" if len(content) <= bounded_toml.MOST else "replace")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text (save it as UTF-8)"
+        names = ", ".join(packaged_names())
+        raise InputError(
+            f"--config {file_or_name}: {reason}; give a TOML file or one of the names {names}"
+        ) from error
 
 
 def packaged_names() -> list[str]:
@@ -82,13 +91,17 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
     known = dict(options())
     for setting in settings:
         key, equals, text = (part.strip() for part in setting.partition("="))
+        where = f"--set {one_line(setting, 120)}"
         if not equals:
-            raise InputError(f"--set {setting}: expected KEY=VALUE, such as train.steps=200")
+            raise InputError(f"{where}: expected KEY=VALUE, such as train.steps=200")
         if key not in known:
-            raise InputError(f"--set {setting}: {_unknown(key, known)}")
+            raise InputError(f"{where}: {_unknown(key, known)}")
         section, _, name = key.partition(".")
-        value = _parse(text, known[key].type)
-        config = from_dict({section: {name: value}}, f"--set {setting}", config)
+        try:
+            value = _parse(text, known[key].type)
+        except bounded_toml.OutOfBounds as error:
+            raise InputError(f"{where}: the value {error}, which no option takes") from error
+        config = from_dict({section: {name: value}}, where, config)
     return config
 
 
@@ -99,8 +112,11 @@ def to_toml(config: Config) -> str:
         lines += [f"[{section.name}]"]
         for entry in fields(section.type):
             value = getattr(getattr(config, section.name), entry.name)
-            unset = value is None
-            setting = f"{'# ' if unset else ''}{entry.name} = {'' if unset else _toml_value(value)}"
+            written = "" if value is None else _toml_value(value)
+            setting = f"{entry.name} = {written if _is_unicode(written) else ascii(value)}"
+            if value is None or not _is_unicode(written):
+                # Unset, or a path that is no UTF-8, which TOML cannot hold. Checkpoints know the difference.
+                setting = f"# {setting}"
             lines += [f"{setting:<32} # {describe(entry)}"]
         lines += [""]
     return "\n".join(lines)
@@ -120,16 +136,13 @@ def _checked(value: Any, entry: Field, where: str) -> Any:
 
 
 def _checked_one(value: Any, kind: type, entry: Field, where: str) -> Any:
-    # bool is a subclass of int in Python; true is no number of steps.
-    fits = {
-        bool: isinstance(value, bool),
-        int: isinstance(value, int) and not isinstance(value, bool),
-        float: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
-        str: isinstance(value, str),
-    }
     names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
-    if not fits[kind]:
+    if not _fits(value, kind):
         raise InputError(f"{where} must be {names[kind]}, is {shown(value)}")
+    if kind is int and not -(2**63) <= value < 2**63:
+        raise InputError(f"{where} must be a whole number of 64 bits, is {shown(value)}")
+    if kind is str and not _may_be_path(value):
+        raise InputError(f"{where} must be text that can name a file, is {shown(value)}")
     value, limits = kind(value), entry.metadata
     if limits["choices"] and value not in limits["choices"]:
         near = difflib.get_close_matches(value, limits["choices"], 1, 0.4)
@@ -144,6 +157,28 @@ def _checked_one(value: Any, kind: type, entry: Field, where: str) -> Any:
     return value
 
 
+def _fits(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):  # a subclass of int in Python; true is no number of steps
+        return kind is bool
+    if kind is not float:
+        return isinstance(value, kind)
+    try:
+        return isinstance(value, int | float) and math.isfinite(float(value))
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
+def _may_be_path(text: str) -> bool:
+    """Whether it has neither NUL nor surrogates, but those in which Python keeps bytes that are no UTF-8."""
+    return "\0" not in text and not any(
+        "\ud800" <= c <= "\udfff" and not "\udc80" <= c <= "\udcff" for c in text
+    )
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def _check_together(config: Config, where: str) -> None:
     low, high = config.data.scale
     if low > high:
@@ -152,12 +187,13 @@ def _check_together(config: Config, where: str) -> None:
     if smallest and largest and smallest > largest:
         raise InputError(f"{where}: model.min_size is {smallest}, more than model.max_size, {largest}")
     if list(config.train.milestones) != sorted(set(config.train.milestones)):
-        raise InputError(f"{where}: train.milestones must rise, is {list(config.train.milestones)}")
+        raise InputError(f"{where}: train.milestones must rise, is {shown(config.train.milestones)}")
 
 
 def _unknown(key: str, known: dict) -> str:
     """What to say of an option or section that does not exist: the nearest one, in whichever section."""
     section, _, name = key.rpartition(".")
+    key = one_line(key, 80)
     siblings = [other for other in known if section and other.startswith(f"{section}.")]
     by_name = {other.rpartition(".")[2]: other for other in known}
     near = difflib.get_close_matches(key, known, 1, 0.75) or [
@@ -172,13 +208,15 @@ def _unknown(key: str, known: dict) -> str:
 def _parse(text: str, kind: Any) -> Any:
     """A ``--set`` value as TOML would read it; text needs no quotes, a list no brackets."""
     alternatives = _alternatives(kind)
+    if str in alternatives and not text.startswith(('"', "'")):
+        return text
     if any(get_origin(kind) is tuple for kind in alternatives) and not text.startswith("["):
         text = f"[{text}]"
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
+        values = bounded_toml.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
         return text
-    return text if str in alternatives and not isinstance(value, str) else value
+    return values["value"] if len(values) == 1 else text  # a line break in it may begin another key
 
 
 def _alternatives(kind: Any) -> tuple:

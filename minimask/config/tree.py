@@ -8,6 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
+from minimask.errors import one_line
+
+SIDE_MOST = 65_536  # pixels: an image of a greater side could not be held
+
 
 def option(default: Any, text: str, low=None, high=None, above=None, choices: Sequence[str] = ()) -> Any:
     """A dataclass field with its meaning and range: low <= value <= high, value > above."""
@@ -20,15 +24,25 @@ class ModelConfig:
     """Which network, and what it reports. An unset size leaves the network's own."""
 
     name: str = option("maskrcnn_small", "the network", choices=("maskrcnn_small", "maskrcnn_resnet50_fpn"))
+    norm: str | None = option(
+        None,
+        "of a ResNet-50; frozen suits loaded weights",
+        choices=("group", "batch", "frozen"),
+    )
+    trainable_layers: int | None = option(
+        None, "last stages of a ResNet-50 that train; 5: all", low=0, high=5
+    )
     score_threshold: float = option(0.05, "detections that score less are dropped", low=0, high=1)
     nms_threshold: float = option(
         0.5, "of two boxes of a class with more IoU than this, one goes", low=0, high=1
     )
     detections: int = option(100, "most detections an image", low=1)
     min_size: int | None = option(
-        None, "images are scaled until the shorter side has this many pixels", low=32
+        None, "images are scaled until the shorter side has this many pixels", low=32, high=SIDE_MOST
     )
-    max_size: int | None = option(None, "... unless the longer side would then exceed this", low=32)
+    max_size: int | None = option(
+        None, "... unless the longer side would then exceed this", low=32, high=SIDE_MOST
+    )
 
 
 @dataclass(frozen=True)
@@ -40,8 +54,12 @@ class DataConfig:
     val: str = option("", "COCO instance file to evaluate on after training")
     val_images: str = option("", "folder of its images, if not the same")
     strict: bool = option(False, "whether annotations without area, or outside the image, are an error")
-    crop: int = option(256, "side of the random square crop in pixels; 0 trains on whole images", low=0)
-    scale: tuple[float, float] = option((1.0, 1.0), "least and greatest random magnification", above=0)
+    crop: int = option(
+        256, "side of the random square crop in pixels; 0: whole images", low=0, high=SIDE_MOST
+    )
+    scale: tuple[float, float] = option(
+        (1.0, 1.0), "least and greatest random magnification", low=0.01, high=100
+    )
     flip_horizontal: bool = option(True, "mirror left to right, half of the time")
     flip_vertical: bool = option(False, "mirror top to bottom, half of the time")
     rotate90: bool = option(False, "turn by a random multiple of 90 degrees")
@@ -56,10 +74,14 @@ class TrainConfig:
 
     steps: int = option(1500, "optimizer steps", low=1)
     batch_size: int = option(2, "images a step", low=1)
-    learning_rate: float = option(
-        0.02, "greatest learning rate, for a batch of reference_batch images", above=0
+    learning_rate: float | None = option(
+        None,
+        "greatest, for a batch of reference_batch; unset: the network's",
+        above=0,
     )
-    reference_batch: int = option(2, "the rate used is learning_rate * batch_size / reference_batch", low=1)
+    reference_batch: int | None = option(
+        None, "the batch that learning_rate is meant for; unset: the network's", low=1
+    )
     warmup_steps: int = option(100, "steps over which the rate rises to its greatest, linearly", low=0)
     schedule: str = option("cosine", "how the rate falls afterwards", choices=("cosine", "step", "constant"))
     milestones: tuple[int, ...] = option((), "for 'step': the steps at which the rate falls", low=1)
@@ -116,8 +138,12 @@ def describe(entry: Field) -> str:
     meaning = entry.metadata
     limits = [f"one of {', '.join(meaning['choices'])}"] if meaning["choices"] else []
     limits += [f"more than {meaning['above']}"] if meaning["above"] is not None else []
-    limits += [f"at least {meaning['low']}"] if meaning["low"] not in (None, 0) else []
-    limits += [f"at most {meaning['high']}"] if meaning["high"] is not None else []
+    low, high = meaning["low"] or None, meaning["high"]  # that a number is not negative goes without saying
+    if low is not None and high is not None:
+        limits += [f"{low} to {high}"]
+    else:
+        limits += [f"at least {low}"] if low is not None else []
+        limits += [f"at most {high}"] if high is not None else []
     return meaning["help"] + (f" ({', '.join(limits)})" if limits else "")
 
 
@@ -133,9 +159,11 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """An option's value as a person writes it."""
-    return (
-        "unset"
-        if value is None
-        else json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
-    )
+    """An option's value as a person writes it, in one line; of a long one, beginning and end."""
+    if value is None:
+        return "unset"
+    try:
+        text = json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
+    except (ValueError, RecursionError):  # a number of more digits than Python writes; too many brackets
+        text = f"{type(value).__name__} too large to be shown"
+    return one_line(text, 200)

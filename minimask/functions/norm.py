@@ -97,12 +97,14 @@ class GroupNorm(Function):
         mean, inv_std = (xp.empty((len(xs), 1, 1), x.dtype) for _ in range(2))  # (N G, 1, 1)
         m = max(xs.shape[1] * xs.shape[2], 1)
 
-        def normalise(part: slice):  # some of the groups, so that all passes but the first find them in cache
-            x, y = xs[part], ys[part]  # (groups, C/G, HW)
-            mean[part] = x.sum(axis=(1, 2), keepdims=True) / m
-            xp.subtract(x, mean[part], out=y)
-            inv_std[part] = 1.0 / xp.sqrt(xp.einsum("gcm,gcm->g", y, y)[:, None, None] / m + self.eps)
-            y *= ws[part] * inv_std[part]
+        def normalise(part: slice):  # so few groups that they stay in cache over all passes
+            x, y, w = xs[part], ys[part], ws[part]  # (groups, C/G, HW) twice, (groups, C/G, 1)
+            mean[part] = mu = x.sum(axis=(1, 2), keepdims=True) / m
+            xp.subtract(x, mu, out=y)
+            var = xp.einsum("gcm,gcm->g", y, y)[:, None, None] / m
+            inv_std[part] = r = 1.0 / xp.sqrt(var + self.eps)
+            # y = (x - mu) r w + b
+            y *= w * r
             y += bs[part]
             if self.relu:
                 xp.maximum(y, 0, out=y)
@@ -112,7 +114,7 @@ class GroupNorm(Function):
         self.save(x, mean, inv_std, weight, y if self.relu else None)
         return y
 
-    def backward(self, gy):
+    def backward(self, gy):  # (N, C, H, W)
         x, mean, inv_std, weight, y = self.saved
         xp = self.xp
         if xp is not np and not backend.use_reference():
@@ -124,9 +126,9 @@ class GroupNorm(Function):
         m = max(xs.shape[1] * xs.shape[2], 1)
 
         def send_back(part: slice):
-            w, r = ws[part], inv_std[part]
+            x, w, mu, r = xs[part], ws[part], mean[part], inv_std[part]
             g = gys[part] * (ys[part] > 0) if self.relu else gys[part]  # (groups, C/G, HW)
-            x_hat = (xs[part] - mean[part]) * r
+            x_hat = (x - mu) * r
             g_biases[part] = g_bias = g.sum(axis=2, keepdims=True)
             g_weights[part] = g_weight = xp.matmul(g[:, :, None], x_hat[..., None])[..., 0]
             # as for batch norm: gx = r (w g - mean(w g) - x_hat mean(w g x_hat)), means over the group

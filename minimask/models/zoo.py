@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import numpy as np
@@ -15,11 +15,29 @@ from minimask.models.conventions import MINIMASK, TORCHVISION
 from minimask.models.fpn import FPN, Backbone
 from minimask.models.mask_head import MaskFCN, MaskHead
 from minimask.models.mask_rcnn import MaskRCNN
-from minimask.models.resnet import BasicBlock, Bottleneck, ResNet
+from minimask.models.resnet import BasicBlock, Bottleneck, MakeNorm, ResNet
 from minimask.models.rpn import RPN, RPNHeadNet, RPNOptions
 from minimask.models.transform import Transform
 from minimask.nn import FrozenBatchNorm2d, GroupNorm
 from minimask.randomness import Draws, Purpose
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained unless told otherwise.
+
+    Attributes
+    ----------
+    learning_rate : float
+        The greatest one, for a batch of `batch_size` images; for other batches it is in proportion.
+    """
+
+    learning_rate: float
+    batch_size: int
+
+
+PAPER_RECIPE = Recipe(0.02, 16)  # Mask R-CNN, section 3.1, by the linear rule
+SMALL_RECIPE = Recipe(0.02, 2)  # its norms and its few parameters bear eight times as much
 
 
 def maskrcnn_resnet50_fpn(
@@ -30,6 +48,7 @@ def maskrcnn_resnet50_fpn(
     max_size: int = 1333,
     image_mean: tuple[float, float, float] = TORCHVISION.mean,
     image_std: tuple[float, float, float] = TORCHVISION.std,
+    norm: MakeNorm = FrozenBatchNorm2d,
     seed: int = 0,
     **rpn_and_box,
 ) -> MaskRCNN:
@@ -48,6 +67,9 @@ def maskrcnn_resnet50_fpn(
         Bound of the longer side, in pixels.
     image_mean, image_std : three floats
         RGB, of images in 0..1.
+    norm : callable
+        Makes the backbone's norm for so many channels. Frozen norms and frozen layers are meant for weights
+        that are loaded; to train from random ones, give ``partial(GroupNorm, groups=32)`` and 5 layers.
     seed : int
         Of the initial weights.
     **rpn_and_box
@@ -71,7 +93,7 @@ def maskrcnn_resnet50_fpn(
         raise ValueError(f"trainable_backbone_layers must be 0 to 5, is {trainable_backbone_layers}")
     conventions = replace(TORCHVISION, mean=tuple(image_mean), std=tuple(image_std))
     rng = Draws(seed).rng(Purpose.WEIGHTS)
-    body = ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), FrozenBatchNorm2d, rng)
+    body = ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), norm, rng)
     body.freeze(trainable_backbone_layers)
     transform = Transform(conventions, min_size, max_size)
     return _fpn_model(transform, body, 256, 1024, num_classes, (32, 64, 128, 256, 512), rng, rpn_and_box)

@@ -162,9 +162,8 @@ def _average_precision(
         comparison.params.maxDets = [max_detections]
         comparison.evaluate()
         comparison.accumulate()
-    precision = comparison.eval[
-        "precision"
-    ]  # (T thresholds, R recalls, K classes, 4 areas, 1), -1: no object
+    # (T thresholds, R recalls, K classes, 4 areas, 1); -1 where there is no object
+    precision = comparison.eval["precision"]
     any_size, small, medium, large = np.moveaxis(precision[..., 0], 3, 0)  # (T, R, K) each
     thresholds = comparison.params.iouThrs
     return {

@@ -160,7 +160,8 @@ def loss_curves(log: dict[str, np.ndarray], path: str | Path) -> None:
     Parameters
     ----------
     log : dict of str to (steps,) array
-        ``step``, ``loss`` (the sum), and each ``loss_...``; other columns are not shown.
+        ``step``, ``loss`` (the sum), and each ``loss_...``; other columns are not shown. NaN where there is
+        none; what is empty or absent is drawn without a curve.
     """
     from matplotlib.figure import Figure
 
@@ -175,11 +176,20 @@ def loss_curves(log: dict[str, np.ndarray], path: str | Path) -> None:
         figure.savefig(file, format="png", dpi=110)
 
 
+def _curve(log: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps at which a column has a value, and its values there."""
+    values = log.get(name, np.zeros(0))
+    known = np.isfinite(values)
+    return log.get("step", np.zeros(0))[: len(values)][known], values[known]
+
+
 def _plot_sum(axes: Any, log: dict[str, np.ndarray]) -> None:
-    axes.plot(log["step"], log["loss"], color="#B0B0B0", linewidth=0.6, label="each step")
-    axes.plot(log["step"], _smooth(log["loss"]), color="black", linewidth=1.8, label="running mean")
+    steps, sums = _curve(log, "loss")
+    axes.plot(steps, sums, color="#B0B0B0", linewidth=0.6, label="each step")
+    axes.plot(steps, _smooth(sums), color="black", linewidth=1.8, label="running mean")
     axes.set(title="sum of the losses", xlabel="step", ylabel="loss")
-    axes.set_ylim(bottom=0, top=float(np.quantile(log["loss"], 0.99)) * 1.1 + 1e-12)
+    if len(sums):
+        axes.set_ylim(bottom=0, top=float(np.quantile(sums, 0.99)) * 1.1 + 1e-12)
     axes.legend(frameon=False)
 
 
@@ -187,10 +197,12 @@ def _plot_parts(axes: Any, log: dict[str, np.ndarray]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-    for index, name in enumerate(name for name in log if name.startswith("loss_")):
+    parts = [name for name in log if name.startswith("loss_")]
+    for index, name in enumerate(parts):
+        steps, values = _curve(log, name)
         axes.plot(
-            log["step"],
-            _smooth(log[name]),
+            steps,
+            _smooth(values),
             color=PALETTE[(index + 4) % len(PALETTE)],
             linestyle=styles[index % len(styles)],
             linewidth=1.8,
@@ -200,7 +212,8 @@ def _plot_parts(axes: Any, log: dict[str, np.ndarray]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")  # 0.2, not 2 x 10^-1
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    if parts:
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def label_maps(prediction: dict, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -143,7 +143,8 @@ def together() -> Iterator[None]:
     except BaseException as error:
         if joined.rank:
             time.sleep(1)  # what stops all of them is told by process 0, which then ends the others
-        atexit.register(joined.comm.Abort, {InputError: 2, KeyboardInterrupt: 130}.get(type(error), 1))
+        status = 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+        atexit.register(joined.comm.Abort, status)
         atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)  # before it: MPI would add a line
         atexit.register(time.sleep, 0.3)  # before that: mpiexec drops what it has not read by the end
         raise

@@ -9,17 +9,20 @@ from typing import Any
 
 from minimask import backend
 from minimask.config import Config, differences, from_dict, to_dict
-from minimask.errors import InputError, memory_story
+from minimask.errors import InputError, memory_story, one_line
 from minimask.training.distributed import World
 from minimask.training.optim import SGD
 from minimask.weights.checkpoint import (
     Checkpoint,
+    CheckpointFile,
     all_finite,
+    check_fit,
     environment_changes,
     fit,
-    load_checkpoint,
     save_checkpoint,
 )
+from minimask.weights.networks import checkpoint_config
+from minimask.weights.schema import check_classes
 
 _NEEDS_LESS = "take a smaller train.batch_size, data.crop or model.max_size, which need less"
 _TAMER = "try a smaller train.learning_rate or train.clip_norm, or look at the images"
@@ -50,6 +53,9 @@ class Keeper:
     """
 
     def __init__(self, path: Path, config: Config, dataset: Any, model: Any, optimizer: SGD, world: World):
+        # What a checkpoint could not be read back with is refused before anything is computed.
+        from_dict(to_dict(config), "the configuration")
+        check_classes(dataset.class_names, dataset.category_ids, dataset.name)
         self.path, self.config, self.dataset, self.world = path, config, dataset, world
         self.model, self.optimizer, self.done, self.saved = model, optimizer, 0, 0
         self._gives_finite_loss: Callable[[], bool] = lambda: True
@@ -95,19 +101,16 @@ class Keeper:
         InputError
             If it is damaged, of other classes or another model, or has done more steps than are configured.
         """
-        checkpoint = load_checkpoint(self.path)
-        if checkpoint.class_names != list(self.dataset.class_names):
-            theirs, ours = ", ".join(checkpoint.class_names), ", ".join(self.dataset.class_names)
-            raise InputError(
-                f"{self.path}: was trained on the classes {theirs}; {self.dataset.name} has {ours}"
-            )
+        with CheckpointFile(self.path) as file:
+            self._check_head(file.head)
+            checkpoint = file.read()
         fit(checkpoint, self.path, self.model, self.optimizer)
         self.done = self.saved = checkpoint.step
         if self.saved > self.config.train.steps:
             raise InputError(
                 f"{self.path}: has done {self.saved} steps, more than train.steps, {self.config.train.steps}"
             )
-        changes = differences(from_dict(checkpoint.config, str(self.path)), self.config)
+        changes = differences(checkpoint_config(checkpoint, str(self.path)), self.config)
         if checkpoint.data["images"] != self.data["images"]:
             changes.append("the training images are others")
         if changes:
@@ -115,6 +118,22 @@ class Keeper:
         environment = environment_changes(checkpoint.environment, self._environment())
         if environment:
             note(f"the last bits of the results may differ from an unbroken run's: {'; '.join(environment)}")
+
+    def _check_head(self, head: Checkpoint) -> None:
+        """See that it is of the same classes and of this model, before its arrays are read."""
+        if head.class_names != list(self.dataset.class_names):
+            theirs, ours = (
+                one_line(", ".join(names), 300) for names in (head.class_names, self.dataset.class_names)
+            )
+            raise InputError(
+                f"{self.path}: was trained on the classes {theirs}; {self.dataset.name} has {ours}"
+            )
+        if "images" not in head.data:
+            raise InputError(
+                f"{self.path}: its metadata has no data.images, which tells the training images from others; "
+                "predict and evaluate can use it, but it cannot be resumed"
+            )
+        check_fit(head, self.path, self.model)
 
     def _environment(self) -> dict[str, str]:
         facts = backend.describe() | {"processes": str(self.world.size)}

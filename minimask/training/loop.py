@@ -16,7 +16,7 @@ from minimask.autograd import no_grad
 from minimask.config import Config, DataConfig, TrainConfig, to_toml
 from minimask.data import Augmentation, Batches, Loader, Sample
 from minimask.errors import InputError
-from minimask.files import make_output_directory, write_text
+from minimask.files import make_output_directory, real_path, write_text
 from minimask.randomness import Draws
 from minimask.training import distributed
 from minimask.training.keeper import Keeper, NotFinite
@@ -25,7 +25,7 @@ from minimask.training.log import LossLog
 from minimask.training.optim import SGD, LearningRate, clip_gradients, scaled_learning_rate
 from minimask.training.progress import Progress
 from minimask.training.stopping import StopSignals
-from minimask.weights.detector import build_model
+from minimask.weights.networks import build_model, resolved
 
 CHECKPOINT, CONFIG, LOSSES = "checkpoint.npz", "config.toml", "losses.csv"
 
@@ -87,7 +87,7 @@ def train(
         resume, or the checkpoint is of another model; if a loss, the gradient or a weight is not finite
         (the last good checkpoint stays); if something cannot be written.
     """
-    world = distributed.world()
+    world, config = distributed.world(), resolved(config)
     check_resume(output, resume, overwrite)
     output = make_output_directory(output)
     with locked(output) if world.rank == 0 else contextlib.nullcontext():
@@ -117,7 +117,7 @@ def _train(
         np.errstate(all="ignore"),  # overflow shows as a loss or gradient that is not finite, which stops us
         backend.deterministic(options.deterministic),
         StopSignals(tell=world.rank == 0) as stop,
-        LossLog(output / LOSSES, first, writes=world.rank == 0) as log,
+        LossLog(output / LOSSES, first, world.rank == 0, note) as log,
         Progress(options.steps, "training", first) as progress,
         keeper.rescuing(),
         Loader(batches, first, options.steps) as loader,
@@ -149,6 +149,7 @@ def check_resume(output: str | Path, resume: bool, overwrite: bool = False) -> N
     InputError
     """
     path = Path(output) / CHECKPOINT
+    real_path(path)  # before `exists`, for which links in a circle are nothing
     if resume and not path.exists():
         raise InputError(f"{path}: there is no checkpoint to resume; leave out --resume to start")
     if path.exists() and not resume and not overwrite:
@@ -160,9 +161,8 @@ def _begin(keeper: Keeper, config_path: Path, resume: bool, note: Callable[[str]
     if resume:
         keeper.restore(note)
     keeper.world.share_(keeper.model.state_dict(), keeper.optimizer.state_dict())
-    done = keeper.world.highest(
-        keeper.saved
-    )  # beyond this all have seen what there is, and process 0 may write
+    # Until here every process has read what there is; from here on process 0 may write.
+    done = keeper.world.highest(keeper.saved)
     if keeper.world.rank == 0:
         write_text(config_path, to_toml(keeper.config))
     if not resume:
@@ -237,7 +237,10 @@ def make_optimizer(model: Any, options: TrainConfig) -> SGD:
 
 
 def learning_rate(options: TrainConfig) -> LearningRate:
-    """The learning rate as a function of the step: linear in the batch size, warmed up, then falling."""
+    """The learning rate as a function of the step: linear in the batch size, warmed up, then falling.
+
+    `options` are those of a `resolved` configuration, which has a learning rate.
+    """
     return LearningRate(
         scaled_learning_rate(options.learning_rate, options.batch_size, options.reference_batch),
         warmup_steps=options.warmup_steps,

@@ -2,26 +2,27 @@
 
 Inside are ``parameters/NAME`` and ``momentum/NAME`` for each parameter, and ``metadata``, a JSON text with
 the step, seed, configuration, class names and the machine. ``numpy.load`` opens it; the zip's checksums find
-damage. The same content gives the same bytes.
+damage. The same content gives the same bytes. A file from elsewhere is checked before anything of it is used:
+its form in `archive.py`, its metadata in `schema.py`, and what its arrays must be to each other here.
 """
 
-import io
 import json
-import zipfile
-import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minimask import backend
-from minimask.errors import InputError
-from minimask.files import replacing
+from minimask.errors import InputError, one_line
+from minimask.files import remove_leftovers, replacing
+from minimask.weights.archive import Archive
+from minimask.weights.schema import FIELDS, FORMAT, read_metadata
 
-FORMAT = 1
 _TOP = "metadata"
+_TOP_MOST = 2 << 20  # characters; those of a large model are some 50,000
+_GREATEST = float(np.finfo(np.float32).max)
 # What a bitwise equal continuation rests on; see `environment_changes`.
 _DECIDES_BITS = ("device", "processor", "blas", "blas_kernel", "threads", "processes", "numpy", "scipy")
 _DECIDES_BITS += ("minimask",)
@@ -65,15 +66,6 @@ class Checkpoint:
 
 
 _ARRAYS = ("parameters", "momentum")
-_KINDS = {
-    "step": int,
-    "seed": int,
-    "config": dict,
-    "class_names": list,
-    "category_ids": list,
-    "data": dict,
-    "environment": dict,
-}
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -90,9 +82,10 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         for name, array in getattr(checkpoint, group).items()
     }
     metadata = {"format": FORMAT, "arrays": list(arrays)} | {
-        name: getattr(checkpoint, name) for name in _KINDS
+        name: getattr(checkpoint, name) for name in FIELDS
     }
     arrays[_TOP] = np.array(json.dumps(metadata, allow_nan=False))
+    remove_leftovers(Path(path).parent)
     with replacing(path) as file:
         # Not compressed: weights do not shrink, and a save should be short.
         np.savez(file, **arrays)
@@ -104,47 +97,93 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises
     ------
     InputError
-        If the file is missing, is no checkpoint of this package, or is damaged.
+        If the file is missing, is no checkpoint of this package, is damaged, or holds what no run writes.
     """
-    path = Path(path)
-    arrays = _read_arrays(path)
-    try:
-        metadata = json.loads(str(arrays.pop(_TOP)))
-        version = metadata.pop("format")
-        values = {name: kind(metadata[name]) for name, kind in _KINDS.items() if version == FORMAT}
-        names = list(metadata["arrays"]) if version == FORMAT else []
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a checkpoint of minimask (no readable entry 'metadata')") from error
-    if version != FORMAT:
-        raise InputError(f"{path}: has checkpoint format {version}, this minimask reads {FORMAT}; update it")
-    # The checksums cover each array, not the zip's table of contents: a bit lost there can drop entries.
-    if list(arrays) != names:
-        raise InputError(f"{path}: damaged (entries are missing); use another copy of it")
-    groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in _ARRAYS}
-    for key, array in arrays.items():
-        group, _, name = key.partition("/")
-        groups[group][name] = array
-    return Checkpoint(**groups, **values)
+    with CheckpointFile(path) as file:
+        return file.read()
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an .npz; each is read whole before it is parsed, so that its checksum comes first."""
-    damaged = f"{path}: damaged or not a checkpoint"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            contents = {entry.filename: archive.read(entry) for entry in archive.infolist()}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{damaged} ({error or type(error).__name__}); use another copy of it") from error
-    arrays = {}
-    for name, content in contents.items():
+class CheckpointFile:
+    """A checkpoint of which all is known but the arrays' values: to see whether it fits before it is read.
+
+    A context manager, as it holds the file open.
+
+    Attributes
+    ----------
+    head : Checkpoint
+        Its arrays have the shapes and dtypes of those in the file, take no memory, and are zero.
+
+    Raises
+    ------
+    InputError
+        As `load_checkpoint`.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._archive = Archive(self.path)
         try:
-            array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError, SyntaxError) as error:
-            raise InputError(f"{damaged} (entry {name!r} is no array)") from error
-        arrays[name.removesuffix(".npy")] = array
-    return arrays
+            self.head = self._check()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> "CheckpointFile":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._archive.__exit__()
+
+    def read(self) -> Checkpoint:
+        """The checkpoint, with its arrays.
+
+        Raises
+        ------
+        InputError
+            If the content does not match its checksums, or an array holds what is not finite in float32.
+        """
+        groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in _ARRAYS}
+        for key in self._names():
+            array = self._archive.array(key)
+            if not _finite(array):
+                raise InputError(
+                    f"{self.path}: {one_line(key, 80)} holds numbers that are not finite; use an earlier copy"
+                )
+            group, _, name = key.partition("/")
+            groups[group][name] = array
+        return replace(self.head, **groups)
+
+    def _names(self) -> list[str]:
+        return [name for name in self._archive.entries if name != _TOP]
+
+    def _check(self) -> Checkpoint:
+        path, archive = self.path, self._archive
+        if _TOP not in archive.entries:
+            raise InputError(f"{path}: not a checkpoint of minimask (no readable entry 'metadata')")
+        values = read_metadata(archive.text(_TOP, _TOP_MOST), path)
+        # The checksums cover each array, not the zip's table of contents: a bit lost there can drop entries.
+        if values.pop("arrays") != self._names():
+            raise InputError(f"{path}: damaged (entries are missing); use another copy of it")
+        groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in _ARRAYS}
+        for key in self._names():
+            group, _, name = key.partition("/")
+            if group not in groups or not name:
+                raise archive.damaged(f"entry {key!r} is neither a parameter nor its momentum")
+            zero = np.zeros((), archive.floats(key))
+            groups[group][name] = np.broadcast_to(zero, archive.entries[key].shape)
+        for name, array in groups["momentum"].items():
+            if name not in groups["parameters"] or groups["parameters"][name].shape != array.shape:
+                what = f"the momentum of {one_line(name, 80)} is of another model than the parameters"
+                raise InputError(f"{path}: {what}; use another copy of it")
+        return Checkpoint(**groups, **values)
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN, infinite or beyond float32, of which models are; makes no copy."""
+    with np.errstate(all="ignore"):
+        return array.size == 0 or bool(
+            -_GREATEST <= array.min() and array.max() <= _GREATEST
+        )  # False for NaN
 
 
 def fit(checkpoint: Checkpoint, path: str | Path, model: Any, optimizer: Any = None) -> None:
@@ -155,19 +194,37 @@ def fit(checkpoint: Checkpoint, path: str | Path, model: Any, optimizer: Any = N
     InputError
         If it is of another model; names the first entry that differs, and changes nothing.
     """
+    check_fit(checkpoint, path, model)
     try:
-        model.check_state_dict(checkpoint.parameters)
         if optimizer is not None:
             optimizer.load_state_dict(checkpoint.momentum)  # checks before it changes anything
-        model.load_state_dict(checkpoint.parameters)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {one_line(error, 300)}") from error
+    model.load_state_dict(checkpoint.parameters)
+
+
+def check_fit(checkpoint: Checkpoint, path: str | Path, model: Any) -> None:
+    """See that the parameters, or those of a `CheckpointFile.head`, are as a model has them.
+
+    Raises
+    ------
+    InputError
+        If it is of another model; names the first entry that differs.
+    """
+    try:
+        model.check_state_dict(checkpoint.parameters)
+    except InputError as error:
+        raise InputError(f"{path}: {one_line(error, 300)}") from error
 
 
 def environment_changes(then: dict[str, str], now: dict[str, str]) -> list[str]:
     """Phrases for what differs among the things on which the last bits of a sum depend."""
+
+    def told(environment: dict[str, str], name: str) -> str:
+        return one_line(environment.get(name, "unknown"), 100)
+
     return [
-        f"{name} {then.get(name, 'unknown')} then, {now.get(name, 'unknown')} now"
+        f"{name} {told(then, name)} then, {told(now, name)} now"
         for name in _DECIDES_BITS
         if then.get(name) != now.get(name)
     ]

@@ -1,42 +1,13 @@
-"""From a configuration or a checkpoint to a model."""
+"""From a checkpoint to a model."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minimask import backend, models
-from minimask.config import Config, from_dict
-from minimask.weights.checkpoint import fit, load_checkpoint
-
-_NETWORKS = {
-    "maskrcnn_small": models.maskrcnn_small,
-    "maskrcnn_resnet50_fpn": models.maskrcnn_resnet50_fpn,
-}
-
-
-def build_model(config: Config, num_classes: int, device: str = "cpu") -> Any:
-    """The network that a configuration names, with random weights of its seed.
-
-    Parameters
-    ----------
-    num_classes : int
-        Background included.
-    device : "cpu" or "cuda"
-        Where the model will be.
-    """
-    options = config.model
-    if device == "cuda":
-        backend.set_up_gpu(config.train.tf32, config.train.gpu_memory_limit)
-    sizes = {"min_size": options.min_size, "max_size": options.max_size}
-    model = _NETWORKS[options.name](
-        num_classes,
-        box_score_thresh=options.score_threshold,
-        box_nms_thresh=options.nms_threshold,
-        box_detections_per_img=options.detections,
-        seed=config.train.seed,
-        **{name: size for name, size in sizes.items() if size is not None},
-    )
-    return model.to(device)
+from minimask.config import Config
+from minimask.errors import InputError
+from minimask.weights.checkpoint import Checkpoint, CheckpointFile, check_fit, fit
+from minimask.weights.networks import build_model, checkpoint_config
 
 
 @dataclass(frozen=True)
@@ -76,11 +47,27 @@ def load_detector(path: str | Path, device: str = "cpu", **changes: Any) -> Dete
     InputError
         If the file is missing, damaged, or of another model.
     """
-    checkpoint = load_checkpoint(path)
-    config = from_dict(checkpoint.config, str(path))
     given = {name: value for name, value in changes.items() if value is not None}
-    config = replace(config, model=replace(config.model, **given))
-    model = build_model(config, len(checkpoint.class_names) + 1, device)
+    with CheckpointFile(path) as file:
+        checkpoint = file.head
+        config = checkpoint_config(checkpoint, str(path))
+        config = replace(config, model=replace(config.model, **given))
+        model = _build(checkpoint, config, path, device)
+        checkpoint = file.read()  # not before its shapes are known to be the model's
     fit(checkpoint, path, model)
     model.eval()
     return Detector(model, checkpoint.class_names, checkpoint.category_ids, config)
+
+
+def _build(head: Checkpoint, config: Config, path: str | Path, device: str) -> Any:
+    """The model of a checkpoint whose arrays are not read yet, if it is as large as they are."""
+    classes = len(head.class_names) + 1
+    if classes not in {len(array) for array in head.parameters.values() if array.ndim}:
+        # Seen before a model of a million classes is built, of which the file has but the names.
+        raise InputError(
+            f"{path}: the weights are of another model: none has the {classes} rows of {classes - 1} classes "
+            "and the background"
+        )
+    model = build_model(config, classes, device)
+    check_fit(head, path, model)
+    return model

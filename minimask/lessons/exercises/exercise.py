@@ -240,9 +240,8 @@ def _difference(mine: np.ndarray, right: np.ndarray) -> str:
     wrong = _differs(mine, right)
     error = np.where(wrong, np.nan_to_num(np.abs(mine - right), nan=np.inf), -1.0)
     worst = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
-    affected = (
-        [np.unique(indices) for indices in wrong.nonzero()] if wrong.ndim > 1 else []
-    )  # along each axis
+    along_axes = wrong.nonzero() if wrong.ndim > 1 else ()
+    affected = [np.unique(indices) for indices in along_axes]
     places = [str(hit[0]) if len(hit) == 1 < n else ":" for hit, n in zip(affected, wrong.shape)]
     where = f", all in [{', '.join(places)}]" if set(places) > {":"} else ""
     return (
