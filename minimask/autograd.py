@@ -23,6 +23,7 @@ from minimask.tape import accumulate, run_backward
 
 _recording = contextvars.ContextVar("recording", default=True)
 _created = itertools.count()
+_HALF = np.dtype(np.float16)
 
 
 @contextlib.contextmanager
@@ -317,8 +318,12 @@ class Function:
         For each input, whether its gradient is wanted.
     saved : tuple
         What `forward` gave to `save`; empty unless a backward pass may come.
+    giving_dtype : slice
+        A class attribute: the inputs that decide whether results are float16. No Function computes in it:
+        sums and products overflow at 65504. Its arrays are computed with in float32, and back.
     """
 
+    giving_dtype = slice(None)
     xp = np
     needs: tuple[bool, ...] = ()
     saved: tuple = ()
@@ -330,6 +335,10 @@ class Function:
 
     def __call__(self, *inputs):
         arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
+        half = any([getattr(a, "dtype", None) is _HALF for a in arrays])
+        return self._in_float32(inputs, arrays) if half else self._run(inputs, arrays)
+
+    def _run(self, inputs, arrays):
         self.xp = backend.array_module(*arrays)
         recording = _recording.get()
         self.needs = tuple(recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
@@ -343,6 +352,17 @@ class Function:
         if any(self.needs):
             self._record(inputs, outputs)
         return tuple(outputs) if several else outputs[0]
+
+    def _in_float32(self, inputs, arrays):
+        """The call with float32 in the place of float16; results are float16 where the inputs were."""
+        is_half = [getattr(a, "dtype", None) is _HALF for a in arrays]
+        wide = [_Cast.apply(x, dtype=np.float32) if half else x for x, half in zip(inputs, is_half)]
+        results = self(*wide)
+        floats = [a.dtype for a in arrays[self.giving_dtype] if hasattr(a, "dtype") and a.dtype.kind == "f"]
+        if not floats or any(dtype is not _HALF for dtype in floats):
+            return results
+        back = [_Cast.apply(y, dtype=_HALF) for y in (results if isinstance(results, tuple) else (results,))]
+        return tuple(back) if isinstance(results, tuple) else back[0]
 
     def _record(self, inputs, outputs) -> None:
         self.order = next(_created)
@@ -386,6 +406,23 @@ class Function:
 
     def backward(self, *gradients):
         raise NotImplementedError(f"{type(self).__name__} has no backward")
+
+
+class _Cast(Function):
+    """The same numbers in another floating point dtype, and their gradient in the first."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def _in_float32(self, inputs, arrays):
+        return self._run(inputs, arrays)  # float16 is what this Function is for
+
+    def forward(self, x):
+        self.save(x.dtype)
+        return x.astype(self.dtype)
+
+    def backward(self, gy):
+        return gy.astype(self.saved[0])
 
 
 def _array(value):

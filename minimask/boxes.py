@@ -2,6 +2,8 @@
 
 A box is x1, y1, x2, y2 in pixels of its image. Pixel i covers [i, i + 1], so the width is x2 - x1: no +1.
 All functions take and return arrays of one module, NumPy or CuPy, and keep their dtype; none has a gradient.
+Products of float16 and of small integers would overflow: float16 is computed in float32, and integers give
+float64 where the result is no integer.
 Shapes: A and B boxes to compare; N boxes to suppress; R boxes to code; K classes.
 """
 
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minimask.backend import array_module, parallel, parallel_slices, use_reference
+from minimask.backend import array_module, as_floating, parallel, parallel_slices, use_reference
 from minimask.kernels.nms import in_order as _nms_in_order
 from minimask.kernels.nms import suppress
 
@@ -22,7 +24,9 @@ TINY = 1e-37  # smallest divisor: boxes without area give 0 / TINY = 0 where 0 /
 
 
 def box_area(boxes):
-    """Area of each box: (..., 4) -> (...), in square pixels."""
+    """Area of each box: (..., 4) -> (...), in square pixels; int64 of integers, float32 of float16."""
+    is_integer = hasattr(boxes, "dtype") and boxes.dtype.kind in "iu"
+    boxes = boxes.astype(np.int64) if is_integer else as_floating(boxes)
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
@@ -38,6 +42,12 @@ def _intersection(a, b):  # (A, 4), (B, 4) -> (A, B)
     xp.maximum(height, 0, out=height)
     inter *= height
     return inter
+
+
+def _like(result, *inputs):
+    """The result in float16 if all inputs are of it, else as it is."""
+    half = all(getattr(x, "dtype", None) == np.float16 for x in inputs)
+    return result.astype(np.float16) if half else result
 
 
 def _intersection_and_union(a, b):
@@ -59,8 +69,8 @@ def box_iou(a, b):
     -------
     (A, B) array in [0, 1]; 0 for a pair whose union has no area (where torchvision gives NaN).
     """
-    inter, union = _intersection_and_union(a, b)
-    return inter / array_module(a, b).maximum(union, TINY)
+    inter, union = _intersection_and_union(as_floating(a), as_floating(b))
+    return _like(inter / array_module(inter).maximum(union, TINY), a, b)
 
 
 def generalized_box_iou(a, b):
@@ -79,12 +89,13 @@ def generalized_box_iou(a, b):
     -----
     Rezatofighi et al. 2019, "Generalized Intersection over Union", algorithm 1.
     """
-    xp = array_module(a, b)
+    xp, given = array_module(a, b), (a, b)
+    a, b = as_floating(a), as_floating(b)
     inter, union = _intersection_and_union(a, b)
     low = xp.minimum(a[:, None, :2], b[:, :2])  # (A, B, 2)
     high = xp.maximum(a[:, None, 2:], b[:, 2:])
     hull = (high - low).prod(axis=-1)  # (A, B)
-    return inter / xp.maximum(union, TINY) - (hull - union) / xp.maximum(hull, TINY)
+    return _like(inter / xp.maximum(union, TINY) - (hull - union) / xp.maximum(hull, TINY), *given)
 
 
 def box_coverage(candidates, regions):
@@ -102,8 +113,9 @@ def box_coverage(candidates, regions):
     -------
     (A, B) array in [0, 1]; 0 for a candidate without area.
     """
-    xp = array_module(candidates, regions)
-    return _intersection(candidates, regions) / xp.maximum(box_area(candidates), TINY)[:, None]
+    a, b = as_floating(candidates), as_floating(regions)
+    covered = _intersection(a, b) / array_module(a).maximum(box_area(a), TINY)[:, None]
+    return _like(covered, candidates, regions)
 
 
 # -------------------------------------------------------------------------- clipping, filtering, scaling
@@ -119,21 +131,24 @@ def clip_boxes_to_image(boxes, image_size: tuple[int, int]):
         In pixels; x ends up in [0, width], y in [0, height].
     """
     clipped = array_module(boxes).empty_like(boxes)
-    for axis, length in ((1, image_size[0]), (0, image_size[1])):  # y1 and y2, then x1 and x2, in one call
+    largest = np.iinfo(boxes.dtype).max if boxes.dtype.kind in "iu" else math.inf  # a uint8 takes no 300
+    sides = (min(length, largest) for length in image_size)
+    for axis, length in zip((1, 0), sides):  # y1 and y2, then x1 and x2, in one call
         clipped[..., axis::2] = boxes[..., axis::2].clip(0, length)
     return clipped
 
 
 def remove_small_boxes(boxes, min_size: float):
     """Indices, (M,) int64 and rising, of the boxes (N, 4) whose sides are both at least `min_size` pixels."""
+    boxes = as_floating(boxes)
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     return array_module(boxes).flatnonzero((w >= min_size) & (h >= min_size))  # sync: how many there are
 
 
 def scale_boxes(boxes, scale: tuple[float, float]):
     """Boxes (..., 4) after their image was resized: y times `scale[0]`, x times `scale[1]`."""
-    sy, sx = scale
-    return boxes * array_module(boxes).asarray([sx, sy, sx, sy], dtype=boxes.dtype)
+    (sy, sx), wide = scale, as_floating(boxes)
+    return _like(wide * array_module(wide).asarray([sx, sy, sx, sy], dtype=wide.dtype), boxes)
 
 
 # ------------------------------------------------------------------------------------------ the box coder
@@ -173,7 +188,8 @@ class BoxCoder:
         -------
         (R, 4) array: dx, dy, dw, dh.
         """
-        return _in_slices(self._encode, reference_boxes, proposals)
+        coded = _in_slices(self._encode, as_floating(reference_boxes), as_floating(proposals))
+        return _like(coded, reference_boxes, proposals)
 
     def _encode(self, reference_boxes, proposals):
         xp = array_module(reference_boxes, proposals)
@@ -197,8 +213,9 @@ class BoxCoder:
         -------
         (R, K, 4) array of `deltas`' dtype, not clipped to any image.
         """
-        deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)  # (R, 4 K) -> (R, K, 4)
-        return _in_slices(self._decode, deltas, boxes)
+        wide, boxes = as_floating(deltas), as_floating(boxes)
+        wide = wide.reshape(len(wide), wide.shape[1] // 4, 4)  # (R, 4 K) -> (R, K, 4)
+        return _like(_in_slices(self._decode, wide, boxes), deltas)
 
     def _decode(self, deltas, boxes):
         xp = array_module(deltas, boxes)
@@ -231,6 +248,16 @@ def _center_and_size(boxes):  # (R, 4) -> x, y, w, h, each (R,)
 
 
 # ------------------------------------------------------------------------------- non-maximum suppression
+
+
+def by_falling(values):
+    """Indices of the values (N,), the largest first; of equal ones the first in the input, and NaN last.
+
+    The values are numbers of any dtype: an unsigned integer, or a bool, cannot be negated.
+    """
+    values = values if hasattr(values, "dtype") else np.asarray(values)
+    turned = ~values if values.dtype.kind in "biu" else -values
+    return array_module(turned).argsort(turned, kind="stable")
 
 
 def nms(boxes, scores, iou_threshold: float):
@@ -276,8 +303,8 @@ def batched_nms(boxes, scores, idxs, iou_threshold: float):
 
 def _nms(boxes, scores, groups, iou_threshold: float):
     """`nms`, or `batched_nms` if there are groups."""
-    xp = array_module(boxes, scores)
-    order = xp.argsort(-scores, kind="stable")
+    xp, boxes = array_module(boxes, scores), as_floating(boxes)
+    order = by_falling(scores)
     if xp is not np:
         kept, count = suppress(boxes, order, groups, iou_threshold)
         return kept[: int(count)]  # sync: the shape of all that follows depends on how many survive
@@ -285,7 +312,7 @@ def _nms(boxes, scores, groups, iou_threshold: float):
     boxes = boxes[order]
     if groups is None:
         return order[in_order(boxes, iou_threshold)]
-    groups = groups[order]
+    groups = np.asarray(groups)[order]
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]  # each by falling score
     kept = np.zeros(len(order), dtype=bool)
 
@@ -304,7 +331,7 @@ def _nms_in_order_loop(boxes, iou_threshold: float) -> np.ndarray:
 def nms_loop(boxes, scores, iou_threshold: float) -> np.ndarray:
     """`nms` as its definition reads, one box at a time: the reference, NumPy only."""
     kept = []
-    for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):  # sorted() is stable
+    for i in sorted(range(len(boxes)), key=lambda i: scores[i], reverse=True):  # equal ones keep their order
         if not (box_iou(boxes[[i]], boxes[kept]) > iou_threshold).any():
             kept.append(i)
     return np.array(kept, dtype=np.int64)

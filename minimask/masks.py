@@ -16,13 +16,16 @@ Systems disagree on the details, so each function here takes a `MaskConvention`:
 Shapes: N predicted masks of M x M cells; G ground-truth masks of H x W pixels; R RoIs.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from minimask.backend import array_module, launch, parallel, to_cpu, to_device
+from minimask.backend import array_module, as_floating, launch, parallel, to_cpu, to_device
 
 
 class Window(NamedTuple):
@@ -116,9 +119,14 @@ FLOAT = MaskConvention(aligned=True, place=_place_without_rounding)
 TORCHVISION = MaskConvention(aligned=False, place=_place_in_whole_pixels)
 
 
+def _dtype_of(values) -> np.dtype:
+    """The dtype of results that are shares of a pixel: that of the values, float64 if they are integers."""
+    return values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
+
+
 def _sides(boxes):
     """Lower and upper edges of boxes (N, 4): each (N, 2), in the order y, x."""
-    sides = boxes.reshape(-1, 2, 2)[:, :, ::-1]
+    sides = as_floating(boxes).reshape(-1, 2, 2)[:, :, ::-1]
     return sides[:, 0], sides[:, 1]
 
 
@@ -176,7 +184,9 @@ def paste_mask(
     and binarized at a threshold of 0.5".
     """
     mask, box = to_cpu(mask), to_cpu(box)  # sync: the window is an index on the host
-    return _paste(mask, _placements(box[None], len(mask), image_size, convention)[0])
+    placement = _placements(box[None], len(mask), image_size, convention)[0]
+    window, patch = _paste(as_floating(mask), placement)
+    return window, patch.astype(_dtype_of(mask), copy=False)
 
 
 def paste_masks(
@@ -200,19 +210,21 @@ def paste_masks(
 
     Returns
     -------
-    (N, 1, H, W) array of the masks' dtype, or of bool if there is a threshold; on the masks' device.
+    (N, 1, H, W) array of the masks' dtype (float64 of integers), or of bool if there is a threshold; on the
+    masks' device.
     """
     xp, (height, width) = array_module(masks), image_size
-    masks = xp.ascontiguousarray(masks).reshape(-1, *masks.shape[-2:])
+    dtype = np.dtype(bool) if threshold is not None else _dtype_of(masks)
+    masks = xp.ascontiguousarray(as_floating(masks)).reshape(-1, *masks.shape[-2:])
     placements = _placements(boxes, masks.shape[-1], image_size, convention)
-    dtype = masks.dtype if threshold is None else bool
     if xp is not np:
-        out = xp.empty((len(masks), 1, height, width), dtype=dtype)
+        out = xp.empty((len(masks), 1, height, width), masks.dtype if threshold is None else dtype)
         images = (out, None) if threshold is None else (None, out)
         args = (masks, placements, *masks.shape[:2], height, width, threshold or 0, *images)
         launch("masks", "paste_masks", (-(-height * width // 1024), len(masks)), 256, args, masks.dtype)
-        return out
-    out = np.zeros((len(masks), 1, height, width), dtype)
+        return out.astype(dtype, copy=False)
+    beyond = 0 if threshold is None else 0 > threshold  # outside its window a mask is 0
+    out = np.full((len(masks), 1, height, width), beyond, dtype)
 
     def work(part, parts):
         share = slice(part, None, parts)
@@ -225,12 +237,12 @@ def paste_masks(
 
 
 @dataclass(frozen=True, eq=False)
-class Masks:
+class Masks(NDArrayOperatorsMixin):
     """The masks of one image's detections, kept small and pasted only when asked for.
 
-    375 nuclei on an image of 1388 x 1040 take 1 MB this way, and 2.2 GB pasted. ``masks[i]`` and iteration
-    paste one at a time, ``masks[keep]`` selects some, `numpy` pastes all; `window` and `rle` never make a
-    whole image.
+    375 nuclei on an image of 1388 x 1040 take 1 MB this way, and 2.2 GB pasted. It reads like the
+    (N, 1, H, W) array that `numpy` returns: ``masks[i, 0]`` is one mask, ``masks > 0.5`` says where each one
+    is, and ``masks[keep]`` are some of them, still small. `window` and `rle` never make a whole image.
 
     Parameters
     ----------
@@ -255,26 +267,83 @@ class Masks:
         """The shape of what `numpy` returns: (N, 1, H, W)."""
         return len(self), 1, *self.image_size
 
+    @property
+    def ndim(self) -> int:
+        return 4
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the probabilities, pasted or not."""
+        return _dtype_of(self.probabilities)
+
+    def __getattr__(self, name: str):
+        raise AttributeError(f"Masks has no {name!r}: np.asarray(masks) is the (N, 1, H, W) array to ask")
+
     def window(self, i: int) -> tuple[Window, np.ndarray]:
         """Mask i pasted, without the zeros around it: its window and the (y1 - y0, x1 - x0) patch."""
         return paste_mask(self.probabilities[i], self.boxes[i], self.image_size, self.convention)
 
     def __getitem__(self, index):
-        """An int pastes that mask, (H, W) float; a slice, index array or bool array selects `Masks`."""
-        if not isinstance(index, int | np.integer):
-            return Masks(self.probabilities[index], self.boxes[index], self.image_size, self.convention)
-        mask, box = self.probabilities[index][None], self.boxes[index][None]
-        return paste_masks(mask, box, self.image_size, self.convention)[0, 0]
+        """What the (N, 1, H, W) array has at an index; a mask that is not asked for is not pasted.
+
+        A slice, an index array or a bool array along the first axis alone selects `Masks`. All else gives an
+        array on the masks' device: ``masks[i]`` (1, H, W), ``masks[i, 0]`` (H, W), ``masks[:, 0]`` (N, H, W).
+
+        Raises
+        ------
+        IndexError
+            With NumPy's message, if the array has no such index.
+        """
+        first, rest = _first_axis(index)
+        # It has the array's shape and no memory: what is wrong with an index shows before anything is pasted.
+        array = np.broadcast_to(np.False_, self.shape)
+        if _takes_several(first) and all(_is_all(part) for part in rest):
+            array[(slice(None), *rest)]
+            return Masks(self.probabilities[first], self.boxes[first], self.image_size, self.convention)
+        parts = first if isinstance(first, tuple) else (first, *rest)
+        shape = array[parts].shape
+        if parts is first:
+            return self._paste()[parts]
+        numbers = np.arange(len(self))[first]  # of the masks asked for: (), (n,), or the shape of `first`
+        if numbers.ndim == 0:
+            return self._paste_one(int(numbers))[0, *rest]
+        if all(_is_basic(part) for part in rest):
+            return self._paste_parts(numbers, rest, shape)
+        if isinstance(first, slice):
+            return self[first]._paste()[:, *rest]
+        needed, places = np.unique(numbers, return_inverse=True)
+        return self[needed]._paste()[places.reshape(numbers.shape), *rest]
+
+    def _paste_parts(self, numbers: np.ndarray, rest: tuple, shape: tuple[int, ...]):
+        """``array[numbers, *rest]``, of this shape, one mask at a time: whole images may not fit."""
+        out = array_module(self.probabilities).empty(shape, self.dtype)
+        parts = out.reshape(numbers.size, *shape[numbers.ndim :])
+        for place, i in enumerate(numbers.ravel().tolist()):
+            parts[place] = self._paste_one(i)[0, *rest]
+        return out
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        """Each mask pasted, (1, H, W), one at a time."""
         return (self[i] for i in range(len(self)))
+
+    def _paste(self, threshold: float | None = None):
+        """All masks as one array (N, 1, H, W) on their device, or whether each pixel is above a threshold."""
+        return paste_masks(self.probabilities, self.boxes, self.image_size, self.convention, threshold)
+
+    def _paste_one(self, i: int):
+        """Mask i as an array (1, 1, H, W) on its device."""
+        return self[i : i + 1]._paste()
 
     def numpy(self) -> np.ndarray:
         """All masks pasted: (N, 1, H, W), on the CPU; N H W floats."""
         if array_module(self.probabilities) is np:
-            return paste_masks(self.probabilities, self.boxes, self.image_size, self.convention)
-        out = np.empty(self.shape, self.probabilities.dtype)
-        for image, mask in zip(out[:, 0], self):
+            return self._paste()
+        out = np.empty(self.shape, self.dtype)
+        for image, mask in zip(out, self):
             image[:] = to_cpu(mask)  # sync: one at a time, since all together may not fit on the GPU
         return out
 
@@ -284,13 +353,68 @@ class Masks:
         return Masks(*arrays, self.image_size, self.convention)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self.numpy().astype(dtype or self.probabilities.dtype, copy=False)
+        if copy is False:
+            raise ValueError("masks are pasted into a new array: without a copy there is none")
+        return self.numpy().astype(dtype or self.dtype, copy=False)
+
+    def __array_ufunc__(self, ufunc, method: str, *inputs, **options):
+        """Comparisons and arithmetic are the pasted array's, on the masks' device."""
+        if ufunc is np.greater and method == "__call__" and isinstance(inputs[1], Real) and not options:
+            return self._paste(inputs[1])  # the usual question: its answer needs no floats of whole images
+        arrays = [x._paste() if isinstance(x, Masks) else x for x in inputs]
+        xp = array_module(*arrays)
+        ufunc = ufunc if xp is np else getattr(xp, ufunc.__name__)
+        return getattr(ufunc, method)(*arrays, **options)
 
     def rle(self, threshold: float = 0.5) -> list[dict]:
         """Where each mask is above the threshold, as COCO's run lengths: see `encode_window`."""
         masks = self.to("cpu")  # the probabilities are small, the patches are not
         patches = (masks.window(i) for i in range(len(masks)))
         return [encode_window(window, patch > threshold, self.image_size) for window, patch in patches]
+
+
+def _first_axis(index) -> tuple[Any, tuple]:
+    """An index of an array (N, 1, H, W) as what it takes of the first axis and what of the others.
+
+    Lists and CuPy arrays become NumPy arrays. What begins otherwise than with the first axis (a new axis, a
+    bool array of several axes) is not taken apart: it is a tuple, and nothing is left for the others.
+    """
+    parts = [_index_part(part) for part in (index if isinstance(index, tuple) else (index,))]
+    named = sum(_axes(part) for part in parts)
+    if not parts or (parts[0] is Ellipsis and named < 4):  # the ellipsis stands for the first axis, too
+        parts = [slice(None), *parts]
+    if _axes(parts[0]) != 1:
+        return tuple(parts), ()
+    return parts[0], tuple(parts[1:])
+
+
+def _index_part(part):
+    if isinstance(part, list):
+        array = np.asarray(part)
+        return array if array.size else array.astype(np.intp)
+    return to_cpu(part) if hasattr(part, "get") else part  # sync: an index on a GPU, to see how much it takes
+
+
+def _axes(part) -> int:
+    """How many axes a part of an index names."""
+    if part is None or part is Ellipsis:
+        return 0
+    return np.ndim(part) if isinstance(part, bool) or getattr(part, "dtype", None) == np.bool_ else 1
+
+
+def _takes_several(part) -> bool:
+    """Whether a part of an index takes a row of things: a slice, or an array of one axis."""
+    is_row = isinstance(part, np.ndarray) and part.ndim == 1 and part.dtype.kind in "biu"
+    return is_row or isinstance(part, slice)
+
+
+def _is_basic(part) -> bool:
+    is_number = isinstance(part, int | np.integer) and not isinstance(part, bool)
+    return part is None or part is Ellipsis or is_number or isinstance(part, slice)
+
+
+def _is_all(part) -> bool:
+    return part is Ellipsis or (isinstance(part, slice) and part == slice(None))
 
 
 def encode_window(window: Window, patch: np.ndarray, image_size: tuple[int, int]) -> dict:
@@ -408,10 +532,11 @@ def crop_masks(
 
     Returns
     -------
-    (R, M, M) array of the boxes' dtype, in [0, 1]: the share of each bin that the mask fills.
+    (R, M, M) array of the boxes' dtype (float64 of integers), in [0, 1]: the share of each bin that the mask
+    fills.
     """
-    xp, samples = array_module(boxes), _samples(boxes, size, convention)
-    out = xp.zeros((len(boxes), size, size), dtype=boxes.dtype)
+    xp, samples, dtype = array_module(boxes), _samples(boxes, size, convention), _dtype_of(boxes)
+    out = xp.zeros((len(boxes), size, size), dtype=as_floating(boxes[:0]).dtype)
     if xp is not np:
         masks, matches = xp.ascontiguousarray(masks, np.uint8), xp.ascontiguousarray(matches, np.int64)
         args = (masks, matches, samples, len(boxes), *masks.shape, size, out)
@@ -421,7 +546,7 @@ def crop_masks(
 
         def work(part, parts):
             for r in range(part, len(out), parts):
-                out[r] = _crop(needed[int(matches[r])], samples[r], size, boxes.dtype)
+                out[r] = _crop(needed[int(matches[r])], samples[r], size, out.dtype)
 
         parallel(work)
-    return out if threshold is None else (out >= threshold).astype(boxes.dtype)
+    return (out if threshold is None else out >= threshold).astype(dtype, copy=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
 from collections.abc import Iterator
 
@@ -11,6 +13,18 @@ from minimask import backend
 from minimask import functions as F
 from minimask.autograd import Tensor
 from minimask.errors import InputError
+
+_inferring = contextvars.ContextVar("inferring", default=False)
+
+
+@contextlib.contextmanager
+def inference() -> Iterator[None]:
+    """Inside, in this thread, no module is in training mode, whatever `train` has set. Also a decorator."""
+    token = _inferring.set(True)
+    try:
+        yield
+    finally:
+        _inferring.reset(token)
 
 
 class Parameter(Tensor):
@@ -34,13 +48,21 @@ class Module:
     Attributes
     ----------
     training : bool
-        Set by `train` and `eval` for this module and all below it.
+        Set by `train` and `eval` for this module and all below it; False inside `inference`.
     paths : dict
         A class attribute: attribute name -> name in the state, where the two differ; "" adds nothing to it.
     """
 
-    training = True
     paths: dict[str, str] = {}
+    _training = True
+
+    @property
+    def training(self) -> bool:
+        return self._training and not _inferring.get()
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self._training = mode
 
     def __call__(self, *inputs):
         return self.forward(*inputs)
@@ -91,9 +113,13 @@ class Module:
             If names or shapes differ; nothing has been changed.
         """
         self.check_state_dict(state)
-        for name, tensor in self._named((Parameter, Buffer)):
-            copy = backend.array_module(state[name]).array(state[name], tensor.dtype)
-            tensor.data = backend.to_device(copy, tensor.device)
+        wanted = dict(self._named((Parameter, Buffer)))
+        copies = {
+            name: backend.to_device(backend.array_module(state[name]).array(state[name], t.dtype), t.device)
+            for name, t in wanted.items()
+        }
+        for name, tensor in wanted.items():  # none before the last copy is made, for which memory may not do
+            tensor.data = copies[name]
 
     def check_state_dict(self, state) -> None:
         """See that `load_state_dict` takes these arrays, of which only names and shapes are looked at.
@@ -146,9 +172,18 @@ class Module:
         return self
 
     def astype(self, dtype) -> Module:
-        """Convert all parameters and buffers to a floating point dtype, in place."""
+        """Convert all parameters and buffers, and gradients with them, to float32 or float64, in place.
+
+        Raises
+        ------
+        TypeError
+            For another dtype: sums and areas overflow float16, and integers cannot be trained.
+        """
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"astype: a model computes in float32 or float64, not in {np.dtype(dtype)}")
         for _, value in self._named((Parameter, Buffer)):
             value.data = value.data.astype(dtype)
+            value.grad = None if value.grad is None else value.grad.astype(dtype)
         return self
 
 

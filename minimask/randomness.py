@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     SAMPLE_ANCHORS = 4
     SAMPLE_ROIS = 5
     SHAPES = 7  # 6 was dropout's
+    IMAGE_SIZE = 8
 
 
 @dataclass(frozen=True)

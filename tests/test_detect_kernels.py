@@ -424,7 +424,19 @@ def test_targets_and_pasted_masks_of_a_gpu_are_the_cpus(fake_cupy, convention):
     np.testing.assert_allclose(to_cpu(pasted), masks.numpy(), rtol=0, atol=3e-7)
     np.testing.assert_array_equal(to_cpu(above), to_cpu(pasted) > 0.5)
     np.testing.assert_array_equal(on_gpu.numpy(), to_cpu(pasted))
-    np.testing.assert_array_equal(to_cpu(on_gpu[-1]), to_cpu(pasted)[-1, 0])
+    for index in (
+        -1,
+        (2, 0),
+        (slice(1, 3), 0),
+        ([3, 3], 0, slice(2)),
+        ([2, 1], 0, [5, 6]),
+        fake_cupy.asarray(1),
+    ):
+        found, index = on_gpu[index], to_cpu(index) if hasattr(index, "get") else index
+        assert isinstance(found, fake_cupy.ndarray)
+        np.testing.assert_array_equal(to_cpu(found), to_cpu(pasted)[index])
+    np.testing.assert_array_equal(to_cpu(on_gpu > 0.5), to_cpu(pasted) > 0.5)
+    np.testing.assert_array_equal(to_cpu(on_gpu * 2 <= 1), to_cpu(pasted) * 2 <= 1)
     assert on_gpu.rle() == masks.rle()
     for got, want in zip(on_gpu.window(2), masks.window(2)):
         np.testing.assert_array_equal(got, want)

@@ -1,6 +1,9 @@
 """Cropping and pasting masks: against loops, against torchvision, and there and back again."""
 
+import contextlib
 import math
+import operator
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -187,8 +190,8 @@ def test_masks_paste_the_same_one_at_a_time_and_all_at_once(masks):
     assert masks.shape == every.shape == (9, 1, 40, 50) and len(masks) == 9
     np.testing.assert_array_equal(masks.numpy(), every)
     np.testing.assert_array_equal(np.asarray(masks), every)
-    np.testing.assert_array_equal(np.stack(list(masks)), every[:, 0])
-    np.testing.assert_array_equal(masks[-1], every[-1, 0])
+    np.testing.assert_array_equal(np.stack(list(masks)), every)
+    np.testing.assert_array_equal(masks[-1], every[-1])
     np.testing.assert_array_equal(dense(*masks.window(3), (40, 50)), every[3, 0])
 
 
@@ -200,9 +203,77 @@ def test_a_selection_of_masks_is_masks(masks):
         np.testing.assert_array_equal(selected.numpy(), every[index])
 
 
+INDICES = [
+    (0, 0), (-1, 0), (slice(None), 0), np.array(1), np.int64(-2), (0, 0, 3, 4), (8, 0, slice(9), [1, 5]),
+    (slice(2, 6), 0, slice(None), 4), ([7, 0, 7], 0), ([7, 0], 0, [3, 4], [5, 6]), ([[1, 2], [3, 1]], 0, 5),
+    [[1, 2], [3, 1]], None, (None, 2), True, (Ellipsis, 0), (Ellipsis, 0, 3, 4), (3, Ellipsis, 2),
+    (0, None, 0), (np.arange(9) % 2 == 0, 0, 5), np.ones((9, 1), bool), ([], 0), (slice(4, 4), 0, 1),
+    (slice(0, 9, 4), 0, [1, 2]), ([[1, 2], [3, 1]], 0, slice(3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_masks_are_indexed_as_the_array_that_they_paste_to(masks, index):
+    found, expected = masks[index], masks.numpy()[index]
+    assert np.shape(found) == np.shape(expected) and found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "index", [9, -10, (0, 1), (0, 0, 40), "a", 1.0, (0,) * 5, (slice(2), 0, 40), [True], ([9], 0)]
+)
+def test_an_index_that_the_array_does_not_have_raises_what_numpy_raises(masks, index):
+    with pytest.raises(IndexError) as expected:
+        masks.numpy()[index]
+    with pytest.raises(IndexError) as found:
+        masks[index]
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize(
+    ("index", "pasted"),
+    [((3, 0), 1), (slice(2, 5), 0), ((slice(2, 5), 0), 3), (([8, 8, 1], 0, slice(3), [1]), 2), ([1, 2], 0),
+     ((slice(2, 5), Ellipsis), 0), ((slice(None), slice(None), 0, 0), 9), ((0, 0, 40), 0), ((0, 0, 3, 4), 1)],
+)  # fmt: skip
+def test_no_mask_is_pasted_that_an_index_does_not_reach(masks, index, pasted, monkeypatch):
+    counts = []
+
+    def counting(probabilities, *arguments):
+        counts.append(len(probabilities))
+        return paste_masks(probabilities, *arguments)
+
+    monkeypatch.setattr("minimask.masks.paste_masks", counting)
+    with contextlib.suppress(IndexError):
+        masks[index]
+    assert sum(counts) == pasted
+
+
+@pytest.mark.parametrize("value", [0.5, 0, -0.5, np.float32(0.1), np.float64(0.1)])
+def test_masks_compare_and_compute_as_the_array_that_they_paste_to(masks, value):
+    every = masks.numpy()
+    for compare in (operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne):
+        np.testing.assert_array_equal(compare(masks, value), compare(every, value))
+        np.testing.assert_array_equal(compare(value, masks), compare(value, every))
+        np.testing.assert_array_equal(compare(masks, every[:1]), compare(every, every[:1]))
+    np.testing.assert_array_equal(value * masks - 1, value * every - 1)
+    np.testing.assert_array_equal(np.sum(masks, axis=0), every.sum(axis=0))
+
+
+def test_what_only_the_array_has_is_said_to_be_had_from_it(masks):
+    with pytest.raises(
+        AttributeError, match=r"Masks has no 'sum': np\.asarray\(masks\) is the \(N, 1, H, W\)"
+    ):
+        masks.sum()
+    assert (masks.ndim, masks.size, masks.dtype) == (4, 9 * 40 * 50, np.float32)
+    with pytest.raises(ValueError, match="without a copy"):
+        np.array(masks, copy=False)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(masks)), masks)
+
+
 def test_no_masks_paste_to_nothing():
     masks = Masks(np.zeros((0, 28, 28), np.float32), np.zeros((0, 4), np.float32), (30, 40))
     assert masks.numpy().shape == masks.shape == (0, 1, 30, 40)
+    assert masks[:, 0].shape == (0, 30, 40) and (masks > 0.5).shape == (0, 1, 30, 40)
     assert list(masks) == [] and masks.rle() == [] and len(masks[:0]) == 0
 
 

@@ -6,10 +6,12 @@ works without a GPU. Begin with `arrays.py`, whose `array_module` every other ro
 
 from minimask.backend.arrays import (
     array_module,
+    as_floating,
     deterministic,
     device_of,
     is_deterministic,
     reference_only,
+    require_floating,
     to_cpu,
     to_device,
     to_gpu,
@@ -30,6 +32,7 @@ from minimask.backend.workers import (
 
 __all__ = [
     "array_module",
+    "as_floating",
     "describe",
     "deterministic",
     "device",
@@ -43,6 +46,7 @@ __all__ = [
     "peak_memory",
     "processors",
     "reference_only",
+    "require_floating",
     "scratch",
     "set_up_gpu",
     "share",

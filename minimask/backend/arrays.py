@@ -41,6 +41,36 @@ def device_of(array) -> str:
     return "cpu" if array_module(array) is np else "cuda"
 
 
+def as_floating(values):
+    """The array in a dtype in which areas and sums do not overflow: float16 as float32, integers as float64.
+
+    Other floating point arrays come back as they are, sequences of numbers as arrays.
+
+    Raises
+    ------
+    TypeError
+        If these are no numbers.
+    """
+    array = values if hasattr(values, "dtype") else np.asarray(values)
+    if array.dtype.kind in "biu":
+        return array.astype(np.float64)
+    if array.dtype.kind != "f":
+        raise TypeError(f"numbers are needed, not {array.dtype}")
+    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
+
+
+def require_floating(name: str, **arrays) -> None:
+    """Raise TypeError if an argument of the function `name` is no floating point array.
+
+    Products of integers would wrap around, and averages of them be cut off.
+    """
+    for argument, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise TypeError(
+                f"{name}: {argument} must be floating point, is {array.dtype}: {argument}.astype(np.float32)"
+            )
+
+
 @contextlib.contextmanager
 def reference_only() -> Iterator[None]:
     """Inside, every kernel runs its plain reference version instead of its fast one."""

@@ -7,6 +7,7 @@ layer R rows, D inputs, O outputs. The products themselves are in `minimask.kern
 from __future__ import annotations
 
 from minimask.autograd import Function, Tensor
+from minimask.backend import require_floating
 from minimask.kernels import convolution
 from minimask.kernels.geometry import Geometry, as_pair
 from minimask.kernels.product import product
@@ -19,6 +20,7 @@ class Conv2d(Function):
         self.options = stride, padding, dilation, groups
 
     def forward(self, x, w, b):  # (N, C, H, W), (O, C/G, KH, KW), (O,) or None -> (N, O, P, Q)
+        require_floating("conv2d", x=x, weight=w)
         self.geometry = Geometry.of(x.shape, w.shape, *self.options)
         self.save(x if self.needs[1] else None, w if self.needs[0] else None)
         return convolution.forward(x, w, b, self.geometry)
@@ -44,6 +46,7 @@ class ConvTranspose2d(Function):
         self.dilation, self.groups = as_pair(dilation), groups
 
     def forward(self, x, w, b):  # (N, C, H, W), (C, O/G, KH, KW), (O,) or None -> (N, O, P, Q)
+        require_floating("conv_transpose2d", x=x, weight=w)
         if x.shape[1] != w.shape[0]:
             raise ValueError(
                 f"conv_transpose2d: x has {x.shape[1]} channels, weight {w.shape} takes {w.shape[0]}"
@@ -75,6 +78,7 @@ class Linear(Function):
     """y = x w^T + b."""
 
     def forward(self, x, w, b):  # (R, D), (O, D), (O,) or None -> (R, O)
+        require_floating("linear", x=x, weight=w)
         if x.ndim != 2 or x.shape[1] != w.shape[1]:
             raise ValueError(f"linear: x must be (rows, {w.shape[1]}), is {x.shape}")
         self.save(x if self.needs[1] else None, w if self.needs[0] else None)
@@ -113,6 +117,8 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups: int = 
     ------
     ValueError
         If channels, groups and kernel do not fit the input.
+    TypeError
+        If x or weight is not floating point.
     """
     return Conv2d.apply(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
@@ -138,6 +144,8 @@ def conv_transpose2d(
     ------
     ValueError
         If channels, groups and kernel do not fit the input, or output_padding is not below the stride.
+    TypeError
+        If x or weight is not floating point.
     """
     options = dict(
         stride=stride, padding=padding, output_padding=output_padding, dilation=dilation, groups=groups

@@ -29,10 +29,13 @@ from minimask.kernels.roi_launch import beside
 class RoIAlign(Function):
     """y = A x: each bin is the average (or maximum) of bilinear samples; nothing is rounded (section 3)."""
 
+    giving_dtype = slice(1, None)  # the features, not the RoIs
+
     def __init__(self, sampling: align.Sampling, scales: tuple[float, ...], levels=None):
         self.sampling, self.scales, self.levels = sampling, scales, levels
 
     def forward(self, rois, *xs):  # (R, 5), L of (N, C, H, W) -> (R, C, PH, PW)
+        backend.require_floating(type(self).__name__, x=xs[0])
         shapes = [x.shape for x in xs]
         rois, levels = beside(xs[0], rois, self.levels)
         plan = align.Plan.build(rois, levels, shapes, self.scales, self.sampling, xs[0].dtype)
@@ -62,6 +65,8 @@ class RoIWarp(RoIAlign):
 class RoIPool(Function):
     """y = max over the pixels of a bin of the rounded box; the gradient goes to the maximum alone."""
 
+    giving_dtype = slice(1, None)  # the features, not the RoIs
+
     def __init__(self, output_size: tuple[int, int], scales: tuple[float, ...], aligned=False, levels=None):
         self.output_size, self.scales, self.aligned, self.levels = output_size, scales, aligned, levels
 
@@ -80,7 +85,7 @@ class RoIPool(Function):
 def as_rois(boxes):
     """RoIs as (R, 5), image index first: given like that, or as a list of one (R_n, 4) array per image."""
     if isinstance(boxes, (list, tuple)):
-        boxes = [_array(b) for b in boxes]
+        boxes = [backend.as_floating(_array(b)) for b in boxes]
         xp = backend.array_module(*boxes)
         index = [xp.full((len(b), 1), n, b.dtype) for n, b in enumerate(boxes)]
         return xp.concatenate([xp.concatenate(columns, axis=1) for columns in zip(index, boxes)])
@@ -89,7 +94,7 @@ def as_rois(boxes):
         raise ValueError(
             f"RoIs must be (R, 5): image index, x1, y1, x2, y2; or a list of (R, 4); got {boxes.shape}"
         )
-    return boxes
+    return boxes if boxes.dtype.kind == "f" else backend.as_floating(boxes)
 
 
 def _array(value):
@@ -161,6 +166,8 @@ def roi_align(
     ------
     ValueError
         If an image index or a level is out of range, the RoIs have another shape, or an option is unknown.
+    TypeError
+        If the features are not floating point; `roi_pool`, which only compares them, takes integers.
     """
     inputs, options = _inputs("roi_align", x, rois, spatial_scale, levels)
     sampling = align.Sampling(as_pair(output_size), sampling_ratio, aligned, sampling_points, aggregation)

@@ -15,6 +15,7 @@ from minimask import functions as F
 from minimask.autograd import Tensor
 from minimask.backend import array_module, to_cpu
 from minimask.boxes import BoxCoder, batched_nms, clip_boxes_to_image, remove_small_boxes
+from minimask.errors import InputError
 from minimask.functions.activation import softmax_array
 from minimask.functions.roi import as_rois
 from minimask.matching import Matcher, assign_fpn_levels, match_images, sample_balanced
@@ -91,6 +92,15 @@ class RoIs:
         return RoIs(self.boxes[keep], self.labels[keep], self.matches[keep], self.images[keep])
 
 
+def check_labels(rois: RoIs, channels: int, who: str) -> None:
+    """Raise an InputError where a RoI's class has no output: on a GPU another class's would be trained."""
+    largest = int(rois.labels.max(initial=0))
+    if largest >= channels:
+        raise InputError(
+            f"targets: label {largest}, but {who} has outputs for labels up to {channels - 1} only"
+        )
+
+
 @dataclass(frozen=True)
 class BoxOutput:
     """Class logits (R, K+1) and class-specific deltas (R, 4(K+1))."""
@@ -155,6 +165,11 @@ class BoxPredictor(Module):
         self.cls_score = Linear(width, num_classes, rng, gain=1e-4 * width)  # std 0.01
         self.bbox_pred = Linear(width, 4 * num_classes, rng, gain=1e-6 * width)  # std 0.001
 
+    @property
+    def num_classes(self) -> int:
+        """Background included."""
+        return len(self.cls_score.bias)
+
     def forward(self, x) -> BoxOutput:  # (R, width) -> (R, K+1), (R, 4(K+1))
         return BoxOutput(self.cls_score(x), self.bbox_pred(x))
 
@@ -177,6 +192,11 @@ class BoxHead(Module):
         self.pooler, self.options = pooler, options
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
         self.matcher = Matcher(options.fg_iou_thresh, options.bg_iou_thresh, allow_low_quality_matches=False)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Background included; None where the predictor does not say it."""
+        return getattr(self.box_predictor, "num_classes", None)
 
     def sample(self, proposals: list[np.ndarray], targets: list[Target], draws: Draws) -> RoIs:
         """Proposals and true boxes, matched and drawn: at most a quarter of them positive (section 3.1)."""
@@ -202,6 +222,7 @@ class BoxHead(Module):
     def loss(self, out: BoxOutput, rois: RoIs, targets: list[Target]) -> dict[str, Tensor]:
         """L_cls and L_box."""
         xp = array_module(rois.boxes)
+        check_labels(rois, out.logits.shape[1], "the box predictor")
         encoded = xp.zeros((len(rois.labels), 4), rois.boxes.dtype)
         rows = np.flatnonzero(rois.labels)
         first = np.cumsum([0] + [len(t.boxes) for t in targets])[rois.images[rows]]

@@ -14,7 +14,7 @@ from minimask.boxes import scale_boxes
 from minimask.functions.activation import sigmoid_array
 from minimask.functions.roi import as_rois
 from minimask.masks import MaskConvention, crop_masks
-from minimask.models.box_head import Detections, Pooler, RoIs
+from minimask.models.box_head import Detections, Pooler, RoIs, check_labels
 from minimask.models.transform import Target
 from minimask.nn import Conv2d, ConvTranspose2d, Module, Sequential
 
@@ -79,6 +79,7 @@ class MaskHead(Module):
 
     def loss(self, logits: Tensor, rois: RoIs, targets: list[Target]) -> dict[str, Tensor]:
         """L_mask: of each RoI, only the mask of the true class contributes."""
+        check_labels(rois, logits.shape[1], "the mask head's net")
         wanted = self.targets(rois, targets, logits.shape[-1])
         return {"loss_mask": F.mask_loss(logits, rois.labels, wanted)}
 

@@ -16,10 +16,11 @@ from minimask.functions.roi import as_rois
 from minimask.masks import Masks
 from minimask.models.box_head import BoxHead, BoxOutput, RoIs
 from minimask.models.fpn import Backbone
+from minimask.models.inputs import check_images, check_targets
 from minimask.models.mask_head import MaskHead
 from minimask.models.rpn import RPN, RPNOutput, RPNSamples
 from minimask.models.transform import Batch, Target, Transform
-from minimask.nn import Module
+from minimask.nn import Module, inference
 from minimask.randomness import Draws
 
 
@@ -63,15 +64,16 @@ class MaskRCNN(Module):
         images : N arrays (3, H, W) float
             RGB in 0..1.
         targets : N dicts
-            ``boxes`` (G, 4) x1, y1, x2, y2; ``labels`` (G,) from 1 up; ``masks`` (G, H, W); optionally
-            ``crowd_boxes`` (C, 4). G may be 0.
+            ``boxes`` (G, 4) x1, y1, x2, y2; ``labels`` (G,) from 1 up; ``masks`` (G, H, W) of 0 and 1;
+            optionally ``crowd_boxes`` (C, 4). G may be 0.
         draws : Draws, optional
             Which anchors and RoIs are sampled; by default others in each call.
 
         Raises
         ------
         InputError
-            If images or targets have the wrong form.
+            If images or targets have the wrong form: names the image, the entry and what mends it, before
+            anything is computed. Arrays on a GPU are checked for shape and dtype alone.
         """
         if draws is None:
             self.calls += 1
@@ -87,12 +89,14 @@ class MaskRCNN(Module):
         finite difference must hold them, too.
         """
         draws = draws or Draws()
-        batch = self.transform(images, self.dtype, self.device)  # (N, 3, H', W')
-        targets = self.transform.targets(targets, batch)  # boxes and masks scaled along
+        images = check_images(images)  # N of (3, H, W)
+        targets = check_targets(targets, [i.shape[1:] for i in images], self.dtype, self.box_head.num_classes)
+        batch = self.transform.batch(images, self.dtype, self.device, draws)  # (N, 3, H', W')
+        targets = self.transform.scaled(targets, batch)  # boxes and masks scaled along
         levels = self.backbone(Tensor(batch.images))  # P2..P6, each (N, C, H'/s, W'/s)
         rpn = self.rpn(levels, batch)  # logits (N, A), deltas (N, A, 4), anchors (A, 4)
         anchors = held.anchors if held else self.rpn.sample(rpn, targets, draws)
-        proposals = held.proposals if held else self.rpn.propose(rpn, batch)  # N of (P, 4); no gradient
+        proposals = held.proposals if held else self.rpn.propose(rpn, batch, for_loss=True)  # N of (P, 4)
         rois = held.rois if held else self.box_head.sample(proposals, targets, draws)  # R, with labels
         box = self.box_head(levels, rois.boxes)  # logits (R, K+1), deltas (R, 4(K+1))
         mask = self.mask_head(levels, rois.positive.boxes)  # (R+, K+1, M, M), in parallel: needs neither
@@ -104,8 +108,9 @@ class MaskRCNN(Module):
         return TrainingRecord(batch, targets, levels, rpn, anchors, proposals, rois, box, mask, losses)
 
     @no_grad()
+    @inference()
     def predict(self, images) -> list[dict]:
-        """Objects of each image.
+        """Objects of each image; the same in training mode and out of it.
 
         Parameters
         ----------
@@ -115,7 +120,13 @@ class MaskRCNN(Module):
         Returns
         -------
         N dicts of NumPy arrays: ``boxes`` (D, 4) in the image's pixels, ``labels`` (D,), ``scores`` (D,)
-        falling; and ``masks``, a `Masks` of D probabilities on the model's device, pasted when asked for.
+        falling; and ``masks``, a `Masks` of D probabilities on the model's device, pasted when asked for: it
+        reads like an array (D, 1, H, W).
+
+        Raises
+        ------
+        InputError
+            If an image has the wrong form.
         """
         batch = self.transform(images, self.dtype, self.device)  # (N, 3, H', W')
         levels = self.backbone(Tensor(batch.images))  # P2..P6

@@ -14,7 +14,7 @@ from minimask import functions as F
 from minimask.anchors import AnchorGenerator
 from minimask.autograd import Tensor
 from minimask.backend import array_module
-from minimask.boxes import BoxCoder, batched_nms, clip_boxes_to_image
+from minimask.boxes import BoxCoder, batched_nms, by_falling, clip_boxes_to_image
 from minimask.functions.activation import sigmoid_array
 from minimask.matching import Matcher, match_images, sample_balanced
 from minimask.models.transform import Batch, Target
@@ -29,7 +29,7 @@ class RPNOptions:
     Attributes
     ----------
     pre_nms_top_n_train, pre_nms_top_n_test : int
-        The best so many anchors of each level become proposals, before suppression.
+        The best so many anchors of each level become proposals, before suppression; for a loss, for results.
     post_nms_top_n_train, post_nms_top_n_test : int
         The best so many proposals of an image are kept after it.
     nms_thresh, score_thresh : float
@@ -121,11 +121,15 @@ class RPN(Module):
         key = self.anchors, batch.padded_size, sizes, images.dtype, array_module(images)
         return RPNOutput(logits, deltas, *_anchors(*key))
 
-    def propose(self, out: RPNOutput, batch: Batch) -> list[np.ndarray]:
-        """The best boxes of each image, (P, 4), by falling score; no gradient flows through them."""
+    def propose(self, out: RPNOutput, batch: Batch, for_loss: bool = False) -> list[np.ndarray]:
+        """The best boxes of each image, (P, 4), by falling score; no gradient flows through them.
+
+        What they are wanted for decides how many there are (``..._train`` of the options for a loss, else
+        ``..._test``), not whether the module is in training mode.
+        """
         xp, o = array_module(out.anchors), self.options
-        before = o.pre_nms_top_n_train if self.training else o.pre_nms_top_n_test
-        after = o.post_nms_top_n_train if self.training else o.post_nms_top_n_test
+        before = o.pre_nms_top_n_train if for_loss else o.pre_nms_top_n_test
+        after = o.post_nms_top_n_train if for_loss else o.post_nms_top_n_test
         proposals = []
         for n, size in enumerate(batch.sizes):
             logits, deltas = out.logits.data[n], out.deltas.data[n]  # (A,), (A, 4)
@@ -182,5 +186,5 @@ def top_k(values, k: int, xp=np):
     if xp is np and 0 < k < len(values):  # a GPU sorts all of them as fast
         least = np.partition(values, len(values) - k)[len(values) - k]
         candidates = np.flatnonzero(values >= least)
-        return candidates[np.argsort(-values[candidates], kind="stable")][:k]
-    return (-values).argsort(kind="stable")[:k]
+        return candidates[by_falling(values[candidates])][:k]
+    return by_falling(values)[:k]

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minimask.backend import array_module, to_device
+from minimask.backend import array_module, device_of, to_device
 from minimask.boxes import scale_boxes
 from minimask.errors import InputError
 from minimask.kernels import resample
 from minimask.models.conventions import Conventions
+from minimask.models.inputs import Objects, check_images, check_targets
+from minimask.randomness import Draws, Purpose
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ class Transform:
     ----------
     conventions : Conventions
         Its mean, std and `resize_masks` are used.
-    min_size : int or None
-        The shorter side is scaled to this; None keeps the size.
+    min_size : int, sequence of int, or None
+        The shorter side is scaled to this; None keeps the size. Of several, a loss draws one for each image,
+        and results take the last.
     max_size : int
         The longer side does not exceed this.
     size_divisible : int
@@ -84,102 +87,88 @@ class Transform:
     """
 
     def __init__(
-        self, conventions: Conventions, min_size: int | None, max_size: int, size_divisible: int = 32
+        self,
+        conventions: Conventions,
+        min_size: int | Sequence[int] | None,
+        max_size: int,
+        size_divisible: int = 32,
     ):
-        self.conventions, self.min_size, self.max_size = conventions, min_size, max_size
-        self.size_divisible = size_divisible
+        self.conventions, self.max_size, self.size_divisible = conventions, max_size, size_divisible
+        self.min_sizes = tuple(min_size) if isinstance(min_size, Sequence) else (min_size,)
+        if not self.min_sizes or any(size is not None and size < 1 for size in (*self.min_sizes, max_size)):
+            raise InputError(f"min_size and max_size must be at least 1, are {min_size} and {max_size}")
 
-    def __call__(self, images: Sequence, dtype=np.float32, device: str = "cpu") -> Batch:
+    def __call__(self, images, dtype=np.float32, device: str = "cpu", draws: Draws | None = None) -> Batch:
         """A `Batch` on `device` of N arrays (3, H_n, W_n), float RGB in 0..1, on either device.
+
+        With `draws`, which a loss comes with, one of several `min_size` is drawn for each image; without, all
+        take the last.
 
         Raises
         ------
         InputError
-            If an image has another shape, or a dtype that is not floating point.
+            If an image has another form (see `inputs.check_images`).
         """
-        if not len(images):
-            raise InputError("no images: give a list of at least one array (3, H, W)")
-        for n, image in enumerate(images):
-            if getattr(image, "ndim", 0) != 3 or image.shape[0] != 3 or image.dtype.kind != "f":
-                got = f"{getattr(image, 'shape', type(image).__name__)} {getattr(image, 'dtype', '')}".strip()
-                raise InputError(f"images[{n}]: must be (3, H, W) floating point RGB in 0..1, is {got}")
+        return self.batch(check_images(images), dtype, device, draws)
+
+    def batch(
+        self, images: Sequence, dtype=np.float32, device: str = "cpu", draws: Draws | None = None
+    ) -> Batch:
+        """As ``__call__``, of images that have been checked."""
+        original = [tuple(image.shape[1:]) for image in images]
+        sizes = [self.resized(size, self._min_size(n, draws)) for n, size in enumerate(original)]
         on_device = (to_device(image, device).astype(dtype, copy=False) for image in images)
-        resized = [self._resize(self._normalize(image)) for image in on_device]
-        height, width = self.padded([image.shape[1:] for image in images])
-        batch = array_module(*resized).zeros((len(resized), 3, height, width), dtype)
+        resized = [self._resize(self._normalize(image), size) for image, size in zip(on_device, sizes)]
+        batch = array_module(*resized).zeros((len(resized), 3, *self.padded(sizes)), dtype)
         for n, image in enumerate(resized):
             batch[n, :, : image.shape[1], : image.shape[2]] = image
-        return Batch(batch, [r.shape[1:] for r in resized], [tuple(i.shape[1:]) for i in images])
+        return Batch(batch, sizes, original)
 
     def _normalize(self, image):
         xp, of_channels = array_module(image), (self.conventions.mean, self.conventions.std)
         mean, std = (xp.asarray(values, image.dtype)[:, None, None] for values in of_channels)  # (3, 1, 1)
         return (image - mean) / std
 
-    def _resize(self, image):
-        size = self.resized(image.shape[1:])
+    def _resize(self, image, size: tuple[int, int]):
         return image if size == image.shape[1:] else resample.bilinear(image, size)
 
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) that an image of this size is scaled to."""
+    def _min_size(self, n: int, draws: Draws | None) -> int | None:
+        """The `min_size` of image n."""
+        if draws is None or len(self.min_sizes) == 1:
+            return self.min_sizes[-1]
+        return self.min_sizes[draws.rng(Purpose.IMAGE_SIZE, n).integers(len(self.min_sizes))]
+
+    def resized(self, size: tuple[int, int], min_size: int | None) -> tuple[int, int]:
+        """The (height, width) that an image of this size is scaled to, with this `min_size`."""
         scale = self.max_size / max(size)
-        scale = min(scale, 1.0 if self.min_size is None else self.min_size / min(size))
-        return math.floor(size[0] * scale), math.floor(size[1] * scale)
+        scale = min(scale, 1.0 if min_size is None else min_size / min(size))
+        return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
 
     def padded(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """(H', W') of a batch of images of these sizes."""
-        largest = (max(sides) for sides in zip(*map(self.resized, sizes)))
+        """(H', W') of a batch of images that were scaled to these sizes."""
+        largest = (max(sides) for sides in zip(*sizes))
         return tuple(-(-side // self.size_divisible) * self.size_divisible for side in largest)
 
     def targets(self, targets: Sequence[dict], batch: Batch) -> list[Target]:
         """Boxes and masks of the batch's images, checked and scaled with the images.
 
-        Parameters
-        ----------
-        targets : N of dict
-            ``boxes`` (G, 4) x1, y1, x2, y2 in pixels of the original image, ``labels`` (G,) from 1 up,
-            ``masks`` (G, H, W), and optionally ``crowd_boxes`` (C, 4).
-
         Raises
         ------
         InputError
-            If something has the wrong shape, a box has no area, or a label is 0.
+            If a target has another form (see `inputs.check_targets`).
         """
-        if len(targets) != len(batch.sizes):
-            raise InputError(f"targets: {len(targets)} for {len(batch.sizes)} images; give one dict an image")
-        return [self._target(t, n, batch) for n, t in enumerate(targets)]
+        return self.scaled(check_targets(targets, batch.original_sizes, batch.images.dtype), batch)
 
-    def _target(self, target: dict, n: int, batch: Batch) -> Target:
-        dtype, on_device = batch.images.dtype, array_module(batch.images).asarray
-        boxes = np.asarray(target["boxes"], dtype).reshape(-1, 4)
-        labels = np.asarray(target["labels"], np.int64).reshape(-1)
-        masks = np.asarray(target["masks"])
-        size = batch.original_sizes[n]
-        if masks.size == 0 and not len(boxes):
-            masks = np.zeros((0, *size), np.uint8)
-        _check(boxes, labels, masks, n, size)
-        scale = batch.scale(n)
-        masks, mask_scale = on_device(masks), (1 / scale[0], 1 / scale[1])
-        if self.conventions.resize_masks and batch.sizes[n] != size:
+    def scaled(self, targets: Sequence[Objects], batch: Batch) -> list[Target]:
+        """As `targets`, of targets that have been checked."""
+        return [self._scaled(t, n, batch) for n, t in enumerate(targets)]
+
+    def _scaled(self, target: Objects, n: int, batch: Batch) -> Target:
+        device, scale = device_of(batch.images), batch.scale(n)
+        masks, mask_scale = to_device(target.masks, device), (1 / scale[0], 1 / scale[1])
+        if self.conventions.resize_masks and batch.sizes[n] != batch.original_sizes[n]:
             masks, mask_scale = resample.nearest(masks, batch.sizes[n]), (1.0, 1.0)
-        crowd_boxes = np.asarray(target.get("crowd_boxes", np.zeros((0, 4))), dtype).reshape(-1, 4)
-        boxes, crowd_boxes = (on_device(scale_boxes(b, scale)) for b in (boxes, crowd_boxes))
-        return Target(boxes, labels, masks, mask_scale, crowd_boxes)
-
-
-def _check(boxes, labels, masks, n: int, size: tuple[int, int]) -> None:
-    """Raise an InputError if the targets of image n, of (H, W), are wrong."""
-    if len(labels) != len(boxes) or masks.shape != (len(boxes), *size):
-        raise InputError(
-            f"targets[{n}]: {len(boxes)} boxes, {len(labels)} labels and masks {masks.shape} do not belong "
-            f"together; for an image of {size} masks must be {(len(boxes), *size)}"
+        boxes, crowd_boxes = (
+            scale_boxes(to_device(b, device), scale) for b in (target.boxes, target.crowd_boxes)
         )
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    bad = np.flatnonzero(~(np.isfinite(boxes).all(axis=1) & has_area))
-    if len(bad):
-        raise InputError(
-            f"targets[{n}]: box {bad[0]} is {boxes[bad[0]].tolist()}; boxes are x1, y1, x2, y2 with "
-            "x1 < x2, y1 < y2 (x, y, width, height must be converted)"
-        )
-    if len(labels) and labels.min() < 1:
-        raise InputError(f"targets[{n}]: label {labels.min()}; classes are numbered from 1, 0 is background")
+        return Target(boxes, target.labels, masks, mask_scale, crowd_boxes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -43,7 +44,7 @@ def maskrcnn_resnet50_fpn(
     num_classes: int = 91,
     trainable_backbone_layers: int = 3,
     *,
-    min_size: int = 800,
+    min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
     image_mean: tuple[float, float, float] = TORCHVISION.mean,
     image_std: tuple[float, float, float] = TORCHVISION.std,
@@ -59,8 +60,11 @@ def maskrcnn_resnet50_fpn(
         Background included.
     trainable_backbone_layers : int, 0 to 5
         Stages of the ResNet that train, counted from the last; 5 includes the stem.
-    min_size, max_size : int
-        Pixels of the shorter side after resizing, and bound of the longer one.
+    min_size : int, or several
+        Pixels of the shorter side after resizing. Of several, a loss draws one for each image, and results
+        take the last.
+    max_size : int
+        Bound of the longer side, in pixels.
     image_mean, image_std : three floats
         RGB, of images in 0..1.
     norm : callable
@@ -98,7 +102,7 @@ def maskrcnn_resnet50_fpn(
 def maskrcnn_small(
     num_classes: int,
     *,
-    min_size: int | None = None,
+    min_size: int | Sequence[int] | None = None,
     max_size: int = 1600,
     channels: tuple[int, int, int, int] = (32, 64, 128, 256),
     fpn_channels: int = 64,
@@ -113,8 +117,8 @@ def maskrcnn_small(
     ----------
     num_classes : int
         Background included.
-    min_size : int or None
-        The shorter side is scaled to this; by default images keep their size.
+    min_size : int, several, or None
+        As for `maskrcnn_resnet50_fpn`; by default images keep their size.
     max_size : int
         Bound of the longer side, in pixels.
     channels : four ints

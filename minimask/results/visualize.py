@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
+from minimask.boxes import by_falling
 from minimask.data.augmentation import LUMA
 from minimask.data.sample import tight_boxes
 from minimask.errors import InputError, one_line
@@ -92,12 +93,12 @@ def draw_instances(
     class_names = [one_line(name) for name in class_names]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     patches = list(windows(masks))
-    for index in np.argsort(-areas, kind="stable"):  # the small ones on top
+    for index in by_falling(areas):  # the small ones on top
         _draw_mask(canvas, *patches[index], _RGB[colours[index]], zoom)
         _draw_box(canvas, boxes[index] * zoom, _RGB[colours[index]])
     picture = Image.fromarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8))
     texts = _texts([class_names[label - 1] if names else "" for label in labels], scores)
-    order = np.argsort(-np.asarray(scores), kind="stable") if scores is not None else range(len(labels))
+    order = by_falling(scores) if scores is not None else range(len(labels))
     missing = _draw_labels(picture, boxes * zoom, texts, colours, order)
     counts = Counter(class_names[label - 1] for label in labels)
     caption = ", ".join(f"{number} × {name}" for name, number in counts.most_common()) or "no objects"

@@ -153,6 +153,8 @@ class Keeper:
         except NotFinite as error:  # perhaps because of the last update, so this state is not saved
             what = f"{error} (images: {images()})"
             raise TrainingStopped(self.failure(self.done + 1, what)) from error
+        except InputError as error:  # of an image or its target, by its number
+            raise InputError(f"{error} (images: {images()})") from error
         except MemoryError as error:
             self._rescue()
             what = memory_story(error)

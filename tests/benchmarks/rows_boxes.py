@@ -94,7 +94,9 @@ def proposals(mode: str) -> Contest:
             decoded = peer.box_coder.decode(tdeltas, anchors).view(1, -1, 4)
             return peer.filter_proposals(decoded, tlogits, [IMAGE], empty.per_level)[0]
 
-    return Contest({"minimask": lambda: model.rpn.propose(out, batch), "torch": theirs}, check=same_boxes)
+    return Contest(
+        {"minimask": lambda: model.rpn.propose(out, batch, train), "torch": theirs}, check=same_boxes
+    )
 
 
 def same_boxes(mine, peer) -> None:

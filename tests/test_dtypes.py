@@ -1,0 +1,236 @@
+"""float16 and integers: computed where they do not overflow, refused in one line where they cannot work."""
+
+import numpy as np
+import pytest
+
+from minimask import Tensor, ops
+from minimask import functions as F
+from minimask.boxes import (
+    BoxCoder,
+    batched_nms,
+    box_area,
+    box_coverage,
+    box_iou,
+    by_falling,
+    clip_boxes_to_image,
+    generalized_box_iou,
+    nms,
+    nms_loop,
+    remove_small_boxes,
+    scale_boxes,
+)
+from minimask.masks import FLOAT, TORCHVISION, Masks, crop_masks, paste_mask, paste_masks
+from minimask.matching import assign_fpn_levels
+from minimask.models.rpn import top_k
+from tests.model_data import tiny_model
+
+INTEGERS = (bool, np.uint8, np.int8, np.uint16, np.int32, np.uint64)
+LARGE = np.array([[0, 0, 300, 300], [10, 0, 310, 300], [500, 400, 900, 800]])
+SMALL = np.array([[0, 0, 200, 200], [10, 10, 110, 100], [201, 210, 250, 255]])  # areas beyond 255
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+# ------------------------------------------------------------------------------------------------- boxes
+
+
+@pytest.mark.parametrize("function", [box_iou, generalized_box_iou, box_coverage])
+def test_overlaps_of_float16_are_those_of_float32_rounded(function):
+    half = LARGE.astype(np.float16)
+    found, expected = function(half, half), function(LARGE.astype(np.float32), LARGE.astype(np.float32))
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, expected.astype(np.float16))
+    assert function(half, LARGE.astype(np.float32)).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_overlaps_and_areas_of_integers_are_those_of_the_same_numbers_in_float64(dtype):
+    boxes, exact = SMALL.astype(dtype), SMALL.astype(np.float64)
+    for function in (box_iou, generalized_box_iou, box_coverage):
+        np.testing.assert_array_equal(function(boxes, boxes), function(exact, exact))
+    np.testing.assert_array_equal(box_area(boxes), [40000, 9000, 2205])
+    np.testing.assert_array_equal(remove_small_boxes(boxes[:, [2, 3, 0, 1]], 1), [])  # sides below 0
+
+
+def test_areas_and_levels_of_float16_are_finite():
+    np.testing.assert_array_equal(box_area(LARGE.astype(np.float16)), [90000, 90000, 160000])
+    np.testing.assert_array_equal(assign_fpn_levels(LARGE.astype(np.float16)), [4, 4, 4])
+    np.testing.assert_array_equal(assign_fpn_levels(SMALL.astype(np.uint8)), [3, 2, 2])
+
+
+def test_boxes_of_small_integers_are_clipped_and_scaled():
+    boxes = SMALL.astype(np.uint8)
+    np.testing.assert_array_equal(clip_boxes_to_image(boxes, (300, 220))[2], [201, 210, 220, 255])
+    np.testing.assert_array_equal(scale_boxes(boxes, (0.5, 0.25))[1], [2.5, 5, 27.5, 50])
+    assert scale_boxes(LARGE.astype(np.float16), (0.5, 0.5)).dtype == np.float16
+
+
+@pytest.mark.parametrize("count", [3, 6000])  # few, and so many that threads share them
+def test_boxes_are_coded_as_in_a_wider_dtype(count):
+    rng, coder = np.random.default_rng(0), BoxCoder((10.0, 10.0, 5.0, 5.0))
+    low, size = rng.integers(0, 500, (count, 2)), rng.integers(1, 500, (count, 2))
+    boxes, others = np.hstack([low, low + size]), np.hstack([low + 3, low + 2 * size + 5])
+    exact = coder.encode(others.astype(np.float64), boxes.astype(np.float64))
+    np.testing.assert_array_equal(coder.encode(others, boxes), exact)
+    half = coder.encode(others.astype(np.float16), boxes.astype(np.float16))
+    np.testing.assert_allclose(half, exact, rtol=1e-3, atol=1e-3)
+    back = coder.decode(half, boxes.astype(np.float16))[:, 0]
+    assert half.dtype == back.dtype == np.float16
+    np.testing.assert_allclose(back, others, rtol=2e-3, atol=2)
+
+
+# ----------------------------------------------------------------------------------------------- sorting
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, np.int64, np.float16, np.float32, np.float64])
+def test_the_largest_come_first_in_every_dtype_also_where_negation_wraps_around(dtype):
+    if np.dtype(dtype).kind in "iu":
+        ends = np.iinfo(dtype)
+        values = np.array([0, ends.max, 9, ends.min, 9, 0, 1], dtype)
+    else:
+        values = np.array([0, 1, 0, 1, 1], dtype)
+    expected = sorted(range(len(values)), key=lambda i: values[i].item(), reverse=True)
+    assert by_falling(values).tolist() == expected
+    for k in (1, 3, 9):
+        assert top_k(values, k).tolist() == expected[:k]
+
+
+@pytest.mark.parametrize("suppress", [ops.nms, nms_loop, lambda b, s, t: ops.batched_nms(b, s, [0, 0, 0], t)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.float16])
+def test_suppression_follows_scores_of_any_dtype(suppress, dtype):
+    boxes = np.array([[0, 0, 3, 3], [0, 0, 3, 3], [10, 10, 13, 13]])
+    lowest = np.iinfo(dtype).min if np.dtype(dtype).kind in "iu" else 0
+    for box_dtype in (np.float64, np.float16, np.uint8, np.int64):
+        kept = suppress(boxes.astype(box_dtype), np.array([lowest, 9, 100], dtype), 0.5)
+        assert kept.tolist() == [2, 1]
+
+
+def test_suppression_of_large_float16_boxes_is_that_of_float32():
+    scores = np.array([0.5, 0.4, 0.3], np.float16)
+    assert nms(LARGE.astype(np.float16), scores, 0.5).tolist() == [0, 2]
+    assert batched_nms(LARGE.astype(np.float16), scores, np.array([0, 1, 0]), 0.5).tolist() == [0, 1, 2]
+    assert nms(LARGE.tolist(), scores.tolist(), 0.5).tolist() == [0, 2]
+
+
+def test_boxes_that_are_no_numbers_are_refused():
+    with pytest.raises(TypeError, match="numbers are needed, not <U1"):
+        box_iou(np.array([["a"] * 4]), LARGE)
+
+
+# ------------------------------------------------------------------------------------------------- masks
+
+
+@pytest.mark.parametrize("convention", [FLOAT, TORCHVISION], ids=["float", "torchvision"])
+def test_masks_of_float16_and_integers_are_pasted_and_cropped_as_in_a_wider_dtype(convention):
+    cells = np.random.default_rng(0).integers(0, 2, (3, 7, 7))
+    boxes, size = SMALL.astype(np.float64), (260, 255)
+    exact = paste_masks(cells.astype(np.float64), boxes, size, convention)
+    for dtype in (bool, np.uint8, np.int64):
+        np.testing.assert_array_equal(paste_masks(cells.astype(dtype), boxes, size, convention), exact)
+        masks = Masks(cells.astype(dtype), boxes, size, convention)
+        np.testing.assert_array_equal(masks[:, 0], exact[:, 0])
+        assert masks[:, 0].dtype == masks.dtype == np.float64
+    for dtype in (np.uint8, np.int64):  # x + x' of two bytes is beyond a byte
+        np.testing.assert_array_equal(paste_masks(cells, SMALL.astype(dtype), size, convention), exact)
+    half = paste_masks(cells.astype(np.float16), boxes, size, convention)
+    np.testing.assert_allclose(half, exact, rtol=0, atol=1e-3)
+    assert half.dtype == np.float16
+    assert paste_mask(cells[0].astype(np.float16), boxes[0], size, convention)[1].dtype == np.float16
+    bitmaps = (exact[:, 0] > 0.5).astype(np.uint8)
+    targets = crop_masks(bitmaps, boxes, np.arange(3), 28, convention)
+    np.testing.assert_array_equal(crop_masks(bitmaps, SMALL, np.arange(3), 28, convention), targets)
+    assert ((targets > 0) & (targets < 1)).any()
+    half = crop_masks(bitmaps, boxes.astype(np.float16), np.arange(3), 28, convention)
+    np.testing.assert_allclose(half, targets, rtol=0, atol=1e-3)
+    assert half.dtype == np.float16
+
+
+# --------------------------------------------------------------------------------------------- Functions
+
+
+def layers(rng):
+    """Functions of inputs whose sums or squares are beyond float16, though the results are not."""
+    rois = np.array([[0, 1.5, 2, 6, 7], [0, 0, 0, 3, 3]], np.float32)
+    x, flat = 100 * rng.random((1, 8, 8, 8)), 100 * rng.random((300, 300))
+    w, b = rng.random((4, 8, 3, 3)) / 100, rng.random(4)
+    scale, shift = rng.random(8), rng.random(8)
+    return {
+        "conv2d": (lambda x, w, b: F.conv2d(x, w, b, padding=1), x, w, b),
+        "conv_transpose2d": (F.conv_transpose2d, x, rng.random((8, 3, 2, 2)) / 100),
+        "linear": (F.linear, flat, rng.random((5, 300)) / 100),
+        "roi_align": (lambda x: F.roi_align(x, rois, 2), x),
+        "roi_warp": (lambda x: F.roi_warp(x, rois, 2), x),
+        "roi_pool": (lambda x: F.roi_pool(x, rois, 2), x),
+        "group_norm": (lambda *a: F.group_norm(a[0], 2, *a[1:]), x, scale, shift),
+        "batch_norm": (lambda *a: F.batch_norm(*a)[0], x, scale, shift),
+        "mean": (F.mean, flat),
+        "smooth_l1": (lambda a, b: F.smooth_l1(a, b, normalizer=9e4), flat, flat.T.copy()),
+        "softmax_cross_entropy": (lambda a: F.softmax_cross_entropy(a, np.zeros(300, int)), flat),
+    }
+
+
+@pytest.mark.parametrize("name", layers(np.random.default_rng(0)))
+def test_a_layer_in_float16_is_computed_in_float32_and_rounded_at_its_ends(name):
+    function, *arrays = layers(np.random.default_rng(0))[name]
+    half = [Tensor(a.astype(np.float16), requires_grad=True) for a in arrays]
+    full = [Tensor(t.data.astype(np.float32), requires_grad=True) for t in half]
+    y, expected = function(*half), function(*full)
+    assert y.dtype == np.float16 and np.isfinite(y.data).all()
+    np.testing.assert_array_equal(y.data, expected.data.astype(np.float16))
+    gy = (np.random.default_rng(1).random(y.shape) / 8).astype(np.float16)
+    y.backward(gy)
+    expected.backward(gy.astype(np.float32))
+    for found, wanted in zip(half, full):
+        assert found.grad.dtype == np.float16 and np.isfinite(found.grad).all()
+        np.testing.assert_array_equal(found.grad, wanted.grad.astype(np.float16))
+
+
+def test_results_are_float16_only_where_all_that_decides_is():
+    half, full = np.ones((1, 1, 4, 4), np.float16), np.ones((1, 1, 4, 4), np.float32)
+    rois = np.array([[0, 0, 0, 3, 3.0]])
+    assert F.roi_align(half, rois, 2).dtype == np.float16
+    assert F.roi_align(full, rois.astype(np.float16), 2).dtype == np.float32
+    assert F.add(half, full).dtype == np.float32 and (half * Tensor(half)).dtype == np.float16
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_layers_refuse_integers_in_one_line(dtype):
+    x, w, rois = (
+        np.ones((1, 2, 4, 4), dtype),
+        np.ones((2, 2, 1, 1), np.float32),
+        np.array([[0, 0, 0, 3, 3.0]]),
+    )
+    for call in (
+        lambda: F.conv2d(x, w),
+        lambda: F.conv_transpose2d(x, w),
+        lambda: F.linear(x[0, 0], w),
+        lambda: F.roi_align(x, rois, 2),
+        lambda: F.roi_warp(x, rois, 2),
+        lambda: F.conv2d(w, x.reshape(2, 2, 2, 4)),
+    ):
+        with pytest.raises(TypeError, match=r"must be floating point, is .*astype\(np.float32\)") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_rois_may_be_whole_numbers():
+    x, rois = np.arange(64.0).reshape(1, 1, 8, 8), np.array([[0, 1, 2, 5, 7]])
+    for layer in (F.roi_align, F.roi_warp, F.roi_pool):
+        for dtype in (np.uint8, np.int64):
+            found = layer(x, rois.astype(dtype), 2).data
+            np.testing.assert_array_equal(found, layer(x, rois.astype(np.float64), 2).data)
+            np.testing.assert_array_equal(layer(x, [rois[:, 1:].astype(dtype)], 2).data, found)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int32, np.uint8, bool, complex, np.longdouble])
+def test_a_model_in_another_dtype_than_float32_and_float64_is_refused_and_stays_as_it_was(dtype):
+    model = tiny_model()
+    with pytest.raises(TypeError, match="a model computes in float32 or float64, not in"):
+        model.astype(dtype)
+    assert all(value.dtype == np.float64 for value in model.state_dict().values())
+
+
+def test_gradients_are_converted_with_their_parameters():
+    model = tiny_model()
+    for parameter in model.parameters():
+        parameter.grad = np.ones(parameter.shape)
+    assert all(p.grad.dtype == p.dtype == np.float32 for p in model.astype(np.float32).parameters())
