@@ -202,3 +202,69 @@ def test_the_quick_demo_finds_nuclei(tmp_path):
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert float(out.split("(AP50 ")[1].split(")")[0]) > 0.05
+
+
+# ---------------------------------------------------------------------------------- one limit of detections
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A data set whose first image has 12 objects, and a run with a limit of 7 on it."""
+    directory = tmp_path_factory.mktemp("many")
+    document = make_dataset(directory)
+    first = document["annotations"][0]
+    extra = [first | {"id": 1000 + i} for i in range(12)]
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] != 1] + extra
+    (directory / "train.json").write_text(json.dumps(document))
+    data = ["--data", directory / "train.json", "--images", directory / "images"]
+    few = [*FEW, "--set", "model.detections=7", "--set", "model.score_threshold=0"]
+    arguments = ["train", *data, "--val", directory / "train.json", *few, "--output", directory / "run"]
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    return directory
+
+
+def test_one_limit_holds_for_the_evaluation_after_training_for_evaluate_and_for_predict(
+    many, tmp_path, capsys
+):
+    data = ["--data", many / "train.json", "--images", many / "images"]
+    weights = ["--weights", many / "run" / "checkpoint.npz"]
+    out = run(capsys, "evaluate", *weights, *data, "--output", tmp_path / "out")
+    assert "7 detections an image" in out
+    for name in ("metrics.json", "detections.json"):
+        assert (tmp_path / "out" / name).read_text() == (many / "run" / name).read_text()
+    assert json.loads((many / "run" / "metrics.json").read_text())["max_detections"] == 7
+    image = many / "images" / "1.png"
+    shown = [*weights, "--score-threshold", "0", "--output", tmp_path / "out"]
+    assert "7 objects" in run(capsys, "predict", image, *shown)
+    assert "9 objects" in run(capsys, "predict", image, *shown, "--max-detections", 9)
+
+
+def test_more_objects_than_the_limit_get_a_note(many, tmp_path, capsys):
+    data = ["--data", many / "train.json", "--images", many / "images"]
+    weights = ["--weights", many / "run" / "checkpoint.npz"]
+    words = (
+        "1 image has more objects than the 7 detections that each may have, so some cannot be found; most "
+    )
+    words += "has train.json: image 1 (1.png): 12."
+    evaluated = ["evaluate", *weights, *data, "--output", tmp_path / "out"]
+    assert cli.main([str(part) for part in evaluated]) == 0
+    assert f"minimask: note: {words}" in capsys.readouterr().err
+    assert cli.main([str(part) for part in [*evaluated, "--max-detections", 12]]) == 0
+    assert "more objects" not in capsys.readouterr().err
+    limit = ["--set", "model.detections=7"]
+    assert cli.main([str(part) for part in ["train", *data, *FEW, *limit, "--output", tmp_path / "run"]]) == 0
+    assert words in capsys.readouterr().err
+    shown = ["predict", many / "images" / "1.png", *weights, "--score-threshold", 0, "--output", tmp_path]
+    assert cli.main([str(part) for part in shown]) == 0
+    assert "1.png: may have more objects than the 7 shown" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------- inputs, outputs, their order
+
+
+def test_a_pattern_that_the_shell_left_as_it_is_names_the_files_that_fit(trained, tmp_path, capsys):
+    weights = ["--weights", trained / "run" / "checkpoint.npz", "--output", tmp_path]
+    out = run(capsys, "predict", trained / "images" / "[12].png", *weights)
+    assert out.count(" objects, ") == 2 and (tmp_path / "2-instances.png").exists()
+    (tmp_path / "a[1].png").write_bytes((trained / "images" / "1.png").read_bytes())
+    assert "a[1].png: " in run(capsys, "predict", tmp_path / "a[1].png", *weights)

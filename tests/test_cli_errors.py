@@ -1,7 +1,9 @@
 """What bad input gets: one line that names it, status 2, no traceback, and nothing written."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from PIL import Image
 from minimask import models
 from minimask.command import cli
 from minimask.config import Config, to_dict
-from minimask.data import images
-from minimask.errors import OutOfMemory
+from minimask.data import Shapes, images
+from minimask.errors import InputError, OutOfMemory
+from minimask.training import loop as training_loop
 from minimask.weights.checkpoint import Checkpoint, save_checkpoint
 from tests.cli_data import broken, command, make_dataset
 
@@ -292,3 +295,165 @@ def test_a_reader_that_leaves_early_is_no_error(good):
     assert process.wait() in (0, 141)  # 0 when all of it fitted into the pipe
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+# ------------------------------------------------------------------------------------ what must not be lost
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--output", ""],
+        ["train", "--data", "shapes", "--output", ""],
+        ["train", "--data", "shapes", "--output", "x", "--val", ""],
+        ["train", "--data", "shapes", "--output", "x", "--config", ""],
+        ["evaluate", "--weights", "", "--data", "shapes", "--output", "x"],
+        ["predict", "", "--weights", "w", "--output", "x"],
+        ["misalign", "--image", "", "--output", "x"],
+    ],
+)
+def test_an_empty_name_is_no_name(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "is empty; give a name" in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_name_is_refused_in_python_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--output: is empty"):
+        training_loop.train(Config(), Shapes(2, 0), "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_demo_replaces_only_what_a_demo_has_made(good, tmp_path, monkeypatch, capsys):
+    from minimask.command import demo
+
+    quick = demo.configuration(quick=True)
+    few = demo.replace(quick, train=demo.replace(quick.train, steps=1))
+    monkeypatch.setattr(demo, "configuration", lambda *_: few)
+    for name in ("checkpoint.npz", "losses.csv", "predictions.png", "config.toml"):
+        output = tmp_path / name
+        output.mkdir()
+        (output / name).write_bytes((good / "weights.npz").read_bytes())
+        line = refused(capsys, "demo", "--quick", "--output", output)
+        assert f"holds {name}, which no demo has made; choose another --output" in line
+        assert [path.name for path in output.iterdir()] == [name]
+        assert (output / name).read_bytes() == (good / "weights.npz").read_bytes()
+    output = tmp_path / "demo"
+    for _ in range(2):  # the second replaces what the first left
+        assert cli.main(["demo", "--quick", "--output", str(output)]) == 0
+    more = ["train", "--resume", "--set", "train.steps=2", "--output", str(output)]
+    assert cli.main(more) == 0  # from here on it is no demo's
+    capsys.readouterr()
+    before = (output / "checkpoint.npz").read_bytes()
+    assert "which no demo has made" in refused(capsys, "demo", "--quick", "--output", output)
+    assert (output / "checkpoint.npz").read_bytes() == before
+
+
+def test_no_result_takes_the_place_of_an_input(good, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.png", "x-instances.png", "x-ids.png", "misalign-bins.png"):
+        Image.new("RGB", (256, 256), "red").save(name)
+    shutil.copy(good / "weights.npz", "predictions.json")
+    shutil.copy(good / "train.json", "metrics.json")
+    Path("config.toml").write_text("[train]\nsteps = 1\n")
+    Path("link").mkdir()
+    Path("link/x-instances.png").symlink_to(tmp_path / "x-instances.png")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    weights, images = ["--weights", good / "weights.npz"], ["--images", good / "images"]
+    for arguments, word in [
+        (["predict", "x.png", "x-instances.png", *weights, "--output", "."], "x-instances.png"),
+        (["predict", "x.png", "link/x-instances.png", *weights, "--output", "."], "link/x-instances.png"),
+        (["predict", "x.png", "x-ids.png", *weights, "--output", ".", "--label-maps"], "x-ids.png"),
+        (
+            ["predict", "x.png", "--weights", "predictions.json", "--json", "--output", "."],
+            "predictions.json",
+        ),
+        (["evaluate", *weights, "--data", "metrics.json", *images, "--output", "."], "metrics.json"),
+        (["train", "--data", "metrics.json", *images, "--output", "."], "metrics.json"),
+        (["train", "--data", "shapes", "--config", "config.toml", "--output", "."], "config.toml"),
+        (["misalign", "--image", "misalign-bins.png", "--output", "."], "misalign-bins.png"),
+    ]:
+        line = refused(capsys, *arguments)
+        assert f"{word}: would be overwritten by " in line and "choose another --output" in line
+        assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    assert cli.main(["predict", "x.png", "x-ids.png", *map(str, weights), "--output", "."]) == 0
+
+
+def test_a_path_that_was_not_typed_says_where_it_comes_from(good, tmp_path, capsys):
+    shutil.copytree(good / "images", tmp_path / "images")
+    for name in ("a.json", "a2.json"):
+        shutil.copy(good / "train.json", tmp_path / name)
+    data = ["--images", tmp_path / "images", "--output", tmp_path / "run"]
+    few = ["--set", "train.steps=1", "--set", "data.crop=32"]
+    begin = ["train", "--data", tmp_path / "a.json", "--val", tmp_path / "a.json", *data, *few]
+    assert cli.main([str(part) for part in begin]) == 0
+    (tmp_path / "a.json").unlink()
+    capsys.readouterr()
+    line = refused(capsys, "train", "--resume", "--data", tmp_path / "a2.json", *data)
+    assert line.startswith(f"data.val of the resumed run: {tmp_path / 'a.json'}: no such file")
+    assert line.endswith("give another file by --val")
+    line = refused(capsys, "train", "--resume", "--val", tmp_path / "a2.json", *data)
+    assert line.startswith(f"data.train of the resumed run: {tmp_path / 'a.json'}: no such file")
+
+
+def test_a_pattern_that_fits_no_file_is_named_as_one(good, tmp_path, capsys):
+    line = refused(capsys, "predict", tmp_path / "*.png", "--weights", good / "weights.npz", "--output", "x")
+    assert line == f"{tmp_path / '*.png'}: no file fits this pattern; look at the folder, or name the files"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict", "misalign"])
+def test_whether_results_can_be_written_is_tried_before_the_work(name, good, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def work(*_, **__):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("minimask.results.evaluate.evaluate", work)
+    monkeypatch.setattr("minimask.results.predict.read_image", work)
+    monkeypatch.setattr("minimask.lessons.misalign.measure", work)
+    monkeypatch.setattr("os.fsync", full)
+    weights = ["--weights", good / "weights.npz", "--output", tmp_path / "new" / "out"]
+    data = ["--data", good / "train.json", "--images", good / "images"]
+    arguments = {"evaluate": [*weights, *data], "predict": [good / "images" / "1.png", *weights]}
+    line = refused(capsys, name, *arguments.get(name, weights[2:]))
+    assert "cannot be written (No space left on device)" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_evaluation_is_told_though_its_files_cannot_be_written(good, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise InputError("detections.json: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("minimask.results.evaluate.write_json", full)
+    data = ["--data", good / "train.json", "--images", good / "images", "--output", tmp_path / "out"]
+    assert cli.main(["evaluate", "--weights", str(good / "weights.npz"), *map(str, data)]) == 2
+    out, err = capsys.readouterr()
+    assert "AP50" in out and "metrics.json" not in out
+    assert err.splitlines()[-1] == "minimask: detections.json: cannot be written (No space left on device)"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_first_image_leaves_no_directory_behind(good, tmp_path, capsys):
+    bad_images(tmp_path)
+    options = ["--weights", good / "weights.npz", "--output", tmp_path / "a" / "b"]
+    assert "truncated" in refused(capsys, "predict", tmp_path / "cut.png", *options)
+    assert not (tmp_path / "a").exists()
+
+
+def test_nothing_that_is_printed_has_control_characters(good, tmp_path, capsys):
+    bad = "\x1b[31mred\n\x07"
+    for arguments in (
+        ["predict", bad, "--weights", "w", "--output", "x"],
+        ["predict", good / "images" / "1.png", "--weights", bad, "--output", "x"],
+        ["evaluate", "--weights", good / "weights.npz", "--data", bad, "--images", bad, "--output", "x"],
+        ["train", "--data", bad, "--images", bad, "--output", "x"],
+        ["train", "--data", "shapes", "--output", tmp_path / "train.json" / bad],
+        ["train", "--data", "shapes", "--output", "x", bad],
+        ["gradcheck", bad],
+        [bad],
+    ):
+        (tmp_path / "train.json").write_text("")
+        line = refused(capsys, *arguments)
+        assert line.isprintable() and "\\x1b[31mred\\n\\x07" in line

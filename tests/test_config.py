@@ -251,3 +251,39 @@ def test_what_is_left_to_the_network_is_filled_in_by_its_recipe():
     assert (chosen.train.learning_rate, chosen.train.reference_batch) == (0.1, 16)
     with pytest.raises(InputError, match=r"model\.norm: maskrcnn_small has no such choice; leave it out"):
         resolved(with_settings(Config(), ["model.norm=batch"]))
+
+
+@pytest.mark.parametrize(
+    "values, limit",
+    [
+        ({"model": {"detections": 100}, "evaluate": {"max_detections": 400}}, 400),
+        ({"evaluate": {"max_detections": 300}}, 300),
+        ({"model": {"detections": 5}, "evaluate": {"max_detections": 100}}, 5),
+        ({"model": {"detections": 7}, "evaluate": {"max_detections": 400}}, 7),
+        ({"model": {"name": "maskrcnn_small"}, "evaluate": {"max_detections": 10**6}}, 65_535),
+    ],
+)
+def test_the_limit_of_detections_of_earlier_versions_is_understood(values, limit, tmp_path):
+    assert from_dict(values, "old").model.detections == limit
+    lines = [
+        f"[{section}]\n" + "".join(f"{k} = {v!r}\n" for k, v in entries.items())
+        for section, entries in values.items()
+    ]
+    (tmp_path / "old.toml").write_text("".join(lines))
+    assert read_config(str(tmp_path / "old.toml")).model.detections == limit
+
+
+def test_the_old_name_of_the_limit_is_another_of_the_new_one():
+    assert with_settings(Config(), ["evaluate.max_detections=400"]).model.detections == 400
+    assert "evaluate" not in to_dict(Config()) and "max_detections" not in to_toml(Config())
+    with pytest.raises(InputError, match=r"model\.detections must be at most 65535, is 65536"):
+        with_settings(Config(), ["model.detections=65536"])
+    with pytest.raises(InputError, match=r"model\.detections must be a whole number, is"):
+        from_dict({"evaluate": {"max_detections": "many"}}, "old")
+    with pytest.raises(InputError, match=r"no section \[evaluate\]"):
+        from_dict({"evaluate": {"max_detections": 4, "other": 1}}, "old")
+
+
+def test_the_packaged_configurations_have_the_limits_they_had():
+    limits = {name: read_config(name).model.detections for name in ("demo", "nuclei", "quick")}
+    assert limits == {"demo": 300, "nuclei": 400, "quick": 100}

@@ -4,6 +4,7 @@ import contextlib
 import io
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -225,3 +226,12 @@ def test_only_the_best_detections_of_an_image_are_kept():
     assert objects > 2
     scores = [found["score"] for found in evaluation.detections]
     assert scores == [float(value) for value in np.linspace(0.1, 0.9, objects, dtype=np.float32)[:-3:-1]]
+
+
+def test_by_default_as_many_detections_count_as_the_model_may_give():
+    document = a_document(np.random.default_rng(4), images=2, objects=9)
+    model = Oracle(document)
+    assert evaluate(model, Documented(document)).max_detections == 100
+    model.box_head = types.SimpleNamespace(options=types.SimpleNamespace(detections_per_img=3))
+    evaluation = evaluate(model, Documented(document))
+    assert evaluation.max_detections == len(evaluation.detections) == 3

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minimask.errors import InputError
 from minimask.masks import Masks
+from minimask.results import fonts
 from minimask.results.visualize import (
     PALETTE,
     _colours,
@@ -136,6 +138,20 @@ def test_more_instances_than_a_byte_holds_have_their_own_ids():
     assert (ids.ravel()[:300] == np.arange(1, 301)).all() and ids.max() == 300 and classes.sum() == 300
 
 
+def test_label_maps_of_many_classes_have_16_bits(tmp_path):
+    masks, labels = np.zeros((3, 8, 8), np.uint8), np.array([1, 256, 300])
+    masks[np.arange(3), np.arange(3), np.arange(3)] = 1
+    ids, classes = label_maps({"masks": masks, "labels": labels, "scores": np.ones(3)}, 8, 8)
+    assert classes.dtype == np.uint16 and [classes[i, i] for i in range(3)] == [1, 256, 300]
+    few = {"masks": masks[:1], "labels": labels[:1], "scores": np.ones(1)}
+    assert label_maps(few, 8, 8)[1].dtype == np.uint8
+    assert label_maps(few, 8, 8, classes=300)[1].dtype == np.uint16  # alike for all images of a detector
+    save_picture(tmp_path / "classes.png", classes)
+    with Image.open(tmp_path / "classes.png") as file:
+        np.testing.assert_array_equal(np.asarray(file), classes)
+    assert ids.dtype == np.uint16
+
+
 def test_a_comparison_has_a_row_an_image_whatever_the_sizes():
     samples, predictions = [], []
     for height, width in ((60, 80), (80, 60), (40, 40)):
@@ -156,3 +172,43 @@ def test_loss_curves_are_drawn_of_one_step_as_of_many(tmp_path):
         loss_curves(log | {"gradient_norm": np.ones(steps)}, tmp_path / "losses.png")
         with Image.open(tmp_path / "losses.png") as file:
             assert file.width > 1000
+
+
+def test_names_in_other_scripts_take_a_font_that_has_them_where_there_is_one(monkeypatch):
+    masks, boxes, labels = two_discs()
+    image = np.zeros((3, H, W), np.float32)
+
+    def drawn(name):
+        return np.asarray(
+            draw_instances(image, boxes[:1], labels[:1], masks[:1], [name], np.ones(1), zoom=4.0)
+        )
+
+    assert fonts.missing_letters(["nucleus", "ядро", "πυρήνας", "a b\u0301"]) == ""
+    monkeypatch.setattr(fonts, "_installed", list)  # none but matplotlib's
+    fonts._path_for.cache_clear()
+    assert fonts.missing_letters(["细胞", "a细", "cell"]) == "细胞"
+    boxed = drawn("细胞")
+    assert (boxed == drawn("胞细")).all()  # both are boxes, in the label and in the caption
+    # A font of this computer that has them: here one that has all letters but draws them as it likes.
+    other = fonts._usual().with_name("STIXGeneral.ttf")
+    monkeypatch.setattr(fonts, "_installed", lambda: [other])
+    monkeypatch.setattr(fonts, "_known", lambda path, letters: letters if path == other else frozenset())
+    fonts._path_for.cache_clear()
+    assert fonts.font(12, "细胞").path == str(other) and fonts.missing_letters(["细胞"]) == ""
+    fonts._path_for.cache_clear()
+
+
+def test_names_with_control_characters_are_drawn_escaped():
+    masks, boxes, labels = two_discs()
+    image = np.zeros((3, H, W), np.float32)
+    names = ["thing\n", "\x1b[31m"], ["thing\\n", "\\x1b[31m"]
+    raw, escaped = (
+        np.asarray(draw_instances(image, boxes, labels, masks, given, np.ones(2), zoom=4.0))
+        for given in names
+    )
+    np.testing.assert_array_equal(raw, escaped)
+
+
+def test_label_maps_refuse_more_than_16_bits_can_tell_apart():
+    with pytest.raises(InputError, match="room for 65535 classes, not for 70000"):
+        label_maps({"masks": [], "labels": np.zeros(0, int), "scores": []}, 4, 4, classes=70_000)

@@ -51,7 +51,7 @@ def _gpu() -> str:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as lines:  # noqa: PTH123
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
             names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     except OSError:
         names = []

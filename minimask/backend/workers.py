@@ -13,6 +13,7 @@ import numpy as np
 
 from minimask.errors import InputError
 
+MOST = 1024  # threads
 FEW = 1 << 21  # multiplications that one thread finishes before a second one would have woken up
 
 
@@ -21,8 +22,11 @@ def threads() -> int:
     """Number of threads that kernels use: MINIMASK_THREADS, or the processors this process may run on."""
     given = os.environ.get("MINIMASK_THREADS", "")
     if given:
-        if not given.isdigit() or int(given) < 1:
-            raise InputError(f"MINIMASK_THREADS: must be a whole number from 1 up, is {given!r}")
+        # By the digits first: int() refuses thousands of them, and takes those of other scripts.
+        plain = given.isascii() and given.isdigit() and len(given.lstrip("0")) <= len(str(MOST))
+        if not plain or not 1 <= int(given) <= MOST:
+            shown = given if len(given) <= 20 else f"{given[:20]}..."
+            raise InputError(f"MINIMASK_THREADS: must be a whole number from 1 to {MOST}, is {shown!r}")
         return int(given)
     return len(processors())
 
@@ -52,25 +56,45 @@ def blas_libraries() -> list:
 
 
 class _OneThreadBlas:
-    """Holds BLAS at one thread while any of our threads is at work, then restores what was set before."""
+    """Holds BLAS at one thread while any of our threads is at work, then restores what was set before.
+
+    A fork waits until none is: OpenBLAS ends its own threads before one, and hangs if it is in use then.
+    """
 
     def __init__(self):
-        self.lock, self.holders, self.before = threading.Lock(), 0, []
+        self.free, self.holders, self.before = threading.Condition(threading.Lock()), 0, []
 
     def __enter__(self):
-        with self.lock:
+        with self.free:
             self.holders += 1
             if self.holders == 1:
                 self.before = [library.get_num_threads() for library in blas_libraries()]
                 for library in blas_libraries():
                     library.set_num_threads(1)
+        _this_thread.held += 1
 
     def __exit__(self, *exception):
-        with self.lock:
+        _this_thread.held -= 1
+        with self.free:
             self.holders -= 1
             if self.holders == 0:
                 for library, number in zip(blas_libraries(), self.before):
                     library.set_num_threads(number)
+                self.free.notify_all()
+
+    def before_fork(self) -> None:
+        self.free.acquire()  # until after the fork nobody begins
+        if not _this_thread.is_worker:  # its caller, a holder, waits for it
+            mine = _this_thread.held
+            self.free.wait_for(lambda: self.holders <= mine)
+
+    def after_fork_in_parent(self) -> None:
+        self.free.release()
+
+    def after_fork_in_child(self) -> None:
+        """Of all threads the one that forked is left, with what it holds."""
+        self.free = threading.Condition(threading.Lock())
+        self.holders = _this_thread.held
 
 
 one_thread_blas = _OneThreadBlas()
@@ -86,14 +110,32 @@ class _ThisThread(threading.local):
 
     def __init__(self):
         self.is_worker = False  # whether it is running a part of `parallel`
+        self.held = 0  # how often it holds `one_thread_blas`
         self.buffers: dict[tuple, np.ndarray] = {}  # see `scratch`
 
 
 _this_thread = _ThisThread()
 
 
+def _after_fork_in_child() -> None:
+    """A child has none of its parent's threads but the one that forked: the pool begins anew."""
+    _pool.cache_clear()
+    one_thread_blas.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(
+        before=one_thread_blas.before_fork,
+        after_in_parent=one_thread_blas.after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
+
+
 def parallel(
-    function: Callable[[int, int], None], parts: int | None = None, operations: int | None = None
+    function: Callable[[int, int], None],
+    parts: int | None = None,
+    operations: int | None = None,
+    calls_blas: bool = False,
 ) -> None:
     """Call ``function(part, parts)`` for every part, each in another thread, and wait for all of them.
 
@@ -105,15 +147,19 @@ def parallel(
         Gets the number of its part, from 0, and how many there are. Its NumPy calls release the interpreter
         lock while they compute; parts must write to disjoint memory.
     parts : int, optional
-        `threads()` by default. With 1, inside another `parallel`, or where BLAS cannot be held to one thread,
-        ``function(0, 1)`` runs in the calling thread.
+        `threads()` by default. With 1, or inside another `parallel`, ``function(0, 1)`` runs in the calling
+        thread.
     operations : int, optional
         Roughly how many multiplications there are in all; fewer than `FEW` are not divided.
+    calls_blas : bool
+        Whether the function multiplies matrices so large that BLAS would use threads of its own. Where BLAS
+        cannot be held to one (threadpoolctl is not installed, or does not know it: Apple's Accelerate), such
+        work is not divided.
     """
     few = operations is not None and operations < FEW
     parts = 1 if few else parts or threads()
-    if not blas_libraries():
-        return function(0, 1)  # BLAS uses threads of its own
+    if calls_blas and not blas_libraries():
+        return function(0, 1)
     if parts == 1 or _this_thread.is_worker:
         with one_thread_blas:  # OpenBLAS's threads would spin for 20 ms after each product and slow ours
             return function(0, 1)
@@ -145,6 +191,7 @@ def parallel_slices(
     longest: int | None = None,
     parts: int | None = None,
     operations: int | None = None,
+    calls_blas: bool = False,
 ) -> None:
     """Call ``function(slice)`` for slices that cover ``range(total)`` once, in all threads, and wait.
 
@@ -157,7 +204,7 @@ def parallel_slices(
     longest : int, optional
         The most elements in a slice, so that what one call reads and writes stays in cache from pass to pass.
         By default each thread gets its whole share as a single slice.
-    parts, operations : int, optional
+    parts, operations, calls_blas
         As for `parallel`, except that with parts=1 BLAS keeps its threads: nothing at all is set up.
     """
 
@@ -169,7 +216,7 @@ def parallel_slices(
     if parts == 1:
         call_with_each_slice(0, 1)
     else:
-        parallel(call_with_each_slice, parts, operations)
+        parallel(call_with_each_slice, parts, operations, calls_blas)
 
 
 def share(total: int, part: int, parts: int) -> tuple[int, int]:

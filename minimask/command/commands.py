@@ -197,6 +197,7 @@ def _evaluate_checkpoint(
     weights: str | Path, dataset: Any, most: int | None, output: Path, device: str
 ) -> None:
     """Evaluate, write and tell, the last also where nothing can be written; `most` as in `load_detector`."""
+    from minimask.command.demo import MARK
     from minimask.files import output_directory
     from minimask.results.evaluate import FILES, beyond_limit
     from minimask.results.evaluate import evaluate as run
@@ -209,6 +210,7 @@ def _evaluate_checkpoint(
     if line := beyond_limit(dataset, most):
         note(line)
     with output_directory(output):
+        (output / MARK).unlink(missing_ok=True)  # from here on not all in it is a demo's
         evaluation = run(detector.model, dataset, most, lambda indices: each(indices, "evaluating"))
         try:
             evaluation.write(output)

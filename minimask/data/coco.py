@@ -3,6 +3,8 @@
 Shapes: A annotations; G objects and C crowd regions of an image of H x W.
 """
 
+import hashlib
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from minimask.data.sample import PixelBox, Sample, cut
 from minimask.errors import InputError
 
 CACHE_BYTES = 256 * 2**20
+DIGESTED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +87,20 @@ class CocoDataset:
         """For messages: 'train.json: image 17 (a.png)'."""
         record = self._records[index]
         return f"{self.name}: image {record.id} ({record.file_name})"
+
+    def digests(self) -> dict[str, str]:
+        """What tells this data set from another of the same images' names: its annotations, and its files.
+
+        Of the files, their contents as long as that takes no time (up to `DIGESTED_BYTES` in all), else their
+        sizes and times of change.
+        """
+        table = self._table
+        annotations = hashlib.sha256()
+        for column in (table.images, table.labels, table.boxes, table.crowd):
+            annotations.update(np.ascontiguousarray(column).tobytes())
+        for counts in table.counts:
+            annotations.update(counts + b"\n")
+        return {"annotations": annotations.hexdigest(), "files": _digest([r.path for r in self._records])}
 
     def object_counts(self) -> np.ndarray:
         """How many objects each image has, crowds aside: (N,) int64."""
@@ -227,6 +244,21 @@ def nuclei_sample(split: str) -> CocoDataset:
         raise InputError(f"nuclei_sample: split must be 'train' or 'val', is {split!r}")
     folder = Path(__file__).parent / "nuclei"
     return read_coco(folder / f"{split}.json", folder / "images")
+
+
+def _digest(paths: list[Path]) -> str:
+    """Of files' contents, or where they are large of their sizes and times of change."""
+    digest, found = hashlib.sha256(), []
+    for path in paths:
+        with suppress(OSError):  # a file that is gone since it was checked: its reader will tell
+            found.append((path, path.stat()))
+    small = sum(status.st_size for _, status in found) <= DIGESTED_BYTES
+    for path, status in found:
+        digest.update(f"{status.st_size} {'' if small else status.st_mtime_ns}\n".encode())
+        if small:
+            with suppress(OSError):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _note_dropped(

@@ -101,7 +101,7 @@ def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
             if relu:
                 np.maximum(y_rows, 0, out=y_rows)
 
-    backend.parallel(compute_rows, operations=y.size * g.patch_size)
+    backend.parallel(compute_rows, operations=y.size * g.patch_size, calls_blas=True)
     return y
 
 
@@ -165,7 +165,7 @@ def _input_gradient_by_patches(gy, w, g: Geometry):
                 else:
                     gx[block.images, channels, *pixels] += cols[:, :, i, j, *out]
 
-    backend.parallel(put_back, operations=gy.size * w[0].size)
+    backend.parallel(put_back, operations=gy.size * w[0].size, calls_blas=True)
     return gx
 
 
@@ -193,7 +193,7 @@ def weight_gradient(gy, x, g: Geometry):
                 total += gw
         sums[part] = total
 
-    backend.parallel(add_up, operations=gy.size * g.patch_size)
+    backend.parallel(add_up, operations=gy.size * g.patch_size, calls_blas=True)
     gw = sums.pop(0)
     for part in sorted(sums):
         gw += sums[part]

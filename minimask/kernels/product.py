@@ -24,5 +24,5 @@ def product(a, b):
         np.matmul(a, b[:, columns], out=y[:, columns])
 
     multiply = multiply_rows if y.shape[0] >= y.shape[1] else multiply_columns
-    backend.parallel_slices(max(y.shape), multiply, operations=a.size * b.shape[1])
+    backend.parallel_slices(max(y.shape), multiply, operations=a.size * b.shape[1], calls_blas=True)
     return y

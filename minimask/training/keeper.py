@@ -27,6 +27,11 @@ from minimask.weights.schema import check_classes
 _NEEDS_LESS = "take a smaller train.batch_size, data.crop or model.max_size, which need less"
 _TAMER = "try a smaller train.learning_rate or train.clip_norm, or look at the images"
 _MEND = "mend that"
+_DATA = {  # what a checkpoint tells of the data, and what is said where it has changed
+    "images": "the training images are others",
+    "annotations": "the annotations are others",
+    "files": "the image files have changed",
+}
 
 
 class NotFinite(ArithmeticError):
@@ -60,7 +65,10 @@ class Keeper:
         self.model, self.optimizer, self.done, self.saved = model, optimizer, 0, 0
         self._gives_finite_loss: Callable[[], bool] = lambda: True
         images = "\n".join(dataset.describe(i) for i in range(len(dataset)))
-        self.data = {"name": dataset.name, "images": hashlib.sha256(images.encode()).hexdigest()}
+        names = hashlib.sha256(images.encode("utf-8", "surrogatepass"))
+        self.data = {"name": dataset.name, "images": names.hexdigest()}
+        if hasattr(dataset, "digests"):
+            self.data |= dataset.digests()
 
     def advance(self, step: int, gives_finite_loss: Callable[[], bool]) -> None:
         """Note that a step is done, and how to find out whether the loss is finite with its weights."""
@@ -111,8 +119,7 @@ class Keeper:
                 f"{self.path}: has done {self.saved} steps, more than train.steps, {self.config.train.steps}"
             )
         changes = differences(checkpoint_config(checkpoint, str(self.path)), self.config)
-        if checkpoint.data["images"] != self.data["images"]:
-            changes.append("the training images are others")
+        changes += [what for key, what in _DATA.items() if self._has_changed(checkpoint.data, key)]
         if changes:
             note(f"from here on this is another run than the one begun: {'; '.join(changes)}")
         environment = environment_changes(checkpoint.environment, self._environment())
@@ -134,6 +141,10 @@ class Keeper:
                 "predict and evaluate can use it, but it cannot be resumed"
             )
         check_fit(head, self.path, self.model)
+
+    def _has_changed(self, then: dict[str, str], key: str) -> bool:
+        """Whether the data differ from then; False where it was not yet recorded, or cannot be known."""
+        return key in then and key in self.data and then[key] != self.data[key]
 
     def _environment(self) -> dict[str, str]:
         facts = backend.describe() | {"processes": str(self.world.size)}

@@ -25,8 +25,9 @@ class Progress:
     def __init__(self, total: int, title: str, done: int = 0, shown: bool = True):
         from tqdm import tqdm
 
-        self.title, self.images, self.began, self.shown = title, 0, time.monotonic(), shown
-        self.terminal = shown and sys.stderr is not None and sys.stderr.isatty()  # None: it was closed
+        self.title, self.images, self.began = title, 0, time.monotonic()
+        self.shown = shown and sys.stderr is not None  # it was closed, and print() would take standard output
+        self.terminal = self.shown and sys.stderr.isatty()
         self.last_line = self.began
         self.bar = tqdm(
             total=total,
