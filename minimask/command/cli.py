@@ -5,6 +5,7 @@ import os
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from minimask import backend
@@ -38,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        status = _run(argv, "--debug" in argv)
+        with warnings.catch_warnings():
+            # Damaged metadata of images: nothing to act on. Here alone, where the process is ours and has no
+            # other threads: what reads images may run in any process.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            status = _run(argv, "--debug" in argv)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
