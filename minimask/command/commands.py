@@ -59,6 +59,7 @@ def train(arguments: argparse.Namespace) -> int:
     bit, on the same machine with as many threads. Started by mpiexec -n N, N processes share each batch,
     on GPUs one a GPU (extra mpi).
     """
+    from minimask.data import CocoDataset, shared_files
     from minimask.files import check_output_directory
     from minimask.results.visualize import loss_curves
     from minimask.training.distributed import world
@@ -76,6 +77,10 @@ def train(arguments: argparse.Namespace) -> int:
     if data.val:
         validation = _open_dataset(data.val, data.val_images or data.images, "val", data.strict)
         _same_classes(validation, dataset.class_names, f"{dataset.name} has")
+        if isinstance(dataset, CocoDataset) and isinstance(validation, CocoDataset):
+            shared = shared_files(dataset, validation)
+            if shared:
+                _note(shared)
     outcome = run(config, dataset, output, arguments.resume, note=_note, device=arguments.device)
     if outcome.stopped_by is not None:
         return _stopped(outcome, config, output)
@@ -109,11 +114,14 @@ def predict(arguments: argparse.Namespace) -> int:
     from minimask.weights.detector import load_detector
 
     output = check_output_directory(arguments.output)
-    check_images(arguments.images)  # before the weights: a wrong name should not wait for them
+    # Before the weights: a wrong name should not wait for them.
+    for line in check_images(arguments.images, arguments.json or arguments.label_maps):
+        _note(line)
     options = {"detections": arguments.max_detections, "score_threshold": arguments.score_threshold}
     detector = load_detector(arguments.weights, arguments.device, **options)
     also = arguments.json, arguments.label_maps
-    counts = predict_files(detector, arguments.images, output, *also, lambda paths: each(paths, "predicting"))
+    progress = lambda paths: each(paths, "predicting")  # noqa: E731
+    counts = predict_files(detector, arguments.images, output, *also, progress, _note)
     for path, count in zip(arguments.images, counts):
         print(f"{path}: {count} objects, {output / Path(path).stem}-instances.png")
     return 0
