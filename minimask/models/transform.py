@@ -121,10 +121,10 @@ class Transform:
         return image if size == image.shape[1:] else resample.bilinear(image, size)
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) that an image of this size is scaled to."""
+        """The (height, width) that an image of this size is scaled to; at least 1 pixel, however thin."""
         scale = self.max_size / max(size)
         scale = min(scale, 1.0 if self.min_size is None else self.min_size / min(size))
-        return math.floor(size[0] * scale), math.floor(size[1] * scale)
+        return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
 
     def padded(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """(H', W') of a batch of images of these sizes."""

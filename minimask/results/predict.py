@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from minimask.data.images import read_header, read_image
-from minimask.errors import InputError
+from minimask.data import images as files
+from minimask.data.image_entries import unused_bits
+from minimask.errors import InputError, one_line
 from minimask.files import make_output_directory, write_json
 from minimask.results.evaluate import coco_results
+from minimask.results.large import predict_pixels
 from minimask.results.visualize import draw_instances, label_maps, save_picture
 from minimask.weights.detector import Detector
+
+_PASTED = 9  # bytes a pixel for one mask at the size of the image: as float32, thresholded, encoded
 
 
 def confident(prediction: dict, threshold: float) -> dict:
@@ -19,17 +23,29 @@ def confident(prediction: dict, threshold: float) -> dict:
     return {name: values[keep] for name, values in prediction.items()}
 
 
-def check_images(paths: Sequence[str | Path]) -> None:
+def check_images(paths: Sequence[str | Path], whole_masks: bool = False) -> list[str]:
     """Check that every file is an image, by its header, and that their results will not collide.
 
     Damage further inside a file shows when it is decoded, in `predict_files`.
 
+    Parameters
+    ----------
+    whole_masks : bool
+        Whether label maps or a COCO document will be written, for which masks are pasted at the image's size.
+
+    Returns
+    -------
+    list of str
+        What may surprise, a line each.
+
     Raises
     ------
     InputError
-        For the first file that is not an image, or whose results would overwrite those of another.
+        For the first file that is not an image, or whose results would overwrite those of another, or that
+        would take more than `images.MEMORY`.
     """
     stems: dict[str, Path] = {}
+    notes = []
     for path in map(Path, paths):
         other = stems.setdefault(path.stem, path)
         if other != path:
@@ -37,7 +53,17 @@ def check_images(paths: Sequence[str | Path]) -> None:
                 f"{path} and {other}: results are named after the image, and both would be {path.stem}; "
                 "rename one, or predict them into two directories"
             )
-        read_header(path)
+        header = files.examine(path)
+        needed = header.pixels * (header.bytes_per_pixel + _PASTED)
+        if whole_masks and needed > files.MEMORY:
+            purpose = "with --json or --label-maps, which need masks of its size"
+            raise files.too_large(path, header.height, header.width, needed, purpose)
+        if header.several:
+            notes.append(
+                f"{path}: is an animation or has several pages, of which the first alone is read; save the "
+                "others as files of their own"
+            )
+    return [one_line(note) for note in notes]
 
 
 def predict_files(
@@ -47,17 +73,21 @@ def predict_files(
     json: bool = False,
     with_label_maps: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
+    note: Callable[[str], None] = lambda line: None,
 ) -> list[int]:
     """Predict image files, one after another, and write a picture of each.
 
     Parameters
     ----------
     output : str or Path
-        The directory for NAME-instances.png; with `with_label_maps` also NAME-ids.png (16 bits: the number of
-        the instance) and NAME-classes.png (8 bits: the label); with `json` also predictions.json, a COCO
-        document whose annotations have a score, which `read_coco` reads back.
+        The directory for NAME-instances.png, smaller than the image if that is `large.LARGE`; with
+        `with_label_maps` also NAME-ids.png (16 bits: the number of the instance) and NAME-classes.png (8
+        bits: the label); with `json` also predictions.json, a COCO document whose annotations have a score,
+        which `read_coco` reads back.
     progress : callable
         Wraps the list of paths, to show progress.
+    note : callable
+        Called with what may surprise, a line each.
 
     Returns
     -------
@@ -75,12 +105,15 @@ def predict_files(
     annotations: list[dict] = []
     counts = []
     for number, path in enumerate(progress(list(map(Path, paths))), start=1):
-        image = read_image(path)
-        height, width = image.shape[1:]
-        (found,) = detector.model.predict([image])
+        pixels = files.decode(path)
+        height, width = pixels.shape[:2]
+        dark = unused_bits(int(pixels.max())) if pixels.dtype == np.uint16 else None
+        if dark:
+            note(one_line(f"{path}: {dark}"))
+        found, image, seen = predict_pixels(detector.model, pixels)
         counts.append(len(found["scores"]))
         picture = draw_instances(
-            image, found["boxes"], found["labels"], found["masks"], detector.class_names, found["scores"]
+            image, seen["boxes"], seen["labels"], seen["masks"], detector.class_names, seen["scores"]
         )
         save_picture(output / f"{path.stem}-instances.png", picture)
         if with_label_maps:
@@ -88,7 +121,8 @@ def predict_files(
             save_picture(output / f"{path.stem}-ids.png", ids)
             save_picture(output / f"{path.stem}-classes.png", classes)
         images.append({"id": number, "file_name": path.name, "height": height, "width": width})
-        annotations += coco_results(found, number, detector.category_ids)
+        if json:
+            annotations += coco_results(found, number, detector.category_ids)
     if json:
         write_json(output / "predictions.json", _coco_document(images, annotations, detector))
     return counts

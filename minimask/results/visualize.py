@@ -88,9 +88,9 @@ def draw_instances(
     canvas = _resized(image, zoom)  # (H*zoom, W*zoom, 3) float 0..255
     colours = _colours(boxes)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    patches = list(windows(masks))
     for index in np.argsort(-areas, kind="stable"):  # the small ones on top
-        _draw_mask(canvas, *patches[index], _RGB[colours[index]], zoom)
+        ((window, patch),) = windows(masks[index : index + 1])  # not all at once: a patch may fill the image
+        _draw_mask(canvas, window, patch, _RGB[colours[index]], zoom)
         _draw_box(canvas, boxes[index] * zoom, _RGB[colours[index]])
     picture = Image.fromarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8))
     texts = _texts([class_names[label - 1] if names else "" for label in labels], scores)
@@ -218,9 +218,9 @@ def label_maps(prediction: dict, height: int, width: int) -> tuple[np.ndarray, n
         0 is background, else the label of the class: a semantic segmentation.
     """
     ids, classes = np.zeros((height, width), np.uint16), np.zeros((height, width), np.uint8)
-    patches = list(windows(prediction["masks"]))
+    masks = prediction["masks"]
     for index in np.argsort(np.asarray(prediction["scores"]), kind="stable"):
-        (y0, y1, x0, x1), patch = patches[index]
+        (((y0, y1, x0, x1), patch),) = windows(masks[index : index + 1])
         inside = patch > 0.5
         ids[y0:y1, x0:x1][inside] = index + 1
         classes[y0:y1, x0:x1][inside] = prediction["labels"][index]
