@@ -171,6 +171,91 @@ def test_each_image_is_decoded_once(good, tmp_path, capsys, monkeypatch):
     assert decoded == paths
 
 
+@pytest.mark.parametrize("name", ["photo.png", "photo.eps"])
+def test_a_picture_that_is_a_program_is_refused_by_predict_and_in_a_data_set(name, good, tmp_path, capsys):
+    (tmp_path / name).write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n"
+    )
+    arguments = ["predict", tmp_path / name, "--weights", good / "weights.npz", "--output", tmp_path / "out"]
+    assert f"{name}: is PostScript (EPS), which is not read" in refused(capsys, *arguments)
+    path = tmp_path / "bad.json"
+    path.write_text(broken(json.loads((good / "train.json").read_text()), in_image(file_name=name)))
+    for file in (good / "images").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    data = ["--data", path, "--images", tmp_path, "--output", tmp_path / "out"]
+    assert f"{name}: is PostScript (EPS), which is not read" in refused(capsys, "train", *data)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_too_large_for_its_masks_is_refused_before_the_weights_are_read(
+    good, tmp_path, capsys, monkeypatch
+):
+    Image.new("1", (100, 100)).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "MEMORY", 99_999)
+    arguments = ["predict", tmp_path / "a.png", "--weights", good / "cut.npz", "--output", tmp_path / "out"]
+    for option in ("--json", "--label-maps"):
+        assert "a.png: 100 x 100 pixels would take" in (line := refused(capsys, *arguments, option))
+        assert "with --json or --label-maps" in line
+    assert "cut.npz" in refused(capsys, *arguments)  # without them it is none of its faults
+
+
+def test_what_surprises_in_an_image_is_noted_and_pillow_is_not_heard(good, tmp_path, capsys):
+    values = np.linspace(0, 4095, 32 * 32).astype(np.uint16).reshape(32, 32)
+    pages = [Image.fromarray(values), Image.fromarray(values)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    directory = int.from_bytes(content[4:8], "little")
+    # The first tag's, the width's, number of values: Pillow warns that it expected one.
+    extra = directory + 2 + 12 * (int.from_bytes(content[directory : directory + 2], "little") - 1)
+    content[extra : extra + 8] = (
+        (65000).to_bytes(2, "little") + (3).to_bytes(2, "little") + b"\xff\xff\xff\x0f"
+    )
+    (tmp_path / "a.tif").write_bytes(content)
+    arguments = [
+        "predict",
+        tmp_path / "a.tif",
+        "--weights",
+        good / "weights.npz",
+        "--output",
+        tmp_path / "out",
+    ]
+    assert cli.main([str(argument) for argument in arguments]) == 0  # under pytest a warning is an error
+    err = capsys.readouterr().err
+    assert "a.tif: is an animation or has several pages, of which the first alone is read" in err
+    assert "a.tif: uses only 12 of its 16 bits" in err
+    assert "Warning" not in err and "Tag data" not in err
+
+
+@pytest.mark.parametrize("size", [(1, 2000), (20000, 10)])
+def test_thin_images_are_predicted_and_trained_on(size, good, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "thin.png")
+    height, width = size
+    annotation = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": [0, 0, width, height],
+        "segmentation": [[0, 0, width, 0, width, height, 0, height]],
+        "area": width * height,
+        "iscrowd": 0,
+    }
+    document = {
+        "images": [{"id": 1, "file_name": "thin.png", "height": height, "width": width}],
+        "categories": [{"id": 1, "name": "stripe"}],
+        "annotations": [annotation],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(document))
+    thin = tmp_path / "images" / "thin.png"
+    arguments = ["predict", thin, "--weights", good / "weights.npz", "--output", tmp_path / "out", "--json"]
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    data = ["--data", tmp_path / "train.json", "--images", tmp_path / "images"]
+    few = ["--set", "train.steps=1", "--set", "train.batch_size=1", "--set", "data.crop=0"]
+    arguments = ["train", *data, *few, "--output", tmp_path / "run"]
+    assert cli.main([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
+
+
 def test_two_images_whose_results_would_collide_are_refused(good, tmp_path, capsys):
     for name in ("a.png", "a.jpg"):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
@@ -411,7 +496,7 @@ def test_whether_results_can_be_written_is_tried_before_the_work(name, good, tmp
         raise AssertionError("the work has begun")
 
     monkeypatch.setattr("minimask.results.evaluate.evaluate", work)
-    monkeypatch.setattr("minimask.results.predict.read_image", work)
+    monkeypatch.setattr("minimask.results.predict.predict_pixels", work)
     monkeypatch.setattr("minimask.lessons.misalign.measure", work)
     monkeypatch.setattr("os.fsync", full)
     weights = ["--weights", good / "weights.npz", "--output", tmp_path / "new" / "out"]

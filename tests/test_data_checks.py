@@ -2,13 +2,14 @@
 
 import copy
 import json
+import os
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from minimask.data import read_coco, read_image
+from minimask.data import read_coco, read_image, rle, shared_files
 from minimask.errors import InputError
 
 HEIGHT, WIDTH = 24, 32
@@ -33,6 +34,18 @@ def tiny_document():
             annotation(19, 4, 7, segmentation={"size": [HEIGHT, WIDTH], "counts": "h76b0000000000h;"}),
         ],
     }
+
+
+def compressed(runs):
+    """Run lengths in COCO's compressed form, of any size."""
+    text = ""
+    for i, run in enumerate(runs):
+        value, more = run - (runs[i - 2] if i > 2 else 0), True
+        while more:
+            group, value = value & 31, value >> 5
+            more = value != (-1 if group & 16 else 0)
+            text += chr(48 + group + 32 * more)
+    return text
 
 
 def annotation(number, image_id, category_id, **fields):
@@ -111,6 +124,19 @@ MUTATIONS = {
         r"image 4: file_name .* leads out of",
     ),
     "name absolute": (("images", 0, "file_name"), "/etc/passwd", r"image 4: file_name .* leads out of"),
+    "name too long": (("images", 0, "file_name"), "a" * 9999, r"image 4: there is no file 'a"),
+    "category name only spaces": (("categories", 0, "name"), " \t", r"category 90: name must be a text"),
+    "category name of two lines": (
+        ("categories", 0, "name"),
+        "two\nlines",
+        r"category 90: name 'two\\nlines' has characters that cannot be shown in a line; remove them",
+    ),
+    "category name that moves the cursor": (
+        ("categories", 0, "name"),
+        "a\x1b[2J",
+        r"category 90: name 'a\\x1b",
+    ),
+    "category name with a surrogate": (("categories", 0, "name"), "a\udce9", r"category 90: name 'a\\udce9'"),
     "name with NUL": (("images", 0, "file_name"), "a\0.png", r"image 4: there is no file 'a\\x00.png'"),
     "file missing": (
         ("images", 0, "file_name"),
@@ -125,7 +151,7 @@ MUTATIONS = {
     "size turned": (
         ("images", 0),
         {"id": 4, "file_name": "a.png", "height": WIDTH, "width": HEIGHT},
-        r"image 4: .*a.png is 32 x 24, annotated as 24 x 32",
+        r"image 4: .*a.png is 32 x 24, annotated as 24 x 32 .* are swapped: write width 32 and height 24",
     ),
     "category without id": (("categories", 0, "id"), REMOVE, r"category number 1: lacks the key 'id'"),
     "category without name": (("categories", 0, "name"), REMOVE, r"category 90: lacks the key 'name'"),
@@ -171,22 +197,6 @@ MUTATIONS = {
     "box of texts": ((*FIRST, "bbox"), ["10", "8", "6", "6"], r"17 \(image 4\): bbox .* must be four"),
     "box of booleans": ((*FIRST, "bbox"), [True, True, True, True], r"17 \(image 4\): bbox .* must be four"),
     "box no list": ((*FIRST, "bbox"), {"x": 1}, r"17 \(image 4\): bbox .* must be four"),
-    "box as corners": (
-        (*FIRST, "bbox"),
-        [10, 8, 16, 14],
-        r"17 \(image 4\): bbox \[10, 8, 16, 14\] reads like x1, y1, x2, y2; COCO means x, y, width, height: "
-        r"write \[10, 8, 6, 6\]",
-    ),
-    "rough box as corners": (
-        (*FIRST, "bbox"),
-        [9.5, 6.5, 17, 14.5],
-        r"17 \(image 4\): .*reads like x1, y1, x2, y2",
-    ),
-    "corners beside the mask": (
-        (*FIRST, "bbox"),
-        [20, 15, 30, 24],
-        r"17 \(image 4\): .*reads like x1, y1, x2, y2",
-    ),
     "area NaN": ((*FIRST, "area"), NAN, r"17 \(image 4\): area must be a number of pixels, is nan"),
     "area negative": ((*FIRST, "area"), -1, r"17 \(image 4\): area must be a number of pixels"),
     "crowd 2": ((*FIRST, "iscrowd"), 2, r"17 \(image 4\): iscrowd must be 0 or 1, is 2"),
@@ -199,6 +209,26 @@ MUTATIONS = {
         r"17 \(image 4\): segmentation must be polygons or an RLE",
     ),
     "polygon flat": ((*FIRST, "segmentation"), [1, 2, 3, 4, 5, 6], r"17 \(image 4\): .*a list of polygons"),
+    "polygon of points": (
+        (*FIRST, "segmentation"),
+        [[[10, 8], [16, 8], [16, 14]]],
+        r"17 \(image 4\): segmentation .* as \[x, y\]; they must be flat: \[\[x1, y1, x2, y2, ...\]\]",
+    ),
+    "points as polygons": (
+        (*FIRST, "segmentation"),
+        [[10, 8], [16, 8], [16, 14]],
+        r"17 \(image 4\): .* must be flat",
+    ),
+    "polygon of endless edges": (
+        (*FIRST, "segmentation"),
+        [[0, 0, 32, 24] * 3000],
+        r"17 \(image 4\): the polygons' edges are 19\d{4} pixels long together, where 100000 are enough",
+    ),
+    "polygons of endless edges together": (
+        (*FIRST, "segmentation"),
+        [[0, 0, 32, 24] * 1000] * 3,
+        r"17 \(image 4\): the polygons' edges are 19\d{4} pixels long",
+    ),
     "polygon odd": (
         (*FIRST, "segmentation"),
         [[1, 2, 3, 4, 5, 6, 7]],
@@ -265,6 +295,16 @@ MUTATIONS = {
         (*SECOND, "segmentation", "counts"),
         [0.5, 767.5],
         r"18 \(image 4\): .*whole numbers >= 0",
+    ),
+    "runs that add up beyond 64 bits": (
+        (*SECOND, "segmentation", "counts"),
+        [2**62, 2**62, 2**62, 2**62 + HEIGHT * WIDTH],
+        r"18 \(image 4\): .*of at most height x width",
+    ),
+    "string of runs that add up beyond 64 bits": (
+        (*THIRD, "segmentation", "counts"),
+        compressed([2**33] * 2**10 + [HEIGHT * WIDTH]),
+        r"19 \(image 4\): .*has a run longer than the image",
     ),
     "string empty": ((*THIRD, "segmentation", "counts"), "", r"19 \(image 4\): .*cut off"),
     "string cut": ((*THIRD, "segmentation", "counts"), "h76b00000", r"19 \(image 4\): .*add up to"),
@@ -407,6 +447,133 @@ def test_nothing_to_learn_from_is_an_error_for_training_only(folder):
         assert ("dropped 3 of 3" in text) == (change == "dropped")
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_entries_that_share_a_fault_are_counted(folder, count):
+    document = tiny_document()
+    for entry in document["annotations"][:count]:
+        entry["bbox"] = [1, 2, 3]
+    expected = f"x, y, width, height (so it is in {count} of 3 annotations)"
+    assert (expected in message(folder, document)) == (count > 1)
+    for entry in document["images"]:
+        entry["width"] += 1
+    assert "annotated as 33 x 24" in message(folder, document)
+    assert "(so it is in 2 of 2 images)" in message(folder, document)
+
+
+# ---------------------------------------------------------------- what the boxes of a file show together
+
+
+def as_corners(entry):
+    x, y, w, h = entry["bbox"]
+    entry["bbox"] = [x, y, x + w, y + h]
+
+
+def objects(*places, size=6):
+    """Annotations of squares at these places."""
+    return [
+        annotation(i, 4, 7, bbox=[x, y, size, size], segmentation=[square(x, y, size)])
+        for i, (x, y) in enumerate(places, start=1)
+    ]
+
+
+def square(x, y, size):
+    return [x, y, x + size, y, x + size, y + size, x, y + size]
+
+
+def test_a_file_of_corner_boxes_is_refused_with_the_mend_and_their_number(folder):
+    document = tiny_document()
+    for entry in document["annotations"]:
+        as_corners(entry)
+    assert re.search(
+        r"annotation 17 \(image 4\): bbox \[10, 8, 16, 14\] reads like x1, y1, x2, y2; COCO means x, y, "
+        r"width, height: write \[10, 8, 6, 6\] \(so it is in 3 of 3 annotations\)",
+        message(folder, document),
+    )
+
+
+def test_corner_boxes_are_recognised_though_they_are_drawn_by_hand_or_beside_their_masks(folder):
+    document = tiny_document()
+    for box in ([9.5, 6.5, 17, 14.5], [20, 15, 30, 24]):
+        for entry in document["annotations"]:
+            entry["bbox"] = box
+        assert "reads like x1, y1, x2, y2" in message(folder, document)
+
+
+def test_a_single_corner_box_that_reaches_far_out_of_the_image_is_refused(folder):
+    document = tiny_document()
+    document["annotations"] = objects((20, 15))
+    as_corners(document["annotations"][0])
+    assert "write [20, 15, 6, 6]" in message(folder, document)
+
+
+@pytest.mark.parametrize("box", [[10, 8, 16, 14], [9.5, 6.5, 17, 14.5], [10, 8, 22, 16], [8, 8, 24, 16]])
+def test_an_amodal_box_larger_than_the_visible_mask_is_no_mistake(folder, box):
+    document = tiny_document()
+    document["annotations"][0]["bbox"] = box
+    dataset = load(folder, document)
+    assert dataset.notes == []
+    assert dataset.coco_document()["annotations"][0]["bbox"] == box
+    document["annotations"] = document["annotations"][:1]  # alone in its file, it proves no more
+    assert load(folder, document).notes == []
+
+
+def test_amodal_boxes_throughout_a_file_are_no_mistake(folder):
+    document = tiny_document()
+    document["annotations"] = objects((0, 0), (2, 10), (12, 4), (20, 12))
+    for entry in document["annotations"]:
+        x, y, _, _ = entry["bbox"]
+        entry["bbox"] = [x, y, 12, 12]
+    assert load(folder, document).notes == []
+
+
+def test_two_amodal_boxes_of_which_one_goes_on_beyond_the_border_are_no_mistake(folder):
+    document = tiny_document()
+    document["annotations"] = objects((2, 2), (10, 8))
+    document["annotations"][0]["bbox"] = [2, 2, 20, 15]
+    document["annotations"][1]["bbox"] = [10, 8, 25, 20]
+    assert load(folder, document).notes == []
+
+
+def test_normalised_boxes_and_polygons_are_recognised(folder):
+    def normalised(values):
+        return [value / (HEIGHT if i % 2 else WIDTH) for i, value in enumerate(values)]
+
+    document = tiny_document()
+    document["annotations"] = objects((0, 0), (2, 10), (12, 4))
+    for entry in document["annotations"]:
+        entry["bbox"] = normalised(entry["bbox"])
+    expected = (
+        r"annotation 1 \(image 4\): bbox \[.*\] looks normalised to 0..1; .* width 32, y by its height 24"
+    )
+    assert re.search(expected + r" \(so it is in 3 of 3 annotations\)", message(folder, document))
+    for entry in document["annotations"]:
+        entry["segmentation"] = [normalised(entry["segmentation"][0])]
+    assert re.search(expected, message(folder, document))
+    document["annotations"] = objects((0, 0), (2, 10), (12, 4))
+    for entry in document["annotations"]:
+        entry["segmentation"] = [normalised(entry["segmentation"][0])]
+    assert re.search(r"polygon from \[.*\] looks normalised", message(folder, document))
+
+
+def test_an_object_of_one_pixel_is_not_taken_for_normalised(folder):
+    document = tiny_document()
+    document["annotations"] = objects((0, 0), size=1)
+    assert load(folder, document).notes == []
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.25, 2.0])
+def test_polygons_at_another_scale_than_their_boxes_are_recognised(folder, factor):
+    document = tiny_document()
+    document["annotations"] = objects((0, 0), (2, 4), (10, 4), (8, 5))
+    for entry in document["annotations"]:
+        entry["segmentation"] = [[factor * value for value in entry["segmentation"][0]]]
+    text = message(folder, document)
+    assert re.search(
+        rf"the polygon lies in .* which is its bbox .* times {factor:g}; give both in pixels", text
+    )
+    assert "(so it is in 4 of 4 annotations)" in text
+
+
 def test_a_loose_box_or_one_that_reaches_over_the_border_is_no_mistake(folder):
     for box in ([10, 8, 8, 8], [8, 6, 10.5, 10.5], [0, 0, 32, 24], [9, 7, 30, 30], [0, 0, 16, 14]):
         document = tiny_document()
@@ -430,6 +597,204 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
     document["images"][0].update(id=4.0, width=32.0)
     document["annotations"][0].update(id=17.0, image_id=4.0, category_id=90.0)
     assert load(folder, document).coco_document()["annotations"][0]["category_id"] == 90
+
+
+@pytest.mark.parametrize(
+    ("name", "file_name", "expected"),
+    [
+        ("sub/a.png", "sub\\a.png", "it has backslashes: write 'sub/a.png', the file that is there"),
+        ("a b.png", "a%20b.png", "it has %-codes: write 'a b.png', the file that is there"),
+        ("a&b.png", "a&amp;b.png", "it has HTML's codes: write 'a&b.png'"),
+        ("c.png", " c.png", "it has spaces around it: write 'c.png'"),
+        ("Sub/C.PNG", "sub/c.png", "it is spelled otherwise .*: write 'Sub/C.PNG', the file that is there"),
+        ("\u00e9.png", "e\u0301.png", "it is spelled otherwise .* accents.: write '\u00e9.png'"),
+        ("sub/c.png", "other/c.png", "it is in another folder: write 'sub/c.png'"),
+        ("c.jpg", "c.png", "it has another ending: write 'c.jpg'"),
+        (
+            "sub/D 1.png",
+            "SUB\\d%201.png",
+            "it has backslashes and has %-codes and is spelled .* write 'sub/D 1.png'",
+        ),
+        ("c.png", "C:\\images\\c.png", "it has backslashes and is in another folder: write 'c.png'"),
+    ],
+)
+def test_the_file_that_was_meant_is_named(folder, name, file_name, expected):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "a.png").rename(folder / name)
+    document = tiny_document()
+    document["images"][0]["file_name"] = file_name
+    assert re.search(r"image 4: there is no file .*; " + expected, message(folder, document))
+
+
+def test_an_absolute_name_into_the_images_folder_is_to_be_written_relative(folder):
+    (folder / "sub").mkdir()
+    (folder / "a.png").rename(folder / "sub" / "a.png")
+    document = tiny_document()
+    document["images"][0]["file_name"] = str(folder / "sub" / "a.png")
+    expected = r"file_name .* is absolute; write it relative to the images folder: 'sub/a.png'"
+    assert re.search(expected, message(folder, document))
+    document["images"][1]["file_name"] = "/elsewhere/b.png"
+    document["images"][0]["file_name"] = "sub/a.png"
+    assert "leads out of the images folder; write 'b.png', the file that is in it" in message(
+        folder, document
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_of_another_encoding_is_named(folder, encoding):
+    path = folder / "train.json"
+    path.write_bytes(json.dumps(tiny_document()).encode(encoding))
+    with pytest.raises(InputError, match=rf"train\.json: is UTF-{encoding[4:6]} text; save it as UTF-8"):
+        read_coco(path, folder)
+
+
+def test_json_of_windows_is_named(folder):
+    document = tiny_document()
+    document["categories"][0]["name"] = "caf\u00e9"
+    path = folder / "train.json"
+    path.write_bytes(json.dumps(document, ensure_ascii=False).encode("cp1252"))
+    with pytest.raises(
+        InputError, match=r"is not UTF-8 text, but perhaps of Windows \(cp1252\); save it as UTF-8"
+    ):
+        read_coco(path, folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_neither_json_nor_an_image(folder):
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(InputError, match=r"pipe: cannot be read .not a regular file."):
+        read_coco(folder / "pipe", folder)
+    with pytest.raises(InputError, match=r"pipe: cannot be read .not a regular file."):
+        read_image(folder / "pipe")
+
+
+def test_names_of_classes_are_stripped(folder):
+    document = tiny_document()
+    document["categories"][0]["name"] = " caf\u00e9 \u732b\n"
+    assert load(folder, document).class_names == ("dog", "caf\u00e9 \u732b")
+
+
+def test_control_characters_in_file_names_are_escaped_wherever_they_are_printed(folder):
+    name = "a\x1b[2J\n.png"
+    (folder / "a.png").rename(folder / name)
+    document = tiny_document()
+    document["images"][0]["file_name"] = name
+    document["images"].append(document["images"][0] | {"id": 9})  # noted
+    dataset = load(folder, document)
+    assert dataset.describe(1) == r"train.json: image 4 (a\x1b[2J\n.png)"
+    assert dataset.coco_document()["images"][1]["file_name"] == name
+    (folder / name).write_bytes((folder / name).read_bytes()[:60])
+    with pytest.raises(InputError) as caught:
+        dataset[1]
+    assert [text.isprintable() for text in (*dataset.notes, str(caught.value))] == [True, True]
+
+
+def test_areas_that_are_0_or_missing_are_measured_with_a_note(folder):
+    document = tiny_document()
+    document["annotations"][0]["area"] = 0
+    document["annotations"][1]["area"] = None
+    dataset = load(folder, document)
+    assert [a["area"] for a in dataset.coco_document()["annotations"]] == [36.0] * 3
+    assert dataset.notes == [
+        f"{folder / 'train.json'}: area is 0 or missing in 2 of 3 annotations; measured from their masks"
+    ]
+
+
+@pytest.mark.parametrize(
+    "box", [[20, 10, 1e-7, 5], [31.9999999, 10, 5, 5], [20, 10, 5, 1e-300], [20, 23.9999999, 5, 5]]
+)
+def test_a_box_thinner_than_float32_can_tell_is_dropped(folder, box):
+    document = tiny_document()
+    document["annotations"][0]["bbox"] = box
+    dataset = load(folder, document)
+    assert "1 of 3 annotations, whose box has no area" in dataset.notes[0]
+    for sample in dataset:
+        assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
+
+
+def test_a_mask_with_runs_of_length_0_is_measured_rightly(folder):
+    document = tiny_document()
+    start, rest = 10 * HEIGHT + 8, HEIGHT * WIDTH - 10 * HEIGHT - 14
+    for counts in (
+        [start, 0, 0, 6, rest],
+        [5, 0, start - 5, 2, 0, 4, rest, 0],
+        [0, 0, start, 6, 0, 0, rest, 0, 0],
+    ):
+        for form in (counts, compressed(counts)):
+            document["annotations"][0].update(
+                segmentation={"size": [HEIGHT, WIDTH], "counts": form}, bbox=[10, 8, 1, 6], area=0
+            )
+            dataset = load(folder, document)
+            mask = dataset[dataset.image_ids.index(4)].masks[0]
+            assert mask.sum() == mask[8:14, 10].sum() == 6
+            entry = dataset.coco_document()["annotations"][0]
+            assert entry["area"] == 6
+            assert rle.measure([entry["segmentation"]])[1].tolist() == [[10, 8, 11, 14]]
+
+
+def test_all_crowds_are_named(folder):
+    document = tiny_document()
+    for entry in document["annotations"]:
+        entry["iscrowd"] = 1
+    expected = "all 3 annotations have iscrowd 1, which marks regions of many objects; set iscrowd to 0 where"
+    assert expected in message(folder, document, allow_empty=False)
+    assert expected in load(folder, document).notes[0]
+
+
+def test_two_entries_of_one_file_are_noted(folder):
+    document = tiny_document()
+    document["images"] += [document["images"][0] | {"id": 11, "file_name": "./a.png"}]
+    expected = r"images 4, 11 are one file, a.png; what only one entry has annotated counts as background"
+    assert re.search(expected, load(folder, document).notes[0])
+
+
+def test_files_of_both_training_and_validation_are_noted(folder):
+    train = load(folder, tiny_document())
+    document = tiny_document()
+    document["images"] = [document["images"][0] | {"file_name": "./a.png"}]
+    (folder / "val.json").write_text(json.dumps(document))
+    note = shared_files(train, read_coco(folder / "val.json", folder))
+    assert note.startswith(
+        "val.json: 1 of 1 images are files of train.json, too, such as a.png: what it says"
+    )
+    (folder / "a.png").rename(folder / "c.png")
+    document["images"][0]["file_name"] = "c.png"
+    (folder / "val.json").write_text(json.dumps(document))
+    assert shared_files(train, read_coco(folder / "val.json", folder)) is None
+
+
+def test_masks_outside_of_their_boxes_are_noted(folder):
+    document = tiny_document()
+    document["annotations"][0]["bbox"] = [20, 15, 10, 8]
+    expected = "1 of 3 annotations have their mask outside of their box: annotation 17 (image 4)"
+    assert expected in load(folder, document).notes[0]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "webp", "png"])
+def test_later_pictures_of_a_file_are_noted(folder, suffix):
+    pictures = [Image.fromarray(np.full((HEIGHT, WIDTH), v, np.uint8)) for v in (0, 99)]
+    document = tiny_document()
+    document["images"][0]["file_name"] = f"c.{suffix}"
+    pictures[0].save(folder / f"c.{suffix}", save_all=True, append_images=pictures[1:])
+    expected = (
+        "1 of 2 images are animations or have several pages, of which the first alone is read: image 4;"
+    )
+    assert expected in load(folder, document).notes[0]
+    pictures[0].save(folder / f"c.{suffix}")
+    assert load(folder, document).notes == []
+
+
+def test_twelve_bits_in_sixteen_are_noted(folder):
+    document = tiny_document()
+    values = np.linspace(0, 4095, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    Image.fromarray(values).save(folder / "a.png")
+    expected = (
+        "image 4: uses only 12 of its 16 bits (the greatest value is 4095, white is 65535) and is read as "
+        "nearly black; multiply the values by 16"
+    )
+    assert expected in load(folder, document).notes[0]
+    Image.fromarray(values * 16).save(folder / "a.png")
+    assert load(folder, document).notes == []
 
 
 def test_read_image_refuses_what_is_no_image_in_one_line(tmp_path):

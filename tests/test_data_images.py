@@ -1,12 +1,24 @@
 """Images of every kind come out as (3, H, W) float32 RGB in 0..1, upright."""
 
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from minimask.data import read_image
-from minimask.data.images import PixelCache, decode, read_header, to_float
+from minimask.data import images, read_image
+from minimask.data.formats import READERS
+from minimask.data.images import PixelCache, decode, examine, read_header, shrink, to_float
 from minimask.errors import InputError
+from minimask.kernels import resample
+from minimask.masks import Masks
+from minimask.results import large
 
 GREY = np.array([[0, 51, 102], [153, 204, 255]], np.uint8)  # 2 x 3
 RGB = np.stack([GREY, 255 - GREY, np.full_like(GREY, 51)], axis=2)
@@ -129,6 +141,31 @@ def test_exif_orientation_is_applied(tmp_path, orientation, dtype):
     assert read_header(tmp_path / "a.png") == (*stored.shape, orientation >= 5)
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_the_orientation_of_a_tiff_is_applied_once(tmp_path, orientation, compression):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](GREY))
+    result = read(tmp_path, Image.fromarray(stored), "a.tif", exif=exif, compression=compression)
+    np.testing.assert_array_equal(result, as_rgb(GREY) / np.float32(255))
+    assert read_header(tmp_path / "a.tif") == (2, 3, False)  # Pillow has turned it
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "png"])
+def test_the_orientation_is_read_from_exif_of_either_byte_order_and_from_xmp(tmp_path, suffix):
+    picture = Image.new("L", (3, 2))
+    little = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    big = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    for exif in (little, big):
+        assert read(tmp_path, picture, f"a.{suffix}", exif=exif).shape == (3, 3, 2)
+        for cut in range(6, len(exif) - 8):
+            read(tmp_path, picture, f"a.{suffix}", exif=exif[:cut])
+    if suffix != "png":
+        xmp = b'<x:xmpmeta tiff:Orientation="6"/>'
+        assert read(tmp_path, picture, f"a.{suffix}", xmp=xmp).shape == (3, 3, 2)
+
+
 def test_exif_rotation_is_left_out_where_only_the_stored_size_was_annotated(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -199,3 +236,220 @@ def test_the_cache_keeps_the_latest_used_arrays_within_its_limit():
         len(cache.get(9, lambda: np.zeros(1000, np.uint8))) == 1000
     )  # larger than the limit: given, not kept
     assert cache.size == 0
+
+
+# ---------------------------------------------------------------- which files are opened
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """A program named gs, first in the PATH; returns the file that it leaves when it is started."""
+    trace = tmp_path / "started"
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {trace}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    return trace
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n4 4 scale\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the program is a shell script")
+@pytest.mark.parametrize("name", ["photo.png", "photo.eps", "photo.ps", "photo"])
+@pytest.mark.parametrize("head", [b"", b"\xc5\xd0\xd3\xc6\x1e\0\0\0" + b"\0" * 22])
+def test_a_picture_that_is_a_program_is_not_run(tmp_path, ghostscript, name, head):
+    (tmp_path / name).write_bytes(head + POSTSCRIPT)
+    for look in (read_image, examine, decode):
+        with pytest.raises(InputError, match=r"photo.*: is PostScript .EPS., which is not read; convert it"):
+            look(tmp_path / name)
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("pillows", ["DDS", "DIB", "EPS", "ICNS", "ICO", "PDF", "TGA"])
+def test_formats_that_are_not_of_the_list_are_refused_though_pillow_knows_them(tmp_path, pillows):
+    Image.new("L", (32, 32)).save(tmp_path / "a.png", pillows)
+    with pytest.raises(InputError, match=r"a\.png: is .*; convert it to PNG or JPEG"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"%PDF-1.7\n", "PDF"),
+        (b"8BPS\0\1", "Photoshop"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"\0" * 128 + b"DICM", "DICOM"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"\x93NUMPY\x01\0", "a NumPy array"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, not the image"),
+    ],
+)
+def test_what_a_file_is_instead_is_named(tmp_path, content, what):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(
+        InputError, match=rf"a\.png: is {what}.*, which is not read; convert it to PNG or JPEG"
+    ):
+        read_image(tmp_path / "a.png")
+
+
+SUFFIXES = {"JPEG 2000": "jp2", "TIFF": "tif", "JPEG": "jpg"}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_format_of_the_list_is_read_under_any_name(tmp_path, name):
+    suffix = SUFFIXES.get(name, name.lower())
+    options = {"lossless": True} if suffix == "webp" else {}
+    picture = Image.fromarray(np.tile(RGB, (8, 8, 1)))
+    picture = picture.quantize(16) if suffix == "gif" else picture
+    picture.save(tmp_path / f"a.{suffix}", **options)
+    with Image.open(tmp_path / f"a.{suffix}") as opened:
+        expected = np.asarray(opened.convert("RGB"))
+    if suffix != "tga":  # which alone is known by its name
+        (tmp_path / f"a.{suffix}").rename(tmp_path / "a.dat")
+        suffix = "dat"
+    np.testing.assert_array_equal(decode(tmp_path / f"a.{suffix}"), expected)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device here")
+def test_a_device_is_no_image():
+    with pytest.raises(InputError, match=r"/dev/zero: cannot be read .not a regular file."):
+        read_image("/dev/zero")
+
+
+def test_a_pattern_that_the_shell_left_is_explained(tmp_path):
+    with pytest.raises(InputError, match=r"\*\.png: no such image file; your shell did not replace the \*"):
+        read_image(tmp_path / "*.png")
+
+
+# ---------------------------------------------------------------- warnings, threads
+
+
+def warned_about(directory):
+    """Images of which Pillow's own `open`, or its EXIF, warns."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x8769] = 6, "a maker " * 9, {0x9286: b"x" * 50}
+    cut = exif.tobytes()[:-60]
+    picture = Image.fromarray(np.array([[0, 1, 2], [2, 1, 0]], np.uint8), "P")
+    picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 51])
+    picture.save(directory / "palette.png", transparency=bytes([0, 255, 9]))
+    Image.new("L", (3, 2)).save(directory / "exif.jpg", exif=cut)
+    Image.new("L", (3, 2)).save(directory / "exif.png", exif=cut)
+    plain = (directory / "exif.jpg").read_bytes()
+    mpo = b"MPF\0II*\0\x08\0\0\0\xff\xff"
+    (directory / "mpo.jpg").write_bytes(plain[:2] + b"\xff\xe2" + bytes([0, len(mpo) + 2]) + mpo + plain[2:])
+    return sorted(directory.iterdir())
+
+
+def test_pillows_warnings_neither_show_nor_raise_though_no_filter_is_set(tmp_path, monkeypatch):
+    paths = warned_about(tmp_path)
+
+    def forbidden(*_, **__):
+        raise AssertionError("filters of warnings belong to the process")
+
+    with monkeypatch.context() as patch:  # pytest sets filters, too
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 5)  # Pillow's own `open` would warn
+        for name in ("catch_warnings", "filterwarnings", "simplefilter", "showwarning"):
+            patch.setattr(warnings, name, forbidden)
+        for path in paths:  # under pytest a warning is an error
+            assert read_image(path).shape in ((3, 2, 3), (3, 3, 2))
+            examine(path)
+
+
+def test_two_threads_decode_beside_each_other(tmp_path, monkeypatch):
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    both, pixels = threading.Barrier(2, timeout=20), images._pixels
+    monkeypatch.setattr(images, "_pixels", lambda *of: (both.wait(), pixels(*of))[1])
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(decode, [tmp_path / "a.png"] * 2):
+            np.testing.assert_array_equal(found, RGB)
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize(
+    ("mode", "each"), [("1", 2), ("L", 2), ("P", 4), ("RGB", 7), ("RGBA", 7), ("I;16", 4)]
+)
+def test_an_image_that_takes_too_much_memory_is_refused_by_its_header(tmp_path, monkeypatch, mode, each):
+    Image.new(mode, (40, 25)).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "MEMORY", 1000 * each)
+    assert decode(tmp_path / "a.png").shape[:2] == (25, 40)
+    monkeypatch.setattr(images, "MEMORY", 1000 * each - 1)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    with pytest.raises(
+        InputError, match=r"a\.png: 40 x 25 pixels would take .* to be decoded, more than the "
+    ):
+        examine(tmp_path / "a.png")
+
+
+def test_the_largest_images_that_fit_as_float32_are_told_from_those_that_do_not(tmp_path, monkeypatch):
+    Image.new("L", (40, 25)).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "MEMORY", 13_000)
+    assert read_image(tmp_path / "a.png").shape == (3, 25, 40)
+    monkeypatch.setattr(images, "MEMORY", 12_999)
+    with pytest.raises(InputError, match=r"a\.png: 40 x 25 pixels would take .* as float32"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("shape", [(40, 61), (40, 61, 3), (1, 300), (300, 1, 3)])
+@pytest.mark.parametrize("size", [(13, 20), (1, 1), (40, 61), (1, 33)])
+def test_shrinking_pixels_is_the_networks_resizing(monkeypatch, dtype, shape, size):
+    monkeypatch.setattr(images, "_ROWS_AT_ONCE", 3 * 61)  # several blocks
+    rng = np.random.default_rng(0)
+    pixels = (
+        rng.random(shape).astype(dtype) if dtype == np.float32 else rng.integers(0, 255, shape).astype(dtype)
+    )
+    expected = resample.bilinear(to_float(pixels), size)
+    np.testing.assert_allclose(shrink(pixels, size), expected, rtol=0, atol=1e-6)
+
+
+class Sees:
+    """A model that finds the left half of whatever it gets, and scales images to 20 pixels."""
+
+    class transform:
+        min_sizes = (10,)
+        resized = staticmethod(lambda size, min_size: (max(1, size[0] // 5), size[1] // 5))
+
+    def predict(self, batch):
+        (self.image,) = batch
+        height, width = self.image.shape[1:]
+        boxes = np.float32([[0, 0, width / 2, height]])
+        masks = Masks(np.ones((1, 28, 28), np.float32), boxes, (height, width))
+        return [{"boxes": boxes, "labels": np.array([1]), "scores": np.float32([0.9]), "masks": masks}]
+
+
+def test_a_large_image_is_resized_before_the_model_and_found_at_its_own_size(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 100, 3), dtype=np.uint8)
+    model = Sees()
+    found, image, seen = large.predict_pixels(model, pixels)
+    assert found is seen and image is model.image and image.shape == (3, 50, 100)
+    monkeypatch.setattr(large, "LARGE", 4999)
+    found, image, seen = large.predict_pixels(model, pixels)
+    assert image is model.image and image.shape == (3, 10, 20)
+    assert seen["boxes"].tolist() == [[0, 0, 10, 10]] and found["boxes"].tolist() == [[0, 0, 50, 50]]
+    assert found["masks"].shape == (1, 1, 50, 100)
+    assert found["masks"].boxes.tolist() == [[0, 0, 50, 50]]
+    np.testing.assert_array_equal(found["scores"], seen["scores"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no resource module on Windows")
+def test_a_small_file_of_a_gigantic_picture_is_decoded_and_shrunk_in_little_memory(tmp_path):
+    program = (
+        "import resource, sys; from pathlib import Path; from minimask.data.images import decode, shrink;"
+        "pixels = decode(Path(sys.argv[1])); print(pixels.shape, shrink(pixels, (800, 800)).shape);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    Image.new("1", (9000, 9000)).save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size < 50_000
+    result = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "a.png"], capture_output=True, text=True
+    )
+    assert result.stdout.startswith("(9000, 9000) (3, 800, 800)\n"), result.stderr
+    assert int(result.stdout.split()[-1]) < 500_000  # KiB; 4.1 GB when the whole image became float32

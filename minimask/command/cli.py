@@ -4,6 +4,7 @@ import argparse
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -41,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     # NumPy would warn of overflow in weights that have diverged, in a line of its own.
-    with np.errstate(all="ignore"), unfailing_streams() as streams:
+    with np.errstate(all="ignore"), warnings.catch_warnings(), unfailing_streams() as streams:
+        # Damaged metadata of images: nothing to act on. Filters are set here alone, where the process is ours
+        # and has no other threads: what reads images may run in any process.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         status = _run(argv, "--debug" in argv, streams)
         streams[0].flush()
         return status or _unwritten(streams[0])

@@ -114,14 +114,17 @@ def predict(arguments: argparse.Namespace) -> int:
 
     output = check_output_directory(arguments.output)
     images, also = expanded(arguments.images), (arguments.json, arguments.label_maps)
-    check_images(images, output, arguments.label_maps)  # before the weights: a wrong name should not wait
+    # Before the weights: a wrong name should not wait for them.
+    for line in check_images(images, output, *also):
+        note(line)
     written = [result for path in images for result in results_of(path, output, arguments.label_maps)]
     check_inputs_are_kept([arguments.weights], [*written, output / "predictions.json"])
     options = {"detections": arguments.max_detections, "score_threshold": arguments.score_threshold}
     detector = load_detector(arguments.weights, arguments.device, **options)
     if missing := missing_letters(detector.class_names):
         note(f"no font of this computer has {missing}, of names of classes: drawn as boxes. Install one")
-    counts = predict_files(detector, images, output, *also, lambda paths: each(paths, "predicting"))
+    progress = lambda paths: each(paths, "predicting")  # noqa: E731
+    counts = predict_files(detector, images, output, *also, progress, note)
     most = detector.config.model.detections
     for path, count in zip(images, counts):
         tell(f"{path}: {count} objects, {output / Path(path).stem}-instances.png")

@@ -126,7 +126,8 @@ def carry_out(sample: Sample, plan: Plan) -> Sample:
         x1, y1, x2, y2 = (boxes[:, [1, 0, 3, 2]] if plan.transpose else boxes).T
         x1, x2 = (width - x2, width - x1) if plan.flip_x else (x1, x2)
         y1, y2 = (height - y2, height - y1) if plan.flip_y else (y1, y2)
-        return np.stack([x1, y1, x2, y2], axis=1)
+        # A side that touches the border may round to a hair beyond it when it is scaled and mirrored.
+        return np.clip(np.stack([x1, y1, x2, y2], axis=1), 0, np.array([width, height] * 2, boxes.dtype))
 
     boxes, crowd_boxes = turned_boxes(boxes), turned_boxes(crowd_boxes)
     keep, crowd_keep = masks.any(axis=(1, 2)), crowd_masks.any(axis=(1, 2))  # shrinking may leave no pixel

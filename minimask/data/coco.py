@@ -4,6 +4,7 @@ Shapes: A annotations; G objects and C crowd regions of an image of H x W.
 """
 
 import hashlib
+import os
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from minimask.data import checks, rle
-from minimask.data.images import PixelCache, decode, to_float
+from minimask.data.box_checks import check_boxes
+from minimask.data.image_entries import ImageRecord, read_images, wrong_size
+from minimask.data.images import PixelCache, decode, to_float_within
 from minimask.data.sample import PixelBox, Sample, cut
-from minimask.errors import InputError
+from minimask.errors import InputError, one_line
 
 CACHE_BYTES = 256 * 2**20
 DIGESTED_BYTES = 64 * 2**20
@@ -61,7 +64,7 @@ class CocoDataset:
     def __init__(
         self,
         path: Path,
-        records: list[checks.ImageRecord],
+        records: list[ImageRecord],
         categories: dict[int, str],
         table: _Table,
         notes: list[str],
@@ -71,7 +74,7 @@ class CocoDataset:
         self.class_names = tuple(categories.values())
         self.category_ids = tuple(categories)
         self.image_ids = tuple(record.id for record in records)
-        self.notes = notes
+        self.notes = [one_line(note) for note in notes]
         self._records = records
         self._table = table
         self._starts = np.searchsorted(table.images, np.arange(len(records) + 1))
@@ -86,7 +89,7 @@ class CocoDataset:
     def describe(self, index: int) -> str:
         """For messages: 'train.json: image 17 (a.png)'."""
         record = self._records[index]
-        return f"{self.name}: image {record.id} ({record.file_name})"
+        return one_line(f"{self.name}: image {record.id} ({record.file_name})")
 
     def digests(self) -> dict[str, str]:
         """What tells this data set from another of the same images' names: its annotations, and its files.
@@ -112,8 +115,8 @@ class CocoDataset:
         return record.height, record.width, _corners(table.boxes[~table.crowd], record)
 
     def image(self, index: int) -> np.ndarray:
-        """The image alone, (3, H, W) float32."""
-        return to_float(self._pixels(index))
+        """The image alone, (3, H, W) float32; an InputError if that would take too much memory."""
+        return to_float_within(self.pixels(index), self._records[index].path)
 
     def load(self, index: int, window: PixelBox | None = None) -> Sample:
         """An image with its objects, or a window of it as `sample.crop` would cut it.
@@ -128,7 +131,8 @@ class CocoDataset:
         """
         record, table = self._records[index], self._annotations(index)
         window = PixelBox(*(window or (0, 0, record.width, record.height)))
-        image = to_float(self._pixels(index)[window.y1 : window.y2, window.x1 : window.x2])
+        pixels = self.pixels(index)[window.y1 : window.y2, window.x1 : window.x2]
+        image = to_float_within(pixels, record.path)
         begins, ends = table.extents[:, :2], table.extents[:, 2:]  # (A, 2) each
         in_window = (begins < window[2:]).all(axis=1) & (ends > window[:2]).all(axis=1)
         objects, crowds = table.select(in_window & ~table.crowd), table.select(in_window & table.crowd)
@@ -172,14 +176,14 @@ class CocoDataset:
         index = range(len(self))[index]  # takes negative indices, raises IndexError
         return self._table.select(slice(self._starts[index], self._starts[index + 1]))
 
-    def _pixels(self, index: int) -> np.ndarray:
+    def pixels(self, index: int) -> np.ndarray:
         """The image as `images.decode` returns it, (H, W) or (H, W, 3), from the cache if it is there."""
         record = self._records[index]
 
         def read() -> np.ndarray:
             pixels = decode(record.path, (record.height, record.width))
             if pixels.shape[:2] != (record.height, record.width):
-                raise checks.wrong_size(self.path, record, *pixels.shape[:2])
+                raise wrong_size(self.path, record, *pixels.shape[:2])
             return pixels
 
         return self._cache.get(record.id, read)
@@ -192,7 +196,7 @@ def read_coco(
 
     Everything but the pixels is checked now (see `checks`): a file that passes is safe for pycocotools.
     Annotations whose box has no area or lies outside the image, or whose mask has no pixel, are dropped, and
-    `CocoDataset.notes` says so.
+    areas that are 0 or missing are measured from the masks; `CocoDataset.notes` says so.
 
     Parameters
     ----------
@@ -214,7 +218,7 @@ def read_coco(
     path = Path(json_path)
     notes: list[str] = []
     document = checks.read_document(path)
-    records = checks.read_images(document["images"], path, Path(images_dir), notes)
+    records = read_images(document["images"], path, Path(images_dir), notes)
     categories = checks.read_categories(document["categories"], path)
     rows = checks.read_annotations(document["annotations"], path, records, categories)
     index = {record.id: i for i, record in enumerate(records)}
@@ -225,17 +229,49 @@ def read_coco(
     rows = [row for row in rows if row.counts is not None]
     table = _make_table(rows, index, list(categories), records)
     width_height = np.array([(r.width, r.height) for r in records])[table.images]  # (A, 2)
-    checks.check_corner_boxes(path, rows, table.boxes, table.extents, width_height)
+    check_boxes(path, rows, table.boxes, table.extents, width_height)
+    _note_apart(rows, table, path, notes)
     _note_dropped(rows, table.pixels == 0, "mask has no pixel", path, strict, notes)
-    table = table.select(table.pixels > 0)
-    if not allow_empty and table.crowd.all():
-        dropped = f" ({'; '.join(notes)})" if notes else ""
-        raise InputError(
-            f"{path}: no object is left to learn from in {len(records)} images{dropped}; annotate some"
+    unknown = sum(row.area is None for row in rows)
+    if unknown:
+        notes.append(
+            f"{path}: area is 0 or missing in {unknown} of {len(rows)} annotations; measured from their masks"
         )
+    table = table.select(table.pixels > 0)
+    _check_objects(table, len(records), path, allow_empty, notes)
     if (table.ids < 1).any():
         notes.append(f"{path}: annotation ids below 1 or missing; numbered anew for the evaluation")
     return CocoDataset(path, records, categories, table, notes)
+
+
+def _check_objects(table: _Table, images: int, path: Path, allow_empty: bool, notes: list[str]) -> None:
+    """Refuse or note a file in which no annotation is an object."""
+    crowds = len(table.crowd) if table.crowd.all() else 0
+    only = (
+        f"all {crowds} annotations have iscrowd 1, which marks regions of many objects; set iscrowd to 0 "
+        "where one object was drawn"
+    )
+    if not allow_empty and table.crowd.all():
+        dropped = f" ({'; '.join(notes)})" if notes else ""
+        why = f": {only}" if crowds else "; annotate some"
+        raise InputError(f"{path}: no object is left to learn from in {images} images{dropped}{why}")
+    if crowds:
+        notes.append(f"{path}: {only}")
+
+
+def shared_files(one: CocoDataset, other: CocoDataset) -> str | None:
+    """What to say of image files that two data sets share, such as training and validation; None if none."""
+    ours, theirs = (
+        {os.path.realpath(record.path): index for index, record in enumerate(dataset._records)}
+        for dataset in (one, other)
+    )
+    both = sorted(ours[file] for file in ours.keys() & theirs.keys())
+    if not both:
+        return None
+    return (
+        f"{other.name}: {len(both)} of {len(other)} images are files of {one.name}, too, such as "
+        f"{one_line(one._records[both[0]].file_name)}: what it says of them is no validation"
+    )
 
 
 def nuclei_sample(split: str) -> CocoDataset:
@@ -267,18 +303,35 @@ def _note_dropped(
     """Note that the annotations for which `bad` (A,) is True are dropped; with `strict`, an InputError."""
     if not bad.any():
         return
-    first = ", ".join(rows[a].label for a in np.flatnonzero(bad)[:5]) + (", ..." if bad.sum() > 5 else "")
-    what = f"{bad.sum()} of {len(rows)} annotations, whose {why}: {first}"
+    what = f"{bad.sum()} of {len(rows)} annotations, whose {why}: {_first(rows, bad)}"
     if strict:
         raise InputError(f"{path}: {what}; correct or remove them, or read it without strict")
     notes.append(f"{path}: dropped {what}")
+
+
+def _note_apart(rows: list[checks.Annotation], table: _Table, path: Path, notes: list[str]) -> None:
+    """Note masks that have nothing in common with their boxes."""
+    low = np.maximum(table.boxes[:, :2], table.extents[:, :2])
+    high = np.minimum(table.boxes[:, :2] + table.boxes[:, 2:], table.extents[:, 2:])
+    apart = (table.pixels > 0) & (low >= high).any(axis=1)
+    if apart.any():
+        notes.append(
+            f"{path}: {apart.sum()} of {len(rows)} annotations have their mask outside of their box: "
+            f"{_first(rows, apart)}"
+        )
+
+
+def _first(rows: list[checks.Annotation], chosen: np.ndarray) -> str:
+    """The labels of the first five annotations for which `chosen` (A,) is True."""
+    labels = ", ".join(rows[a].label for a in np.flatnonzero(chosen)[:5])
+    return labels + (", ..." if chosen.sum() > 5 else "")
 
 
 def _make_table(
     rows: list[checks.Annotation],
     index: dict[int, int],
     category_ids: list[int],
-    records: list[checks.ImageRecord],
+    records: list[ImageRecord],
 ) -> _Table:
     images = np.array([index[row.image_id] for row in rows], np.int64)
     label = {category_id: k for k, category_id in enumerate(category_ids, start=1)}
@@ -302,14 +355,13 @@ def _make_table(
     )
 
 
-def _corners(boxes: np.ndarray, record: checks.ImageRecord) -> np.ndarray:
+def _corners(boxes: np.ndarray, record: ImageRecord) -> np.ndarray:
     """(A, 4) x, y, width, height -> float32 x1, y1, x2, y2 clipped to the image."""
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    return np.clip(corners, 0, [record.width, record.height] * 2).astype(np.float32)
+    return checks.corners_in_image(boxes, record.height, record.width)
 
 
 def _cut_objects(
-    table: _Table, record: checks.ImageRecord, window: PixelBox, **options
+    table: _Table, record: ImageRecord, window: PixelBox, **options
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes (G, 4), labels (G,) and masks (G, h, w) that `sample.cut` keeps of objects in a window."""
     masks = _decode_masks(table, record.height, window)

@@ -1,63 +1,168 @@
-"""Image files of any kind that Pillow reads, as (3, H, W) float32 RGB, and a cache for decoded ones."""
+"""Image files as (3, H, W) float32 RGB, or at their own bit depth; and a cache for decoded ones.
+
+Nothing here touches what belongs to the process: no filter of warnings is set and no lock is held while
+decoding, so that threads may decode beside each other.
+"""
 
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from minimask.data.formats import open_image, orientation
 from minimask.errors import InputError
+from minimask.files import open_regular
 
-EXIF_ORIENTATION = 0x0112
+MEMORY = 10**9
+"""Most bytes that one image may take while it is decoded, or as (3, H, W) float32: a file of 20 kB can hold a
+picture of 13000 x 13000."""
 
-_quiet = threading.Lock()  # warning filters belong to the process: two threads must not swap them
+_ROWS_AT_ONCE = 2**20  # pixels that are converted at once
+
+# What decoders need beside the picture, in bytes a pixel; the others go row by row.
+_DECODER = {"JPEG2000": 12, "WEBP": 8, "AVIF": 8}
+
+_UPRIGHT = {  # EXIF orientation -> the upright view of (H, W, ...)
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+class Header(NamedTuple):
+    """What a file says of its image before the pixels are decoded."""
+
+    height: int  # as stored
+    width: int
+    turned: bool  # whether EXIF turns the image on its side
+    sixteen_bits: bool
+    several: bool  # whether other pictures follow this one: an animation, or pages
+    bytes_per_pixel: int  # of what `decode` returns
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator:
+def _opened(path: Path) -> Iterator[Any]:
     """Pillow's image, not yet decoded; whatever is wrong with the file is raised as an InputError."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory; give an image file")
     try:
-        with _quiet, warnings.catch_warnings():
-            # Large images, damaged EXIF: nothing to act on. By module, so that other threads miss no warning.
-            warnings.filterwarnings("ignore", module=r"PIL\.|minimask\.data\.images$")
-            with Image.open(path) as image:
-                yield image
-    except InputError:
-        raise
+        file = open_regular(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such image file") from None
+        star = "; your shell did not replace the *: name the files" if "*" in str(path) else ""
+        raise InputError(f"{path}: no such image file{star}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a directory; give an image file") from None
     except PermissionError:
         raise InputError(f"{path}: may not be read; check its permissions") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: is not an image that Pillow can read; convert it to PNG or JPEG") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give an image file") from None
+    try:
+        with file, open_image(file, path) as image:
+            _check_memory(image, path)
+            yield image
+    except InputError:
+        raise
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: is too large to be decoded ({error}); cut it into tiles") from None
     except MemoryError:
         raise InputError(f"{path}: does not fit into memory; cut it into tiles") from None
-    except Exception as error:  # forty decoders raise what they like: OSError, SyntaxError, struct.error, ...
+    except Warning as warning:  # only where the user has warnings raised
+        raise InputError(
+            f"{path}: Pillow warns: {warning}; save it anew, or let warnings of PIL be"
+        ) from None
+    except Exception as error:  # each decoder raises what it likes: OSError, SyntaxError, struct.error, ...
         detail = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: damaged or truncated image ({detail}); replace the file") from error
 
 
-def read_header(path: Path) -> tuple[int, int, bool]:
-    """Height and width as stored, and whether EXIF turns the image on its side; no pixels are decoded.
+def _check_memory(image: Any, path: Path) -> None:
+    """Refuse by the header what could not be decoded within `MEMORY`, or exceeds Pillow's own limit."""
+    from PIL import Image
+
+    if image.width < 1 or image.height < 1:
+        raise InputError(f"{path}: damaged image (it has {image.width} x {image.height} pixels)")
+    size, pixels = f"{image.width} x {image.height} pixels", image.width * image.height
+    most = Image.MAX_IMAGE_PIXELS
+    if most and pixels > 2 * most:  # where Pillow's own `open` refuses
+        raise InputError(
+            f"{path}: is too large to be decoded ({size}, where {2 * most} are allowed); cut it into tiles"
+        )
+    needed = pixels * (_stored_bytes(image) + _decoder_bytes(image) + _result_bytes(image))
+    if needed > MEMORY:
+        raise too_large(path, image.height, image.width, needed, "to be decoded")
+
+
+def too_large(path: Path, height: int, width: int, needed: int, purpose: str) -> InputError:
+    """The error for an image that would take more than `MEMORY`."""
+    return InputError(
+        f"{path}: {width} x {height} pixels would take {needed / 1e9:.1f} GB {purpose}, more than the "
+        f"{MEMORY / 1e9:.1f} GB that one image may take; scale it down or cut it into tiles"
+    )
+
+
+def _stored_bytes(image: Any) -> int:
+    """Bytes a pixel in Pillow."""
+    return {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
+
+
+def _decoder_bytes(image: Any) -> int:
+    return _DECODER.get(image.format, 6 if image.info.get("progressive") else 0)
+
+
+def _result_bytes(image: Any) -> int:
+    """Bytes a pixel of what `decode` returns."""
+    if image.mode == "F":
+        return 4
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return 2
+    return 1 if _is_grey(image) else 3
+
+
+def _is_grey(image: Any) -> bool:
+    return image.mode in ("1", "L") and "transparency" not in image.info
+
+
+def examine(path: Path) -> Header:
+    """What an image file's header says; no pixels are decoded.
 
     Raises
     ------
     InputError
-        If the file is missing or is not an image.
+        If the file is missing, is not an image that is read, or is too large to be decoded.
     """
     with _opened(path) as image:
-        # A PNG may have its EXIF after the pixels, and Pillow would decode them all to look for it.
-        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-        return image.height, image.width, exif.get(EXIF_ORIENTATION) in (5, 6, 7, 8)
+        return Header(
+            height=image.height,
+            width=image.width,
+            turned=orientation(image) >= 5,
+            sixteen_bits=image.mode == "I" or image.mode.startswith("I;16"),
+            several=_has_several(image),
+            bytes_per_pixel=_result_bytes(image),
+        )
+
+
+def _has_several(image: Any) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # what follows the first picture is damaged, which does not matter: it is not read
+        return True
+
+
+def read_header(path: Path) -> tuple[int, int, bool]:
+    """Height and width as stored, and whether EXIF turns the image on its side: a part of `examine`."""
+    return examine(path)[:3]
 
 
 def decode(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -79,30 +184,50 @@ def decode(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     Raises
     ------
     InputError
-        If the file is missing, a directory, not an image, truncated, or has values beyond 16 bits.
+        If the file is missing, no regular file, of a format that is not read (`formats.READERS`), truncated,
+        takes more than `MEMORY`, or has values beyond 16 bits.
     """
-    from PIL import ImageOps
-
     with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        fits, fits_upright = (size == (view.height, view.width) for view in (image, upright))
-        return _pixels(image if fits and not fits_upright else upright, path)
+        image.load()
+        turn = orientation(image)
+        pixels = _pixels(image, path)
+    if turn == 1:
+        return pixels
+    stored, upright = pixels.shape[:2], _UPRIGHT[turn](pixels)
+    if size == stored and size != upright.shape[:2]:
+        return pixels
+    return np.ascontiguousarray(upright)
 
 
-def _pixels(image, path: Path) -> np.ndarray:
-    """As `decode`; `path` is for the message."""
+def _pixels(image: Any, path: Path) -> np.ndarray:
+    """As `decode`, as stored; converted some rows at a time, since Pillow's copies of it all add up."""
+    width, height = image.size
+    dtype = {4: np.float32, 2: np.uint16}.get(_result_bytes(image), np.uint8)
+    pixels = np.empty((height, width) if _result_bytes(image) != 3 else (height, width, 3), dtype)
+    low, high = np.float64(np.inf), np.float64(-np.inf)
+    rows = max(1, _ROWS_AT_ONCE // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        values = _rows(image.crop((0, top, width, bottom)))
+        pixels[top:bottom] = values if values.dtype.kind == "u" else np.clip(values, 0, 65535)
+        low, high = np.minimum(low, values.min()), np.maximum(high, values.max())  # NaN stays NaN
+    most = 1 if dtype == np.float32 else 65535
+    if not (low >= 0 and high <= most):
+        raise InputError(
+            f"{path}: has values from {low:g} to {high:g}, where 0 to {most} is understood; "
+            "save it with 8 or 16 bits"
+        )
+    return pixels
+
+
+def _rows(image: Any) -> np.ndarray:
+    """Some rows of an image: (h, W) or (h, W, 3) uint8, uint16, int32 or float32."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)  # in the machine's byte order
     if image.mode in ("I", "F"):
-        values, top = np.asarray(image), 65535 if image.mode == "I" else 1
-        if not (values.min() >= 0 and values.max() <= top):
-            raise InputError(
-                f"{path}: has values from {values.min()} to {values.max()}, where 0 to {top} is understood; "
-                "save it with 8 or 16 bits"
-            )
-        return values.astype(np.uint16 if image.mode == "I" else np.float32)
+        return np.asarray(image)
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -119,14 +244,51 @@ def to_float(pixels: np.ndarray) -> np.ndarray:
     return image
 
 
+def to_float_within(pixels: np.ndarray, path: Path) -> np.ndarray:
+    """`to_float`, unless that takes more than `MEMORY`: then an InputError that names the file."""
+    needed = pixels.nbytes + 12 * pixels.shape[0] * pixels.shape[1]
+    if needed > MEMORY:
+        raise too_large(path, *pixels.shape[:2], needed, "as float32")
+    return to_float(pixels)
+
+
+def shrink(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """What `decode` returns, resized to (h, w): (3, h, w) float32, without ever being float32 as a whole.
+
+    Bilinear between the two pixel centres on either side, as the network's own resizing is
+    (`kernels.resample.bilinear`).
+    """
+
+    def neighbours(length: int, out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        centre = np.clip((np.arange(out) + 0.5) * (length / out) - 0.5, 0, length - 1)
+        low = np.floor(centre).astype(np.int64)
+        return low, np.minimum(low + 1, length - 1), (centre - low).astype(np.float32)
+
+    top, bottom, down = neighbours(pixels.shape[0], size[0])
+    left, right, across = neighbours(pixels.shape[1], size[1])
+
+    def row(rows: np.ndarray) -> np.ndarray:  # (3, h, w): some rows of the image, resized horizontally
+        picked = pixels[rows]
+        return (1 - across) * to_float(picked[:, left]) + across * to_float(picked[:, right])
+
+    out = np.empty((3, *size), np.float32)
+    at_once = max(1, _ROWS_AT_ONCE // pixels.shape[1])
+    for first in range(0, size[0], at_once):
+        part = slice(first, first + at_once)
+        weight = down[part, None]
+        out[:, part] = (1 - weight) * row(top[part]) + weight * row(bottom[part])
+    return out
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """An image file as the model wants it.
 
     Parameters
     ----------
     path : str or Path
-        Any format and mode that Pillow reads: grey, palette, 1 bit, 16 bits (65535 is white), CMYK, with or
-        without transparency (laid over white). The EXIF orientation is applied.
+        PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP, AVIF, PPM, PCX, SGI or TGA, of any mode: grey, palette,
+        1 bit, 16 bits (65535 is white), CMYK, with or without transparency (laid over white). The EXIF
+        orientation is applied.
 
     Returns
     -------
@@ -136,9 +298,11 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises
     ------
     InputError
-        If the file is missing, a directory, not an image, truncated, too large, or has values beyond 16 bits.
+        If the file is missing, no regular file, not such an image, truncated, too large for `MEMORY`, or has
+        values beyond 16 bits.
     """
-    return to_float(decode(Path(path)))
+    path = Path(path)
+    return to_float_within(decode(path), path)
 
 
 class PixelCache:

@@ -9,7 +9,7 @@ import numpy as np
 from minimask.data.sample import PixelBox
 
 
-def read_runs(counts: bytes) -> np.ndarray:
+def read_runs(counts: bytes, pixels: int | None = None) -> np.ndarray:
     """The run lengths in a compressed string.
 
     Parameters
@@ -19,6 +19,8 @@ def read_runs(counts: bytes) -> np.ndarray:
         from '0'. Bit 5 says that another group follows; bit 4 of the last group is the sign. From the fourth
         number on, what is written is the difference from the number two before (rleFrString in pycocotools'
         maskApi.c).
+    pixels : int, optional
+        How many the image has; no run may be longer, so that sums of runs do not overflow.
 
     Returns
     -------
@@ -44,7 +46,24 @@ def read_runs(counts: bytes) -> np.ndarray:
     runs[2::2] = np.cumsum(runs[2::2])
     if runs.min() < 0:
         raise ValueError("has a run of negative length")
+    if pixels is not None and runs.max() > pixels:
+        raise ValueError("has a run longer than the image")
     return runs
+
+
+def without_empty_runs(runs: np.ndarray) -> np.ndarray:
+    """The same mask without runs of length 0, but the first: pycocotools measures around them wrongly.
+
+    Parameters
+    ----------
+    runs : (R,) int64
+    """
+    values = np.arange(len(runs)) % 2  # 0 or 1: what each run consists of
+    kept = runs > 0
+    runs, values = runs[kept], values[kept]
+    first = np.flatnonzero(np.diff(values, prepend=-1))  # of neighbours that are alike now
+    merged = np.add.reduceat(runs, first)
+    return np.concatenate([[0], merged]) if values[0] else merged
 
 
 def decode_runs(runs: np.ndarray, height: int, window: PixelBox) -> np.ndarray:

@@ -139,7 +139,7 @@ class Transform:
         return self.min_sizes[draws.rng(Purpose.IMAGE_SIZE, n).integers(len(self.min_sizes))]
 
     def resized(self, size: tuple[int, int], min_size: int | None) -> tuple[int, int]:
-        """The (height, width) that an image of this size is scaled to, with this `min_size`."""
+        """The (height, width) that an image of this size is scaled to with this `min_size`, at least 1."""
         scale = self.max_size / max(size)
         scale = min(scale, 1.0 if min_size is None else min_size / min(size))
         return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minimask.files import write_json
+from minimask.results.large import predict_at
 
 FILES = ("detections.json", "metrics.json")
 METRICS = ("AP", "AP50", "AP75", "small", "medium", "large")
@@ -87,7 +88,7 @@ def evaluate(
         max_detections = _most_of(model)
     detections: list[dict] = []
     for index in progress(range(len(dataset))):
-        (prediction,) = model.predict([dataset.image(index)])
+        prediction = predict_at(model, dataset, index)
         found = coco_results(prediction, dataset.image_ids[index], dataset.category_ids)
         detections += sorted(found, key=lambda result: -result["score"])[:max_detections]
     return score(dataset.coco_document(), detections, max_detections)

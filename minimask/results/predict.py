@@ -2,18 +2,21 @@
 
 import glob
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from minimask.data.images import read_header, read_image
-from minimask.errors import InputError
+from minimask.data import images as files
+from minimask.data.image_entries import unused_bits
+from minimask.errors import InputError, one_line
 from minimask.files import check_inputs_are_kept, output_directory, write_json
 from minimask.results.evaluate import coco_results
+from minimask.results.large import predict_pixels
 from minimask.results.visualize import draw_instances, label_maps, save_picture
 from minimask.weights.detector import Detector
+
+_PASTED = 9  # bytes a pixel for one mask at the size of the image: as float32, thresholded, encoded
 
 
 def confident(prediction: dict, threshold: float) -> dict:
@@ -47,20 +50,35 @@ def results_of(path: str | Path, output: str | Path, with_label_maps: bool) -> l
     return [Path(output) / f"{Path(path).stem}-{kind}.png" for kind in kinds]
 
 
-def check_images(paths: Sequence[str | Path], output: str | Path, with_label_maps: bool = False) -> None:
+def check_images(
+    paths: Sequence[str | Path], output: str | Path, json: bool = False, with_label_maps: bool = False
+) -> list[str]:
     """Check that every file is an image, by its header, and that results take no other file's place.
 
     Damage further inside a file shows when it is decoded, in `predict_files`.
+
+    Parameters
+    ----------
+    output : str or Path
+        The directory that results will be written to.
+    json, with_label_maps : bool
+        Whether these will be written; they need masks pasted at the image's size.
+
+    Returns
+    -------
+    list of str
+        What may surprise, a line each.
 
     Raises
     ------
     InputError
         For the first file that is not an image, or whose results would overwrite those of another or one of
-        the images.
+        the images, or that would take more than `images.MEMORY`.
     """
     results = [result for path in paths for result in results_of(path, output, with_label_maps)]
     check_inputs_are_kept(paths, results)
     stems: dict[str, Path] = {}
+    notes = []
     for path in map(Path, paths):
         other = stems.setdefault(path.stem, path)
         if other != path:
@@ -68,7 +86,17 @@ def check_images(paths: Sequence[str | Path], output: str | Path, with_label_map
                 f"{path} and {other}: results are named after the image, and both would be {path.stem}; "
                 "rename one, or predict them into two directories"
             )
-        read_header(path)
+        header = files.examine(path)
+        needed = header.pixels * (header.bytes_per_pixel + _PASTED)
+        if (json or with_label_maps) and needed > files.MEMORY:
+            purpose = "with --json or --label-maps, which need masks of its size"
+            raise files.too_large(path, header.height, header.width, needed, purpose)
+        if header.several:
+            notes.append(
+                f"{path}: is an animation or has several pages, of which the first alone is read; save the "
+                "others as files of their own"
+            )
+    return [one_line(note) for note in notes]
 
 
 def predict_files(
@@ -78,18 +106,21 @@ def predict_files(
     json: bool = False,
     with_label_maps: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
+    note: Callable[[str], None] = lambda line: None,
 ) -> list[int]:
     """Predict image files, one after another, and write a picture of each.
 
     Parameters
     ----------
     output : str or Path
-        The directory for NAME-instances.png; with `with_label_maps` also NAME-ids.png (16 bits: the number of
-        the instance) and NAME-classes.png (the label, in 8 bits, or in 16 for more than 255 classes); with
-        `json` also predictions.json, a COCO document whose annotations have a score, which `read_coco` reads
-        back.
+        The directory for NAME-instances.png, smaller than the image if that is `large.LARGE`; with
+        `with_label_maps` also NAME-ids.png (16 bits: the number of the instance) and NAME-classes.png (the
+        label, in 8 bits, or in 16 for more than 255 classes); with `json` also predictions.json, a COCO
+        document whose annotations have a score, which `read_coco` reads back.
     progress : callable
         Wraps the list of paths, to show progress.
+    note : callable
+        Called with what may surprise, a line each.
 
     Returns
     -------
@@ -104,32 +135,29 @@ def predict_files(
     """
     images: list[dict] = []
     annotations: list[dict] = []
+    counts = []
     with output_directory(output) as folder:
         for number, path in enumerate(progress(list(map(Path, paths))), start=1):
-            image = read_image(path)
-            height, width = image.shape[1:]
-            (found,) = detector.model.predict([image])
-            _write_pictures(folder, path, image, found, detector, with_label_maps)
+            pixels = files.decode(path)
+            height, width = pixels.shape[:2]
+            dark = unused_bits(int(pixels.max())) if pixels.dtype == np.uint16 else None
+            if dark:
+                note(one_line(f"{path}: {dark}"))
+            found, image, seen = predict_pixels(detector.model, pixels)
+            picture, *maps = results_of(path, folder, with_label_maps)
+            names = detector.class_names
+            drawn = draw_instances(image, seen["boxes"], seen["labels"], seen["masks"], names, seen["scores"])
+            save_picture(picture, drawn)
+            if maps:
+                for name, values in zip(maps, label_maps(found, height, width, len(names))):
+                    save_picture(name, values)
+            counts.append(len(found["scores"]))
             images.append({"id": number, "file_name": path.name, "height": height, "width": width})
-            annotations += coco_results(found, number, detector.category_ids)
+            if json:
+                annotations += coco_results(found, number, detector.category_ids)
         if json:
             write_json(folder / "predictions.json", _coco_document(images, annotations, detector))
-    counts = Counter(annotation["image_id"] for annotation in annotations)
-    return [counts[image["id"]] for image in images]
-
-
-def _write_pictures(
-    folder: Path, path: Path, image: np.ndarray, found: dict, detector: Detector, with_label_maps: bool
-) -> None:
-    """The picture of an image (3, H, W) and, where they are asked for, its label maps."""
-    picture, *maps = results_of(path, folder, with_label_maps)
-    drawn = draw_instances(
-        image, found["boxes"], found["labels"], found["masks"], detector.class_names, found["scores"]
-    )
-    save_picture(picture, drawn)
-    if maps:
-        for name, values in zip(maps, label_maps(found, *image.shape[1:], len(detector.class_names))):
-            save_picture(name, values)
+    return counts
 
 
 def _coco_document(images: list[dict], annotations: list[dict], detector: Detector) -> dict:

@@ -92,9 +92,9 @@ def draw_instances(
     colours = _colours(boxes)
     class_names = [one_line(name) for name in class_names]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    patches = list(windows(masks))
     for index in by_falling(areas):  # the small ones on top
-        _draw_mask(canvas, *patches[index], _RGB[colours[index]], zoom)
+        ((window, patch),) = windows(masks[index : index + 1])  # not all at once: a patch may fill the image
+        _draw_mask(canvas, window, patch, _RGB[colours[index]], zoom)
         _draw_box(canvas, boxes[index] * zoom, _RGB[colours[index]])
     picture = Image.fromarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8))
     texts = _texts([class_names[label - 1] if names else "" for label in labels], scores)
@@ -247,9 +247,9 @@ def label_maps(
             raise InputError(f"label maps have room for 65535 {what}, not for {count}; do without them")
     ids = np.zeros((height, width), np.uint16)
     of_class = np.zeros((height, width), np.uint8 if greatest < 256 else np.uint16)
-    patches = list(windows(prediction["masks"]))
+    masks = prediction["masks"]
     for index in np.argsort(np.asarray(prediction["scores"]), kind="stable"):
-        (y0, y1, x0, x1), patch = patches[index]
+        (((y0, y1, x0, x1), patch),) = windows(masks[index : index + 1])
         inside = patch > 0.5
         ids[y0:y1, x0:x1][inside] = index + 1
         of_class[y0:y1, x0:x1][inside] = prediction["labels"][index]

@@ -1,0 +1,115 @@
+"""What the boxes of a whole file show together: corners for sizes, normalised coordinates, two scales.
+
+One box proves nothing: an amodal box is larger than the visible mask, and a hand-drawn one is loose. But a
+file is written by one program, and what holds for nine tenths of its annotations is no chance.
+
+Shapes: A annotations.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from minimask.data.checks import Annotation
+from minimask.data.fields import numbers, of_all
+from minimask.errors import InputError
+
+_NEARLY_ALL = 0.9  # of the annotations
+
+
+def check_boxes(
+    path: Path, rows: list[Annotation], boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray
+) -> None:
+    """Refuse boxes that are not x, y, width, height in pixels, or not of the same scale as the polygons.
+
+    Parameters
+    ----------
+    path : Path
+    rows : list of A Annotation
+    boxes : (A, 4) float64
+        bbox as given.
+    extents : (A, 4) int
+        The tight boxes of the masks, x1, y1, x2, y2; zeros where a mask is empty.
+    sizes : (A, 2) int
+        Width and height of each annotation's image.
+    """
+    if not rows:
+        return
+    outlines = np.array([row.outline or (np.nan,) * 4 for row in rows])  # (A, 4); NaN for an RLE
+    _check_normalised(path, rows, boxes, outlines, sizes)
+    _check_corners(path, rows, boxes, extents, sizes)
+    _check_scale(path, rows, boxes, outlines)
+
+
+def _check_normalised(
+    path: Path, rows: list[Annotation], boxes: np.ndarray, outlines: np.ndarray, sizes: np.ndarray
+) -> None:
+    drawn = ~np.isnan(outlines[:, 0])
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    for what, values, known in (("bbox", corners, np.full(len(rows), True)), ("polygon", outlines, drawn)):
+        small = known & (values >= 0).all(axis=1) & (values <= 1.001).all(axis=1) & (sizes > 2).all(axis=1)
+        fractions = small & (values != np.round(values)).any(axis=1)
+        if small.sum() > _NEARLY_ALL * known.sum() and fractions.any():
+            first = int(fractions.argmax())
+            shown = numbers(rows[first].bbox) if what == "bbox" else f"from {numbers(outlines[first])}"
+            raise InputError(
+                f"{path}: {rows[first].label}: {what} {shown} looks normalised to 0..1; COCO means pixels: "
+                f"multiply x by the image's width {sizes[first, 0]}, y by its height {sizes[first, 1]}"
+                f"{of_all(int(small.sum()), len(rows), 'annotations')}"
+            )
+
+
+def _check_corners(
+    path: Path, rows: list[Annotation], boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray
+) -> None:
+    """Refuse boxes given as x1, y1, x2, y2, where width and height cannot be meant.
+
+    They cannot if nearly all boxes could be corners, and half of them are those of their masks (a single box
+    must stick out of the image besides, read as x, y, width, height), or half of three or more stick out.
+    """
+    a, b = boxes[:, :2], boxes[:, 2:]
+    slack = np.maximum(2.0, 0.1 * (extents[:, 2:] - extents[:, :2]))  # (A, 2): boxes are drawn by hand
+
+    def fits(x1y1, x2y2):
+        near = (abs(x1y1 - extents[:, :2]) <= slack) & (abs(x2y2 - extents[:, 2:]) <= slack)
+        return near.all(axis=1)
+
+    possible = (b > a).all(axis=1) & (b <= sizes + 1).all(axis=1) & (a >= -1).all(axis=1)
+    as_meant = fits(np.clip(a, 0, sizes), np.clip(a + b, 0, sizes))  # a box may extend beyond the border
+    as_corners = possible & ~as_meant & fits(a, b)
+    sticks_out = possible & ~as_meant & (a + b > sizes + slack).any(axis=1)
+    fit = as_corners.mean() >= 0.5 and (len(rows) > 1 or sticks_out.all())
+    stick_out = sticks_out.mean() >= 0.5 and len(rows) > 2
+    if possible.mean() >= _NEARLY_ALL and (fit or stick_out):
+        wrong = as_corners | sticks_out
+        row = rows[int(wrong.argmax())]
+        x1, y1, x2, y2 = row.bbox
+        raise InputError(
+            f"{path}: {row.label}: bbox {numbers(row.bbox)} reads like x1, y1, x2, y2; COCO means "
+            f"x, y, width, height: write {numbers((x1, y1, x2 - x1, y2 - y1))}"
+            f"{of_all(int(wrong.sum()), len(rows), 'annotations')}"
+        )
+
+
+def _check_scale(path: Path, rows: list[Annotation], boxes: np.ndarray, outlines: np.ndarray) -> None:
+    """Refuse polygons that are their boxes times a factor: drawn in a picture of another size."""
+    drawn = np.flatnonzero(~np.isnan(outlines[:, 0]))
+    if not len(drawn):
+        return
+    outline = outlines[drawn].reshape(-1, 2, 2)  # (D, corner, axis)
+    box = np.stack([boxes[drawn, :2], boxes[drawn, :2] + boxes[drawn, 2:]], axis=1)
+    slack = np.maximum(2.0, 0.1 * (outline[:, 1] - outline[:, 0]))[:, None]  # (D, 1, axis)
+    factor = np.median((outline[:, 1] - outline[:, 0]) / (box[:, 1] - box[:, 0]), axis=0)  # (axis,)
+    if (factor <= 0).any() or (abs(factor - 1) < 0.15).all():
+        return
+    scaled = (abs(outline - box * factor) <= slack * np.minimum(factor, 1)).all(axis=(1, 2))
+    outside = (outline[:, 0] < box[:, 0] - slack[:, 0]) | (outline[:, 1] > box[:, 1] + slack[:, 0])
+    wrong = scaled & outside.any(axis=1)
+    if scaled.mean() >= _NEARLY_ALL and wrong.mean() >= 0.5:
+        row = drawn[int(wrong.argmax())]
+        factors = " and ".join(f"{f:.3g}" for f in (factor if np.ptp(factor) > 0.05 else factor[:1]))
+        raise InputError(
+            f"{path}: {rows[row].label}: the polygon lies in {numbers(outlines[row])} (x1, y1, x2, y2), "
+            f"which is its bbox {numbers(rows[row].bbox)} times {factors}; give both in pixels of this image"
+            f"{of_all(int(scaled.sum()), len(rows), 'annotations')}"
+        )

@@ -1,0 +1,100 @@
+"""Reading the fields of a JSON document's entries, each of which may be anything.
+
+A `Fault` is what is wrong with one entry; `read_all` says how many others share it.
+"""
+
+import math
+import reprlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from minimask.errors import InputError
+
+_shortener = reprlib.Repr()
+_shortener.maxstring = _shortener.maxother = 80
+
+
+class Fault(InputError):
+    """An entry that cannot be used; faults of one `kind` are counted together."""
+
+    def __init__(self, text: str, kind: str):
+        super().__init__(text)
+        self.kind = kind
+
+
+def read_all(entries: list, read: Callable[[int, Any, bool], Any], what: str) -> list:
+    """``[read(index, entry, True) for ...]``; at the first `Fault` an InputError that counts its like.
+
+    Parameters
+    ----------
+    read : callable
+        Takes index, entry, and whether the result is needed: the entries behind a fault are only counted.
+    what : str
+        The entries' name in the plural.
+    """
+    rows = []
+    for index, entry in enumerate(entries):
+        try:
+            rows.append(read(index, entry, True))
+        except Fault as fault:
+            later = range(index + 1, len(entries))
+            count = 1 + sum(_shares(lambda i=i: read(i, entries[i], False), fault.kind) for i in later)
+            raise InputError(f"{fault}{of_all(count, len(entries), what)}") from None
+    return rows
+
+
+def _shares(read: Callable[[], Any], kind: str) -> bool:
+    try:
+        read()
+    except Fault as fault:
+        return fault.kind == kind
+    return False
+
+
+def of_all(count: int, total: int, what: str) -> str:
+    """What stands behind a fault that several entries share: " (so it is in 3 of 8 annotations)"."""
+    return f" (so it is in {count} of {total} {what})" if count > 1 else ""
+
+
+def label(path: Path, kind: str, entry: Any, index: int) -> str:
+    """What messages call an entry: "train.json: image 17", or its place in the list if it has no id."""
+    if not isinstance(entry, dict):
+        raise Fault(f"{path}: {kind} number {index + 1} must be an object, is {show(entry)}", "entry")
+    number = entry.get("id")
+    return f"{path}: {kind} {show(number)}" if number is not None else f"{path}: {kind} number {index + 1}"
+
+
+def show(value: Any) -> str:
+    """A value of the JSON on one line, shortened if need be."""
+    text = _shortener.repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def value(entry: dict, key: str, name: str) -> Any:
+    """The value of a key that must be there; `name` is the entry's in messages."""
+    if entry.get(key) is None:
+        raise Fault(f"{name}: lacks the key '{key}'; COCO instances need it", f"no {key}")
+    return entry[key]
+
+
+def integer(entry: dict, key: str, name: str) -> int:
+    """A whole number that fits into int64; 4.0 counts, since some tools write ids that way."""
+    number = value(entry, key, name)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if type(number) is not int or abs(number) >= 2**63:  # bool is a subclass of int
+        raise Fault(f"{name}: {key} must be a whole number, is {show(number)}", key)
+    return number
+
+
+def finite_numbers(values: Any) -> bool:
+    """Is it a list of finite numbers? An integer beyond the range of float is not one: C does not take it."""
+    if not isinstance(values, list):
+        return False
+    return all(type(v) in (int, float) and -1e300 < v < 1e300 and math.isfinite(v) for v in values)
+
+
+def numbers(values: Iterable[float]) -> str:
+    """Numbers as the JSON has them."""
+    return "[" + ", ".join(f"{value:g}" for value in values) + "]"

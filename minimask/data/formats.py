@@ -1,0 +1,155 @@
+"""Which image files are opened: an explicit list of formats, each known by its first bytes.
+
+Pillow finds the format of a file by itself, and some of its formats start a program (EPS: Ghostscript) or
+read other files. None of those listed here does: each is decoded by Pillow's own code, from the file given.
+"""
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from minimask.errors import InputError
+
+READERS = {  # our name -> module and class of Pillow
+    "PNG": ("PngImagePlugin", "PngImageFile"),
+    "JPEG": ("JpegImagePlugin", "JpegImageFile"),
+    "JPEG 2000": ("Jpeg2KImagePlugin", "Jpeg2KImageFile"),
+    "TIFF": ("TiffImagePlugin", "TiffImageFile"),
+    "BMP": ("BmpImagePlugin", "BmpImageFile"),
+    "GIF": ("GifImagePlugin", "GifImageFile"),
+    "WebP": ("WebPImagePlugin", "WebPImageFile"),
+    "AVIF": ("AvifImagePlugin", "AvifImageFile"),
+    "PPM": ("PpmImagePlugin", "PpmImageFile"),
+    "PCX": ("PcxImagePlugin", "PcxImageFile"),
+    "SGI": ("SgiImagePlugin", "SgiImageFile"),
+    "TGA": ("TgaImagePlugin", "TgaImageFile"),
+}
+
+_SIGNATURES = (  # of what is read, and of what people try to have read
+    ("PNG", rb"\x89PNG\r\n\x1a\n"),
+    ("JPEG", rb"\xff\xd8\xff"),
+    ("JPEG 2000", rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"),
+    ("OpenEXR", rb"v/1\x01"),
+    ("camera raw (CR2)", rb"II\*\0.{4}CR"),
+    ("TIFF", rb"II\*\0|MM\0\*|II\+\0|MM\0\+|MM\*\0|II\0\*"),
+    ("GIF", rb"GIF8[79]a"),
+    ("WebP", rb"RIFF.{4}WEBP"),
+    ("AVIF", rb".{4}ftyp(avi[fs]|(mif1|msf1|miaf).{4,60}?avi[fs])"),
+    ("HEIC", rb".{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)"),
+    ("video (MP4, MOV)", rb".{4}ftyp"),
+    ("video (AVI)", rb"RIFF.{4}AVI "),
+    ("camera raw (RAF)", rb"FUJIFILM"),
+    ("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
+    ("PostScript (EPS)", rb"\s*%!PS|\xc5\xd0\xd3\xc6"),
+    ("PDF", rb"\s*%PDF"),
+    ("Photoshop (PSD)", rb"8BPS"),
+    ("SVG, a drawing", rb"(?i)(\xef\xbb\xbf)?\s*<(svg|(\?xml|!--|!doctype svg).*?<svg)"),
+    ("a web page (HTML)", rb"(?i)(\xef\xbb\xbf)?\s*(<!doctype html|<html|<head)"),
+    ("XML", rb"(\xef\xbb\xbf)?\s*<\?xml"),
+    ("DICOM", rb".{128}DICM"),
+    ("FITS", rb"SIMPLE  ="),
+    ("HDF5", rb"\x89HDF\r\n\x1a\n"),
+    ("an icon (ICO)", rb"\0\0[\1\2]\0"),
+    ("an icon (ICNS)", rb"icns"),
+    ("WMF or EMF", rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF"),
+    ("DirectDraw (DDS)", rb"DDS "),
+    ("Radiance (HDR)", rb"#\?(RADIANCE|RGBE)"),
+    ("GIMP (XCF)", rb"gimp xcf"),
+    ("a NumPy array", rb"\x93NUMPY"),
+    ("a ZIP archive", rb"PK\x03\x04"),
+    ("gzip", rb"\x1f\x8b"),
+    ("a pointer of Git LFS, not the image", rb"version https://git-lfs"),
+    ("JSON", rb"\s*[{\[]\s*[\"{\[\]}]"),
+    ("BMP", rb"BM"),
+    ("PPM", rb"P[0-6fy]\s"),
+    ("SGI", rb"\x01\xda"),
+    ("PCX", rb"\n[\0\2\3\5]"),
+)
+_HEAD = 512  # bytes
+
+
+def open_image(file: IO[bytes], path: Path) -> Any:
+    """Pillow's image of an open file: header read, pixels not.
+
+    Raises
+    ------
+    InputError
+        If the file is of another format; the line says of which one, where that can be told.
+    """
+    head = file.read(_HEAD)
+    file.seek(0)
+    name = _format(head, path)
+    if name not in READERS:
+        what = f"is {name}, which is not read" if name else "is not an image that can be read"
+        raise InputError(
+            f"{path}: {what if head else 'is not an image, but empty'}; convert it to PNG or JPEG"
+        )
+    return _reader(name)(file)
+
+
+def _format(head: bytes, path: Path) -> str | None:
+    known = (name for name, signature in _SIGNATURES if re.match(signature, head, re.DOTALL))
+    name = next(known, None)
+    # TGA files do not say what they are, and begin like nothing or like an icon.
+    return "TGA" if path.suffix.lower() == ".tga" and name not in READERS else name
+
+
+def _reader(name: str) -> Callable[[IO[bytes]], Any]:
+    from PIL import Image
+
+    module, kind = READERS[name]
+    reader = getattr(importlib.import_module(f"PIL.{module}"), kind)
+    if name != "JPEG":
+        return reader
+
+    class Jpeg(reader):
+        """A JPEG file that is opened without having its EXIF searched for a resolution, with warnings."""
+
+        def getexif(self) -> Image.Exif:
+            return Image.Exif()
+
+    return Jpeg
+
+
+def orientation(image: Any) -> int:
+    """How a loaded or opened image must be turned to be upright, as EXIF numbers it: 1 is not at all.
+
+    Read here, since Pillow looks at all of the EXIF data and warns of what it finds damaged, to no avail: the
+    filters of warnings belong to the process, and a thread cannot keep its own.
+    """
+    if image.format == "TIFF":
+        return 1  # turned by Pillow when it is loaded
+    found = None
+    exif = image.info.get("exif")
+    if exif is None and "Raw profile type exif" in image.info:  # ImageMagick's way to put it into a PNG
+        digits = "".join(str(image.info["Raw profile type exif"]).split("\n")[3:])
+        exif = bytes.fromhex(digits) if re.fullmatch(r"\s*([0-9a-fA-F]{2}\s*)*", digits) else None
+    if isinstance(exif, bytes):
+        found = _orientation_tag(re.sub(rb"^(Exif\0\0){1,2}", b"", exif))
+    if found is None:
+        xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
+        xmp = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else bytes(xmp)
+        tag = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
+        found = int(tag[1]) if tag else None
+    return found if found in range(2, 9) else 1
+
+
+def _orientation_tag(exif: bytes) -> int | None:
+    """The value of tag 0x0112 in the first directory of EXIF data, which is laid out like a TIFF file."""
+    order = {b"II": "little", b"MM": "big"}.get(exif[:2])
+    if order is None:
+        return None
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(exif[at : at + size], order)
+
+    start = number(4, 4)
+    for at in range(start + 2, start + 2 + 12 * number(start, 2), 12):
+        if len(exif) < at + 12:  # cut off
+            return None
+        if number(at, 2) == 0x0112:
+            size = {1: 1, 3: 2, 4: 4}.get(number(at + 2, 2))  # BYTE, SHORT, LONG
+            return number(at + 8, size) if size and number(at + 4, 4) == 1 else None
+    return None

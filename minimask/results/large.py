@@ -1,0 +1,54 @@
+"""Predicting images that are kept at their own bit depth until they are as small as the network sees them.
+
+As float32, and normalised, an image of 13000 x 13000 takes 6 GB; its file may have 20 kB.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from minimask.boxes import scale_boxes
+from minimask.data.images import shrink, to_float
+
+LARGE = 2**24
+"""Pixels above which an image is resized before the model gets it, and drawn at that size."""
+
+
+def predict_pixels(model: Any, pixels: np.ndarray) -> tuple[dict, np.ndarray, dict]:
+    """What a model finds in an image as `data.images.decode` returns it.
+
+    Up to `LARGE` pixels this is ``model.predict``. A larger image is resized before, which changes the
+    results by rounding alone.
+
+    Returns
+    -------
+    found : dict
+        As ``model.predict`` returns it, in pixels of the image.
+    image : (3, h, w) float32
+        To draw on; smaller than the image if that is large.
+    seen : dict
+        The same as `found`, in pixels of `image`.
+    """
+    height, width = pixels.shape[:2]
+    image = to_float(pixels) if height * width <= LARGE else _as_seen(model, pixels)
+    (seen,) = model.predict([image])
+    h, w = image.shape[1:]
+    if (h, w) == (height, width):
+        return seen, image, seen
+    scale, masks = (height / h, width / w), seen["masks"]
+    masks = replace(masks, boxes=scale_boxes(masks.boxes, scale), image_size=(height, width))
+    return seen | {"boxes": scale_boxes(seen["boxes"], scale), "masks": masks}, image, seen
+
+
+def predict_at(model: Any, dataset: Any, index: int) -> dict:
+    """What a model finds in an image of a data set, in pixels of that image."""
+    if hasattr(dataset, "pixels"):
+        return predict_pixels(model, dataset.pixels(index))[0]
+    return model.predict([dataset.image(index)])[0]
+
+
+def _as_seen(model: Any, pixels: np.ndarray) -> np.ndarray:
+    """(3, h, w) float32, of the size to which the model would scale the image; never larger than it is."""
+    size = model.transform.resized(pixels.shape[:2], model.transform.min_sizes[-1])
+    return shrink(pixels, (min(size[0], pixels.shape[0]), min(size[1], pixels.shape[1])))
