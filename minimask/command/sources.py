@@ -56,7 +56,7 @@ def training_data(
         If one cannot be read, or their classes differ. Of a path that the command line does not have, the
         line says where it comes from.
     """
-    from minimask.data import CocoDataset, shared_files
+    from minimask.data import shared_files
     from minimask.results.evaluate import beyond_limit
 
     data, whence = config.data, "of the resumed run" if arguments.resume else "of the configuration"
@@ -81,10 +81,8 @@ def training_data(
     if data.val:
         validation = opened("val", data.val_images or data.images, "val", "--val")
         check_classes(validation, dataset.class_names, f"{dataset.name} has")
-        if isinstance(dataset, CocoDataset) and isinstance(validation, CocoDataset):
-            shared = shared_files(dataset, validation)
-            if shared:
-                note(shared)
+        if line := shared_files(dataset, validation):
+            note(line)
     return dataset, validation
 
 

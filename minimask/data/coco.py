@@ -8,6 +8,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -259,8 +260,10 @@ def _check_objects(table: _Table, images: int, path: Path, allow_empty: bool, no
         notes.append(f"{path}: {only}")
 
 
-def shared_files(one: CocoDataset, other: CocoDataset) -> str | None:
+def shared_files(one: Any, other: Any) -> str | None:
     """What to say of image files that two data sets share, such as training and validation; None if none."""
+    if not (isinstance(one, CocoDataset) and isinstance(other, CocoDataset)):
+        return None
     ours, theirs = (
         {os.path.realpath(record.path): index for index, record in enumerate(dataset._records)}
         for dataset in (one, other)
