@@ -318,6 +318,8 @@ class Function:
         For each input, whether its gradient is wanted.
     saved : tuple
         What `forward` gave to `save`; empty unless a backward pass may come.
+    input_kinds : list
+        For `backward`: shape and dtype of each input whose gradient is wanted, None for the others.
     giving_dtype : slice
         A class attribute: the inputs that decide whether results are float16. No Function computes in it:
         sums and products overflow at 65504. Its arrays are computed with in float32, and back.
@@ -463,32 +465,25 @@ def unbroadcast(g, shape: tuple[int, ...], dtype):
     return g.astype(dtype, copy=False)
 
 
-def _kind(x) -> tuple:  # (shape, dtype); a plain number has none and needs no gradient
-    return getattr(x, "shape", ()), getattr(x, "dtype", None)
-
-
 class Add(Function):
     """y = a + b."""
 
     def forward(self, a, b):
-        self.save(_kind(a), _kind(b))
         return a + b
 
     def backward(self, gy):
-        return tuple(unbroadcast(gy, *kind) if need else None for kind, need in zip(self.saved, self.needs))
+        return tuple(unbroadcast(gy, *kind) if kind else None for kind in self.input_kinds)
 
 
 class Subtract(Function):
     """y = a - b."""
 
     def forward(self, a, b):
-        self.save(_kind(a), _kind(b))
         return a - b
 
     def backward(self, gy):
-        a_kind, b_kind = self.saved
-        ga = unbroadcast(gy, *a_kind) if self.needs[0] else None
-        gb = unbroadcast(-gy, *b_kind) if self.needs[1] else None
+        ga = unbroadcast(gy, *self.input_kinds[0]) if self.needs[0] else None
+        gb = unbroadcast(-gy, *self.input_kinds[1]) if self.needs[1] else None
         return ga, gb
 
 
@@ -496,13 +491,13 @@ class Multiply(Function):
     """y = a b."""
 
     def forward(self, a, b):
-        self.save(a if self.needs[1] else None, b if self.needs[0] else None, _kind(a), _kind(b))
+        self.save(a if self.needs[1] else None, b if self.needs[0] else None)
         return a * b
 
     def backward(self, gy):
-        a, b, a_kind, b_kind = self.saved
-        ga = unbroadcast(gy * b, *a_kind) if self.needs[0] else None
-        gb = unbroadcast(gy * a, *b_kind) if self.needs[1] else None
+        a, b = self.saved
+        ga = unbroadcast(gy * b, *self.input_kinds[0]) if self.needs[0] else None
+        gb = unbroadcast(gy * a, *self.input_kinds[1]) if self.needs[1] else None
         return ga, gb
 
 
@@ -510,13 +505,13 @@ class Divide(Function):
     """y = a / b."""
 
     def forward(self, a, b):
-        self.save(a if self.needs[1] else None, b, _kind(a), _kind(b))
+        self.save(a if self.needs[1] else None, b)
         return a / b
 
     def backward(self, gy):
-        a, b, a_kind, b_kind = self.saved
-        ga = unbroadcast(gy / b, *a_kind) if self.needs[0] else None
-        gb = unbroadcast(-gy * a / (b * b), *b_kind) if self.needs[1] else None
+        a, b = self.saved
+        ga = unbroadcast(gy / b, *self.input_kinds[0]) if self.needs[0] else None
+        gb = unbroadcast(-gy * a / (b * b), *self.input_kinds[1]) if self.needs[1] else None
         return ga, gb
 
 
@@ -547,14 +542,14 @@ class MatMul(Function):
             raise ValueError(
                 f"matmul: both sides must be matrices or stacks of them, not {a.shape} @ {b.shape}"
             )
-        self.save(a if self.needs[1] else None, b if self.needs[0] else None, _kind(a), _kind(b))
+        self.save(a if self.needs[1] else None, b if self.needs[0] else None)
         return a @ b
 
     def backward(self, gy):
-        a, b, a_kind, b_kind = self.saved
+        a, b = self.saved
         # y_ik = sum_j a_ij b_jk, so dL/da_ij = sum_k gy_ik b_jk and dL/db_jk = sum_i a_ij gy_ik
-        ga = unbroadcast(gy @ b.swapaxes(-1, -2), *a_kind) if self.needs[0] else None
-        gb = unbroadcast(a.swapaxes(-1, -2) @ gy, *b_kind) if self.needs[1] else None
+        ga = unbroadcast(gy @ b.swapaxes(-1, -2), *self.input_kinds[0]) if self.needs[0] else None
+        gb = unbroadcast(a.swapaxes(-1, -2) @ gy, *self.input_kinds[1]) if self.needs[1] else None
         return ga, gb
 
 

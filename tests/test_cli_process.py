@@ -164,9 +164,9 @@ def test_a_reader_that_leaves_early_does_not_end_a_training(data, tmp_path):
 
 
 def test_what_libraries_write_to_standard_error_is_not_shown_but_with_debug(data, tmp_path):
-    code = "import os, numpy, warnings, minimask.results.predict as p; read = p.read_image\n"
+    code = "import os, numpy, warnings, minimask.data.images as p; read = p.decode\n"
     code += "lines = lambda: (os.write(2, b'TIFFFillStrip: error'), warnings.warn('old', stacklevel=1))\n"
-    code += "p.read_image = lambda path: (lines(), numpy.float32(1e38) * numpy.float32(1e38), read(path))[-1]"
+    code += "p.decode = lambda path: (lines(), numpy.float32(1e38) * numpy.float32(1e38), read(path))[-1]"
     arguments = ["predict", data / "images" / "1.png", "--weights", data / "run" / "checkpoint.npz"]
     status, _, err = finished(python(code, *arguments, "--output", tmp_path))
     assert status == 0 and err.startswith("predicting 1/1") and err.count("\n") == 1

@@ -761,6 +761,7 @@ def test_files_of_both_training_and_validation_are_noted(folder):
     document["images"][0]["file_name"] = "c.png"
     (folder / "val.json").write_text(json.dumps(document))
     assert shared_files(train, read_coco(folder / "val.json", folder)) is None
+    assert shared_files(train, train) is None
 
 
 def test_masks_outside_of_their_boxes_are_noted(folder):

@@ -30,7 +30,7 @@ MUTANTS = {
         ("the sign", "unbroadcast(-gy", "unbroadcast(gy"),
     ],
     array.Multiply: [
-        ("the other's gradient", "gy * b, *a_kind", "gy * b * b, *a_kind"),
+        ("the other's gradient", "gy * b, *self", "gy * b * b, *self"),
         ("a missing factor", "gy * a", "gy + 0 * a"),
     ],
     array.Divide: [

@@ -261,8 +261,11 @@ def _check_objects(table: _Table, images: int, path: Path, allow_empty: bool, no
 
 
 def shared_files(one: Any, other: Any) -> str | None:
-    """What to say of image files that two data sets share, such as training and validation; None if none."""
-    if not (isinstance(one, CocoDataset) and isinstance(other, CocoDataset)):
+    """What to say of image files that a data set for validation shares with the one for training.
+
+    None if there is none, or if both are one file: whoever validates on what was trained on knows it.
+    """
+    if not (isinstance(one, CocoDataset) and isinstance(other, CocoDataset)) or one.path == other.path:
         return None
     ours, theirs = (
         {os.path.realpath(record.path): index for index, record in enumerate(dataset._records)}

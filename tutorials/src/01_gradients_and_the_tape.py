@@ -176,12 +176,12 @@ class CountedMatMul(F.array.MatMul):
     multiplications = {"forward": 0, "backward": 0}
 
     def forward(self, a, b):
-        self.multiplications["forward"] += a.shape[0] * a.shape[1] * b.shape[1]
+        self.size = a.shape[0] * a.shape[1] * b.shape[1]
+        self.multiplications["forward"] += self.size
         return super().forward(a, b)
 
     def backward(self, gy):
-        a, b = self.saved
-        self.multiplications["backward"] += sum(self.needs) * a.shape[0] * a.shape[1] * b.shape[1]
+        self.multiplications["backward"] += sum(self.needs) * self.size
         return super().backward(gy)
 
 
@@ -296,13 +296,13 @@ for node, edges in nodes_behind(loss).items():
 # outputs as far as they have arrived; a heap gives the call that was created last.
 
 # %%
-source(tape.run_backward, tape._add, tape._is_fresh)
+source(tape.run_backward, tape._add)
 
 # %% [markdown]
 # `_add` is careful about *whose* array it writes to. The backward pass of a sum hands one and the same
 # array to both of its inputs; to add to it in place for one of them would change the gradient of the other.
-# So the tape writes only into sums that it has made itself, and into arrays that nobody else holds. You
-# will be asked about this in the exercises.
+# So the tape writes only into sums that it has made itself, and into arrays that nobody else holds: Python
+# counts the references to an array, and a view counts as one. You will be asked about this in the exercises.
 #
 # Why a heap and a counter, when three lines of recursion ("send the gradient to my creators, and they to
 # theirs") look as if they would do? Because recursion does not wait. A call that is reached on two ways is
