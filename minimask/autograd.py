@@ -321,8 +321,9 @@ class Function:
     input_kinds : list
         For `backward`: shape and dtype of each input whose gradient is wanted, None for the others.
     giving_dtype : slice
-        A class attribute: the inputs that decide whether results are float16. No Function computes in it:
-        sums and products overflow at 65504. Its arrays are computed with in float32, and back.
+        A class attribute: the inputs whose dtype decides the results'. No Function computes in float16, in
+        which sums overflow at 65504: such inputs are cast to float32, and if all of these are float16, the
+        results are cast back.
     """
 
     giving_dtype = slice(None)
@@ -490,7 +491,7 @@ class Subtract(Function):
 class Multiply(Function):
     """y = a b."""
 
-    def forward(self, a, b):
+    def forward(self, a, b):  # dy/da = b and dy/db = a: each is kept for the other's gradient alone
         self.save(a if self.needs[1] else None, b if self.needs[0] else None)
         return a * b
 

@@ -21,7 +21,9 @@ def run_backward(roots) -> None:
         The outputs from which the pass starts: the Function that computed each, which of its outputs it is,
         and an array of that output's shape and dtype.
     """
-    pending: dict = {}  # for each node reached, [gradient, owned] or None for each of its outputs
+    # For each node reached, [gradient, owned] or None for each of its outputs; owned: nobody else holds the
+    # array, so it may be added to in place (see `_ALONE`).
+    pending: dict = {}
     heap: list[tuple] = []  # of (-order, node): the node created last is popped first
 
     def deliver(node, slot: int, gradient, owned: bool) -> None:

@@ -1,7 +1,7 @@
 """Every differentiable operation: a class with forward and backward, and the function people call.
 
-Imports `autograd`, `kernels` and `backend`. Begin with `array.py`, arithmetic; then `conv.py`, `roi.py` and
-`loss.py`; a whole stage as one Function is `explicit_mask_head.py`.
+Imports `autograd`, where the Functions of arithmetic are, `kernels` and `backend`. Begin with `activation.py`,
+then `conv.py`, `roi.py` and `loss.py`; a whole stage as one Function is `explicit_mask_head.py`.
 """
 
 from minimask.functions.activation import relu, sigmoid, softmax

@@ -1,4 +1,4 @@
-// Non-maximum suppression, from one thread to a bit matrix. Beside it, in NumPy: boxes.py.
+// Non-maximum suppression, from one thread to a bit matrix. Beside it, in NumPy: nms.py.
 // How to launch it, and how it runs without a GPU: docs/kernels.md.
 //
 // Shapes: N boxes of (x1, y1, x2, y2), given in any order; order (N,) lists them by falling score, and every

@@ -26,16 +26,20 @@ from minimask.randomness import Draws, Purpose
 
 @dataclass(frozen=True)
 class BoxOptions:
-    """What torchvision's builders take as ``box_...``, with its defaults, and three options more.
+    """What torchvision's builders take as numbers ``box_...``, with its defaults.
+
+    `crowd_coverage`, `min_size` and `beta` are no arguments of torchvision's.
 
     Attributes
     ----------
     fg_iou_thresh, bg_iou_thresh : float
-        From this IoU with an object on a proposal is positive, below that one it is background.
+        A proposal is positive if its best IoU with an object is at least `fg_iou_thresh`, and background if
+        it is below `bg_iou_thresh`.
     batch_size_per_image, positive_fraction : int, float
         RoIs in an image's loss, and the share of them that may be positive.
     score_thresh, nms_thresh : float
-        Detections must score more; of two of a class with more IoU than that one goes.
+        Detections must score more than `score_thresh`; if two of a class overlap by more than `nms_thresh`,
+        the one that scores less is dropped.
     detections_per_img : int
         The best so many are kept.
     crowd_coverage : float

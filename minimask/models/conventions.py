@@ -28,8 +28,10 @@ class Conventions:
     resize_masks : bool
         Resize target masks with the image (nearest neighbour), instead of cropping them at their own size.
     anchors_rounded : bool
+        Whether the anchors around the origin are rounded to whole pixels.
     anchor_offset : float
-        In strides (see `minimask.anchors.AnchorGenerator`).
+        Where in its cell an anchor is centred, in strides: 0 is the cell's corner (see
+        `minimask.anchors.AnchorGenerator`).
     rpn_beta, box_beta : float
         Where smooth L1 turns from quadratic to linear in the two box losses; 0 makes it L1.
     mean, std : three floats

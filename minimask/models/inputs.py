@@ -79,7 +79,7 @@ def check_targets(
         ``boxes`` (G, 4) x1, y1, x2, y2; ``labels`` (G,) from 1 up; ``masks`` (G, H, W) of 0 and 1; optionally
         ``crowd_boxes`` (C, 4). Other entries are ignored.
     dtype : floating point dtype
-        Of the boxes; what lies between two boxes' edges in another may be nothing in this one.
+        Boxes are cast to it before their area is checked: a very thin one may have no width once it is cast.
     num_classes : int, optional
         Background included: one more than the largest label there may be.
 

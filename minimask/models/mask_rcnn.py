@@ -32,7 +32,7 @@ class TrainingRecord:
     targets: list[Target]
     levels: list[Tensor]  # P2..P6, each (N, C, H'/s, W'/s)
     rpn: RPNOutput
-    anchors: RPNSamples
+    anchors: RPNSamples  # which of rpn.anchors are in the loss
     proposals: list[np.ndarray]  # N of (P, 4)
     rois: RoIs
     box: BoxOutput
@@ -99,7 +99,7 @@ class MaskRCNN(Module):
         proposals = held.proposals if held else self.rpn.propose(rpn, batch, for_loss=True)  # N of (P, 4)
         rois = held.rois if held else self.box_head.sample(proposals, targets, draws)  # R, with labels
         box = self.box_head(levels, rois.boxes)  # logits (R, K+1), deltas (R, 4(K+1))
-        mask = self.mask_head(levels, rois.positive.boxes)  # (R+, K+1, M, M), in parallel: needs neither
+        mask = self.mask_head(levels, rois.positive.boxes)  # (R+, K+1, M, M), without box
         losses = (
             self.box_head.loss(box, rois, targets)
             | self.mask_head.loss(mask, rois.positive, targets)

@@ -24,7 +24,9 @@ from minimask.randomness import Draws, Purpose
 
 @dataclass(frozen=True)
 class RPNOptions:
-    """What torchvision's builders take as ``rpn_...``, with its defaults, and four options more.
+    """What torchvision's builders take as numbers ``rpn_...``, with its defaults.
+
+    `min_size`, `crowd_coverage` and `beta` are no arguments of torchvision's.
 
     Attributes
     ----------
@@ -33,9 +35,11 @@ class RPNOptions:
     post_nms_top_n_train, post_nms_top_n_test : int
         The best so many proposals of an image are kept after it.
     nms_thresh, score_thresh : float
-        Of two proposals of a level with more IoU than this one goes; and what scores less than that.
+        If two proposals of a level overlap by more than `nms_thresh`, the one that scores less is dropped;
+        so is what scores less than `score_thresh`.
     fg_iou_thresh, bg_iou_thresh : float
-        From this IoU with an object on an anchor is positive, below that one it is negative.
+        An anchor is positive if its best IoU with an object is at least `fg_iou_thresh`, and negative if it
+        is below `bg_iou_thresh`.
     batch_size_per_image, positive_fraction : int, float
         Anchors in an image's loss, and the share of them that may be positive.
     min_size : float

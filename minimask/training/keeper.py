@@ -173,7 +173,10 @@ class Keeper:
 
     @contextmanager
     def rescuing(self) -> Iterator[None]:
-        """Around all steps: whatever ends them, the last good state is saved, and the line says so."""
+        """Around all steps: after an error the last good state is saved, if it can be; the line says which is.
+
+        Not where memory ran out outside of a step, nor after a second Ctrl-C, which ends the run at once.
+        """
         try:
             yield
         except TrainingStopped:

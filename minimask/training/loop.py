@@ -132,7 +132,7 @@ def _train(
             progress.update(options.batch_size, _shown(row))
             if index == first:
                 _note_memory(note, device)
-            stopped_by = world.highest(stop.signal or 0)  # of one is of all, so that all stop at one step
+            stopped_by = world.highest(stop.signal or 0)  # one process's signal stops all, at the same step
             if step % options.save_every == 0 or step == options.steps or stopped_by:
                 log.sync()
                 keeper.save()
@@ -186,7 +186,7 @@ def training_step(
     clip_norm: float,
     world: distributed.World = distributed.ALONE,
 ) -> dict[str, float]:
-    """One step: losses, their gradients, and the update; both are means over the processes of `world`.
+    """One step: losses, their gradients, and the update; losses and gradients are averaged over `world`.
 
     Returns
     -------

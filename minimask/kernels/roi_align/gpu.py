@@ -31,9 +31,9 @@ class OnDevice:
         argmax = xp.empty(y.shape, np.int32) if s.aggregation == "max" else None
         arrays = maps(xs, self.scales), self.rois, self.levels, y
         if argmax is None and s.ratio == 2 and not backend.use_reference():
-            self._launch("forward_by_bin", channels_in_turn(y.shape), arrays, shape, y.dtype)
+            self._launch("roi_align_forward_by_bin", channels_in_turn(y.shape), arrays, shape, y.dtype)
         else:
-            self._launch("forward", one_each(y.shape), (*arrays, argmax), shape, y.dtype)
+            self._launch("roi_align_forward", one_each(y.shape), (*arrays, argmax), shape, y.dtype)
         return y, argmax
 
     def backward(self, gy, argmax, shapes):  # (R, C, PH, PW) -> L of (N, C, H, W)
@@ -41,16 +41,18 @@ class OnDevice:
         gxs, gy = [(xp.empty if ordered else xp.zeros)(s, gy.dtype) for s in shapes], xp.ascontiguousarray(gy)
         arrays = self.rois, self.levels, maps(gxs, self.scales)
         if ordered:
-            self._launch("backward_ordered", tiles(shapes), (gy, argmax, *arrays), shape, gy.dtype)
+            self._launch("roi_align_backward_ordered", tiles(shapes), (gy, argmax, *arrays), shape, gy.dtype)
         elif argmax is None and axis_has_room(self.sampling) and not backend.use_reference():
-            self._launch("backward_by_pixel", channels_in_turn(gy.shape), (gy, *arrays), shape, gy.dtype)
+            self._launch(
+                "roi_align_backward_by_pixel", channels_in_turn(gy.shape), (gy, *arrays), shape, gy.dtype
+            )
         else:
-            self._launch("backward", one_each(gy.shape), (gy, argmax, *arrays), shape, gy.dtype)
+            self._launch("roi_align_backward", one_each(gy.shape), (gy, argmax, *arrays), shape, gy.dtype)
         return gxs
 
     def _launch(self, kernel: str, grid_and_block, arrays, shape, dtype) -> None:
         args = *arrays, len(self.rois), *shape[:2], struct_sampling(self.sampling)
-        backend.launch("roi_align", f"roi_align_{kernel}", *grid_and_block, args, dtype)
+        backend.launch("roi_align", kernel, *grid_and_block, args, dtype)
 
 
 def struct_sampling(s: Sampling) -> np.ndarray:

@@ -318,9 +318,9 @@ NEIGHBOURS = 16  # pixels side by side, all moved if one of them is read: they c
 
 
 def channels_last(xs, read):
-    """L of (N, C, H, W) -> (L N H W, C) in this thread's buffer; only the pixels numbered in `read` are sure.
+    """L of (N, C, H, W) -> (L N H W, C) in this thread's buffer: only the pixels numbered in `read`.
 
-    `read` may name a pixel many times.
+    `read` may name a pixel many times. The other rows hold what earlier calls left there.
     """
     shape = sum(len(x) * math.prod(x.shape[2:]) for x in xs), xs[0].shape[1]
     out = backend.scratch("features", math.prod(shape), xs[0].dtype).reshape(shape)
