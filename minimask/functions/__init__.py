@@ -1,6 +1,6 @@
 """Every differentiable operation: a class with forward and backward, and the function people call.
 
-Imports `autograd`, where the Functions of arithmetic are, `kernels` and `backend`. Begin with `activation.py`,
+Imports `autograd`, where the Functions of arithmetic are, `kernels`, `backend`. Begin with `activation.py`,
 then `conv.py`, `roi.py` and `loss.py`; a whole stage as one Function is `explicit_mask_head.py`.
 """
 

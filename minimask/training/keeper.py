@@ -173,7 +173,7 @@ class Keeper:
 
     @contextmanager
     def rescuing(self) -> Iterator[None]:
-        """Around all steps: after an error the last good state is saved, if it can be; the line says which is.
+        """Around all steps: after an error the last good state is saved, if it can be; the line says so.
 
         Not where memory ran out outside of a step, nor after a second Ctrl-C, which ends the run at once.
         """
