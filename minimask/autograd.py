@@ -19,7 +19,8 @@ import numpy as np
 
 from minimask import backend
 from minimask.errors import OutOfMemory
-from minimask.tape import accumulate, run_backward
+from minimask.kernels.elementwise import unbroadcast
+from minimask.tape import accumulate, holds, run_backward
 
 _recording = contextvars.ContextVar("recording", default=True)
 _created = itertools.count()
@@ -155,8 +156,24 @@ class Tensor:
             )
         return bool(self.item())
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
+    def __round__(self, digits: int | None = None):
+        return round(self.item(), digits)
+
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        if self.requires_grad and _recording.get():
+            raise TypeError("an array of this Tensor would lose its gradient: take .numpy() if that is meant")
         return np.array(self.numpy(), dtype, copy=copy)
+
+    def __array_function__(self, function, types, args, kwargs):
+        with contextlib.suppress(TypeError):  # raised by `__array__` of a Tensor that requires a gradient
+            return function(*_arrays(args), **_arrays(kwargs))
+        name = getattr(function, "__name__", "this function")
+        raise TypeError(
+            f"numpy.{name} knows no gradient: use minimask.functions, or .numpy() if none is wanted"
+        )
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
@@ -349,7 +366,9 @@ class Function:
             results = self.forward(*arrays)
         except MemoryError as error:
             raise self.out_of_memory("forward", arrays, error) from error
-        several = isinstance(results, tuple)
+        if results is None:
+            raise TypeError(f"{type(self).__name__}.forward gave None: is a return missing?")
+        several = isinstance(results, (tuple, list))
         outputs = [Tensor(self.xp.asarray(r)) for r in (results if several else (results,))]
         _share_edits(inputs, outputs)
         if any(self.needs):
@@ -368,6 +387,9 @@ class Function:
         return tuple(back) if isinstance(results, tuple) else back[0]
 
     def _record(self, inputs, outputs) -> None:
+        if hasattr(self, "order"):
+            name = type(self).__name__
+            raise RuntimeError(f"{name}: an object is good for one call; use {name}.apply(...) for each")
         self.order = next(_created)
         # An edge is (creator, slot) of a computed input, the Tensor itself of a leaf, None for a constant.
         self.edges = [
@@ -379,7 +401,7 @@ class Function:
         self._watched = [
             (i, x._edits, x._edits[0])
             for i, x in enumerate(inputs)
-            if isinstance(x, Tensor) and _holds(self.saved, x.data)
+            if isinstance(x, Tensor) and holds(self.saved, x.data)
         ]
         self.output_kinds = [(y.shape, y.dtype) for y in outputs]
         for slot, y in enumerate(outputs):
@@ -432,6 +454,15 @@ def _array(value):
     return value.data if isinstance(value, Tensor) else value
 
 
+def _arrays(value):
+    """Arguments with arrays in the place of Tensors, at any depth."""
+    if isinstance(value, dict):
+        return {name: _arrays(entry) for name, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_arrays, value))
+    return np.asarray(value) if isinstance(value, Tensor) else value
+
+
 def _numbers(arguments: tuple) -> tuple:
     """``f(2, 3)``, ``f((2, 3))`` and ``f([2, 3])`` alike: (2, 3)."""
     is_sequence = len(arguments) == 1 and isinstance(arguments[0], (tuple, list))
@@ -447,23 +478,7 @@ def _share_edits(inputs, outputs) -> None:
                 y._edits = x._edits
 
 
-def _holds(saved, array) -> bool:
-    """Whether an array, or a view of it, is among what was saved."""
-    if isinstance(saved, (tuple, list)):
-        return any(_holds(value, array) for value in saved)
-    return saved is array or (getattr(saved, "base", None) is not None and saved.base is array)
-
-
 # ------------------------------------------------------------------------------------------------- arithmetic
-
-
-def unbroadcast(g, shape: tuple[int, ...], dtype):
-    """Sum a gradient over the axes along which its input was broadcast, and give it the input's dtype."""
-    if g.shape != shape:
-        extra = g.ndim - len(shape)
-        stretched = [i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1]
-        g = g.sum(axis=(*range(extra), *stretched), keepdims=True).reshape(shape)
-    return g.astype(dtype, copy=False)
 
 
 class Add(Function):

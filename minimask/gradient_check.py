@@ -133,10 +133,14 @@ def gradcheck(
     ------
     GradientError
         If the gradient is wrong, or the function has a kink at the inputs; the message tells which. Also if
-        the function changes one of its inputs in place.
+        the function changes one of its inputs in place, or something at the inputs is not finite.
+    ValueError
+        If there is nothing to check: no floating-point array among the inputs, or no Tensor of floating-point
+        numbers among the outputs.
     """
     # Not the stream of default_rng(seed), which people draw their inputs from: u would equal x.
     point = FunctionAtPoint(function, inputs, np.random.default_rng([seed, *b"gradcheck"]))
+    point.require_something_to_check()
     report = GradientReport()
     alone = [[i] for i in point.variables]
     together = [point.variables] if len(point.variables) > 1 else []
@@ -144,6 +148,7 @@ def gradcheck(
         for _ in range(directions):
             numeric, analytic, v = point.direction(group, step)
             error = 0.0 if numeric == analytic else abs(numeric - analytic) / (abs(numeric) + abs(analytic))
+            error = error if np.isfinite(error) else np.inf  # NaN would pass every comparison below
             report.errors.append(error)
             if error >= report.worst_error:
                 report.worst_error = error
@@ -192,6 +197,7 @@ class FunctionAtPoint:
             Tensor(x, requires_grad=True) if i in self.variables else x for i, x in enumerate(self.arrays)
         ]
         outputs = self._outputs(function(*tensors))
+        self.outputs = [y.numpy() for y in outputs]
         self.weights = [rng.normal(size=y.shape) if y.dtype.kind == "f" else None for y in outputs]
         self.scale = float(
             sum(np.abs(y.numpy() * u).sum() for y, u in zip(outputs, self.weights) if u is not None)
@@ -203,6 +209,21 @@ class FunctionAtPoint:
             self.gradients[i] = np.zeros_like(old) if g is None else backend.to_cpu(g)
             if not np.array_equal(old, self.arrays[i], equal_nan=True):
                 raise GradientError(f"gradcheck: the function changed its input {i} in place")
+
+    def require_something_to_check(self) -> None:
+        """Raise ValueError where a check would pass without a look, and GradientError at NaN or infinity."""
+        if not self.variables:
+            raise ValueError("gradcheck: no input is a floating-point array, so there is nothing to check")
+        if all(u is None for u in self.weights):
+            raise ValueError("gradcheck: the function gives no Tensor of floating-point numbers to check")
+        named = [(f"input {i}", self.arrays[i]) for i in self.variables]
+        named += [(f"output {k}", y) for k, y in enumerate(self.outputs) if y.dtype.kind == "f"]
+        named += [(f"the derived gradient of input {i}", g) for i, g in self.gradients.items()]
+        for name, array in named:
+            bad = np.argwhere(~np.isfinite(array))
+            if len(bad):
+                at = tuple(bad[0].tolist())
+                raise GradientError(f"gradcheck: {name} is {array[at]} at {at}")
 
     @staticmethod
     def _prepare(x):

@@ -361,6 +361,8 @@ class Masks(NDArrayOperatorsMixin):
         """Comparisons and arithmetic are the pasted array's, on the masks' device."""
         if ufunc is np.greater and method == "__call__" and isinstance(inputs[1], Real) and not options:
             return self._paste(inputs[1])  # the usual question: its answer needs no floats of whole images
+        if any(isinstance(target, Masks) for target in options.get("out", ())):
+            raise TypeError("masks are not written to: take np.asarray(masks), an array of its own")
         arrays = [x._paste() if isinstance(x, Masks) else x for x in inputs]
         xp = array_module(*arrays)
         ufunc = ufunc if xp is np else getattr(xp, ufunc.__name__)

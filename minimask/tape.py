@@ -64,7 +64,7 @@ def run_backward(roots) -> None:
 def _checked(node, gradients) -> tuple:
     """The gradients as a tuple, once their number, shapes and dtypes are seen to be right."""
     name = type(node).__name__
-    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+    gradients = tuple(gradients) if isinstance(gradients, (tuple, list)) else (gradients,)
     if len(gradients) != len(node.edges):
         raise RuntimeError(f"{name}.backward gave {len(gradients)} gradients for {len(node.edges)} inputs")
     for i, (g, kind) in enumerate(zip(gradients, node.input_kinds)):
@@ -72,6 +72,8 @@ def _checked(node, gradients) -> tuple:
             continue
         if g is None:
             raise RuntimeError(f"{name}.backward gave no gradient for input {i}, which needs one")
+        if not hasattr(g, "base"):  # a number, or a Tensor
+            raise RuntimeError(f"{name}.backward gave a {type(g).__name__} for input {i}; give an array")
         if (g.shape, g.dtype) != kind:
             raise RuntimeError(
                 f"{name}.backward gave a gradient of {g.shape} {g.dtype} for input {i} of {kind[0]} {kind[1]}"
@@ -107,3 +109,15 @@ def accumulate(leaf, gradient, owned: bool) -> None:
         leaf.grad = gradient if owned else gradient.copy()
     else:
         leaf.grad = leaf.grad + gradient
+
+
+def holds(saved, array) -> bool:
+    """Whether an array, or a view of the same memory, is among what was saved."""
+    if isinstance(saved, dict):
+        saved = tuple(saved.values())
+    if isinstance(saved, (tuple, list)):
+        return any(holds(value, array) for value in saved)
+    if saved is array:
+        return True
+    base = getattr(saved, "base", None)
+    return base is not None and (base is array or base is array.base)

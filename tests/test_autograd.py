@@ -740,7 +740,7 @@ def test_shapes_and_axes_are_numbers_tuples_or_lists():
         assert x.reshape(*shape).shape == (3, 2)
     for axes in ((1, 0), ((1, 0),), ([1, 0],), ()):
         np.testing.assert_array_equal(x.transpose(*axes).data, x.data.T)
-    np.testing.assert_array_equal(x.T.data, np.asarray(x).T)
+    np.testing.assert_array_equal(x.T.data, np.asarray(x.detach()).T)
     assert [row.shape for row in x] == [(3,), (3,)]
 
 
@@ -762,3 +762,69 @@ def test_what_a_tensor_lacks_is_said_with_what_to_use():
         AttributeError, match=r"has no 'argmax': take a function of minimask.functions.*numpy"
     ):
         leaf(3).argmax()
+
+
+def test_numpy_s_functions_never_drop_a_gradient_in_silence():
+    w, x = leaf(2), Tensor(np.array([1.0, 2.0]))
+    for lost in (
+        lambda: w * np.stack([w * 2.0, w * 3.0]),
+        lambda: np.where(w.data > 0, w * 2.0, 0.0),
+        lambda: np.concatenate([x, w]),
+        lambda: np.asarray(w),
+    ):
+        with pytest.raises(TypeError, match="gradient"):
+            lost()
+    with no_grad():
+        assert np.asarray(w).shape == (2,)
+    np.testing.assert_array_equal(np.concatenate([x, x]), [1.0, 2.0, 1.0, 2.0])
+    assert np.isclose(x, 2.0).tolist() == [False, True] and np.sum(x.numpy()) == 3.0
+
+
+def test_a_loss_is_printed_and_rounded_like_a_number():
+    loss = (leaf(3) * 0.0).sum() + 1.23456
+    assert f"{loss:.3f}" == "1.235" and f"{loss}" == str(loss) and round(loss, 2) == 1.23
+
+
+class Square(Function):
+    def forward(self, x):
+        self.save(x)
+        return x * x
+
+    def backward(self, gy):
+        return 2 * gy * self.saved[0]
+
+
+def test_a_function_object_is_good_for_one_call():
+    square, x = Square(), leaf(2)
+    square(x)
+    with pytest.raises(RuntimeError, match=r"Square: an object is good for one call; use Square.apply"):
+        square(x)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ({"forward": lambda self, x: None}, "forward gave None: is a return missing"),
+        ({"backward": lambda self, gy: 2.0}, "backward gave a float for input 0; give an array"),
+        ({"backward": lambda self, gy: Tensor(gy)}, "backward gave a Tensor for input 0; give an array"),
+        ({"backward": lambda self, gy: [gy, gy]}, "backward gave 2 gradients for 1 inputs"),
+    ],
+)
+def test_usual_mistakes_in_a_function_are_named(mistake, message):
+    mistaken = type("Mistaken", (Square,), mistake)
+    with pytest.raises((RuntimeError, TypeError), match=f"Mistaken.{message}"):
+        mistaken.apply(leaf(2)).sum().backward()
+
+
+@pytest.mark.parametrize("kept", [lambda a: a[::1], lambda a: {"a": a}, lambda a: [(a,)]])
+def test_an_edit_is_seen_in_whatever_way_the_array_was_saved(kept):
+    def forward(self, x):
+        self.save(kept(x))
+        return x * x
+
+    memory = np.arange(4.0)
+    x = Parameter(memory[1:3])
+    y = type("Keeps", (Square,), {"forward": forward}).apply(x).sum()
+    x.data *= 100
+    with pytest.raises(RuntimeError, match="input 0 of Keeps was changed after the forward pass"):
+        y.backward()

@@ -840,3 +840,11 @@ def test_whatever_stands_in_a_field_gives_a_dataset_or_one_short_line(folder, va
             assert len(str(error).splitlines()) == 1
             assert len(str(error)) < len(str(folder)) + 300
     assert refused > 40
+
+
+def test_two_categories_of_one_name_are_named(folder):
+    document = tiny_document()
+    first = document["categories"][0]
+    document["categories"].append({"id": 991, "name": f" {first['name']} "})
+    told = message(folder, document)
+    assert re.search(rf"categories {first['id']} and 991 are both named .*; rename one", told)

@@ -369,3 +369,28 @@ def test_the_checker_does_not_lean_on_what_it_checks(cls, monkeypatch):
 
 def test_outputs_that_share_a_graph_are_checked_together():
     assert gradcheck(lambda x: (x * x, (x * x * x).sum(), x), [np.arange(1.0, 4.0)])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_never_passes(value):
+    class Damaged(Function):
+        def forward(self, x):
+            return x * 2
+
+        def backward(self, gy):
+            gradient = gy * 2
+            gradient[1] = value
+            return gradient
+
+    with pytest.raises(GradientError, match=rf"derived gradient of input 0 is {value} at \(1,\)"):
+        gradcheck(Damaged.apply, [np.ones(3)])
+    with pytest.raises(GradientError, match=rf"input 0 is {value} at \(0,\)"):
+        gradcheck(lambda x: x * 2.0, [np.array([value, 1.0])])
+
+
+@pytest.mark.parametrize("inputs", [[np.ones(3, int)], [[1.0, 2.0]], [1.0]])
+def test_a_check_of_nothing_is_no_success(inputs):
+    with pytest.raises(ValueError, match="no input is a floating-point array"):
+        gradcheck(lambda x: x * 2.0 if isinstance(x, Tensor) else Tensor(np.ones(2)), inputs)
+    with pytest.raises(ValueError, match="gives no Tensor of floating-point numbers"):
+        gradcheck(lambda x: x.numpy() * 2, [np.ones(2)])

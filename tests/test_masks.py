@@ -445,3 +445,9 @@ def test_a_target_does_not_change_when_image_box_and_mask_are_doubled():
     of_doubled = crop_masks(doubled, scale_boxes(box, (2, 2)), match, 7, FLOAT)
     # same geometry, sampled on finer pixels: half-pixel mistakes would shift a whole cell's share
     assert abs(crop - of_doubled).max() < 0.04
+
+
+def test_masks_are_not_written_to():
+    masks = Masks(np.ones((1, 28, 28), np.float32), np.float32([[0, 0, 8, 8]]), (8, 8))
+    with pytest.raises(TypeError, match=r"masks are not written to: take np.asarray\(masks\)"):
+        masks *= 2

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from minimask import autograd, backend
+from minimask import backend
 from minimask.functions import activation, array, conv, loss, norm, pool, roi
 from minimask.functions import explicit_mask_head as mask_head
 from minimask.functions import explicit_rpn_head as rpn_head
@@ -24,7 +24,7 @@ from minimask.lessons.gradient_cases import CASES, all_functions, check_function
 # Function: (what is wrong, this piece of its source, what it is replaced by[, the helper it is a piece of])
 MUTANTS = {
     array.Add: [
-        ("a mean over broadcast axes", "g.sum(", "g.mean(", autograd.unbroadcast),
+        ("a mean over broadcast axes", "g.sum(", "g.mean(", elementwise.unbroadcast),
     ],
     array.Subtract: [
         ("the sign", "unbroadcast(-gy", "unbroadcast(gy"),

@@ -109,6 +109,12 @@ def read_categories(entries: list, path: Path) -> dict[int, str]:
     for category_id, name in read_all(entries, read, "categories"):
         if category_id in names:
             raise InputError(f"{path}: category {category_id} occurs twice; category ids must be unique")
+        if name in names.values():
+            other = next(other for other, same in names.items() if same == name)
+            raise InputError(
+                f"{path}: categories {other} and {category_id} are both named {show(name)}; rename one, or "
+                "make them one category"
+            )
         names[category_id] = name
     return dict(sorted(names.items()))
 

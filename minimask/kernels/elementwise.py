@@ -11,6 +11,15 @@ from minimask import backend
 ELEMENTS_AT_ONCE = 1 << 15  # of each array: 128 KiB of float32
 
 
+def unbroadcast(g, shape: tuple[int, ...], dtype):
+    """Sum a gradient over the axes along which its input was broadcast, and give it the input's dtype."""
+    if g.shape != shape:
+        extra = g.ndim - len(shape)
+        stretched = [i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1]
+        g = g.sum(axis=(*range(extra), *stretched), keepdims=True).reshape(shape)
+    return g.astype(dtype, copy=False)
+
+
 def relu(x):
     """max(x, 0)."""
     xp = backend.array_module(x)
