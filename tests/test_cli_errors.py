@@ -410,6 +410,7 @@ def test_an_empty_name_is_refused_in_python_too(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_demo_replaces_only_what_a_demo_has_made(good, tmp_path, monkeypatch, capsys):
     from minimask.command import demo
 

@@ -176,7 +176,9 @@ def test_training_in_float32_has_the_cpus_losses_and_says_where_it_waits(runs):
     assert_equal_losses(losses["cuda"], losses["cpu"])
 
 
-@pytest.mark.parametrize("first, second", [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
+@pytest.mark.parametrize(
+    "first, second", [("cpu", "cuda"), ("cuda", "cpu"), pytest.param("cuda", "cuda", marks=pytest.mark.slow)]
+)
 def test_a_run_goes_on_on_either_device(first, second, runs, tmp_path):
     run(tmp_path, first, "train.steps=1")
     losses = run(tmp_path, second, resume=True)
