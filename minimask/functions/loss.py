@@ -56,7 +56,7 @@ class _SummedLoss(Function):
 
     def value_and_slope(self, x, target):
         """The sum as a () array, its derivative with respect to x, and how many terms it has."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no value_and_slope")
 
     def forward(self, x, target):  # -> ()
         loss, slope, terms = self.value_and_slope(x, target)

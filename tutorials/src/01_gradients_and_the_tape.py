@@ -858,7 +858,7 @@ exercises.check("tape_backward", my_tape_backward)
 #
 # ## Read on
 #
-# * minimask's tape in full: `source(tape, minimask.autograd)`, 600 lines with comments and arithmetic. The
+# * minimask's tape in full: `source(tape, minimask.autograd)`, 800 lines with comments and arithmetic. The
 #   check: `source(minimask.gradient_check)`.
 # * A. Griewank, A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008: the cost of a backward pass, and
 #   trading memory for time.
