@@ -1,6 +1,5 @@
 """Files that hold either the old content or the new, never half of it; output directories, checked early."""
 
-import contextlib
 import errno
 import json
 import os
@@ -92,7 +91,7 @@ def _create(directory: Path) -> tuple[Path, IO[bytes]]:
     """A new temporary file, open for writing, whose lock tells others that its writer lives."""
     for _ in range(100):
         temporary = directory / f".minimask-{os.urandom(8).hex()}.tmp"
-        with contextlib.suppress(FileExistsError):  # somebody else's; "x" does not follow a link either
+        with suppress(FileExistsError):  # somebody else's; "x" does not follow a link either
             file = temporary.open("xb")
             if _locked(file.fileno()) is not False and _is_at(file, temporary):
                 return temporary, file
@@ -109,9 +108,8 @@ def _locked(handle: int) -> bool | None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except (
-        OSError
-    ):  # a file system without locks: whether a writer lives cannot be told, so nothing is removed
+    except OSError:
+        # A file system without locks: whether a writer lives cannot be told, so nothing is removed.
         return None
     return True
 
@@ -128,9 +126,8 @@ def remove_leftovers(directory: str | Path) -> None:
 
     That a writer lives is told by its lock, which the system takes away with it, on whichever machine.
     """
-    with contextlib.suppress(
-        OSError
-    ):  # not a directory, or not to be listed: its user will be told by others
+    # What is not a directory, or not to be listed, is told by whoever uses it.
+    with suppress(OSError):
         for entry in list(os.scandir(directory)):
             # A file of this name, not a link or a folder that bears it.
             if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
@@ -138,7 +135,7 @@ def remove_leftovers(directory: str | Path) -> None:
 
 
 def _remove_if_dead(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # another user's, or gone meanwhile; on Windows, in use
+    with suppress(OSError):  # another user's, or gone meanwhile; on Windows, in use
         if fcntl is None:
             return temporary.unlink()
         handle = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)

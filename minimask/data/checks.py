@@ -33,9 +33,8 @@ class Annotation:
     area: float | None  # None if not given, or 0
     crowd: bool
     counts: bytes | None  # None if not read, since the box has no area inside the image
-    outline: (
-        tuple[float, float, float, float] | None
-    )  # x1, y1, x2, y2 of the polygons' points; None of an RLE
+    # x1, y1, x2, y2 of the polygons' points; None of an RLE
+    outline: tuple[float, float, float, float] | None
     label: str  # for messages: "annotation 17 (image 4)"
 
 

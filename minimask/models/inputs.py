@@ -116,9 +116,8 @@ def _array(value: Any, name: str):
         if hasattr(value, "detach"):
             return np.asarray(value.detach().cpu().numpy())
         if isinstance(value, list | tuple) and any(hasattr(part, "detach") for part in value):
-            value = [
-                to_cpu(_array(part, name)) for part in value
-            ]  # sync: a list of Tensors becomes one array
+            # A list of Tensors becomes one array.
+            value = [to_cpu(_array(part, name)) for part in value]  # sync
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]

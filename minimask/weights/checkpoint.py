@@ -181,9 +181,8 @@ class CheckpointFile:
 def _finite(array: np.ndarray) -> bool:
     """Whether no value is NaN, infinite or beyond float32, of which models are; makes no copy."""
     with np.errstate(all="ignore"):
-        return array.size == 0 or bool(
-            -_GREATEST <= array.min() and array.max() <= _GREATEST
-        )  # False for NaN
+        # With a NaN the least and the greatest are NaN, and no comparison with it holds.
+        return array.size == 0 or bool(-_GREATEST <= array.min() and array.max() <= _GREATEST)
 
 
 def fit(checkpoint: Checkpoint, path: str | Path, model: Any, optimizer: Any = None) -> None:
