@@ -62,6 +62,7 @@ setup(
         "notebooks": ["jupyter", "ipywidgets"],
         "test": [
             "pytest>=8.0",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "nbformat>=5.7",
             "nbclient>=0.10.1",

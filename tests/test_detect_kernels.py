@@ -373,6 +373,7 @@ def caught(check) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("check", "source", "text", "which", "instead"), MISTAKES)
 def test_a_planted_mistake_is_caught(check, source, text, which, instead, monkeypatch):
     assert not caught(check)

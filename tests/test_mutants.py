@@ -311,6 +311,7 @@ def is_caught(cls, old: str, new: str, where=None) -> bool:
             return True  # of another shape than the input: the engine refuses it
 
 
+@pytest.mark.slow
 def test_the_gradient_check_notices_every_planted_bug():
     survivors = [
         f"{cls.__name__}: {bug}"

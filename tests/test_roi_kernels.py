@@ -468,6 +468,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @needs_gpp
 @pytest.mark.parametrize("name, bug", [(name, bug[0]) for name, bugs in MUTANTS.items() for bug in bugs])
 def test_a_planted_bug_is_caught(name, bug):
