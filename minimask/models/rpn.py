@@ -87,11 +87,14 @@ class RPNSamples:
 
 
 class RPNHeadNet(Module):
-    """The weights of the explicit Function `rpn_head`, shared by all levels."""
+    """The weights of the explicit Function `rpn_head`, shared by all levels.
+
+    All begin with a standard deviation of 0.01, as in the Fast R-CNN that the paper builds upon.
+    """
 
     def __init__(self, channels: int, anchors_per_position: int, rng):
-        self.conv = Sequential(Sequential(Conv2d(channels, channels, 3, rng)))
-        self.cls_logits = Conv2d(channels, anchors_per_position, 1, rng, gain=1e-4 * channels)  # std 0.01
+        self.conv = Sequential(Sequential(Conv2d(channels, channels, 3, rng, gain=9e-4 * channels)))
+        self.cls_logits = Conv2d(channels, anchors_per_position, 1, rng, gain=1e-4 * channels)
         self.bbox_pred = Conv2d(channels, 4 * anchors_per_position, 1, rng, gain=1e-4 * channels)
 
     def forward(self, levels):  # L of (N, C, H_l, W_l) -> (N, A), (N, A, 4)
