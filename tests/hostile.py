@@ -22,13 +22,13 @@ from minimask import models
 from minimask.config import Config, from_dict, read_config, to_dict, to_toml, with_settings
 from minimask.data import Shapes
 from minimask.errors import InputError, one_line
+from minimask.models import networks
+from minimask.models.detector import load_detector
+from minimask.models.networks import build_model, resolved
 from minimask.training.distributed import ALONE
 from minimask.training.keeper import Keeper
 from minimask.training.loop import make_optimizer
-from minimask.weights import networks
 from minimask.weights.checkpoint import Checkpoint, load_checkpoint
-from minimask.weights.detector import load_detector
-from minimask.weights.networks import build_model, resolved
 
 SHAPES = Shapes(2, seed=1, size=32)
 SECONDS, MEMORY = 10, 1 << 30

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from minimask import nn
 from minimask.errors import InputError
 from minimask.files import check_output_directory, make_output_directory, replacing, write_json
+from minimask.models.detector import load_detector
 from minimask.training.optim import SGD
 from minimask.weights.archive import Archive
 from minimask.weights.checkpoint import (
@@ -31,7 +32,6 @@ from minimask.weights.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from minimask.weights.detector import load_detector
 from minimask.weights.schema import check_classes
 from tests.hostile import array_of, entries_of, text_entry, zip_of
 
@@ -398,7 +398,7 @@ def test_a_detector_of_another_model_is_refused_before_arrays_are_read_or_a_grea
     path = tmp_path / "a.npz"
     monkeypatch.setattr(Archive, "array", None)
     save_checkpoint(path, dataclasses.replace(a_checkpoint(), config={}))
-    monkeypatch.setattr("minimask.weights.detector.build_model", None)
+    monkeypatch.setattr("minimask.models.detector.build_model", None)
     with pytest.raises(InputError, match=r"a\.npz: the weights are of another model: none has the 3 rows"):
         load_detector(path)
     monkeypatch.undo()

@@ -20,7 +20,7 @@ from minimask.config import (
     with_settings,
 )
 from minimask.errors import InputError, one_line
-from minimask.weights.networks import resolved
+from minimask.models.networks import resolved
 
 
 def refusal(*settings):

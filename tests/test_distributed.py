@@ -17,13 +17,13 @@ import pytest
 from minimask.config import Config, with_settings
 from minimask.data import Batches, Shapes
 from minimask.errors import InputError
+from minimask.models.networks import build_model, resolved
 from minimask.randomness import Draws
 from minimask.training import distributed
 from minimask.training.log import read_losses
 from minimask.training.loop import augmentation, learning_rate, train
 from minimask.training.optim import SGD, clip_gradients
 from minimask.weights.checkpoint import load_checkpoint
-from minimask.weights.networks import build_model, resolved
 from tests.cli_data import make_dataset
 
 ROOT = Path(__file__).parent.parent

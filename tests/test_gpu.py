@@ -14,14 +14,14 @@ from minimask.command.cli import main
 from minimask.config import Config, with_settings
 from minimask.data import Batches, nuclei_sample
 from minimask.models import maskrcnn_small
+from minimask.models.detector import load_detector
+from minimask.models.networks import NETWORKS
 from minimask.randomness import Draws
 from minimask.training import distributed
 from minimask.training.log import read_losses
 from minimask.training.loop import augmentation, train, training_step
 from minimask.training.optim import SGD
 from minimask.weights.checkpoint import load_checkpoint
-from minimask.weights.detector import load_detector
-from minimask.weights.networks import NETWORKS
 
 MISSING = backend.gpu.why_no_gpu()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(MISSING), reason=MISSING or "there is a GPU")]

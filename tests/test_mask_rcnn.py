@@ -11,11 +11,11 @@ from minimask.backend import to_cpu
 from minimask.config import Config, to_dict, with_settings
 from minimask.models.box_head import RoIs
 from minimask.models.mask_head import MaskHead
+from minimask.models.networks import build_model, checkpoint_config
 from minimask.models.rpn import top_k
 from minimask.nn import Linear, Module
 from minimask.randomness import Draws
 from minimask.weights.checkpoint import Checkpoint
-from minimask.weights.networks import build_model, checkpoint_config
 from tests.fake_cupy import installed, syncs
 from tests.model_data import discs, fill, tiny_model
 

@@ -18,6 +18,7 @@ from minimask import backend
 from minimask.config import Config, to_dict, with_settings
 from minimask.data import Augmentation, Batches, Shapes
 from minimask.errors import InputError
+from minimask.models.networks import build_model, resolved
 from minimask.randomness import Draws
 from minimask.results.visualize import loss_curves
 from minimask.training import lock, loop
@@ -25,7 +26,6 @@ from minimask.training.log import LossLog, read_losses
 from minimask.training.loop import augmentation, gives_finite_loss, learning_rate, train
 from minimask.training.stopping import StopSignals
 from minimask.weights.checkpoint import load_checkpoint, save_checkpoint
-from minimask.weights.networks import build_model, resolved
 
 SHAPES = Shapes(6, seed=3, size=64)
 SETTINGS = [

@@ -8,9 +8,9 @@ import pytest
 
 from minimask.config import read_config
 from minimask.data import nuclei_sample, read_coco
+from minimask.models.detector import load_detector
 from minimask.results.evaluate import evaluate
 from minimask.training.loop import train
-from minimask.weights.detector import load_detector
 
 
 class First:

@@ -107,10 +107,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def predict(arguments: argparse.Namespace) -> int:
     """Write NAME-instances.png for each image: masks, boxes, class names and scores."""
     from minimask.files import check_inputs_are_kept, check_output_directory
+    from minimask.models.detector import load_detector
     from minimask.results.fonts import missing_letters
     from minimask.results.predict import check_images, expanded, predict_files, results_of
     from minimask.training.progress import each
-    from minimask.weights.detector import load_detector
 
     output = check_output_directory(arguments.output)
     images, also = expanded(arguments.images), (arguments.json, arguments.label_maps)
@@ -202,10 +202,10 @@ def _evaluate_checkpoint(
     """Evaluate, write and tell, the last also where nothing can be written; `most` as in `load_detector`."""
     from minimask.command.demo import MARK
     from minimask.files import output_directory
+    from minimask.models.detector import load_detector
     from minimask.results.evaluate import FILES, beyond_limit
     from minimask.results.evaluate import evaluate as run
     from minimask.training.progress import each
-    from minimask.weights.detector import load_detector
 
     detector = load_detector(weights, device, detections=most)
     most = detector.config.model.detections

@@ -11,13 +11,13 @@ from minimask.config import Config, from_dict, read_config
 from minimask.data import nuclei_sample
 from minimask.errors import InputError
 from minimask.files import make_output_directory, write_text
+from minimask.models.detector import load_detector
 from minimask.results.evaluate import Evaluation, evaluate
 from minimask.results.predict import confident
 from minimask.results.visualize import comparison, loss_curves, save_picture
 from minimask.training.log import read_losses
 from minimask.training.loop import CHECKPOINT, CONFIG, LOSSES, Outcome, train
 from minimask.training.progress import each
-from minimask.weights.detector import load_detector
 
 PICTURES = 4  # validation images in the comparison
 LOSSES_DRAWN, PREDICTIONS = "losses.png", "predictions.png"

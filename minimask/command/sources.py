@@ -21,9 +21,9 @@ def train_config(arguments: argparse.Namespace, output: Path) -> configuration.C
         Also if a file that is given would be overwritten by the run.
     """
     from minimask.files import check_inputs_are_kept
+    from minimask.models.networks import checkpoint_config
     from minimask.training.loop import CHECKPOINT, CONFIG, LOSSES, check_resume
     from minimask.weights.checkpoint import CheckpointFile
-    from minimask.weights.networks import checkpoint_config
 
     check_resume(output, arguments.resume)
     config, path = configuration.Config(), output / CHECKPOINT

@@ -1,7 +1,8 @@
 """The models, stage by stage, each file with its net, its decoding and its loss.
 
-Imports `functions`, `nn`, and what knows of boxes and masks. Begin with `mask_rcnn.py`, the table of
-contents; `zoo.py` has the whole models by name.
+Imports `functions`, `nn`, `weights`, and what knows of boxes and masks. Begin with `mask_rcnn.py`, the table
+of contents; `zoo.py` has the whole models by name, `networks.py` and `detector.py` build them for a
+configuration and from a checkpoint.
 """
 
 from minimask.models.mask_rcnn import MaskRCNN

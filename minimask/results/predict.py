@@ -11,10 +11,10 @@ from minimask.data import images as files
 from minimask.data.image_entries import unused_bits
 from minimask.errors import InputError, one_line
 from minimask.files import check_inputs_are_kept, output_directory, write_json
+from minimask.models.detector import Detector
 from minimask.results.evaluate import coco_results
 from minimask.results.large import predict_pixels
 from minimask.results.visualize import draw_instances, label_maps, save_picture
-from minimask.weights.detector import Detector
 
 _PASTED = 9  # bytes a pixel for one mask at the size of the image: as float32, thresholded, encoded
 

@@ -10,6 +10,7 @@ from typing import Any
 from minimask import backend
 from minimask.config import Config, differences, from_dict, to_dict
 from minimask.errors import InputError, memory_story, one_line
+from minimask.models.networks import checkpoint_config
 from minimask.training.distributed import World
 from minimask.training.optim import SGD
 from minimask.weights.checkpoint import (
@@ -21,7 +22,6 @@ from minimask.weights.checkpoint import (
     fit,
     save_checkpoint,
 )
-from minimask.weights.networks import checkpoint_config
 from minimask.weights.schema import check_classes
 
 _NEEDS_LESS = "take a smaller train.batch_size, data.crop or model.max_size, which need less"

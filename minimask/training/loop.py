@@ -17,6 +17,7 @@ from minimask.config import Config, DataConfig, TrainConfig, to_toml
 from minimask.data import Augmentation, Batches, Loader, Sample
 from minimask.errors import InputError, one_line
 from minimask.files import make_output_directory, real_path, write_text
+from minimask.models.networks import build_model, resolved
 from minimask.randomness import Draws
 from minimask.training import distributed
 from minimask.training.keeper import Keeper, NotFinite
@@ -25,7 +26,6 @@ from minimask.training.log import LossLog
 from minimask.training.optim import SGD, LearningRate, clip_gradients, scaled_learning_rate
 from minimask.training.progress import Progress
 from minimask.training.stopping import StopSignals
-from minimask.weights.networks import build_model, resolved
 
 CHECKPOINT, CONFIG, LOSSES = "checkpoint.npz", "config.toml", "losses.csv"
 

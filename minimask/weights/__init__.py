@@ -1,5 +1,5 @@
-"""From files to models and back: checkpoints, the networks there are, and the detector made of both.
+"""Files of weights, and what is in them: arrays by name. No model is built here.
 
-Imports `models` and `config` and what these rest on. Begin with `checkpoint.py`, the file itself, which
-`schema.py` checks field by field; `networks.py` builds a model, and `detector.py` puts the weights into it.
+Imports `config` and `files`. Begin with `checkpoint.py`, the file that a run writes, which `schema.py`
+checks field by field and `archive.py` entry by entry.
 """

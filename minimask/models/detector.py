@@ -6,8 +6,8 @@ from typing import Any
 
 from minimask.config import Config
 from minimask.errors import InputError
+from minimask.models.networks import build_model, checkpoint_config
 from minimask.weights.checkpoint import Checkpoint, CheckpointFile, check_fit, fit
-from minimask.weights.networks import build_model, checkpoint_config
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from minimask import backend, models
+from minimask import backend
 from minimask.config import Config, from_dict
 from minimask.errors import InputError
-from minimask.models.zoo import PAPER_RECIPE, SMALL_RECIPE, Recipe
+from minimask.models.mask_rcnn import MaskRCNN
+from minimask.models.zoo import (
+    PAPER_RECIPE,
+    SMALL_RECIPE,
+    Recipe,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_small,
+)
 from minimask.nn import BatchNorm2d, FrozenBatchNorm2d, GroupNorm
 from minimask.weights.checkpoint import Checkpoint
 
@@ -19,16 +26,16 @@ NORMS = {"group": partial(GroupNorm, groups=32), "batch": BatchNorm2d, "frozen":
 class Network:
     """A builder, its recipe, and the fields of `ModelConfig` that random weights need if nobody sets them."""
 
-    build: Callable[..., models.MaskRCNN]
+    build: Callable[..., MaskRCNN]
     recipe: Recipe
     from_scratch: dict[str, Any] = field(default_factory=dict)
 
 
 NETWORKS = {
-    "maskrcnn_small": Network(models.maskrcnn_small, SMALL_RECIPE),
+    "maskrcnn_small": Network(maskrcnn_small, SMALL_RECIPE),
     # With frozen norms that change nothing, random weights make C5 some 300 times as large as C2's inputs.
     "maskrcnn_resnet50_fpn": Network(
-        models.maskrcnn_resnet50_fpn, PAPER_RECIPE, {"norm": "group", "trainable_layers": 5}
+        maskrcnn_resnet50_fpn, PAPER_RECIPE, {"norm": "group", "trainable_layers": 5}
     ),
 }
 
@@ -67,7 +74,7 @@ def checkpoint_config(checkpoint: Checkpoint, where: str) -> Config:
     return resolved(config)
 
 
-def build_model(config: Config, num_classes: int, device: str = "cpu") -> models.MaskRCNN:
+def build_model(config: Config, num_classes: int, device: str = "cpu") -> MaskRCNN:
     """The network that a configuration names, with random weights of its seed.
 
     Parameters
