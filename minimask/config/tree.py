@@ -34,6 +34,23 @@ class ModelConfig:
     trainable_layers: int | None = option(
         None, "last stages of a ResNet-50 that train; 5: all", low=0, high=5
     )
+    roi_layer: str | None = option(
+        None,
+        "of box and mask head (Table 2c); unset: the network's RoIAlign",
+        choices=("roi_pool", "roi_warp_max", "roi_warp", "roi_align_max", "roi_align"),
+    )
+    mask_loss: str | None = option(
+        None,
+        "a sigmoid for each class, or a softmax over classes at each pixel (Table 2b); unset: sigmoid",
+        choices=("sigmoid", "softmax"),
+    )
+    mask_branch: str | None = option(
+        None,
+        "convolutions, or 2 or 3 fully connected layers (Table 2e); unset: fcn",
+        choices=("fcn", "mlp2", "mlp3"),
+    )
+    class_agnostic_mask: bool = option(False, "one mask an object, instead of one for each class")
+    class_agnostic_box: bool = option(False, "one box an object, instead of one for each class")
     score_threshold: float = option(0.05, "detections that score less are dropped", low=0, high=1)
     nms_threshold: float = option(
         0.5, "of two boxes of a class with more IoU than this, one goes", low=0, high=1
