@@ -5,7 +5,16 @@ of contents; `zoo.py` has the whole models by name, `networks.py` and `detector.
 configuration and from a checkpoint.
 """
 
+from minimask.models.mask_head import MaskFCN, MaskMLP, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.zoo import maskrcnn_resnet50_fpn, maskrcnn_small
 
-__all__ = ["MaskRCNN", "maskrcnn_resnet50_fpn", "maskrcnn_small"]
+__all__ = [
+    "MaskFCN",
+    "MaskMLP",
+    "MaskRCNN",
+    "SigmoidMasks",
+    "SoftmaxMasks",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_small",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -10,15 +10,15 @@ import numpy as np
 
 from minimask import functions as F
 from minimask.anchors import AnchorGenerator
-from minimask.models.box_head import BoxHead, BoxOptions, BoxPredictor, Pooler, TwoMLPHead
-from minimask.models.conventions import MINIMASK, TORCHVISION
+from minimask.models.box_head import BoxHead, BoxOptions, BoxPredictor, Pooler, RoILayer, TwoMLPHead
+from minimask.models.conventions import MINIMASK, TORCHVISION, Conventions
 from minimask.models.fpn import FPN, Backbone
-from minimask.models.mask_head import MaskFCN, MaskHead
+from minimask.models.mask_head import SIGMOIDS, MaskFCN, MaskHead, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.resnet import BasicBlock, Bottleneck, MakeNorm, ResNet
 from minimask.models.rpn import RPN, RPNHeadNet, RPNOptions
 from minimask.models.transform import Transform
-from minimask.nn import FrozenBatchNorm2d, GroupNorm
+from minimask.nn import FrozenBatchNorm2d, GroupNorm, Module
 from minimask.randomness import Draws, Purpose
 
 
@@ -36,6 +36,34 @@ class Recipe:
     batch_size: int
 
 
+MakeMaskNet = Callable[[int, int, np.random.Generator], Module]  # of so many channels, giving so many masks
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """What the paper's ablations vary, as a builder was given it (docs/alternatives.md).
+
+    Attributes
+    ----------
+    roi_layer : RoILayer or None
+        Of both heads (Table 2c); None is RoIAlign under the model's conventions.
+    mask_loss : SigmoidMasks or SoftmaxMasks
+        Sigmoids or a softmax (Table 2b), of each class or class-agnostic (section 4.2).
+    mask_branch : callable
+        Makes the mask head's net (Table 2e).
+    """
+
+    roi_layer: RoILayer | None = None
+    mask_loss: SigmoidMasks | SoftmaxMasks = SIGMOIDS
+    mask_branch: MakeMaskNet = MaskFCN
+
+    def roi_layer_under(self, conventions: Conventions) -> RoILayer:
+        """The RoI layer of a model of these conventions."""
+        c = conventions
+        return self.roi_layer or partial(F.roi_align, sampling_ratio=c.sampling_ratio, aligned=c.aligned)
+
+
+PAPER = Alternatives()
 PAPER_RECIPE = Recipe(0.02, 16)  # Mask R-CNN, section 3.1, by the linear rule
 SMALL_RECIPE = Recipe(0.02, 2)  # its norms and its few parameters bear eight times as much
 
@@ -49,6 +77,9 @@ def maskrcnn_resnet50_fpn(
     image_mean: tuple[float, float, float] = TORCHVISION.mean,
     image_std: tuple[float, float, float] = TORCHVISION.std,
     norm: MakeNorm = FrozenBatchNorm2d,
+    roi_layer: RoILayer | None = None,
+    mask_loss: SigmoidMasks | SoftmaxMasks = SIGMOIDS,
+    mask_branch: MakeMaskNet = MaskFCN,
     seed: int = 0,
     **rpn_and_box,
 ) -> MaskRCNN:
@@ -70,6 +101,13 @@ def maskrcnn_resnet50_fpn(
     norm : callable
         Makes the backbone's norm for so many channels. Frozen norms and frozen layers are meant for weights
         that are loaded; to train from random ones, give ``partial(GroupNorm, groups=32)`` and 5 layers.
+    roi_layer : callable, optional
+        Of the box head and the mask head: `functions.roi_pool`, ``partial(functions.roi_align, ...)`` and so
+        on, called as `Pooler` says. By default RoIAlign as torchvision has it.
+    mask_loss : SigmoidMasks or SoftmaxMasks
+        Whether masks of different classes compete, and whether there is one for each class at all.
+    mask_branch : callable
+        ``(channels, masks, rng) -> Module``: `MaskFCN`, `MaskMLP`, or one of these with options bound.
     seed : int
         Of the initial weights.
     **rpn_and_box
@@ -96,7 +134,8 @@ def maskrcnn_resnet50_fpn(
     body = ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), norm, rng)
     body.freeze(trainable_backbone_layers)
     transform = Transform(conventions, min_size, max_size)
-    return _fpn_model(transform, body, 256, 1024, num_classes, (32, 64, 128, 256, 512), rng, rpn_and_box)
+    sizes, alternatives = (32, 64, 128, 256, 512), Alternatives(roi_layer, mask_loss, mask_branch)
+    return _fpn_model(transform, body, 256, 1024, num_classes, sizes, rng, rpn_and_box, alternatives)
 
 
 def maskrcnn_small(
@@ -108,6 +147,9 @@ def maskrcnn_small(
     fpn_channels: int = 64,
     box_width: int = 256,
     anchor_sizes: tuple[int, ...] = (8, 16, 32, 64, 128),
+    roi_layer: RoILayer | None = None,
+    mask_loss: SigmoidMasks | SoftmaxMasks = SIGMOIDS,
+    mask_branch: MakeMaskNet = MaskFCN,
     seed: int = 0,
     **rpn_and_box,
 ) -> MaskRCNN:
@@ -127,6 +169,8 @@ def maskrcnn_small(
         Channels of the pyramid and of the mask head; width of the box head.
     anchor_sizes : five numbers
         Side of the square anchor of levels P2..P6, in pixels; each also comes at ratios 1/2 and 2.
+    roi_layer, mask_loss, mask_branch
+        As for `maskrcnn_resnet50_fpn`; by default RoIAlign with nothing rounded.
     seed : int
         Of the initial weights.
     **rpn_and_box
@@ -141,8 +185,9 @@ def maskrcnn_small(
     rng = Draws(seed).rng(Purpose.WEIGHTS)
     body = ResNet(BasicBlock, (1, 1, 1, 1), channels, GroupNorm, rng, stem=3)
     transform = Transform(MINIMASK, min_size, max_size)
-    options = fewer | rpn_and_box
-    return _fpn_model(transform, body, fpn_channels, box_width, num_classes, anchor_sizes, rng, options)
+    options, alternatives = fewer | rpn_and_box, Alternatives(roi_layer, mask_loss, mask_branch)
+    widths = (fpn_channels, box_width)
+    return _fpn_model(transform, body, *widths, num_classes, anchor_sizes, rng, options, alternatives)
 
 
 def _fpn_model(
@@ -154,6 +199,7 @@ def _fpn_model(
     anchor_sizes: tuple[int, ...],
     rng: np.random.Generator,
     rpn_and_box: dict,
+    alternatives: Alternatives = PAPER,
 ) -> MaskRCNN:
     """Everything behind the body: pyramid, RPN and heads, in torchvision's sizes."""
     conventions = transform.conventions
@@ -169,12 +215,14 @@ def _fpn_model(
     # Weights are drawn in the order in which the layers are made, so that order decides what a seed gives.
     backbone = Backbone(body, FPN(body.channels, channels, rng))
     rpn = RPN(RPNHeadNet(channels, anchors.num_anchors_per_location()[0], rng), anchors, rpn_options)
-    roi_align = partial(F.roi_align, sampling_ratio=conventions.sampling_ratio, aligned=conventions.aligned)
-    pooler = Pooler(7, roi_align)
+    roi_layer, mask_loss = alternatives.roi_layer_under(conventions), alternatives.mask_loss
+    pooler = Pooler(7, roi_layer)
     head = TwoMLPHead(channels * pooler.output_size**2, box_width, rng)
-    box_head = BoxHead(pooler, head, BoxPredictor(box_width, num_classes, rng), box_options)
-    mask_net = MaskFCN(channels, num_classes, rng)
-    mask_head = MaskHead(Pooler(14, roi_align), mask_net, conventions.masks, conventions.mask_threshold)
+    predictor = BoxPredictor(box_width, num_classes, rng, box_options.class_agnostic)
+    box_head = BoxHead(pooler, head, predictor, box_options)
+    mask_net = alternatives.mask_branch(channels, mask_loss.channels(num_classes), rng)
+    masks = (conventions.masks, conventions.mask_threshold, mask_loss)
+    mask_head = MaskHead(Pooler(14, roi_layer), mask_net, *masks)
     return MaskRCNN(transform, backbone, rpn, box_head, mask_head)
 
 
