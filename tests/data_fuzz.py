@@ -288,7 +288,6 @@ def try_image(number, directory, seeds):
 
 
 def run(what, first, last, directory):
-
     from minimask.errors import InputError
 
     if what == "coco":
