@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -303,6 +303,36 @@ class Norm(Module):
         if residual is None:
             return self(conv(x), relu)
         y = self(conv(x)) + residual
+        return F.relu(y) if relu else y
+
+
+MakeNorm = Callable[[int], Norm]  # channels -> a norm for so many
+
+
+class ConvNorm(Sequential):
+    """A convolution and, if one is given, a norm behind it; named 0 and 1, as in torchvision.
+
+    Parameters
+    ----------
+    channels_in, channels, kernel : int
+    rng : numpy.random.Generator
+    norm : callable, optional
+        Makes a norm for so many channels; the convolution then has no bias.
+    gain : float
+        As of `Conv2d`.
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, kernel: int, rng, norm: MakeNorm | None = None, gain=2.0
+    ):
+        conv = Conv2d(channels_in, channels, kernel, rng, bias=norm is None, gain=gain)
+        super().__init__(conv, *([norm(channels)] if norm else []))
+
+    def forward(self, x, relu: bool = False):
+        conv, *norms = self
+        if norms:
+            return norms[0].after(conv, x, relu)
+        y = conv(x)
         return F.relu(y) if relu else y
 
 

@@ -6,6 +6,27 @@ configuration and from a checkpoint.
 """
 
 from minimask.models.mask_rcnn import MaskRCNN
-from minimask.models.zoo import maskrcnn_resnet50_fpn, maskrcnn_small
+from minimask.models.zoo import (
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet50_c4,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet101_c4,
+    maskrcnn_resnet101_fpn,
+    maskrcnn_resnext101_32x8d_fpn,
+    maskrcnn_small,
+)
 
-__all__ = ["MaskRCNN", "maskrcnn_resnet50_fpn", "maskrcnn_small"]
+__all__ = [
+    "MaskRCNN",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet50_c4",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet101_c4",
+    "maskrcnn_resnet101_fpn",
+    "maskrcnn_resnext101_32x8d_fpn",
+    "maskrcnn_small",
+]
