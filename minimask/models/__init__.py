@@ -6,6 +6,7 @@ configuration and from a checkpoint.
 """
 
 from minimask.models.mask_rcnn import MaskRCNN
+from minimask.models.pretrained import from_checkpoint
 from minimask.models.zoo import (
     fasterrcnn_resnet50_fpn,
     fasterrcnn_resnet50_fpn_v2,
@@ -22,6 +23,7 @@ __all__ = [
     "MaskRCNN",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
+    "from_checkpoint",
     "maskrcnn_resnet50_c4",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",

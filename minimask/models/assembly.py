@@ -1,4 +1,4 @@
-"""From an architecture and conventions to a model: every part that `zoo.py` gives a name is put together here.
+"""From an architecture and conventions to a model: what `zoo.py` gives names to is put together here.
 
 `assemble` makes the body and leads to `_on_pyramid` or `_on_c4`, which make everything behind it.
 """
@@ -86,14 +86,6 @@ class Architecture:
     anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
 
 
-class Zeros:
-    """Stands in for a generator where all weights are about to be loaded: drawing 44 million takes a second."""
-
-    def standard_normal(self, size, dtype=np.float64) -> np.ndarray:
-        """Zeros."""
-        return np.zeros(size, dtype)
-
-
 def assemble(
     architecture: Architecture,
     num_classes: int,
@@ -119,7 +111,7 @@ def assemble(
     norm : callable, optional
         Makes the ResNet's norm for so many channels; by default frozen batch norm with the conventions' eps.
     seed : int or None
-        Of the weights; None leaves at 0 those that would be drawn, for a model whose weights are loaded.
+        Of the weights; None for a model that is about to be loaded: they take no memory, nor time to draw.
     rpn_and_box : dict, optional
         torchvision's arguments ``rpn_...`` and ``box_...``.
 
@@ -134,9 +126,11 @@ def assemble(
         raise ValueError(f"trainable_backbone_layers must be 0 to 5, is {trainable_backbone_layers}")
     a = architecture
     norm = norm or partial(FrozenBatchNorm2d, eps=conventions.norm_eps)
-    rng = Zeros() if seed is None else Draws(seed).rng(Purpose.WEIGHTS)
+    rng = None if seed is None else Draws(seed).rng(Purpose.WEIGHTS)
     stages = 4 if a.pyramid else 3
-    body = ResNet(a.block, a.blocks[:stages], a.channels[:stages], norm, rng, a.stem, **_of_blocks(a, conventions))
+    body = ResNet(
+        a.block, a.blocks[:stages], a.channels[:stages], norm, rng, a.stem, **_of_blocks(a, conventions)
+    )
     body.freeze(trainable_backbone_layers)
     transform = Transform(conventions, min_size, max_size, size_divisible=32 if a.pyramid else 1)
     if a.pyramid:
@@ -153,9 +147,7 @@ def _of_blocks(a: Architecture, conventions: Conventions) -> dict:
     """Options of the ResNet's blocks."""
     if a.block is not Bottleneck:
         return {}
-    return dict(
-        groups=a.groups, width_per_group=a.width_per_group, stride_in_1x1=conventions.stride_in_1x1
-    )
+    return dict(groups=a.groups, width_per_group=a.width_per_group, stride_in_1x1=conventions.stride_in_1x1)
 
 
 def _on_pyramid(
@@ -163,7 +155,7 @@ def _on_pyramid(
     transform: Transform,
     body: ResNet,
     num_classes: int,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None,
     rpn_and_box: dict,
 ) -> MaskRCNN:
     """Everything behind the body: pyramid, RPN and heads, in torchvision's sizes."""
@@ -200,7 +192,7 @@ def _on_c4(
     body: ResNet,
     make_layer4: partial,
     num_classes: int,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None,
     rpn_and_box: dict,
 ) -> MaskRCNN:
     """Everything behind a body of three stages: the RPN on C4, and the fourth stage as both heads' trunk."""

@@ -249,9 +249,7 @@ class BoxHead(Module):
     options : BoxOptions
     """
 
-    def __init__(
-        self, pooler: Pooler | Res5Pooler, head: Module, predictor: Module, options: BoxOptions
-    ):
+    def __init__(self, pooler: Pooler | Res5Pooler, head: Module, predictor: Module, options: BoxOptions):
         self.box_head, self.box_predictor = head, predictor
         self.pooler, self.options = pooler, options
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))

@@ -26,9 +26,7 @@ class FPN(Module):
     """
 
     def __init__(self, channels_in: Sequence[int], channels: int, rng, norm: MakeNorm | None = None):
-        self.inner_blocks = Sequential(
-            *(ConvNorm(c, channels, 1, rng, norm, gain=1.0) for c in channels_in)
-        )
+        self.inner_blocks = Sequential(*(ConvNorm(c, channels, 1, rng, norm, gain=1.0) for c in channels_in))
         self.layer_blocks = Sequential(
             *(ConvNorm(channels, channels, 3, rng, norm, gain=1.0) for _ in channels_in)
         )

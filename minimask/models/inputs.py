@@ -104,7 +104,8 @@ def check_targets(
     if len(targets) != len(sizes):
         raise InputError(f"targets: {len(targets)} for {len(sizes)} images; give one dict an image")
     return [
-        _objects(t, n, size, dtype, num_classes, with_masks) for n, (t, size) in enumerate(zip(targets, sizes))
+        _objects(t, n, size, dtype, num_classes, with_masks)
+        for n, (t, size) in enumerate(zip(targets, sizes))
     ]
 
 

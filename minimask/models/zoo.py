@@ -78,11 +78,11 @@ def maskrcnn_resnet50_fpn(
     image_mean, image_std : three floats, optional
         RGB, of images in 0..1; by default the conventions'.
     norm : callable, optional
-        Makes the backbone's norm for so many channels; by default a frozen batch norm. Frozen norms and frozen
-        layers are meant for weights that are loaded; to train from random ones, give
+        Makes the backbone's norm for so many channels; by default a frozen batch norm. Frozen norms and
+        frozen layers are meant for weights that are loaded; to train from random ones, give
         ``partial(GroupNorm, groups=32)`` and 5 layers.
     seed : int or None
-        Of the initial weights; None leaves them at 0, to be loaded.
+        Of the initial weights; None for a model that is about to be loaded: they take no memory until then.
     **rpn_and_box
         torchvision's arguments ``rpn_...`` and ``box_...``, with its defaults: ``rpn_nms_thresh=0.7``,
         ``box_score_thresh=0.05`` and so on, each a field of `RPNOptions` or `BoxOptions`.
@@ -128,9 +128,7 @@ def maskrcnn_resnet50_fpn_v2(
     return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, norm=norm, **options)
 
 
-def fasterrcnn_resnet50_fpn(
-    num_classes: int = 91, trainable_backbone_layers: int = 3, **options
-) -> MaskRCNN:
+def fasterrcnn_resnet50_fpn(num_classes: int = 91, trainable_backbone_layers: int = 3, **options) -> MaskRCNN:
     """torchvision's `fasterrcnn_resnet50_fpn`: boxes alone. Parameters as of `maskrcnn_resnet50_fpn`."""
     options = {"architecture": replace(RESNET50_FPN, masks=False)} | options
     return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)
@@ -207,7 +205,7 @@ def maskrcnn_small(
     anchor_sizes : five numbers
         Side of the square anchor of levels P2..P6, in pixels; each also comes at ratios 1/2 and 2.
     seed : int or None
-        Of the initial weights; None leaves them at 0, to be loaded.
+        Of the initial weights; None for a model that is about to be loaded.
     **rpn_and_box
         As for `maskrcnn_resnet50_fpn`, but 1000 proposals at most and 256 RoIs an image by default.
 
