@@ -8,8 +8,7 @@ import numpy as np
 
 from minimask.errors import InputError
 from minimask.models.mask_rcnn import MaskRCNN
-from minimask.models.recognition import Origin, recognise
-from minimask.models.resnet import BasicBlock
+from minimask.models.recognition import Origin, is_small, recognise
 from minimask.models.zoo import maskrcnn_resnet50_fpn, maskrcnn_small
 
 
@@ -56,7 +55,7 @@ def build(origin: Origin, **options) -> MaskRCNN:
         raise InputError(f"the weights have a keypoint head, which cannot be built yet ({origin.note})")
     a = origin.architecture
     given = {"num_classes": origin.num_classes, "seed": None} | options
-    if a.block is BasicBlock:
+    if is_small(a):
         sizes = dict(channels=a.channels, fpn_channels=a.fpn_channels, box_width=a.box_width)
         model = maskrcnn_small(**(sizes | given))
     else:

@@ -30,7 +30,13 @@ from minimask.nn import BatchNorm2d, GroupNorm, MakeNorm
 
 _HEADS = "roi_heads."
 _BLOCK = re.compile(r"^(?:backbone\.body|roi_heads\.box_head)\.layer([1-4])\.(\d+)\.conv1\.weight$")
-_DEPTHS = {(3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
+_DEPTHS = {  # by whether the blocks are bottlenecks, and how many there are
+    (False, (2, 2, 2, 2)): "18",
+    (False, (3, 4, 6, 3)): "34",
+    (True, (3, 4, 6, 3)): "50",
+    (True, (3, 4, 23, 3)): "101",
+    (True, (3, 8, 36, 3)): "152",
+}
 
 
 @dataclass(frozen=True)
@@ -179,14 +185,18 @@ def _norm(architecture: Architecture, state: Mapping) -> MakeNorm | None:
     frozen.
     """
     if "backbone.body.bn1.running_var" not in state:
-        return GroupNorm if architecture.block is BasicBlock else partial(GroupNorm, groups=32)
+        return GroupNorm if is_small(architecture) else partial(GroupNorm, groups=32)
     return BatchNorm2d if architecture.head_norm is BatchNorm2d else None
 
 
 def _is_ours(architecture: Architecture, state: Mapping) -> bool:
     """Whether no model of torchvision's is like this."""
-    has_batch_norms = "backbone.body.bn1.running_var" in state
-    return not (architecture.pyramid and architecture.block is Bottleneck and has_batch_norms)
+    return not architecture.pyramid or "backbone.body.bn1.running_var" not in state
+
+
+def is_small(architecture: Architecture) -> bool:
+    """Whether it is `maskrcnn_small`'s, of whatever width."""
+    return architecture.block is BasicBlock and architecture.stem == 3
 
 
 def _conventions(
@@ -200,11 +210,11 @@ def _conventions(
     persons with 17 keypoints; `counted` says that there are norms which count batches, which those are not).
     """
     if system == "minimask":
-        return MINIMASK if a.block is BasicBlock else TORCHVISION if a.pyramid else DETECTRON2
+        return MINIMASK if is_small(a) else TORCHVISION if a.pyramid else DETECTRON2
     if system == naming.DETECTRON2:
         return _with_stored_pixels(DETECTRON2_RESNEXT if a.groups > 1 else DETECTRON2, arrays)
     is_coco = num_classes == 91 if not num_keypoints else (num_classes, num_keypoints) == (2, 17)
-    is_v1_resnet50 = a.head_norm is None and a.blocks == (3, 4, 6, 3) and a.groups == 1
+    is_v1_resnet50 = a.head_norm is None and _backbone(a) == "ResNet-50-FPN"
     return TORCHVISION_COCO_V1 if is_coco and is_v1_resnet50 and not counted else TORCHVISION
 
 
@@ -231,26 +241,25 @@ def _coco_names(system: str, num_classes: int, num_keypoints: int) -> tuple:
 
 def _note(found: Origin) -> str:
     a, c = found.architecture, found.conventions
-    depth = _DEPTHS.get(a.blocks, f" of {'+'.join(map(str, a.blocks))} blocks")
-    kind = f"ResNeXt-{depth}-{a.groups}x{a.width_per_group}d" if a.groups > 1 else f"ResNet-{depth}"
-    if a.block is BasicBlock:
-        kind = "small ResNet"
-    heads = [name for name, there in (("masks", a.masks), ("keypoints", found.num_keypoints)) if there]
-    network = {(): "Faster R-CNN", ("keypoints",): "Keypoint R-CNN"}.get(tuple(heads), "Mask R-CNN")
+    heads = tuple(name for name, there in (("masks", a.masks), ("keypoints", found.num_keypoints)) if there)
+    network = {(): "Faster R-CNN", ("keypoints",): "Keypoint R-CNN"}.get(heads, "Mask R-CNN")
     version = " v2" if found.system == naming.TORCHVISION and a.head_norm is not None else ""
-    parts = [f"{found.system}'s {network}{version}, {kind}-{'FPN' if a.pyramid else 'C4'}"]
-    parts.append(f"{found.num_classes - 1} classes" + (" of COCO" if found.class_names else ""))
+    classes = "1 class" if found.num_classes == 2 else f"{found.num_classes - 1} classes"
+    what = [f"{found.system}'s {network}{version} on {_backbone(a)}", classes]
     if found.num_keypoints:
-        parts.append(f"{found.num_keypoints} keypoints")
+        what.append(f"{found.num_keypoints} keypoints")
+    note = ", ".join(what)
     if found.system == naming.DETECTRON2:
+        deviation = "1" if c.std[0] == c.std[1] else f"{255 * c.std[2]:.1f}"  # of blue, which is first there
         where = "1x1" if c.stride_in_1x1 else "3x3"
-        deviation = ", ".join(f"{255 * s:.4g}" for s in c.std)
-        parts.append(f"supposed, as in its model zoo: pixels divided by {deviation}, stride in the {where}")
-    if found.system == naming.TORCHVISION and a.head_norm is None:
-        why = (
-            "as torchvision sets it with its COCO weights" if c.norm_eps == 0 else "as torchvision builds it"
-        )
-        parts.append(f"supposed, {why}: batch norm eps {c.norm_eps:g}")
-    return "; ".join(
-        [", ".join(parts[: 2 + bool(found.num_keypoints)]), *parts[2 + bool(found.num_keypoints) :]]
-    )
+        note += f"; by its model zoo's rule, deviation {deviation} and stride in the {where}"
+    elif found.system == naming.TORCHVISION and not version:
+        why = "as with its COCO weights" if c.norm_eps == 0 else "as it builds it"
+        note += f"; batch norm eps {c.norm_eps:g}, {why}"
+    return note
+
+
+def _backbone(a: Architecture) -> str:
+    depth = _DEPTHS.get((a.block is Bottleneck, a.blocks), "+".join(map(str, a.blocks)))
+    resnet = f"ResNeXt-{depth}-{a.groups}x{a.width_per_group}d" if a.groups > 1 else f"ResNet-{depth}"
+    return f"{resnet}-{'FPN' if a.pyramid else 'C4'}"
