@@ -58,9 +58,9 @@ class Architecture:
         Of P2..P6, the RPN and the mask head; C4's mask head has as many.
     rpn_convs, box_convs, mask_convs : int
         3x3 convolutions of the three nets. With `box_convs`, one fully connected layer follows, without, two
-        do; C4 has neither `box_convs` nor `mask_convs`.
+        do. C4 has none in either head: the fourth stage stands for them.
     box_width : int
-        Of the fully connected layers.
+        Of the fully connected layers; C4's predictors read the fourth stage's channels.
     head_norm : callable, optional
         Makes the norm behind the convolutions of the FPN, the box head and the mask head.
     masks : bool

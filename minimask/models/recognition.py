@@ -30,6 +30,7 @@ from minimask.nn import BatchNorm2d, GroupNorm, MakeNorm
 
 _HEADS = "roi_heads."
 _BLOCK = re.compile(r"^(?:backbone\.body|roi_heads\.box_head)\.layer([1-4])\.(\d+)\.conv1\.weight$")
+_MOST_BLOCKS = 200  # five times as many as the deepest published ResNet has in a stage
 _DEPTHS = {  # by whether the blocks are bottlenecks, and how many there are
     (False, (2, 2, 2, 2)): "18",
     (False, (3, 4, 6, 3)): "34",
@@ -126,11 +127,13 @@ class _Shapes:
 def _architecture(shapes: _Shapes) -> Architecture:
     state, body = shapes.state, "backbone.body."
     numbers = [(int(m[1]), int(m[2])) for m in map(_BLOCK.match, state) if m]
-    blocks = tuple(len({block for stage, block in numbers if stage == n}) for n in (1, 2, 3, 4))
+    blocks = tuple(max((k + 1 for stage, k in numbers if stage == n), default=0) for n in (1, 2, 3, 4))
     if 0 in blocks:
         raise InputError(
             f"the weights lack stage {blocks.index(0) + 1} of a ResNet, from which the model would be known"
         )
+    if max(blocks) > _MOST_BLOCKS:
+        raise InputError(f"the weights name block {max(blocks) - 1} of a stage; no ResNet has so many")
     pyramid = any(name.startswith("backbone.fpn.") for name in state)
     stages = [f"{body}layer{n}.0." for n in (1, 2, 3)]
     stages.append(f"{body}layer4.0." if pyramid else f"{_HEADS}box_head.layer4.0.")
@@ -154,7 +157,7 @@ def _architecture(shapes: _Shapes) -> Architecture:
         fpn_channels=fpn_channels,
         rpn_convs=_count(r"rpn\.head\.conv\.(\d+)\.0\.weight", state),
         box_convs=box_convs,
-        mask_convs=_count(r"roi_heads\.mask_head\.(\d+)\.0\.weight", state) if masks else 4,
+        mask_convs=_count(r"roi_heads\.mask_head\.(\d+)\.0\.weight", state) if masks else 4 * pyramid,
         box_width=shapes["roi_heads.box_predictor.cls_score.weight", 2][1],
         head_norm=_head_norm(state),
         masks=masks,

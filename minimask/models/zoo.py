@@ -37,8 +37,8 @@ SMALL_RECIPE = Recipe(0.02, 2)  # its norms and its few parameters bear eight ti
 RESNET50_FPN = Architecture()
 RESNET101_FPN = Architecture(blocks=(3, 4, 23, 3))
 RESNEXT101_FPN = Architecture(blocks=(3, 4, 23, 3), groups=32, width_per_group=8)
-RESNET50_C4 = Architecture(pyramid=False)
-RESNET101_C4 = Architecture(blocks=(3, 4, 23, 3), pyramid=False)
+RESNET50_C4 = Architecture(pyramid=False, box_width=2048, mask_convs=0)
+RESNET101_C4 = replace(RESNET50_C4, blocks=(3, 4, 23, 3))
 RESNET50_FPN_V2 = Architecture(rpn_convs=2, box_convs=4, head_norm=BatchNorm2d)
 """torchvision's second version, after Li et al. 2021, Benchmarking Detection Transfer Learning with ViTs."""
 
