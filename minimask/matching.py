@@ -31,8 +31,11 @@ class Matcher:
     allow_low_quality_matches : bool
         Also match, however low their IoU, the candidates that overlap an object the most (all that tie), so
         that no object is left without a candidate. They are matched with the object *they* overlap most,
-        which may be another. An object that no candidate touches stays without (in torchvision it would turn
-        every candidate into a match).
+        which may be another.
+    untouched_matches_all : bool
+        What such matches make of an object that no candidate touches: its best IoU is 0, and so is that of
+        every candidate that does not touch it, so that in torchvision and detectron2 they all become matches.
+        By default the object stays without.
 
     Notes
     -----
@@ -46,6 +49,7 @@ class Matcher:
     high_threshold: float
     low_threshold: float
     allow_low_quality_matches: bool = False
+    untouched_matches_all: bool = False
 
     def __post_init__(self):
         if self.low_threshold > self.high_threshold:
@@ -74,7 +78,8 @@ class Matcher:
         matches = xp.where(best < self.low_threshold, BELOW_LOW, matches)
         if self.allow_low_quality_matches:
             best_of_object = iou.max(axis=1, keepdims=True)  # (G, 1)
-            rescued = ((iou == best_of_object) & (best_of_object > 0)).any(axis=0)
+            has_any = (best_of_object > 0) | self.untouched_matches_all
+            rescued = ((iou == best_of_object) & has_any).any(axis=0)
             matches = xp.where(rescued, nearest, matches)
         return matches
 
@@ -176,6 +181,7 @@ def assign_fpn_levels(
     canonical_scale: float = 224,
     canonical_level: int = 4,
     eps: float = 1e-6,
+    side_eps: float = 0.0,
 ):
     """The pyramid level that each box is pooled from: P4 for 224 x 224 pixels, one lower for half that side.
 
@@ -188,7 +194,10 @@ def assign_fpn_levels(
     canonical_scale, canonical_level
         A square box with a side of `canonical_scale` pixels belongs to `canonical_level`.
     eps : float
-        Added before rounding down, so that a side of exactly 112 does not fall one level short.
+        Added before rounding down, so that a side of exactly 112 does not fall one level short (torchvision).
+    side_eps : float
+        Added to the side as a share of `canonical_scale`, for the same end (detectron2: 1e-8, which float32
+        rounds away beside all but the smallest boxes).
 
     Returns
     -------
@@ -200,5 +209,5 @@ def assign_fpn_levels(
     """
     xp = array_module(boxes)
     side = xp.sqrt(xp.maximum(box_area(boxes), TINY))
-    level = xp.floor(canonical_level + xp.log2(side / canonical_scale) + eps)
+    level = xp.floor(canonical_level + xp.log2(side / canonical_scale + side_eps) + eps)
     return xp.clip(level, k_min, k_max).astype(np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -25,6 +25,12 @@ def inference() -> Iterator[None]:
         yield
     finally:
         _inferring.reset(token)
+
+
+def _some(names: list[str], most: int = 10) -> str:
+    """The first so many of the names, and how many others there are."""
+    others = len(names) - most
+    return ", ".join(names[:most]) + (f" and {others} more" if others > 0 else "")
 
 
 class Parameter(Tensor):
@@ -95,9 +101,13 @@ class Module:
         """All parameters, in the order of `named_parameters`."""
         return [p for _, p in self.named_parameters()]
 
+    def named_state(self) -> Iterator[tuple[str, Tensor]]:
+        """(dotted name, Parameter or Buffer) of this module and all below it."""
+        return self._named((Parameter, Buffer))
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """Arrays of all parameters and buffers by dotted name; not copies."""
-        return {name: value.data for name, value in self._named((Parameter, Buffer))}
+        return {name: value.data for name, value in self.named_state()}
 
     def load_state_dict(self, state) -> None:
         """Copy arrays from either device into the parameters and buffers of the same names.
@@ -113,7 +123,7 @@ class Module:
             If names or shapes differ; nothing has been changed.
         """
         self.check_state_dict(state)
-        wanted = dict(self._named((Parameter, Buffer)))
+        wanted = dict(self.named_state())
         copies = {
             name: backend.to_device(backend.array_module(state[name]).array(state[name], t.dtype), t.device)
             for name, t in wanted.items()
@@ -129,18 +139,20 @@ class Module:
         InputError
             If names or shapes differ.
         """
-        wanted = dict(self._named((Parameter, Buffer)))
+        wanted = dict(self.named_state())
         given = {k: v for k, v in state.items() if k in wanted or not k.endswith("num_batches_tracked")}
-        problems = [f"lacks {k}" for k in wanted if k not in given]
-        problems += [f"has {k}, which this model does not have" for k in given if k not in wanted]
-        problems += [
-            f"{k} has shape {tuple(given[k].shape)}, not {tensor.shape}"
-            for k, tensor in wanted.items()
-            if k in given and tuple(given[k].shape) != tensor.shape
-        ]
-        if problems:
-            more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
-            raise InputError(f"the weights are of another model: state {problems[0]}{more}")
+        differences = {
+            "wrong shape": [
+                f"{k} has shape {tuple(given[k].shape)}, not {tensor.shape}"
+                for k, tensor in wanted.items()
+                if k in given and tuple(given[k].shape) != tensor.shape
+            ],
+            "missing": [k for k in wanted if k not in given],
+            "unexpected": [k for k in given if k not in wanted],
+        }
+        told = [f"{kind}: {_some(names)}" for kind, names in differences.items() if names]
+        if told:
+            raise InputError(f"the weights are of another model: {'; '.join(told)}")
 
     def train(self, mode: bool = True) -> Module:
         """Set training mode here and below: losses from the models, batch statistics in batch norms."""
@@ -155,7 +167,7 @@ class Module:
     @property
     def device(self) -> str:
         """Where the parameters are: "cpu" or "cuda"; they move together."""
-        return next((value.device for _, value in self._named((Parameter, Buffer))), "cpu")
+        return next((value.device for _, value in self.named_state()), "cpu")
 
     def to(self, device: str) -> Module:
         """Move all parameters and buffers, in place, to "cpu", "cuda" or, with "auto", a GPU if there is one.
@@ -166,7 +178,7 @@ class Module:
             If there is no such device, saying what is missing.
         """
         device = backend.device(device)
-        for _, value in self._named((Parameter, Buffer)):
+        for _, value in self.named_state():
             value.data = backend.to_device(value.data, device)
             value.grad = None if value.grad is None else backend.to_device(value.grad, device)
         return self
@@ -181,7 +193,7 @@ class Module:
         """
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"astype: a model computes in float32 or float64, not in {np.dtype(dtype)}")
-        for _, value in self._named((Parameter, Buffer)):
+        for _, value in self.named_state():
             value.data = value.data.astype(dtype)
             value.grad = None if value.grad is None else value.grad.astype(dtype)
         return self
@@ -209,8 +221,16 @@ class Sequential(Module):
         return x
 
 
-def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int, gain: float = 2.0) -> np.ndarray:
-    """Normal, of variance gain / fan: keeps the scale of activations through ReLUs (He et al. 2015)."""
+def he_normal(
+    rng: np.random.Generator | None, shape: tuple[int, ...], fan: int, gain: float = 2.0
+) -> np.ndarray:
+    """Normal, of variance gain / fan: keeps the scale of activations through ReLUs (He et al. 2015).
+
+    Without a generator the weights are a view of a single 0, which takes neither memory nor time; they are to
+    be replaced by loaded ones.
+    """
+    if rng is None:
+        return np.broadcast_to(np.float32(0), shape)
     return rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(gain / fan))
 
 
@@ -303,6 +323,36 @@ class Norm(Module):
         if residual is None:
             return self(conv(x), relu)
         y = self(conv(x)) + residual
+        return F.relu(y) if relu else y
+
+
+MakeNorm = Callable[[int], Norm]  # channels -> a norm for so many
+
+
+class ConvNorm(Sequential):
+    """A convolution and, if one is given, a norm behind it; named 0 and 1, as in torchvision.
+
+    Parameters
+    ----------
+    channels_in, channels, kernel : int
+    rng : numpy.random.Generator
+    norm : callable, optional
+        Makes a norm for so many channels; the convolution then has no bias.
+    gain : float
+        As of `Conv2d`.
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, kernel: int, rng, norm: MakeNorm | None = None, gain=2.0
+    ):
+        conv = Conv2d(channels_in, channels, kernel, rng, bias=norm is None, gain=gain)
+        super().__init__(conv, *([norm(channels)] if norm else []))
+
+    def forward(self, x, relu: bool = False):
+        conv, *norms = self
+        if norms:
+            return norms[0].after(conv, x, relu)
+        y = conv(x)
         return F.relu(y) if relu else y
 
 

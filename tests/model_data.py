@@ -27,19 +27,37 @@ def discs(rng: np.random.Generator, count: int, size: int = 64, classes: int = 2
 
 def fill(model):
     """Weights as a function of each parameter's name: the rule of the reference vectors."""
+    model.load_state_dict(weights_by_name({k: v.shape for k, v in model.state_dict().items()}))
+    return model
+
+
+def weights_by_name(
+    shapes: dict[str, tuple[int, ...]], stem: float = 1.0, small: bool = False
+) -> dict[str, np.ndarray]:
+    """The same rule, of entries by name and shape.
+
+    With `small` as for torchvision's v2 and detectron2, whose last norm of each block is less; `stem`
+    multiplies detectron2's first convolution, where pixels are not divided by their deviation.
+    """
     state = {}
-    for name, value in model.state_dict().items():
-        rng, shape = np.random.default_rng(zlib.crc32(name.encode())), value.shape
+    for name, shape in shapes.items():
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
         if name.endswith("running_var"):
             w = rng.uniform(0.5, 1.5, shape)
         elif name.endswith("running_mean"):
             w = rng.normal(0, 0.1, shape)
         elif len(shape) == 1:
-            is_norm = name.endswith("weight") and (".bn" in name or "downsample.1" in name)
-            w = rng.uniform(0.5, 1.0, shape) if is_norm else rng.normal(0, 0.1, shape)
+            marks = (".bn", "downsample.1") + ((".norm.",) if small else ())
+            is_norm = any(mark in name for mark in marks) or name.endswith(".1.weight")
+            w = (
+                rng.uniform(0.5, 1.0, shape)
+                if is_norm and name.endswith("weight")
+                else rng.normal(0, 0.1, shape)
+            )
         else:
             w = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
             w *= 0.3 if "bbox_pred" in name or "cls_score" in name else 1.0
-        state[name] = w.astype(np.float32)
-    model.load_state_dict(state)
-    return model
+        if small and name.endswith(("conv3.norm.weight", "bn3.weight")):
+            w *= 0.3
+        state[name] = (w * (stem if "stem.conv1.weight" in name else 1.0)).astype(np.float32)
+    return state

@@ -7,7 +7,18 @@ configuration and from a checkpoint.
 
 from minimask.models.mask_head import MaskFCN, MaskMLP, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
-from minimask.models.zoo import maskrcnn_resnet50_fpn, maskrcnn_small
+from minimask.models.pretrained import from_checkpoint
+from minimask.models.zoo import (
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet50_c4,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet101_c4,
+    maskrcnn_resnet101_fpn,
+    maskrcnn_resnext101_32x8d_fpn,
+    maskrcnn_small,
+)
 
 __all__ = [
     "MaskFCN",
@@ -15,6 +26,14 @@ __all__ = [
     "MaskRCNN",
     "SigmoidMasks",
     "SoftmaxMasks",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "from_checkpoint",
+    "maskrcnn_resnet50_c4",
     "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet101_c4",
+    "maskrcnn_resnet101_fpn",
+    "maskrcnn_resnext101_32x8d_fpn",
     "maskrcnn_small",
 ]

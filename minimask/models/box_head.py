@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from minimask.functions.activation import softmax_array
 from minimask.functions.roi import as_rois
 from minimask.matching import Matcher, assign_fpn_levels, match_images, sample_balanced
 from minimask.models.transform import Batch, Target
-from minimask.nn import Linear, Module
+from minimask.nn import ConvNorm, Linear, MakeNorm, Module, Sequential
 from minimask.randomness import Draws, Purpose
 
 RoILayer = Callable[..., Tensor]  # called as `Pooler` says
@@ -30,7 +30,8 @@ RoILayer = Callable[..., Tensor]  # called as `Pooler` says
 class BoxOptions:
     """What torchvision's builders take as numbers ``box_...``, with its defaults.
 
-    `crowd_coverage`, `min_size`, `beta` and `class_agnostic` are no arguments of torchvision's.
+    `crowd_coverage`, `min_size`, `min_size_last`, `beta` and `class_agnostic` are no arguments of
+    torchvision's.
 
     Attributes
     ----------
@@ -46,8 +47,8 @@ class BoxOptions:
         The best so many are kept.
     crowd_coverage : float
         See `minimask.matching.ignore_crowds`.
-    min_size : float
-        Detections with a shorter side are dropped; pixels of the batch.
+    min_size, min_size_last : float, bool
+        Detections with a shorter side are dropped; pixels of the batch. Before suppression, or last.
     beta : float
         Of smooth L1.
     class_agnostic : bool
@@ -63,6 +64,7 @@ class BoxOptions:
     nms_thresh: float = 0.5
     detections_per_img: int = 100
     min_size: float = 1e-2
+    min_size_last: bool = False
     beta: float = 1 / 9
     class_agnostic: bool = False
 
@@ -112,10 +114,14 @@ def check_labels(rois: RoIs, channels: int, who: str) -> None:
 
 @dataclass(frozen=True)
 class BoxOutput:
-    """Class logits (R, K+1), and class-specific deltas (R, 4(K+1)) or class-agnostic ones (R, 4)."""
+    """Class logits (R, K+1), and class-specific deltas (R, 4(K+1)) or class-agnostic ones (R, 4).
+
+    In training mode also the pooled features (R, C, S, S), for a mask head that has the same pooler.
+    """
 
     logits: Tensor
     deltas: Tensor
+    pooled: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -143,16 +149,21 @@ class Pooler:
     strides : tuple of int
         Of the levels that it reads, from P2 on; where the backbone gives one map, its stride alone, such as
         C4's 16.
+    level_eps, side_eps : float
+        See `minimask.matching.assign_fpn_levels`.
     """
 
     output_size: int
     roi_layer: RoILayer
     canonical_scale: float = 224.0
     strides: tuple[int, ...] = (4, 8, 16, 32)
+    level_eps: float = 1e-6
+    side_eps: float = 0.0
 
     def __call__(self, levels, rois) -> Tensor:  # P2.., (R, 5) -> (R, C, S, S)
         count = len(self.strides)
-        assigned = assign_fpn_levels(rois[:, 1:], 2, 1 + count, canonical_scale=self.canonical_scale) - 2
+        to_level = dict(canonical_scale=self.canonical_scale, eps=self.level_eps, side_eps=self.side_eps)
+        assigned = assign_fpn_levels(rois[:, 1:], 2, 1 + count, **to_level) - 2
         scales = tuple(1.0 / s for s in self.strides)
         return self.roi_layer(levels[:count], rois, self.output_size, scales, levels=assigned)
 
@@ -166,6 +177,54 @@ class TwoMLPHead(Module):
     def forward(self, x):  # (R, C, S, S) -> (R, width)
         x = x.reshape(len(x), math.prod(x.shape[1:]))  # -1 would be ambiguous where there are no RoIs
         return F.relu(self.fc7(F.relu(self.fc6(x))))
+
+
+class ConvFCHead(Sequential):
+    """Convolutions with norm and ReLU, then one fully connected layer: the box head of torchvision's v2.
+
+    Its layers are numbered as torchvision numbers them, the flattening included.
+    """
+
+    def __init__(self, channels: int, side: int, convs: int, width: int, norm: MakeNorm | None, rng):
+        super().__init__(*(ConvNorm(channels, channels, 3, rng, norm) for _ in range(convs)))
+        setattr(self, str(convs + 1), Linear(channels * side**2, width, rng))
+
+    def forward(self, x):  # (R, C, S, S) -> (R, width)
+        *convs, fc = self
+        for block in convs:
+            x = block(x, True)
+        return F.relu(fc(x.reshape(len(x), math.prod(x.shape[1:]))))
+
+
+@dataclass(frozen=True)
+class Res5Pooler:
+    """The RoI layer and behind it the last stage of the ResNet, for both heads (C4; figure 4, left).
+
+    It is no Module: the stage's parameters are the box head's, though the mask head reads the same map.
+
+    Parameters
+    ----------
+    pooler : Pooler
+        Of the single level.
+    layer4 : Module
+        (R, C4, S, S) -> (R, C5, S/2, S/2).
+    """
+
+    pooler: Pooler
+    layer4: Module
+
+    def __call__(self, levels, rois) -> Tensor:  # one level, (R, 5) -> (R, C5, S/2, S/2)
+        return self.layer4(self.pooler(levels, rois))
+
+
+class AveragingHead(Module):
+    """The mean over each RoI of what the last stage of the ResNet, whose parameters it has, made of it."""
+
+    def __init__(self, layer4: Module):
+        self.layer4 = layer4  # applied by `Res5Pooler`
+
+    def forward(self, x):  # (R, C, S, S) -> (R, C)
+        return x.mean(axis=(2, 3))
 
 
 class BoxPredictor(Module):
@@ -190,7 +249,7 @@ class BoxHead(Module):
 
     Parameters
     ----------
-    pooler : Pooler
+    pooler : Pooler or Res5Pooler
     head : Module
         RoI features (R, C, S, S) -> (R, width), as `TwoMLPHead` does it.
     predictor : Module
@@ -198,7 +257,7 @@ class BoxHead(Module):
     options : BoxOptions
     """
 
-    def __init__(self, pooler: Pooler, head: Module, predictor: Module, options: BoxOptions):
+    def __init__(self, pooler: Pooler | Res5Pooler, head: Module, predictor: Module, options: BoxOptions):
         self.box_head, self.box_predictor = head, predictor
         self.pooler, self.options = pooler, options
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
@@ -228,7 +287,8 @@ class BoxHead(Module):
 
     def forward(self, levels, boxes) -> BoxOutput:  # P2..P5, (R, 5)
         x = self.pooler(levels, boxes)  # (R, C, 7, 7)
-        return self.box_predictor(self.box_head(x))  # (R, K+1), (R, 4(K+1))
+        out = self.box_predictor(self.box_head(x))  # (R, K+1), (R, 4(K+1))
+        return replace(out, pooled=x) if self.training else out
 
     def loss(self, out: BoxOutput, rois: RoIs, targets: list[Target]) -> dict[str, Tensor]:
         """L_cls and L_box."""
@@ -261,8 +321,12 @@ class BoxHead(Module):
         box = xp.zeros_like(label) if self.options.class_agnostic else label
         deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)[roi, box]  # (candidates, 4)
         boxes = clip_boxes_to_image(self.coder.decode(deltas, proposals[roi])[:, 0], size)
-        keep = remove_small_boxes(boxes, self.options.min_size)  # sync: again
-        boxes, label, scores = boxes[keep], label[keep], scores[keep]
-        keep = batched_nms(boxes, scores, label, self.options.nms_thresh)  # sync: and again
-        keep = keep[: self.options.detections_per_img]
+        o = self.options
+        if not o.min_size_last:
+            keep = remove_small_boxes(boxes, o.min_size)  # sync: again
+            boxes, label, scores = boxes[keep], label[keep], scores[keep]
+        keep = batched_nms(boxes, scores, label, o.nms_thresh)  # sync: and again
+        keep = keep[: o.detections_per_img]
+        if o.min_size_last:
+            keep = keep[remove_small_boxes(boxes[keep], o.min_size)]  # sync: in place of the first
         return Detections(boxes[keep], label[keep], scores[keep])

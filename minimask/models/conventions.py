@@ -5,9 +5,10 @@ A checkpoint trained under one convention gives shifted boxes and masks under an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import minimask.masks
+from minimask.boxes import TINY
 from minimask.masks import MaskConvention
 
 
@@ -32,8 +33,37 @@ class Conventions:
     anchor_offset : float
         Where in its cell an anchor is centred, in strides: 0 is the cell's corner (see
         `minimask.anchors.AnchorGenerator`).
+    anchors_size_major : bool
+        Order within a cell where a level has several sizes: the ratios of each size, or the sizes of each
+        ratio.
+    nominal_strides : bool
+        Whether anchors lie 4, 8, ... 64 pixels apart, or image size // grid size, which an odd grid makes
+        less (832 pixels: 13 cells of P6, 64 apart; 800 pixels: 13 cells, 61 apart).
+    untouched_matches_all : bool
+        What an object that no anchor touches gets: every anchor, or none (see
+        `minimask.matching.Matcher`).
+    rpn_fixed_normalizer : bool
+        Whether the RPN's losses are divided by the number of anchors that are to be sampled, or by those
+        that there were.
+    rpn_ranks_logits : bool
+        Whether proposals are ranked by logits, or by probabilities, which are all 1 from a logit of 17 on.
+    rpn_min_size : float
+        Proposals with a shorter side are dropped; pixels of the batch.
+    rpn_post_nms_top_n_train : int
+        Proposals kept for a loss, unless the builder is told otherwise.
+    box_min_size, box_min_size_last : float, bool
+        Detections with a shorter side are dropped, before suppression or from the final ones.
     rpn_beta, box_beta : float
         Where smooth L1 turns from quadratic to linear in the two box losses; 0 makes it L1.
+    level_eps, side_eps : float
+        Of the pyramid level that a RoI reads (see `minimask.matching.assign_fpn_levels`).
+    norm_eps : float
+        Of the frozen batch norms.
+    stride_in_1x1 : bool
+        Whether a bottleneck's first 1x1 convolution has the stride, or its 3x3 (see
+        `minimask.models.resnet.Bottleneck`).
+    sizes_rounded : bool
+        Whether the sides of resized images are rounded to the nearest pixel, or down.
     mean, std : three floats
         RGB, of images in 0..1.
     """
@@ -45,8 +75,22 @@ class Conventions:
     resize_masks: bool = False
     anchors_rounded: bool = False
     anchor_offset: float = 0.5
+    anchors_size_major: bool = False
+    nominal_strides: bool = False
+    untouched_matches_all: bool = False
+    rpn_fixed_normalizer: bool = False
+    rpn_ranks_logits: bool = False
+    rpn_min_size: float = 1e-3
+    rpn_post_nms_top_n_train: int = 2000
+    box_min_size: float = 1e-2
+    box_min_size_last: bool = False
     rpn_beta: float = 1 / 9
     box_beta: float = 1 / 9
+    level_eps: float = 1e-6
+    side_eps: float = 0.0
+    norm_eps: float = 1e-5
+    stride_in_1x1: bool = False
+    sizes_rounded: bool = False
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -58,4 +102,29 @@ TORCHVISION = Conventions(
     resize_masks=True,
     anchors_rounded=True,
     anchor_offset=0.0,
+    untouched_matches_all=True,
 )
+TORCHVISION_COCO_V1 = replace(TORCHVISION, norm_eps=0.0)  # what torchvision sets with its COCO_V1 weights
+DETECTRON2 = Conventions(
+    sampling_ratio=0,
+    mask_threshold=0.5,
+    resize_masks=True,
+    anchor_offset=0.0,
+    anchors_size_major=True,
+    nominal_strides=True,
+    untouched_matches_all=True,
+    rpn_fixed_normalizer=True,
+    rpn_ranks_logits=True,
+    rpn_min_size=TINY,
+    rpn_post_nms_top_n_train=1000,
+    box_min_size=TINY,
+    box_min_size_last=True,
+    rpn_beta=0.0,
+    box_beta=0.0,
+    level_eps=0.0,
+    side_eps=1e-8,
+    stride_in_1x1=True,
+    sizes_rounded=True,
+    std=(1 / 255, 1 / 255, 1 / 255),
+)
+DETECTRON2_RESNEXT = replace(DETECTRON2, stride_in_1x1=False, std=MINIMASK.std)  # pixels deviate by 57 to 58

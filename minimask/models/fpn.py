@@ -8,18 +8,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minimask import functions as F
-from minimask.nn import Conv2d, Module, Sequential
+from minimask.nn import ConvNorm, MakeNorm, Module, Sequential
 
 
 class FPN(Module):
-    """1x1 laterals, top-down additions, 3x3 smoothing, and P6 by subsampling P5."""
+    """1x1 laterals, top-down additions, 3x3 smoothing, and P6 by subsampling P5.
 
-    def __init__(self, channels_in: Sequence[int], channels: int, rng):
-        self.inner_blocks = Sequential(
-            *(Sequential(Conv2d(c, channels, 1, rng, gain=1.0)) for c in channels_in)
-        )
+    Parameters
+    ----------
+    channels_in : sequence of int
+        Of C2..C5.
+    channels : int
+        Of P2..P6.
+    rng : numpy.random.Generator
+    norm : callable, optional
+        Makes a norm for so many channels, behind each convolution: torchvision's v2 has batch norms.
+    """
+
+    def __init__(self, channels_in: Sequence[int], channels: int, rng, norm: MakeNorm | None = None):
+        self.inner_blocks = Sequential(*(ConvNorm(c, channels, 1, rng, norm, gain=1.0) for c in channels_in))
         self.layer_blocks = Sequential(
-            *(Sequential(Conv2d(channels, channels, 3, rng, gain=1.0)) for _ in channels_in)
+            *(ConvNorm(channels, channels, 3, rng, norm, gain=1.0) for _ in channels_in)
         )
 
     def forward(self, cs):
@@ -28,6 +37,16 @@ class FPN(Module):
             inner[i] = F.upsample_nearest(inner[i + 1], inner[i].shape[2:], add=inner[i])  # top-down
         ps = [smooth(x) for smooth, x in zip(self.layer_blocks, inner)]
         return [*ps, F.max_pool2d(ps[-1], 1, stride=2)]  # P6, for the largest anchors only
+
+
+class SingleLevel(Module):
+    """A body without a pyramid: its last map alone, C4 of a ResNet of three stages."""
+
+    def __init__(self, body: Module):
+        self.body = body
+
+    def forward(self, images):  # (N, 3, H, W) -> one level (N, C, H/s, W/s)
+        return self.body(images)[-1:]
 
 
 class Backbone(Module):

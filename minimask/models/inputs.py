@@ -36,14 +36,14 @@ class Objects:
     boxes : (G, 4) float
     labels : (G,) int64
         On the CPU.
-    masks : (G, H, W) uint8
+    masks : (G, H, W) uint8, or None
         0 or 1.
     crowd_boxes : (C, 4) float
     """
 
     boxes: np.ndarray
     labels: np.ndarray
-    masks: np.ndarray
+    masks: np.ndarray | None
     crowd_boxes: np.ndarray
 
 
@@ -69,7 +69,11 @@ def check_images(images: Any) -> list[np.ndarray]:
 
 
 def check_targets(
-    targets: Any, sizes: Sequence[tuple[int, int]], dtype=np.float32, num_classes: int | None = None
+    targets: Any,
+    sizes: Sequence[tuple[int, int]],
+    dtype=np.float32,
+    num_classes: int | None = None,
+    with_masks: bool = True,
 ) -> list[Objects]:
     """The targets of images of these (H, W), as arrays.
 
@@ -82,6 +86,8 @@ def check_targets(
         Boxes are cast to it before their area is checked: a very thin one may have no width once it is cast.
     num_classes : int, optional
         Background included: one more than the largest label there may be.
+    with_masks : bool
+        Whether masks are needed; if not, they are not looked at.
 
     Raises
     ------
@@ -97,7 +103,10 @@ def check_targets(
     targets = _listed(targets, "targets", "dicts, one an image")
     if len(targets) != len(sizes):
         raise InputError(f"targets: {len(targets)} for {len(sizes)} images; give one dict an image")
-    return [_objects(t, n, size, dtype, num_classes) for n, (t, size) in enumerate(zip(targets, sizes))]
+    return [
+        _objects(t, n, size, dtype, num_classes, with_masks)
+        for n, (t, size) in enumerate(zip(targets, sizes))
+    ]
 
 
 def _listed(values: Any, name: str, what: str) -> list:
@@ -170,18 +179,23 @@ def _mend(shape: tuple[int, ...], kind: str) -> str:
 # ----------------------------------------------------------------------------------------------- targets
 
 
-def _objects(target: Any, n: int, size: tuple[int, int], dtype, num_classes: int | None) -> Objects:
+def _objects(
+    target: Any, n: int, size: tuple[int, int], dtype, num_classes: int | None, with_masks: bool
+) -> Objects:
     where = f"targets[{n}]"
     if not isinstance(target, Mapping):
         raise InputError(f"{where}: must be a dict of boxes, labels and masks, is {type(target).__name__}")
-    missing = [key for key in ("boxes", "labels", "masks") if target.get(key) is None]
+    needed = ("boxes", "labels", "masks") if with_masks else ("boxes", "labels")
+    missing = [key for key in needed if target.get(key) is None]
     if missing:
+        forms = "boxes (G, 4), labels (G,) and masks (G, H, W)" if with_masks else "boxes (G, 4), labels (G,)"
         raise InputError(
-            f"{where}: lacks {' and '.join(missing)}; give boxes (G, 4), labels (G,) and masks (G, H, W), "
-            "with G = 0 where there are no objects"
+            f"{where}: lacks {' and '.join(missing)}; give {forms}, with G = 0 where there are no objects"
         )
-    arrays = {key: _numbers(target[key], where, key) for key in ("boxes", "labels", "masks")}
-    boxes, labels, masks = _boxes(arrays["boxes"], where, "boxes", dtype), arrays["labels"], arrays["masks"]
+    arrays = {key: _numbers(target[key], where, key) for key in needed}
+    boxes, labels = _boxes(arrays["boxes"], where, "boxes", dtype), arrays["labels"]
+    # Masks that are not needed are not looked at: each is as good as one that fills the image.
+    masks = arrays["masks"] if with_masks else np.broadcast_to(np.uint8(1), (len(boxes), *size))
     if not len(boxes) and not masks.size:
         masks = np.zeros((0, *size), np.uint8)
     if masks.ndim == 4 and masks.shape[1] == 1:  # as results have them
@@ -196,7 +210,8 @@ def _objects(target: Any, n: int, size: tuple[int, int], dtype, num_classes: int
     _check_places(boxes, masks, size, where)
     crowds = target.get("crowd_boxes")
     crowds = np.zeros((0, 4)) if crowds is None else _numbers(crowds, where, "crowd_boxes")
-    return Objects(boxes, labels, masks, _boxes(crowds, where, "crowd_boxes", dtype))
+    crowd_boxes = _boxes(crowds, where, "crowd_boxes", dtype)
+    return Objects(boxes, labels, masks if with_masks else None, crowd_boxes)
 
 
 def _numbers(value: Any, where: str, key: str):

@@ -19,28 +19,62 @@ from minimask.boxes import scale_boxes
 from minimask.functions.activation import sigmoid_array, softmax_array
 from minimask.functions.roi import as_rois
 from minimask.masks import MaskConvention, crop_masks
-from minimask.models.box_head import Detections, Pooler, RoIs, check_labels
+from minimask.models.box_head import (
+    BoxHead,
+    BoxOutput,
+    Detections,
+    Pooler,
+    Res5Pooler,
+    RoIs,
+    check_labels,
+)
 from minimask.models.transform import Target
-from minimask.nn import Conv2d, ConvTranspose2d, Linear, Module, Sequential
+from minimask.nn import Conv2d, ConvNorm, ConvTranspose2d, Linear, MakeNorm, Module, Sequential
 
 
 class MaskPredictor(Module):
     """Deconvolution to twice the side, and a mask of logits for each class."""
 
-    def __init__(self, channels: int, num_classes: int, rng):
-        self.conv5_mask = ConvTranspose2d(channels, channels, 2, rng)
+    def __init__(self, channels_in: int, channels: int, num_classes: int, rng):
+        self.conv5_mask = ConvTranspose2d(channels_in, channels, 2, rng)
         self.mask_fcn_logits = Conv2d(channels, num_classes, 1, rng, gain=1e-6 * channels)  # std 0.001
 
 
 class MaskFCN(Module):
-    """The paper's net: four convolutions, a deconvolution and a 1 x 1 convolution (figure 4, right)."""
+    """The paper's net: four convolutions, a deconvolution and a 1 x 1 convolution (figure 4, right).
 
-    def __init__(self, channels: int, num_classes: int, rng, convs: int = 4):
-        self.mask_head = Sequential(*(Sequential(Conv2d(channels, channels, 3, rng)) for _ in range(convs)))
-        self.mask_predictor = MaskPredictor(channels, num_classes, rng)
+    Parameters
+    ----------
+    channels, num_classes : int
+    rng : numpy.random.Generator
+    convs : int
+        3x3 convolutions; none after res5, which has done their work (figure 4, left).
+    norm : callable, optional
+        Makes a norm for so many channels, behind each of them: torchvision's v2 has batch norms.
+    channels_in : int, optional
+        Of the RoI features where there are no convolutions; `channels` by default.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        rng,
+        convs: int = 4,
+        norm: MakeNorm | None = None,
+        channels_in: int | None = None,
+    ):
+        self.mask_head = Sequential(*(ConvNorm(channels, channels, 3, rng, norm) for _ in range(convs)))
+        self.mask_predictor = MaskPredictor(channels_in or channels, channels, num_classes, rng)
+        self.has_norms = norm is not None
 
     def forward(self, x) -> Tensor:  # (R, C, P, P) -> (R, K+1, 2P, 2P)
-        convs = [block[0].weight_and_bias for block in self.mask_head]
+        convs = []
+        if self.has_norms:
+            for block in self.mask_head:
+                x = block(x, True)
+        else:  # all in one Function
+            convs = [block[0].weight_and_bias for block in self.mask_head]
         deconv, logits = self.mask_predictor.conv5_mask, self.mask_predictor.mask_fcn_logits
         return F.mask_head(x, convs, deconv.weight_and_bias, logits.weight_and_bias)
 
@@ -160,7 +194,7 @@ class MaskHead(Module):
 
     Parameters
     ----------
-    pooler : Pooler
+    pooler : Pooler or Res5Pooler
     net : Module
         RoI features (R, C, P, P) -> logits (R, Q, M, M), as `MaskFCN` does it; Q is K + 1 unless `mask_loss`
         says otherwise.
@@ -176,7 +210,7 @@ class MaskHead(Module):
 
     def __init__(
         self,
-        pooler: Pooler,
+        pooler: Pooler | Res5Pooler,
         net: Module,
         convention: MaskConvention,
         threshold: float | None = None,
@@ -185,9 +219,15 @@ class MaskHead(Module):
         self.pooler, self.net = pooler, net
         self.convention, self.threshold, self.mask_loss = convention, threshold, mask_loss
 
-    def forward(self, levels, boxes) -> Tensor:  # P2..P5, (R, 5) -> (R, Q, M, M)
-        x = self.pooler(levels, boxes)  # (R, C, 14, 14)
+    def forward(self, levels, boxes, pooled=None) -> Tensor:  # P2..P5, (R, 5) -> (R, Q, M, M)
+        x = self.pooler(levels, boxes) if pooled is None else pooled  # (R, C, 14, 14)
         return self.net(x)  # (R, Q, 28, 28)
+
+    def pooled_by(self, box_head: BoxHead, out: BoxOutput, rois: RoIs) -> Tensor | None:
+        """The positive RoIs' features, where a box head with the same pooler has them: (R+, C, P, P)."""
+        if self.pooler is not box_head.pooler or out.pooled is None:
+            return None
+        return out.pooled[np.flatnonzero(rois.labels)]
 
     def targets(self, rois: RoIs, targets: list[Target], size: int) -> np.ndarray:
         """(R, M, M): what each positive RoI sees of its object's mask."""

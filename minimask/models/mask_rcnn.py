@@ -14,8 +14,8 @@ from minimask.backend import array_module, to_cpu
 from minimask.boxes import scale_boxes
 from minimask.functions.roi import as_rois
 from minimask.masks import Masks
-from minimask.models.box_head import BoxHead, BoxOutput, RoIs
-from minimask.models.fpn import Backbone
+from minimask.models.box_head import BoxHead, BoxOutput, Detections, RoIs
+from minimask.models.fpn import Backbone, SingleLevel
 from minimask.models.inputs import check_images, check_targets
 from minimask.models.mask_head import MaskHead
 from minimask.models.rpn import RPN, RPNOutput, RPNSamples
@@ -36,17 +36,26 @@ class TrainingRecord:
     proposals: list[np.ndarray]  # N of (P, 4)
     rois: RoIs
     box: BoxOutput
-    mask: Tensor  # (R+, K+1, M, M)
+    mask: Tensor | None  # (R+, K+1, M, M), where there is a mask head
     losses: dict[str, Tensor]
 
 
 class MaskRCNN(Module):
-    """The system: a backbone, the RPN, and in parallel on each RoI a box head and a mask head."""
+    """The system: a backbone, the RPN, and in parallel on each RoI a box head and, as given, a mask head.
 
+    Without a mask head it is Faster R-CNN.
+    """
+
+    origin = None  # the `Origin` of a model that `from_checkpoint` built
     paths = {"box_head": "roi_heads", "mask_head": "roi_heads"}  # torchvision's names in the state
 
     def __init__(
-        self, transform: Transform, backbone: Backbone, rpn: RPN, box_head: BoxHead, mask_head: MaskHead
+        self,
+        transform: Transform,
+        backbone: Backbone | SingleLevel,
+        rpn: RPN,
+        box_head: BoxHead,
+        mask_head: MaskHead | None = None,
     ):
         self.transform = transform
         self.backbone, self.rpn, self.box_head, self.mask_head = backbone, rpn, box_head, mask_head
@@ -64,8 +73,8 @@ class MaskRCNN(Module):
         images : N arrays (3, H, W) float
             RGB in 0..1.
         targets : N dicts
-            ``boxes`` (G, 4) x1, y1, x2, y2; ``labels`` (G,) from 1 up; ``masks`` (G, H, W) of 0 and 1;
-            optionally ``crowd_boxes`` (C, 4). G may be 0.
+            ``boxes`` (G, 4) x1, y1, x2, y2; ``labels`` (G,) from 1 up; ``masks`` (G, H, W) of 0 and 1
+            for a mask head; optionally ``crowd_boxes`` (C, 4). G may be 0.
         draws : Draws, optional
             Which anchors and RoIs are sampled; by default others in each call.
 
@@ -90,7 +99,8 @@ class MaskRCNN(Module):
         """
         draws = draws or Draws()
         images = check_images(images)  # N of (3, H, W)
-        targets = check_targets(targets, [i.shape[1:] for i in images], self.dtype, self.box_head.num_classes)
+        sizes, classes = [image.shape[1:] for image in images], self.box_head.num_classes
+        targets = check_targets(targets, sizes, self.dtype, classes, with_masks=self.mask_head is not None)
         batch = self.transform.batch(images, self.dtype, self.device, draws)  # (N, 3, H', W')
         targets = self.transform.scaled(targets, batch)  # boxes and masks scaled along
         levels = self.backbone(Tensor(batch.images))  # P2..P6, each (N, C, H'/s, W'/s)
@@ -99,12 +109,12 @@ class MaskRCNN(Module):
         proposals = held.proposals if held else self.rpn.propose(rpn, batch, for_loss=True)  # N of (P, 4)
         rois = held.rois if held else self.box_head.sample(proposals, targets, draws)  # R, with labels
         box = self.box_head(levels, rois.boxes)  # logits (R, K+1), deltas (R, 4(K+1))
-        mask = self.mask_head(levels, rois.positive.boxes)  # (R+, K+1, M, M), without box
-        losses = (
-            self.box_head.loss(box, rois, targets)
-            | self.mask_head.loss(mask, rois.positive, targets)
-            | self.rpn.loss(rpn, anchors)
-        )
+        losses, mask = self.box_head.loss(box, rois, targets), None
+        if self.mask_head:
+            pooled = self.mask_head.pooled_by(self.box_head, box, rois)  # by C4's box head: (R+, C, S, S)
+            mask = self.mask_head(levels, rois.positive.boxes, pooled)  # (R+, K+1, M, M)
+            losses |= self.mask_head.loss(mask, rois.positive, targets)
+        losses |= self.rpn.loss(rpn, anchors)
         return TrainingRecord(batch, targets, levels, rpn, anchors, proposals, rois, box, mask, losses)
 
     @no_grad()
@@ -120,8 +130,8 @@ class MaskRCNN(Module):
         Returns
         -------
         N dicts of NumPy arrays: ``boxes`` (D, 4) in the image's pixels, ``labels`` (D,), ``scores`` (D,)
-        falling; and ``masks``, a `Masks` of D probabilities on the model's device, pasted when asked for: it
-        reads like an array (D, 1, H, W).
+        falling. With a mask head ``masks``, a `Masks` of D probabilities on the model's device, pasted when
+        asked for: it reads like an array (D, 1, H, W).
 
         Raises
         ------
@@ -133,18 +143,26 @@ class MaskRCNN(Module):
         proposals = self.rpn.propose(self.rpn(levels, batch), batch)  # N of (P, 4)
         box = self.box_head(levels, as_rois(proposals))  # of (N P, 5)
         detections = self.box_head.detect(box, proposals, batch)  # boxes (D, 4), labels, scores
-        masks = self.mask_head.predict(levels, detections)  # (D, M, M): on the kept boxes only
-        return [self._result(d, m, n, batch) for n, (d, m) in enumerate(zip(detections, masks))]
+        masks = self.mask_head and self.mask_head.predict(levels, detections)  # (D, M, M): on kept boxes only
+        results = [self._result(d, n, batch) for n, d in enumerate(detections)]
+        for n, result in enumerate(results):
+            if masks:
+                result["masks"] = self._masks(masks[n], detections[n], n, batch)
+        return results
 
-    def _result(self, detections, probabilities, n: int, batch: Batch) -> dict:
-        d, (sy, sx) = detections, batch.scale(n)
+    def _masks(self, probabilities, d: Detections, n: int, batch: Batch) -> Masks:
+        sy, sx = batch.scale(n)
         boxes = scale_boxes(d.boxes, (1 / sy, 1 / sx))
-        masks = Masks(probabilities, boxes, batch.original_sizes[n], self.mask_head.convention)
+        return Masks(probabilities, boxes, batch.original_sizes[n], self.mask_head.convention)
+
+    def _result(self, d: Detections, n: int, batch: Batch) -> dict:
+        sy, sx = batch.scale(n)
+        boxes = scale_boxes(d.boxes, (1 / sy, 1 / sx))
         columns = [boxes, d.scores[:, None], d.labels[:, None].astype(boxes.dtype)]
         table = array_module(boxes).concatenate(columns, axis=1)  # (D, 6)
         found = to_cpu(table)  # sync: the image's result, all but its masks
         labels = found[:, 5].astype(np.int64)
-        return {"boxes": found[:, :4], "labels": labels, "scores": found[:, 4], "masks": masks}
+        return {"boxes": found[:, :4], "labels": labels, "scores": found[:, 4]}
 
     @property
     def dtype(self):

@@ -5,14 +5,12 @@ Shapes: N images, a stage's C channels at stride s: (N, C, H/s, W/s).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from minimask import functions as F
-from minimask.nn import Conv2d, Module, Norm, Sequential
-
-MakeNorm = Callable[[int], Norm]  # channels -> a norm for so many
+from minimask.nn import Conv2d, MakeNorm, Module, Sequential
 
 
 class BasicBlock(Module):
@@ -99,15 +97,35 @@ def _shortcut(channels_in: int, channels_out: int, stride: int, norm: MakeNorm, 
     return Shortcut(conv, norm(channels_out))
 
 
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+def residual_stage(
+    block: Block, count: int, before: int, channels: int, stride: int, norm: MakeNorm, rng, **block_options
+) -> Sequential:
+    """So many blocks one after another, the first of which has the stride; parameters as of `ResNet`.
+
+    Parameters
+    ----------
+    before, channels : int
+        Of the stage's input, and of its blocks before a bottleneck's expansion by 4.
+    """
+    stage = []
+    for k in range(count):
+        stage.append(block(before, channels, stride if k == 0 else 1, norm, rng, **block_options))
+        before = channels * block.expansion
+    return Sequential(*stage)
+
+
 class ResNet(Module):
-    """Stem and four stages at strides 4, 8, 16 and 32.
+    """Stem and stages at strides 4, 8, 16 and 32.
 
     Parameters
     ----------
     block : BasicBlock or Bottleneck
-    blocks : four ints
-        Number of blocks of each stage.
-    channels : four ints
+    blocks : four ints, or three
+        Number of blocks of each stage; the fourth is left out where it is the head (C4).
+    channels : as many ints
         Of each stage, before a bottleneck's expansion by 4.
     norm : callable
         Makes a norm for so many channels.
@@ -120,7 +138,7 @@ class ResNet(Module):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: Block,
         blocks: Sequence[int],
         channels: Sequence[int],
         norm: MakeNorm,
@@ -132,16 +150,22 @@ class ResNet(Module):
         self.bn1 = norm(channels[0])
         self.channels = [c * block.expansion for c in channels]
         before = channels[0]
-        for i, (count, c) in enumerate(zip(blocks, channels)):
-            stage = []
-            for k in range(count):
-                stride = 2 if i > 0 and k == 0 else 1  # the max pool has brought the first stage to stride 4
-                stage.append(block(before, c, stride, norm, rng, **block_options))
-                before = c * block.expansion
-            setattr(self, f"layer{i + 1}", Sequential(*stage))
+        for i, (count, c, after) in enumerate(zip(blocks, channels, self.channels)):
+            stride = 2 if i > 0 else 1  # the max pool has brought the first stage to stride 4
+            stage = residual_stage(block, count, before, c, stride, norm, rng, **block_options)
+            setattr(self, f"layer{i + 1}", stage)
+            before = after
+
+    @property
+    def stages(self) -> list[Sequential]:
+        """layer1 to layer4, or to layer3."""
+        return [getattr(self, f"layer{i + 1}") for i in range(len(self.channels))]
 
     def freeze(self, trainable_stages: int) -> None:
-        """Freeze all but the last so many of the four stages; 5 trains everything, stem included."""
+        """Freeze all but the last so many of the stages; 5 trains everything, stem included.
+
+        It counts from layer4, even where that is not here but in the head.
+        """
         stages = ["layer4", "layer3", "layer2", "layer1", "conv1", "bn1"]
         trained = stages if trainable_stages == 5 else stages[:trainable_stages]
         for name, parameter in self.named_parameters():
@@ -149,8 +173,8 @@ class ResNet(Module):
 
     def forward(self, x):  # (N, 3, H, W) -> C2..C5, each (N, C_i, H/s, W/s)
         x = self.bn1.after(self.conv1, x)  # stride 2
-        c2 = self.layer1(F.max_pool2d(x, 3, stride=2, padding=1))  # stride 4
-        c3 = self.layer2(c2)  # stride 8
-        c4 = self.layer3(c3)  # stride 16
-        c5 = self.layer4(c4)  # stride 32
-        return [c2, c3, c4, c5]
+        x, levels = F.max_pool2d(x, 3, stride=2, padding=1), []  # stride 4
+        for stage in self.stages:
+            x = stage(x)  # strides 4, 8, 16, 32
+            levels.append(x)
+        return levels

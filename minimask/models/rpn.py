@@ -26,7 +26,7 @@ from minimask.randomness import Draws, Purpose
 class RPNOptions:
     """What torchvision's builders take as numbers ``rpn_...``, with its defaults.
 
-    `min_size`, `crowd_coverage` and `beta` are no arguments of torchvision's.
+    `min_size`, `crowd_coverage`, `beta` and the two flags are no arguments of torchvision's.
 
     Attributes
     ----------
@@ -48,6 +48,8 @@ class RPNOptions:
         See `minimask.matching.ignore_crowds`.
     beta : float
         Of smooth L1.
+    fixed_normalizer, ranks_logits, untouched_matches_all : bool
+        See ``rpn_...`` and `untouched_matches_all` in `minimask.models.conventions.Conventions`.
     """
 
     pre_nms_top_n_train: int = 2000
@@ -63,6 +65,9 @@ class RPNOptions:
     min_size: float = 1e-3
     crowd_coverage: float = 0.5
     beta: float = 1 / 9
+    fixed_normalizer: bool = False
+    ranks_logits: bool = False
+    untouched_matches_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,17 +95,30 @@ class RPNHeadNet(Module):
     """The weights of the explicit Function `rpn_head`, shared by all levels.
 
     All begin with a standard deviation of 0.01, as in the Fast R-CNN that the paper builds upon.
+
+    Parameters
+    ----------
+    channels, anchors_per_position : int
+    rng : numpy.random.Generator
+    convs : int
+        3x3 convolutions before the predictors: one, as published; two in torchvision's v2.
     """
 
-    def __init__(self, channels: int, anchors_per_position: int, rng):
-        self.conv = Sequential(Sequential(Conv2d(channels, channels, 3, rng, gain=9e-4 * channels)))
+    def __init__(self, channels: int, anchors_per_position: int, rng, convs: int = 1):
+        gain = 9e-4 * channels
+        self.conv = Sequential(
+            *(Sequential(Conv2d(channels, channels, 3, rng, gain=gain)) for _ in range(convs))
+        )
         self.cls_logits = Conv2d(channels, anchors_per_position, 1, rng, gain=1e-4 * channels)
         self.bbox_pred = Conv2d(channels, 4 * anchors_per_position, 1, rng, gain=1e-4 * channels)
 
     def forward(self, levels):  # L of (N, C, H_l, W_l) -> (N, A), (N, A, 4)
+        *before, (last,) = self.conv
+        for (conv,) in before:
+            levels = [F.relu(conv(x)) for x in levels]
         return F.rpn_head(
             levels,
-            self.conv[0][0].weight_and_bias,
+            last.weight_and_bias,
             self.cls_logits.weight_and_bias,
             self.bbox_pred.weight_and_bias,
         )
@@ -120,7 +138,12 @@ class RPN(Module):
     def __init__(self, head: Module, anchors: AnchorGenerator, options: RPNOptions):
         self.head, self.anchors, self.options = head, anchors, options
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
-        self.matcher = Matcher(options.fg_iou_thresh, options.bg_iou_thresh, allow_low_quality_matches=True)
+        self.matcher = Matcher(
+            options.fg_iou_thresh,
+            options.bg_iou_thresh,
+            allow_low_quality_matches=True,
+            untouched_matches_all=options.untouched_matches_all,
+        )
 
     def forward(self, levels, batch: Batch) -> RPNOutput:  # P2..P6, each (N, C, H_l, W_l)
         logits, deltas = self.head(levels)  # (N, A), (N, A, 4)
@@ -146,8 +169,9 @@ class RPN(Module):
             scores = sigmoid_array(logits[best], xp)  # (P',)
             large = (boxes[:, 2:] - boxes[:, :2] >= o.min_size).all(axis=1)
             keep = xp.flatnonzero(large & (scores >= o.score_thresh))  # sync: how many there are
-            boxes, scores, level = boxes[keep], scores[keep], level[keep]
-            keep = batched_nms(boxes, scores, level, o.nms_thresh)  # sync: how many are kept
+            ranks = logits[best] if o.ranks_logits else scores
+            boxes, ranks, level = boxes[keep], ranks[keep], level[keep]
+            keep = batched_nms(boxes, ranks, level, o.nms_thresh)  # sync: how many are kept
             proposals.append(boxes[keep[:after]])
         return proposals
 
@@ -167,7 +191,9 @@ class RPN(Module):
     def loss(self, out: RPNOutput, samples: RPNSamples) -> dict[str, Tensor]:
         """Objectness and box loss over the sampled anchors of all images."""
         args = (out.logits, out.deltas, samples.positive, samples.negative, samples.targets)
-        objectness, box = F.rpn_loss(*args, beta=self.options.beta)
+        o, images = self.options, len(out.logits)
+        normalizer = o.batch_size_per_image * images if o.fixed_normalizer else None
+        objectness, box = F.rpn_loss(*args, beta=o.beta, normalizer=normalizer)
         return {"loss_objectness": objectness, "loss_rpn_box_reg": box}
 
 

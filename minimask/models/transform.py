@@ -56,7 +56,8 @@ class Target:
     boxes : (G, 4) float32
     labels : (G,) int64
         On the CPU, where RoIs are drawn.
-    masks : (G, H, W) uint8
+    masks : (G, H, W) uint8, or None
+        None where no mask head needs them.
     mask_scale : (y, x)
         Pixels of `masks` per pixel of `boxes`.
     crowd_boxes : (C, 4) float32
@@ -65,7 +66,7 @@ class Target:
 
     boxes: np.ndarray
     labels: np.ndarray
-    masks: np.ndarray
+    masks: np.ndarray | None
     mask_scale: tuple[float, float]
     crowd_boxes: np.ndarray
 
@@ -76,7 +77,7 @@ class Transform:
     Parameters
     ----------
     conventions : Conventions
-        Its mean, std and `resize_masks` are used.
+        Its mean, std, `resize_masks` and `sizes_rounded` are used.
     min_size : int, sequence of int, or None
         The shorter side is scaled to this; None keeps the size. Of several, a loss draws one for each image,
         and results take the last.
@@ -142,7 +143,9 @@ class Transform:
         """The (height, width) that an image of this size is scaled to with this `min_size`, at least 1."""
         scale = self.max_size / max(size)
         scale = min(scale, 1.0 if min_size is None else min_size / min(size))
-        return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
+        half = 0.5 if self.conventions.sizes_rounded else 0.0
+        height, width = (max(1, math.floor(side * scale + half)) for side in size)
+        return height, width
 
     def padded(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """(H', W') of a batch of images that were scaled to these sizes."""
@@ -165,8 +168,10 @@ class Transform:
 
     def _scaled(self, target: Objects, n: int, batch: Batch) -> Target:
         device, scale = device_of(batch.images), batch.scale(n)
-        masks, mask_scale = to_device(target.masks, device), (1 / scale[0], 1 / scale[1])
-        if self.conventions.resize_masks and batch.sizes[n] != batch.original_sizes[n]:
+        masks, mask_scale = target.masks, (1 / scale[0], 1 / scale[1])
+        if masks is not None:
+            masks = to_device(masks, device)
+        if masks is not None and self.conventions.resize_masks and batch.sizes[n] != batch.original_sizes[n]:
             masks, mask_scale = resample.nearest(masks, batch.sizes[n]), (1.0, 1.0)
         boxes, crowd_boxes = (
             scale_boxes(to_device(b, device), scale) for b in (target.boxes, target.crowd_boxes)

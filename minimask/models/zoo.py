@@ -1,25 +1,22 @@
-"""Whole models by name: torchvision's, with its arguments and defaults, and one that a laptop trains."""
+"""Whole models by name: torchvision's, with its arguments and defaults, the paper's, and one for a laptop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from minimask import functions as F
-from minimask.anchors import AnchorGenerator
-from minimask.models.box_head import BoxHead, BoxOptions, BoxPredictor, Pooler, RoILayer, TwoMLPHead
-from minimask.models.conventions import MINIMASK, TORCHVISION, Conventions
-from minimask.models.fpn import FPN, Backbone
-from minimask.models.mask_head import SIGMOIDS, MaskFCN, MaskHead, SigmoidMasks, SoftmaxMasks
+from minimask.models.assembly import Alternatives, Architecture, MakeMaskNet, assemble
+from minimask.models.box_head import RoILayer
+from minimask.models.conventions import (
+    DETECTRON2,
+    MINIMASK,
+    TORCHVISION,
+    Conventions,
+)
+from minimask.models.mask_head import SIGMOIDS, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
-from minimask.models.resnet import BasicBlock, Bottleneck, MakeNorm, ResNet
-from minimask.models.rpn import RPN, RPNHeadNet, RPNOptions
-from minimask.models.transform import Transform
-from minimask.nn import FrozenBatchNorm2d, GroupNorm, Module
-from minimask.randomness import Draws, Purpose
+from minimask.models.resnet import BasicBlock
+from minimask.nn import BatchNorm2d, GroupNorm, MakeNorm
 
 
 @dataclass(frozen=True)
@@ -36,51 +33,33 @@ class Recipe:
     batch_size: int
 
 
-MakeMaskNet = Callable[[int, int, np.random.Generator], Module]  # of so many channels, giving so many masks
-
-
-@dataclass(frozen=True)
-class Alternatives:
-    """What the paper's ablations vary, as a builder was given it (docs/alternatives.md).
-
-    Attributes
-    ----------
-    roi_layer : RoILayer or None
-        Of both heads (Table 2c); None is RoIAlign under the model's conventions.
-    mask_loss : SigmoidMasks or SoftmaxMasks
-        Sigmoids or a softmax (Table 2b), of each class or class-agnostic (section 4.2).
-    mask_branch : callable
-        Makes the mask head's net (Table 2e).
-    """
-
-    roi_layer: RoILayer | None = None
-    mask_loss: SigmoidMasks | SoftmaxMasks = SIGMOIDS
-    mask_branch: MakeMaskNet = MaskFCN
-
-    def roi_layer_under(self, conventions: Conventions) -> RoILayer:
-        """The RoI layer of a model of these conventions."""
-        c = conventions
-        return self.roi_layer or partial(F.roi_align, sampling_ratio=c.sampling_ratio, aligned=c.aligned)
-
-
-PAPER = Alternatives()
 PAPER_RECIPE = Recipe(0.02, 16)  # Mask R-CNN, section 3.1, by the linear rule
 SMALL_RECIPE = Recipe(0.02, 2)  # its norms and its few parameters bear eight times as much
+
+RESNET50_FPN = Architecture()
+RESNET101_FPN = Architecture(blocks=(3, 4, 23, 3))
+RESNEXT101_FPN = Architecture(blocks=(3, 4, 23, 3), groups=32, width_per_group=8)
+RESNET50_C4 = Architecture(pyramid=False, box_width=2048, mask_convs=0)
+RESNET101_C4 = replace(RESNET50_C4, blocks=(3, 4, 23, 3))
+RESNET50_FPN_V2 = Architecture(rpn_convs=2, box_convs=4, head_norm=BatchNorm2d)
+"""torchvision's second version, after Li et al. 2021, Benchmarking Detection Transfer Learning with ViTs."""
 
 
 def maskrcnn_resnet50_fpn(
     num_classes: int = 91,
     trainable_backbone_layers: int = 3,
     *,
+    architecture: Architecture = RESNET50_FPN,
+    conventions: Conventions = TORCHVISION,
     min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
-    image_mean: tuple[float, float, float] = TORCHVISION.mean,
-    image_std: tuple[float, float, float] = TORCHVISION.std,
-    norm: MakeNorm = FrozenBatchNorm2d,
+    image_mean: tuple[float, float, float] | None = None,
+    image_std: tuple[float, float, float] | None = None,
+    norm: MakeNorm | None = None,
     roi_layer: RoILayer | None = None,
     mask_loss: SigmoidMasks | SoftmaxMasks = SIGMOIDS,
-    mask_branch: MakeMaskNet = MaskFCN,
-    seed: int = 0,
+    mask_branch: MakeMaskNet | None = None,
+    seed: int | None = 0,
     **rpn_and_box,
 ) -> MaskRCNN:
     """torchvision's `maskrcnn_resnet50_fpn`: ResNet-50 with frozen batch norm, FPN of 256 channels.
@@ -91,25 +70,32 @@ def maskrcnn_resnet50_fpn(
         Background included.
     trainable_backbone_layers : int, 0 to 5
         Stages of the ResNet that train, counted from the last; 5 includes the stem.
+    architecture : Architecture
+        Another network under the same arguments: the other builders are this one with another default.
+    conventions : Conventions
+        Whose details it follows: `TORCHVISION`, `DETECTRON2` or `MINIMASK`
+        (`minimask.models.conventions`).
     min_size : int, or several
         Pixels of the shorter side after resizing. Of several, a loss draws one for each image, and results
         take the last.
     max_size : int
         Bound of the longer side, in pixels.
-    image_mean, image_std : three floats
-        RGB, of images in 0..1.
-    norm : callable
-        Makes the backbone's norm for so many channels. Frozen norms and frozen layers are meant for weights
-        that are loaded; to train from random ones, give ``partial(GroupNorm, groups=32)`` and 5 layers.
+    image_mean, image_std : three floats, optional
+        RGB, of images in 0..1; by default the conventions'.
+    norm : callable, optional
+        Makes the backbone's norm for so many channels; by default a frozen batch norm. Frozen norms and
+        frozen layers are meant for weights that are loaded; to train from random ones, give
+        ``partial(GroupNorm, groups=32)`` and 5 layers.
     roi_layer : callable, optional
         Of the box head and the mask head: `functions.roi_pool`, ``partial(functions.roi_align, ...)`` and so
-        on, called as `Pooler` says. By default RoIAlign as torchvision has it.
+        on, called as `Pooler` says. By default RoIAlign as the conventions have it.
     mask_loss : SigmoidMasks or SoftmaxMasks
         Whether masks of different classes compete, and whether there is one for each class at all.
-    mask_branch : callable
-        ``(channels, masks, rng) -> Module``: `MaskFCN`, `MaskMLP`, or one of these with options bound.
-    seed : int
-        Of the initial weights.
+    mask_branch : callable, optional
+        ``(channels, masks, rng) -> Module``: `MaskFCN`, `MaskMLP`, or one of these with options bound. By
+        default the architecture's `MaskFCN`.
+    seed : int or None
+        Of the initial weights; None for a model that is about to be loaded: they take no memory until then.
     **rpn_and_box
         torchvision's arguments ``rpn_...`` and ``box_...``, with its defaults: ``rpn_nms_thresh=0.7``,
         ``box_score_thresh=0.05`` and so on, each a field of `RPNOptions` or `BoxOptions`.
@@ -125,17 +111,83 @@ def maskrcnn_resnet50_fpn(
     -----
     The parameters' names are torchvision's: its checkpoints' arrays go into `load_state_dict` as they are.
     The batch norms' eps is 1e-5, as torchvision builds them; for its V1 weights torchvision sets it to 0
-    after loading, and so must you.
+    after loading: ``conventions=TORCHVISION_COCO_V1``, which `from_checkpoint` chooses by itself.
     """
-    if not 0 <= trainable_backbone_layers <= 5:
-        raise ValueError(f"trainable_backbone_layers must be 0 to 5, is {trainable_backbone_layers}")
-    conventions = replace(TORCHVISION, mean=tuple(image_mean), std=tuple(image_std))
-    rng = Draws(seed).rng(Purpose.WEIGHTS)
-    body = ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), norm, rng)
-    body.freeze(trainable_backbone_layers)
-    transform = Transform(conventions, min_size, max_size)
-    sizes, alternatives = (32, 64, 128, 256, 512), Alternatives(roi_layer, mask_loss, mask_branch)
-    return _fpn_model(transform, body, 256, 1024, num_classes, sizes, rng, rpn_and_box, alternatives)
+    given = {"mean": image_mean, "std": image_std}
+    given = {name: tuple(values) for name, values in given.items() if values is not None}
+    return assemble(
+        architecture,
+        num_classes,
+        replace(conventions, **given),
+        min_size=min_size,
+        max_size=max_size,
+        trainable_backbone_layers=trainable_backbone_layers,
+        norm=norm,
+        alternatives=Alternatives(roi_layer, mask_loss, mask_branch),
+        seed=seed,
+        rpn_and_box=rpn_and_box,
+    )
+
+
+def maskrcnn_resnet50_fpn_v2(
+    num_classes: int = 91, trainable_backbone_layers: int = 5, *, norm: MakeNorm = BatchNorm2d, **options
+) -> MaskRCNN:
+    """torchvision's `maskrcnn_resnet50_fpn_v2`: two convolutions in the RPN, four and one fully connected
+    layer in the box head, and batch norms, which train, in the backbone, the FPN and both heads.
+
+    Parameters are as of `maskrcnn_resnet50_fpn`; `norm` is the ResNet's. Batch norms want some images in a
+    batch: with one or two, freeze them or fine-tune the first version.
+    """
+    options = {"architecture": RESNET50_FPN_V2} | options
+    return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, norm=norm, **options)
+
+
+def fasterrcnn_resnet50_fpn(num_classes: int = 91, trainable_backbone_layers: int = 3, **options) -> MaskRCNN:
+    """torchvision's `fasterrcnn_resnet50_fpn`: boxes alone. Parameters as of `maskrcnn_resnet50_fpn`."""
+    options = {"architecture": replace(RESNET50_FPN, masks=False)} | options
+    return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)
+
+
+def fasterrcnn_resnet50_fpn_v2(
+    num_classes: int = 91, trainable_backbone_layers: int = 5, *, norm: MakeNorm = BatchNorm2d, **options
+) -> MaskRCNN:
+    """torchvision's `fasterrcnn_resnet50_fpn_v2`; parameters as of `maskrcnn_resnet50_fpn_v2`."""
+    options = {"architecture": replace(RESNET50_FPN_V2, masks=False)} | options
+    return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, norm=norm, **options)
+
+
+def maskrcnn_resnet101_fpn(num_classes: int = 91, trainable_backbone_layers: int = 3, **options) -> MaskRCNN:
+    """Mask R-CNN on ResNet-101-FPN (Table 2a); parameters as of `maskrcnn_resnet50_fpn`."""
+    options = {"architecture": RESNET101_FPN} | options
+    return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)
+
+
+def maskrcnn_resnext101_32x8d_fpn(
+    num_classes: int = 91, trainable_backbone_layers: int = 3, **options
+) -> MaskRCNN:
+    """Mask R-CNN on ResNeXt-101-FPN, 3x3 convolutions of 32 groups of 8 channels and more (Xie et al. 2017).
+
+    Parameters as of `maskrcnn_resnet50_fpn`. The paper's X101 has 64 groups of 4.
+    """
+    options = {"architecture": RESNEXT101_FPN} | options
+    return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)
+
+
+def maskrcnn_resnet50_c4(num_classes: int = 81, trainable_backbone_layers: int = 3, **options) -> MaskRCNN:
+    """Mask R-CNN on C4 (figure 4, left): one level at stride 16, the ResNet's last stage as each RoI's head.
+
+    Parameters as of `maskrcnn_resnet50_fpn`, but 12000 and 6000 proposals before suppression, and by default
+    detectron2's conventions, who publishes such models. The last stage counts among the trainable layers,
+    and does not train if they are 0; its parameters are called ``roi_heads.box_head.layer4``.
+    """
+    options = {"architecture": RESNET50_C4, "conventions": DETECTRON2} | options
+    return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)
+
+
+def maskrcnn_resnet101_c4(num_classes: int = 81, trainable_backbone_layers: int = 3, **options) -> MaskRCNN:
+    """As `maskrcnn_resnet50_c4`, with 23 blocks in the third stage."""
+    options = {"architecture": RESNET101_C4} | options
+    return maskrcnn_resnet50_c4(num_classes, trainable_backbone_layers, **options)
 
 
 def maskrcnn_small(
@@ -149,8 +201,8 @@ def maskrcnn_small(
     anchor_sizes: tuple[int, ...] = (8, 16, 32, 64, 128),
     roi_layer: RoILayer | None = None,
     mask_loss: SigmoidMasks | SoftmaxMasks = SIGMOIDS,
-    mask_branch: MakeMaskNet = MaskFCN,
-    seed: int = 0,
+    mask_branch: MakeMaskNet | None = None,
+    seed: int | None = 0,
     **rpn_and_box,
 ) -> MaskRCNN:
     """A Mask R-CNN of 2.5 M parameters that a laptop trains from nothing, without rounding anywhere.
@@ -171,8 +223,8 @@ def maskrcnn_small(
         Side of the square anchor of levels P2..P6, in pixels; each also comes at ratios 1/2 and 2.
     roi_layer, mask_loss, mask_branch
         As for `maskrcnn_resnet50_fpn`; by default RoIAlign with nothing rounded.
-    seed : int
-        Of the initial weights.
+    seed : int or None
+        Of the initial weights; None for a model that is about to be loaded.
     **rpn_and_box
         As for `maskrcnn_resnet50_fpn`, but 1000 proposals at most and 256 RoIs an image by default.
 
@@ -182,70 +234,23 @@ def maskrcnn_small(
         For an argument that is none of these.
     """
     fewer = dict(rpn_pre_nms_top_n_train=1000, rpn_post_nms_top_n_train=1000, box_batch_size_per_image=256)
-    rng = Draws(seed).rng(Purpose.WEIGHTS)
-    body = ResNet(BasicBlock, (1, 1, 1, 1), channels, GroupNorm, rng, stem=3)
-    transform = Transform(MINIMASK, min_size, max_size)
-    options, alternatives = fewer | rpn_and_box, Alternatives(roi_layer, mask_loss, mask_branch)
-    widths = (fpn_channels, box_width)
-    return _fpn_model(transform, body, *widths, num_classes, anchor_sizes, rng, options, alternatives)
-
-
-def _fpn_model(
-    transform: Transform,
-    body: ResNet,
-    channels: int,
-    box_width: int,
-    num_classes: int,
-    anchor_sizes: tuple[int, ...],
-    rng: np.random.Generator,
-    rpn_and_box: dict,
-    alternatives: Alternatives = PAPER,
-) -> MaskRCNN:
-    """Everything behind the body: pyramid, RPN and heads, in torchvision's sizes."""
-    conventions = transform.conventions
-    rpn_options, box_options = stage_options(
-        rpn_and_box, rpn={"beta": conventions.rpn_beta}, box={"beta": conventions.box_beta}
+    architecture = Architecture(
+        blocks=(1, 1, 1, 1),
+        channels=channels,
+        block=BasicBlock,
+        stem=3,
+        fpn_channels=fpn_channels,
+        box_width=box_width,
+        anchor_sizes=anchor_sizes,
     )
-    anchors = AnchorGenerator(
-        tuple((size,) for size in anchor_sizes),
-        ((0.5, 1.0, 2.0),) * len(anchor_sizes),
-        rounded=conventions.anchors_rounded,
-        offset=conventions.anchor_offset,
+    return assemble(
+        architecture,
+        num_classes,
+        MINIMASK,
+        min_size=min_size,
+        max_size=max_size,
+        norm=GroupNorm,
+        alternatives=Alternatives(roi_layer, mask_loss, mask_branch),
+        seed=seed,
+        rpn_and_box=fewer | rpn_and_box,
     )
-    # Weights are drawn in the order in which the layers are made, so that order decides what a seed gives.
-    backbone = Backbone(body, FPN(body.channels, channels, rng))
-    rpn = RPN(RPNHeadNet(channels, anchors.num_anchors_per_location()[0], rng), anchors, rpn_options)
-    roi_layer, mask_loss = alternatives.roi_layer_under(conventions), alternatives.mask_loss
-    pooler = Pooler(7, roi_layer)
-    head = TwoMLPHead(channels * pooler.output_size**2, box_width, rng)
-    predictor = BoxPredictor(box_width, num_classes, rng, box_options.class_agnostic)
-    box_head = BoxHead(pooler, head, predictor, box_options)
-    mask_net = alternatives.mask_branch(channels, mask_loss.channels(num_classes), rng)
-    masks = (conventions.masks, conventions.mask_threshold, mask_loss)
-    mask_head = MaskHead(Pooler(14, roi_layer), mask_net, *masks)
-    return MaskRCNN(transform, backbone, rpn, box_head, mask_head)
-
-
-def stage_options(rpn_and_box: dict, rpn: dict, box: dict) -> tuple[RPNOptions, BoxOptions]:
-    """torchvision's ``rpn_...`` and ``box_...`` arguments as the options of the two stages.
-
-    Parameters
-    ----------
-    rpn_and_box : dict of str to value
-        As given to a builder.
-    rpn, box : dict
-        Fields that no argument of torchvision's sets.
-
-    Raises
-    ------
-    TypeError
-        For a name that is none of them, naming those there are.
-    """
-    stages = {"rpn_": (RPNOptions, dict(rpn)), "box_": (BoxOptions, dict(box))}
-    known = [prefix + field.name for prefix, (kind, _) in stages.items() for field in fields(kind)]
-    for name, value in rpn_and_box.items():
-        if name not in known:
-            raise TypeError(f"there is no argument {name!r}; there are {', '.join(known)}")
-        stages[name[:4]][1][name[4:]] = value
-    rpn_options, box_options = (kind(**values) for kind, values in stages.values())
-    return rpn_options, box_options

@@ -1,0 +1,147 @@
+"""The other networks: gradients of each as a whole, and that each trains on what it needs alone."""
+
+import re
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from minimask import InputError, Tensor, models
+from minimask.models.assembly import Architecture, assemble
+from minimask.models.conventions import DETECTRON2, MINIMASK, TORCHVISION
+from minimask.models.resnet import BasicBlock
+from minimask.nn import BatchNorm2d, GroupNorm
+from minimask.randomness import Draws
+from tests.model_data import discs
+from tests.whole_gradient import gradient_errors, spread_out
+
+TINY = Architecture(
+    blocks=(1, 1, 1, 1),
+    channels=(4, 4, 8, 8),
+    width_per_group=64,
+    fpn_channels=8,
+    box_width=16,
+    anchor_sizes=(8, 16, 32, 64, 128),
+)
+GROUPS = partial(GroupNorm, groups=4)
+KINDS = {
+    "bottlenecks with torchvision's conventions": (TINY, TORCHVISION, GROUPS),
+    "frozen norms with detectron2's conventions": (TINY, DETECTRON2, None),
+    "grouped convolutions": (replace(TINY, groups=2), MINIMASK, GROUPS),
+    "C4": (replace(TINY, pyramid=False), DETECTRON2, GROUPS),
+    "Faster R-CNN": (replace(TINY, masks=False), TORCHVISION, GROUPS),
+    "the second version": (
+        replace(TINY, rpn_convs=2, box_convs=2, mask_convs=2, head_norm=BatchNorm2d),
+        TORCHVISION,
+        BatchNorm2d,
+    ),
+    "the second version without masks": (
+        replace(TINY, rpn_convs=2, box_convs=2, masks=False, block=BasicBlock, head_norm=BatchNorm2d),
+        TORCHVISION,
+        BatchNorm2d,
+    ),
+}
+
+
+def tiny(kind: str, **options):
+    architecture, conventions, norm = KINDS[kind]
+    counts = dict(rpn_post_nms_top_n_train=40, box_batch_size_per_image=24, rpn_batch_size_per_image=48)
+    model = assemble(
+        architecture,
+        3,
+        conventions,
+        min_size=None,
+        max_size=1000,
+        norm=norm,
+        rpn_and_box=counts | options,
+    )
+    return model.astype(np.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_of_each_networks_loss_agrees_with_finite_differences_in_every_parameter(kind):
+    model, rng = tiny(kind), np.random.default_rng(3)
+    images, targets = zip(discs(rng, 4), discs(rng, 3))
+    spread_out(model, rng)
+    record = model.training_record(images, targets, Draws(seed=1))
+    sum(record.losses.values()).backward()
+    errors = gradient_errors(model, images, targets, record, tries=20)
+    worst = max(errors, key=errors.get)
+    assert errors[worst] < 1e-5, f"{worst}: {errors[worst]:.1e}"
+    assert len(errors) == len(model.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_along_the_gradient_lowers_each_networks_loss_and_reaches_every_parameter(kind):
+    model, rng = tiny(kind), np.random.default_rng(0)
+    images, targets = zip(discs(rng, 4), discs(rng, 3))
+    record = model.training_record(images, targets, Draws(seed=1))
+    before = sum(record.losses.values())
+    before.backward()
+    assert all(np.any(p.grad != 0) for p in model.parameters())
+    square = sum(float((p.grad**2).sum()) for p in model.parameters())
+    for p in model.parameters():
+        p.data = p.data - 1e-3 * float(before) / square * p.grad
+    after = sum(model.training_record(images, targets, Draws(seed=1), held=record).losses.values())
+    assert float(after) < float(before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_have_masks_where_there_is_a_mask_head(kind):
+    model, (image, _) = tiny(kind, box_score_thresh=0.0).eval(), discs(np.random.default_rng(0), 3)
+    (result,) = model([image])
+    assert len(result["boxes"]) == len(result["labels"]) == len(result["scores"]) > 0
+    assert ("masks" in result) == KINDS[kind][0].masks
+    if "masks" in result:
+        assert result["masks"].shape == (len(result["boxes"]), 1, *image.shape[1:])
+
+
+def test_faster_rcnn_needs_no_masks_and_has_no_loss_of_them():
+    model, (image, target) = tiny("Faster R-CNN"), discs(np.random.default_rng(0), 3)
+    without = {name: value for name, value in target.items() if name != "masks"}
+    losses = model.loss([image], [without], Draws())
+    assert list(losses) == ["loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"]
+    assert float(losses["loss_box_reg"]) == float(model.loss([image], [target], Draws())["loss_box_reg"])
+    with pytest.raises(
+        InputError, match=r"targets\[0\]: lacks labels; give boxes \(G, 4\), labels \(G,\), with"
+    ):
+        model.loss([image], [{"boxes": target["boxes"]}])
+    with pytest.raises(InputError, match=r"targets\[0\]: lacks masks"):
+        tiny("C4").loss([image], [without])
+
+
+def test_c4s_mask_head_goes_on_from_what_the_box_head_pooled_and_has_no_parameters_twice():
+    model, rng = tiny("C4"), np.random.default_rng(0)
+    images, targets = zip(discs(rng, 4), discs(rng, 3))
+    record = model.training_record(images, targets, Draws(seed=1))
+    anew = model.mask_head(record.levels, record.rois.positive.boxes)
+    np.testing.assert_allclose(record.mask.data, anew.data, rtol=1e-12)
+    assert record.mask.shape[1:] == (3, 14, 14)
+    names = [name for name, _ in model.named_parameters()]
+    assert sum("layer4" in name for name in names) == sum(
+        "roi_heads.box_head.layer4" in name for name in names
+    )
+    assert len(names) == len(set(names)) and not any("mask" in name and "layer4" in name for name in names)
+
+
+def test_c4_takes_images_of_any_size_without_padding_and_its_anchors_lie_16_apart():
+    model, image = tiny("C4").eval(), np.random.default_rng(0).random((3, 70, 101))
+    batch = model.transform([image], model.dtype)
+    assert batch.padded_size == (70, 101)
+    anchors = model.rpn(model.backbone(Tensor(batch.images)), batch).anchors
+    centres = np.unique(np.round((anchors[:, 0] + anchors[:, 2]) / 2, 3))
+    np.testing.assert_allclose(centres, 16.0 * np.arange(7), atol=0)  # ceil(101 / 16) cells
+
+
+@pytest.mark.parametrize("build", [models.maskrcnn_resnet50_c4, models.maskrcnn_resnet50_fpn])
+def test_the_last_stage_counts_among_the_layers_that_train_wherever_it_is(build):
+    def trained(layers: int) -> set[str]:
+        parameters = build(3, layers, seed=None).named_parameters()
+        return {stage for name, p in parameters if p.requires_grad for stage in re.findall(r"layer\d", name)}
+
+    assert trained(0) == set()
+    assert trained(1) == {"layer4"}
+    assert trained(3) == {"layer2", "layer3", "layer4"}
+    assert trained(5) == {"layer1", "layer2", "layer3", "layer4"}
