@@ -25,18 +25,18 @@ class KeypointLoss(Function):
         # Weights instead of a choice of rows: how many are valid stays on the device. None: 0, not 0 / 0.
         weights = counted / (self.normalizer or xp.maximum(counted.sum(), 1))
         shifted = maps - maps.max(axis=1, keepdims=True)
-        p = xp.exp(shifted)
-        total = p.sum(axis=1)
-        # -log p_cell, from the logits: p itself may have rounded to 0
-        loss = xp.log(total) - shifted[rows, cells]
-        p /= total[:, None]
-        p[rows, cells] -= 1  # d loss / d logit_k = p_k - [k is the cell]
-        self.save(p, weights, x.shape)
-        return (weights * loss).sum()
+        # log p = x - max - log sum exp(x - max): p itself may have rounded to 0
+        log_p = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
+        self.save(xp.exp(log_p), rows, cells, weights, x.shape)
+        return -(weights * log_p[rows, cells]).sum()
 
     def backward(self, gy):  # () -> (R, K, M, M)
-        slope, weights, shape = self.saved
-        return ((gy * weights)[:, None] * slope).reshape(shape), None, None
+        p, rows, cells, weights, shape = self.saved
+        # d(-log p_cell) / d logit_k = p_k - [k is the cell]
+        weights = gy * weights
+        gx = weights[:, None] * p
+        gx[rows, cells] -= weights
+        return gx.reshape(shape), None, None
 
 
 def keypoint_loss(logits, cells, valid, normalizer: float | None = None) -> Tensor:

@@ -6,6 +6,17 @@ configuration and from a checkpoint.
 """
 
 from minimask.models.mask_rcnn import MaskRCNN
-from minimask.models.zoo import maskrcnn_resnet50_fpn, maskrcnn_small
+from minimask.models.zoo import (
+    keypointrcnn_resnet50_fpn,
+    keypointrcnn_small,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_small,
+)
 
-__all__ = ["MaskRCNN", "maskrcnn_resnet50_fpn", "maskrcnn_small"]
+__all__ = [
+    "MaskRCNN",
+    "keypointrcnn_resnet50_fpn",
+    "keypointrcnn_small",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_small",
+]

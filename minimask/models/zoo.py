@@ -11,8 +11,9 @@ import numpy as np
 from minimask import functions as F
 from minimask.anchors import AnchorGenerator
 from minimask.models.box_head import BoxHead, BoxOptions, BoxPredictor, Pooler, TwoMLPHead
-from minimask.models.conventions import MINIMASK, TORCHVISION
+from minimask.models.conventions import MINIMASK, TORCHVISION, Conventions
 from minimask.models.fpn import FPN, Backbone
+from minimask.models.keypoint_head import KeypointHead, KeypointNet, KeypointOptions
 from minimask.models.mask_head import MaskFCN, MaskHead
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.resnet import BasicBlock, Bottleneck, MakeNorm, ResNet
@@ -89,14 +90,51 @@ def maskrcnn_resnet50_fpn(
     The batch norms' eps is 1e-5, as torchvision builds them; for its V1 weights torchvision sets it to 0
     after loading, and so must you.
     """
-    if not 0 <= trainable_backbone_layers <= 5:
-        raise ValueError(f"trainable_backbone_layers must be 0 to 5, is {trainable_backbone_layers}")
-    conventions = replace(TORCHVISION, mean=tuple(image_mean), std=tuple(image_std))
-    rng = Draws(seed).rng(Purpose.WEIGHTS)
-    body = ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), norm, rng)
-    body.freeze(trainable_backbone_layers)
-    transform = Transform(conventions, min_size, max_size)
-    return _fpn_model(transform, body, 256, 1024, num_classes, (32, 64, 128, 256, 512), rng, rpn_and_box)
+    transform = Transform(_torchvision(image_mean, image_std), min_size, max_size)
+    return _resnet50_model(transform, num_classes, trainable_backbone_layers, norm, seed, rpn_and_box)
+
+
+def keypointrcnn_resnet50_fpn(
+    num_classes: int = 2,
+    num_keypoints: int = 17,
+    trainable_backbone_layers: int = 3,
+    *,
+    min_size: int | Sequence[int] = (640, 672, 704, 736, 768, 800),
+    max_size: int = 1333,
+    image_mean: tuple[float, float, float] = TORCHVISION.mean,
+    image_std: tuple[float, float, float] = TORCHVISION.std,
+    norm: MakeNorm = FrozenBatchNorm2d,
+    seed: int = 0,
+    keypoint_options: KeypointOptions | None = None,
+    with_masks: bool = False,
+    **rpn_and_box,
+) -> MaskRCNN:
+    """torchvision's `keypointrcnn_resnet50_fpn`: a keypoint head in the place of the mask head (section 5).
+
+    Parameters
+    ----------
+    num_classes : int
+        Background included.
+    num_keypoints : int
+        Of every object, whatever its class.
+    keypoint_options : KeypointOptions, optional
+        How the loss is normalised; as torchvision by default.
+    with_masks : bool
+        Also a mask head (Table 5), which torchvision's has not.
+    **others
+        As for `maskrcnn_resnet50_fpn`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `maskrcnn_resnet50_fpn`; ValueError also for less than one keypoint.
+    """
+    transform = Transform(_torchvision(image_mean, image_std), min_size, max_size)
+    keypoints = _KeypointSizes(num_keypoints, 512, 8, keypoint_options)
+    heads = dict(with_masks=with_masks, keypoints=keypoints)
+    return _resnet50_model(
+        transform, num_classes, trainable_backbone_layers, norm, seed, rpn_and_box, **heads
+    )
 
 
 def maskrcnn_small(
@@ -137,12 +175,100 @@ def maskrcnn_small(
     TypeError
         For an argument that is none of these.
     """
+    sizes = channels, fpn_channels, box_width, anchor_sizes
+    return _small_model(num_classes, min_size, max_size, sizes, seed, rpn_and_box)
+
+
+def keypointrcnn_small(
+    num_classes: int,
+    num_keypoints: int,
+    *,
+    min_size: int | Sequence[int] | None = None,
+    max_size: int = 1600,
+    channels: tuple[int, int, int, int] = (32, 64, 128, 256),
+    fpn_channels: int = 64,
+    box_width: int = 256,
+    anchor_sizes: tuple[int, ...] = (8, 16, 32, 64, 128),
+    seed: int = 0,
+    keypoint_width: int = 64,
+    keypoint_convs: int = 4,
+    keypoint_options: KeypointOptions | None = None,
+    with_masks: bool = False,
+    **rpn_and_box,
+) -> MaskRCNN:
+    """A Keypoint R-CNN that a laptop trains from nothing: `maskrcnn_small` with another head.
+
+    Parameters
+    ----------
+    num_classes : int
+        Background included.
+    num_keypoints : int
+        Of every object, whatever its class.
+    keypoint_width, keypoint_convs : int
+        Channels and number of the keypoint head's convolutions, 512 and 8 in the paper.
+    keypoint_options, with_masks
+        As for `keypointrcnn_resnet50_fpn`.
+    **others
+        As for `maskrcnn_small`.
+
+    Raises
+    ------
+    TypeError
+        For an argument that is none of these.
+    ValueError
+        For less than one keypoint.
+    """
+    sizes = channels, fpn_channels, box_width, anchor_sizes
+    keypoints = _KeypointSizes(num_keypoints, keypoint_width, keypoint_convs, keypoint_options)
+    options = num_classes, min_size, max_size, sizes, seed, rpn_and_box
+    return _small_model(*options, with_masks=with_masks, keypoints=keypoints)
+
+
+@dataclass(frozen=True)
+class _KeypointSizes:
+    """What a keypoint head is made with."""
+
+    num_keypoints: int
+    width: int
+    convs: int
+    options: KeypointOptions | None
+
+    def __post_init__(self):
+        if self.num_keypoints < 1:
+            raise ValueError(f"num_keypoints must be at least 1, is {self.num_keypoints}")
+
+    def net(self, channels: int, rng: np.random.Generator) -> KeypointNet:
+        return KeypointNet(channels, self.num_keypoints, rng, self.width, self.convs)
+
+
+def _torchvision(image_mean, image_std) -> Conventions:
+    return replace(TORCHVISION, mean=tuple(image_mean), std=tuple(image_std))
+
+
+def _resnet50_model(
+    transform: Transform, num_classes: int, layers: int, norm: MakeNorm, seed: int, rpn_and_box: dict, **heads
+) -> MaskRCNN:
+    """torchvision's sizes, with the heads of `_fpn_model`."""
+    if not 0 <= layers <= 5:
+        raise ValueError(f"trainable_backbone_layers must be 0 to 5, is {layers}")
+    rng = Draws(seed).rng(Purpose.WEIGHTS)
+    body = ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), norm, rng)
+    body.freeze(layers)
+    anchor_sizes = (32, 64, 128, 256, 512)
+    return _fpn_model(transform, body, 256, 1024, num_classes, anchor_sizes, rng, rpn_and_box, **heads)
+
+
+def _small_model(
+    num_classes: int, min_size, max_size: int, sizes: tuple, seed: int, rpn_and_box: dict, **heads
+):
+    """A laptop's sizes, with the heads of `_fpn_model`."""
+    channels, fpn_channels, box_width, anchor_sizes = sizes
     fewer = dict(rpn_pre_nms_top_n_train=1000, rpn_post_nms_top_n_train=1000, box_batch_size_per_image=256)
     rng = Draws(seed).rng(Purpose.WEIGHTS)
     body = ResNet(BasicBlock, (1, 1, 1, 1), channels, GroupNorm, rng, stem=3)
-    transform = Transform(MINIMASK, min_size, max_size)
-    options = fewer | rpn_and_box
-    return _fpn_model(transform, body, fpn_channels, box_width, num_classes, anchor_sizes, rng, options)
+    transform, options = Transform(MINIMASK, min_size, max_size), fewer | rpn_and_box
+    widths = fpn_channels, box_width
+    return _fpn_model(transform, body, *widths, num_classes, anchor_sizes, rng, options, **heads)
 
 
 def _fpn_model(
@@ -154,6 +280,8 @@ def _fpn_model(
     anchor_sizes: tuple[int, ...],
     rng: np.random.Generator,
     rpn_and_box: dict,
+    with_masks: bool = True,
+    keypoints: _KeypointSizes | None = None,
 ) -> MaskRCNN:
     """Everything behind the body: pyramid, RPN and heads, in torchvision's sizes."""
     conventions = transform.conventions
@@ -173,9 +301,13 @@ def _fpn_model(
     pooler = Pooler(7, roi_align)
     head = TwoMLPHead(channels * pooler.output_size**2, box_width, rng)
     box_head = BoxHead(pooler, head, BoxPredictor(box_width, num_classes, rng), box_options)
-    mask_net = MaskFCN(channels, num_classes, rng)
-    mask_head = MaskHead(Pooler(14, roi_align), mask_net, conventions.masks, conventions.mask_threshold)
-    return MaskRCNN(transform, backbone, rpn, box_head, mask_head)
+    mask_head = keypoint_head = None
+    if with_masks:
+        mask_net = MaskFCN(channels, num_classes, rng)
+        mask_head = MaskHead(Pooler(14, roi_align), mask_net, conventions.masks, conventions.mask_threshold)
+    if keypoints:
+        keypoint_head = KeypointHead(Pooler(14, roi_align), keypoints.net(channels, rng), keypoints.options)
+    return MaskRCNN(transform, backbone, rpn, box_head, mask_head, keypoint_head)
 
 
 def stage_options(rpn_and_box: dict, rpn: dict, box: dict) -> tuple[RPNOptions, BoxOptions]:
