@@ -9,7 +9,7 @@ from typing import Any
 from minimask import config as configuration
 from minimask.errors import InputError
 
-BUILT_IN = ("nuclei", "shapes")
+BUILT_IN = ("nuclei", "shapes", "figures")
 
 
 def train_config(arguments: argparse.Namespace, output: Path) -> configuration.Config:
@@ -61,7 +61,7 @@ def training_data(
 
     data, whence = config.data, "of the resumed run" if arguments.resume else "of the configuration"
     if not data.train:
-        raise InputError("train: give --data FILE and --images DIR (or --data nuclei, --data shapes)")
+        raise InputError("train: give --data FILE and --images DIR (or --data nuclei, shapes or figures)")
 
     def opened(name: str, images: str, split: str, flag: str) -> Any:
         source = getattr(data, name)
@@ -88,12 +88,14 @@ def training_data(
 
 def open_dataset(source: str, images: str | None, split: str, strict: bool) -> Any:
     """A COCO file with its images, or one of the built-in sets, whose `split` is then taken."""
-    from minimask.data import Shapes, nuclei_sample, read_coco
+    from minimask.data import Figures, Shapes, nuclei_sample, read_coco
 
     if source == "nuclei":
         return nuclei_sample(split)
     if source == "shapes":
         return Shapes(200, seed=0) if split == "train" else Shapes(50, seed=1)
+    if source == "figures":
+        return Figures(400, seed=0) if split == "train" else Figures(100, seed=1)
     if images:
         return read_coco(source, images, strict=strict, allow_empty=split != "train")
     raise InputError(f"--images: missing; give the folder with the images of {source}")

@@ -25,7 +25,16 @@ def option(default: Any, text: str, low=None, high=None, above=None, choices: Se
 class ModelConfig:
     """Which network, and what it reports. An unset size leaves the network's own."""
 
-    name: str = option("maskrcnn_small", "the network", choices=("maskrcnn_small", "maskrcnn_resnet50_fpn"))
+    name: str = option(
+        "maskrcnn_small",
+        "the network",
+        choices=(
+            "maskrcnn_small",
+            "maskrcnn_resnet50_fpn",
+            "keypointrcnn_small",
+            "keypointrcnn_resnet50_fpn",
+        ),
+    )
     norm: str | None = option(
         None,
         "of a ResNet-50; frozen suits loaded weights",
@@ -56,7 +65,7 @@ class ModelConfig:
 class DataConfig:
     """Where the images come from and what random changes training makes to them."""
 
-    train: str = option("", "COCO instance file to train on, or 'nuclei' or 'shapes' (built in)")
+    train: str = option("", "COCO instance file to train on, or 'nuclei', 'shapes' or 'figures' (built in)")
     images: str = option("", "folder of its images")
     val: str = option("", "COCO instance file to evaluate on after training")
     val_images: str = option("", "folder of its images, if not the same")

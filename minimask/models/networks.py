@@ -13,6 +13,8 @@ from minimask.models.zoo import (
     PAPER_RECIPE,
     SMALL_RECIPE,
     Recipe,
+    keypointrcnn_resnet50_fpn,
+    keypointrcnn_small,
     maskrcnn_resnet50_fpn,
     maskrcnn_small,
 )
@@ -24,11 +26,15 @@ NORMS = {"group": partial(GroupNorm, groups=32), "batch": BatchNorm2d, "frozen":
 
 @dataclass(frozen=True)
 class Network:
-    """A builder, its recipe, and the fields of `ModelConfig` that random weights need if nobody sets them."""
+    """A builder, its recipe, and the fields of `ModelConfig` that random weights need if nobody sets them.
+
+    One with `keypoints` is built with their number, as ``num_keypoints``.
+    """
 
     build: Callable[..., MaskRCNN]
     recipe: Recipe
     from_scratch: dict[str, Any] = field(default_factory=dict)
+    keypoints: bool = False
 
 
 NETWORKS = {
@@ -36,6 +42,10 @@ NETWORKS = {
     # With frozen norms that change nothing, random weights make C5 some 300 times as large as C2's inputs.
     "maskrcnn_resnet50_fpn": Network(
         maskrcnn_resnet50_fpn, PAPER_RECIPE, {"norm": "group", "trainable_layers": 5}
+    ),
+    "keypointrcnn_small": Network(keypointrcnn_small, SMALL_RECIPE, keypoints=True),
+    "keypointrcnn_resnet50_fpn": Network(
+        keypointrcnn_resnet50_fpn, PAPER_RECIPE, {"norm": "group", "trainable_layers": 5}, keypoints=True
     ),
 }
 
@@ -74,7 +84,12 @@ def checkpoint_config(checkpoint: Checkpoint, where: str) -> Config:
     return resolved(config)
 
 
-def build_model(config: Config, num_classes: int, device: str = "cpu") -> MaskRCNN:
+def has_keypoints(config: Config) -> bool:
+    """Whether the network that a configuration names finds keypoints, and needs data with them."""
+    return NETWORKS[config.model.name].keypoints
+
+
+def build_model(config: Config, num_classes: int, device: str = "cpu", num_keypoints: int = 0) -> MaskRCNN:
     """The network that a configuration names, with random weights of its seed.
 
     Parameters
@@ -83,12 +98,26 @@ def build_model(config: Config, num_classes: int, device: str = "cpu") -> MaskRC
         Background included.
     device : "cpu" or "cuda"
         Where the model will be.
+    num_keypoints : int
+        Of an object; read where the network has keypoints.
+
+    Raises
+    ------
+    InputError
+        If the network has keypoints and their number is 0.
     """
     options = resolved(config).model
     if device == "cuda":
         backend.set_up_gpu(config.train.tf32, config.train.gpu_memory_limit)
     given = {"min_size": options.min_size, "max_size": options.max_size}
     given |= {"trainable_backbone_layers": options.trainable_layers, "norm": NORMS.get(options.norm)}
+    if has_keypoints(config):
+        if num_keypoints < 1:
+            raise InputError(
+                f"model.name: {options.name} needs keypoints, and the data name none; give the categories a "
+                "list 'keypoints', or take a network without"
+            )
+        given |= {"num_keypoints": num_keypoints}
     model = NETWORKS[options.name].build(
         num_classes,
         box_score_thresh=options.score_threshold,
