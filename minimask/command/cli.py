@@ -246,7 +246,7 @@ def _add_train(command) -> None:
 def _add_evaluate(command) -> None:
     evaluate = command(
         commands.evaluate,
-        text="COCO's average precision of boxes and masks",
+        text="COCO's average precision of boxes, masks and keypoints",
         epilog="example:\n"
         "  minimask evaluate --weights run/checkpoint.npz --data val.json --images images --output results",
     )

@@ -81,6 +81,7 @@ def training_data(
     if data.val:
         validation = opened("val", data.val_images or data.images, "val", "--val")
         check_classes(validation, dataset.class_names, f"{dataset.name} has")
+        check_keypoints(validation, getattr(dataset, "skeleton", None), f"{dataset.name} has")
         if line := shared_files(dataset, validation):
             note(line)
     return dataset, validation
@@ -107,4 +108,14 @@ def check_classes(dataset: Any, class_names: Sequence[str], whose: str) -> None:
         ours, theirs = ", ".join(dataset.class_names), ", ".join(class_names)
         raise InputError(
             f"{dataset.name}: has the classes {ours}, while {whose} {theirs}; they must be the same"
+        )
+
+
+def check_keypoints(dataset: Any, skeleton: Any, whose: str) -> None:
+    """Check that a data set has the keypoints of a `skeleton`, if both have any; `whose` as above."""
+    ours = getattr(dataset, "skeleton", None)
+    if ours and skeleton and ours.names != skeleton.names:
+        lists = [", ".join(names) for names in (ours.names, skeleton.names)]
+        raise InputError(
+            f"{dataset.name}: has the keypoints {lists[0]}, while {whose} {lists[1]}; they must be the same"
         )
