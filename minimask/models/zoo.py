@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -13,13 +13,13 @@ from minimask.anchors import AnchorGenerator
 from minimask.models.box_head import BoxHead, BoxOptions, BoxPredictor, Pooler, TwoMLPHead
 from minimask.models.conventions import MINIMASK, TORCHVISION, Conventions
 from minimask.models.fpn import FPN, Backbone
-from minimask.models.keypoint_head import KeypointHead, KeypointNet, KeypointOptions
+from minimask.models.keypoint_head import KeypointHead, KeypointNet, KeypointOptions, NormedKeypointNet
 from minimask.models.mask_head import MaskFCN, MaskHead
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.resnet import BasicBlock, Bottleneck, MakeNorm, ResNet
 from minimask.models.rpn import RPN, RPNHeadNet, RPNOptions
 from minimask.models.transform import Transform
-from minimask.nn import FrozenBatchNorm2d, GroupNorm
+from minimask.nn import FrozenBatchNorm2d, GroupNorm, Module
 from minimask.randomness import Draws, Purpose
 
 
@@ -130,7 +130,7 @@ def keypointrcnn_resnet50_fpn(
         As `maskrcnn_resnet50_fpn`; ValueError also for less than one keypoint.
     """
     transform = Transform(_torchvision(image_mean, image_std), min_size, max_size)
-    keypoints = _KeypointSizes(num_keypoints, 512, 8, keypoint_options)
+    keypoints = _Keypoints(num_keypoints, KeypointNet, keypoint_options)
     heads = dict(with_masks=with_masks, keypoints=keypoints)
     return _resnet50_model(
         transform, num_classes, trainable_backbone_layers, norm, seed, rpn_and_box, **heads
@@ -205,7 +205,8 @@ def keypointrcnn_small(
     num_keypoints : int
         Of every object, whatever its class.
     keypoint_width, keypoint_convs : int
-        Channels and number of the keypoint head's convolutions, 512 and 8 in the paper.
+        Channels and number of the keypoint head's convolutions, each with group norm; in the paper 512 and
+        8, without.
     keypoint_options, with_masks
         As for `keypointrcnn_resnet50_fpn`.
     **others
@@ -219,26 +220,23 @@ def keypointrcnn_small(
         For less than one keypoint.
     """
     sizes = channels, fpn_channels, box_width, anchor_sizes
-    keypoints = _KeypointSizes(num_keypoints, keypoint_width, keypoint_convs, keypoint_options)
+    net = partial(NormedKeypointNet, width=keypoint_width, convs=keypoint_convs, norm=GroupNorm)
+    keypoints = _Keypoints(num_keypoints, net, keypoint_options)
     options = num_classes, min_size, max_size, sizes, seed, rpn_and_box
     return _small_model(*options, with_masks=with_masks, keypoints=keypoints)
 
 
 @dataclass(frozen=True)
-class _KeypointSizes:
-    """What a keypoint head is made with."""
+class _Keypoints:
+    """What a keypoint head is made with: ``net(channels, num_keypoints, rng)`` and its options."""
 
     num_keypoints: int
-    width: int
-    convs: int
+    net: Callable[..., Module]
     options: KeypointOptions | None
 
     def __post_init__(self):
         if self.num_keypoints < 1:
             raise ValueError(f"num_keypoints must be at least 1, is {self.num_keypoints}")
-
-    def net(self, channels: int, rng: np.random.Generator) -> KeypointNet:
-        return KeypointNet(channels, self.num_keypoints, rng, self.width, self.convs)
 
 
 def _torchvision(image_mean, image_std) -> Conventions:
@@ -281,7 +279,7 @@ def _fpn_model(
     rng: np.random.Generator,
     rpn_and_box: dict,
     with_masks: bool = True,
-    keypoints: _KeypointSizes | None = None,
+    keypoints: _Keypoints | None = None,
 ) -> MaskRCNN:
     """Everything behind the body: pyramid, RPN and heads, in torchvision's sizes."""
     conventions = transform.conventions
@@ -306,7 +304,8 @@ def _fpn_model(
         mask_net = MaskFCN(channels, num_classes, rng)
         mask_head = MaskHead(Pooler(14, roi_align), mask_net, conventions.masks, conventions.mask_threshold)
     if keypoints:
-        keypoint_head = KeypointHead(Pooler(14, roi_align), keypoints.net(channels, rng), keypoints.options)
+        keypoint_net = keypoints.net(channels, keypoints.num_keypoints, rng)
+        keypoint_head = KeypointHead(Pooler(14, roi_align), keypoint_net, keypoints.options)
     return MaskRCNN(transform, backbone, rpn, box_head, mask_head, keypoint_head)
 
 
