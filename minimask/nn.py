@@ -281,15 +281,25 @@ class Conv2d(Module):
 class ConvTranspose2d(Module):
     """Transposed convolution layer; by default the stride is the kernel's size, as in the mask head."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, rng, stride: int | None = None):
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        rng: np.random.Generator,
+        stride: int | None = None,
+        padding: int = 0,
+        gain: float = 2.0,
+    ):
         shape = (channels_in, channels_out, kernel, kernel)
-        self.stride = stride or kernel
+        self.stride, self.padding = stride or kernel, padding
         # each output pixel is a sum of kernel^2 / stride^2 products for each channel
-        self.weight = Parameter(he_normal(rng, shape, max(1, channels_in * kernel**2 // self.stride**2)))
+        fan = max(1, channels_in * kernel**2 // self.stride**2)
+        self.weight = Parameter(he_normal(rng, shape, fan, gain))
         self.bias = Parameter(np.zeros(channels_out, np.float32))
 
     def forward(self, x):
-        return F.conv_transpose2d(x, self.weight, self.bias, stride=self.stride)
+        return F.conv_transpose2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
 
     @property
     def weight_and_bias(self) -> tuple[Parameter, Parameter]:

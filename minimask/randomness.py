@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     SAMPLE_ROIS = 5
     SHAPES = 7  # 6 was dropout's
     IMAGE_SIZE = 8
+    FIGURES = 9
 
 
 @dataclass(frozen=True)

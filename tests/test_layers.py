@@ -19,7 +19,7 @@ LAYERS = (
     "randomness files",
     "backend",
     "kernels",
-    "boxes masks anchors matching",
+    "boxes masks anchors matching keypoints",
     "data",
     "tape",
     "autograd",

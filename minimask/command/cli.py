@@ -232,7 +232,7 @@ def _add_train(command) -> None:
         dest="train",
         type=_name,
         metavar="FILE",
-        help="COCO instance JSON; or nuclei, shapes (built in)",
+        help="COCO instance JSON; or nuclei, shapes, figures (built in)",
     )
     _take(train, "images")
     add("--val", type=_name, metavar="FILE", help="the same, to evaluate on when done")
@@ -246,7 +246,7 @@ def _add_train(command) -> None:
 def _add_evaluate(command) -> None:
     evaluate = command(
         commands.evaluate,
-        text="COCO's average precision of boxes and masks",
+        text="COCO's average precision of boxes, masks and keypoints",
         epilog="example:\n"
         "  minimask evaluate --weights run/checkpoint.npz --data val.json --images images --output results",
     )
@@ -257,7 +257,7 @@ def _add_evaluate(command) -> None:
         required=True,
         type=_name,
         metavar="FILE",
-        help="COCO instance JSON; or nuclei, shapes (built in)",
+        help="COCO instance JSON; or nuclei, shapes, figures (built in)",
     )
     _take(evaluate, "images")
     text = "most detections an image, in the results and in the metrics (model.detections, as trained)"

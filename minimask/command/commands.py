@@ -105,7 +105,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Write NAME-instances.png for each image: masks, boxes, class names and scores."""
+    """Write NAME-instances.png for each image: masks, boxes, keypoints, class names and scores."""
     from minimask.files import check_inputs_are_kept, check_output_directory
     from minimask.models.detector import load_detector
     from minimask.results.fonts import missing_letters
@@ -210,6 +210,7 @@ def _evaluate_checkpoint(
     detector = load_detector(weights, device, detections=most)
     most = detector.config.model.detections
     sources.check_classes(dataset, detector.class_names, f"{weights} was trained on")
+    sources.check_keypoints(dataset, detector.skeleton, f"{weights} was trained on")
     if line := beyond_limit(dataset, most):
         note(line)
     with output_directory(output):

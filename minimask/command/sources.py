@@ -9,7 +9,7 @@ from typing import Any
 from minimask import config as configuration
 from minimask.errors import InputError
 
-BUILT_IN = ("nuclei", "shapes")
+BUILT_IN = ("nuclei", "shapes", "figures")
 
 
 def train_config(arguments: argparse.Namespace, output: Path) -> configuration.Config:
@@ -61,7 +61,7 @@ def training_data(
 
     data, whence = config.data, "of the resumed run" if arguments.resume else "of the configuration"
     if not data.train:
-        raise InputError("train: give --data FILE and --images DIR (or --data nuclei, --data shapes)")
+        raise InputError("train: give --data FILE and --images DIR (or --data nuclei, shapes or figures)")
 
     def opened(name: str, images: str, split: str, flag: str) -> Any:
         source = getattr(data, name)
@@ -81,6 +81,7 @@ def training_data(
     if data.val:
         validation = opened("val", data.val_images or data.images, "val", "--val")
         check_classes(validation, dataset.class_names, f"{dataset.name} has")
+        check_keypoints(validation, getattr(dataset, "skeleton", None), f"{dataset.name} has")
         if line := shared_files(dataset, validation):
             note(line)
     return dataset, validation
@@ -88,12 +89,14 @@ def training_data(
 
 def open_dataset(source: str, images: str | None, split: str, strict: bool) -> Any:
     """A COCO file with its images, or one of the built-in sets, whose `split` is then taken."""
-    from minimask.data import Shapes, nuclei_sample, read_coco
+    from minimask.data import Figures, Shapes, nuclei_sample, read_coco
 
     if source == "nuclei":
         return nuclei_sample(split)
     if source == "shapes":
         return Shapes(200, seed=0) if split == "train" else Shapes(50, seed=1)
+    if source == "figures":
+        return Figures(400, seed=0) if split == "train" else Figures(100, seed=1)
     if images:
         return read_coco(source, images, strict=strict, allow_empty=split != "train")
     raise InputError(f"--images: missing; give the folder with the images of {source}")
@@ -105,4 +108,14 @@ def check_classes(dataset: Any, class_names: Sequence[str], whose: str) -> None:
         ours, theirs = ", ".join(dataset.class_names), ", ".join(class_names)
         raise InputError(
             f"{dataset.name}: has the classes {ours}, while {whose} {theirs}; they must be the same"
+        )
+
+
+def check_keypoints(dataset: Any, skeleton: Any, whose: str) -> None:
+    """Check that a data set has the keypoints of a `skeleton`, if both have any; `whose` as above."""
+    ours = getattr(dataset, "skeleton", None)
+    if ours and skeleton and ours.names != skeleton.names:
+        lists = [", ".join(names) for names in (ours.names, skeleton.names)]
+        raise InputError(
+            f"{dataset.name}: has the keypoints {lists[0]}, while {whose} {lists[1]}; they must be the same"
         )

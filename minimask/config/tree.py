@@ -25,14 +25,30 @@ def option(default: Any, text: str, low=None, high=None, above=None, choices: Se
 class ModelConfig:
     """Which network, and what it reports. Whatever is unset is the network's own choice."""
 
-    name: str = option("maskrcnn_small", "the network", choices=("maskrcnn_small", "maskrcnn_resnet50_fpn"))
+    name: str = option(
+        "maskrcnn_small",
+        "the network",
+        choices=(
+            "maskrcnn_small",
+            "maskrcnn_resnet50_fpn",
+            "maskrcnn_resnet50_fpn_v2",
+            "maskrcnn_resnet101_fpn",
+            "maskrcnn_resnext101_32x8d_fpn",
+            "maskrcnn_resnet50_c4",
+            "maskrcnn_resnet101_c4",
+            "fasterrcnn_resnet50_fpn",
+            "fasterrcnn_resnet50_fpn_v2",
+            "keypointrcnn_small",
+            "keypointrcnn_resnet50_fpn",
+        ),
+    )
     norm: str | None = option(
         None,
-        "of a ResNet-50; frozen suits loaded weights",
+        "of a large ResNet; frozen suits loaded weights",
         choices=("group", "batch", "frozen"),
     )
     trainable_layers: int | None = option(
-        None, "last stages of a ResNet-50 that train; 5: all", low=0, high=5
+        None, "last stages of a large ResNet that train; 5: all", low=0, high=5
     )
     # What the paper compares its choices with: docs/alternatives.md
     roi_layer: str | None = option(
@@ -74,7 +90,7 @@ class ModelConfig:
 class DataConfig:
     """Where the images come from and what random changes training makes to them."""
 
-    train: str = option("", "COCO instance file to train on, or 'nuclei' or 'shapes' (built in)")
+    train: str = option("", "COCO instance file to train on, or 'nuclei', 'shapes' or 'figures' (built in)")
     images: str = option("", "folder of its images")
     val: str = option("", "COCO instance file to evaluate on after training")
     val_images: str = option("", "folder of its images, if not the same")

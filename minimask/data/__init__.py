@@ -3,7 +3,7 @@
 A dataset is anything with ``len(d)``, ``d[i] -> Sample``, ``class_names`` (label k is ``class_names[k - 1]``,
 0 the background), ``category_ids`` and ``image_ids`` (the COCO ids), ``name``, ``notes``, ``describe(i)`` for
 messages, ``image(i)`` for the image alone and ``coco_document()`` for pycocotools. It may have ``pixels(i)``,
-the image at its own bit depth.
+the image at its own bit depth, and a ``skeleton``, the names of its keypoints.
 
 Imports only `errors`, `files` and `randomness`: data knows no models. Begin with `sample.py`, which says what
 an image with its objects is, then read `coco.py`.
@@ -12,6 +12,8 @@ an image with its objects is, then read `coco.py`.
 from minimask.data.augmentation import Augmentation, augment
 from minimask.data.batches import Batches, Loader
 from minimask.data.coco import CocoDataset, nuclei_sample, read_coco, shared_files
+from minimask.data.figures import Figures
 from minimask.data.images import read_image
 from minimask.data.sample import Sample
 from minimask.data.shapes import Shapes
+from minimask.data.skeleton import Skeleton

@@ -1,4 +1,4 @@
-"""Random crops, scales, flips and colours of image, boxes and masks together.
+"""Random crops, scales, flips and colours of image, boxes, masks and keypoints together.
 
 What will be done is drawn first (`draw_plan`) and carried out second, so that a dataset need only decode the
 window that the plan asks for. Coordinates are those of `sample` throughout: pixel i covers [i, i + 1).
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minimask.data.sample import PixelBox, Sample, crop
+from minimask.data.skeleton import Skeleton
 from minimask.errors import InputError
 
 LUMA = (0.299, 0.587, 0.114)
@@ -106,13 +107,15 @@ def draw_plan(
 def carry_out(sample: Sample, plan: Plan) -> Sample:
     """Scale, turn, mirror and colour a sample that has already been cut to the plan's window."""
     image, masks, crowd_masks = sample.image, sample.masks, sample.crowd_masks
-    boxes, crowd_boxes = sample.boxes, sample.crowd_boxes
+    boxes, crowd_boxes, keypoints = sample.boxes, sample.crowd_boxes, sample.keypoints
     height, width = image.shape[1:]
     if (plan.height, plan.width) != (height, width):
         image = resize_image(image, plan.height, plan.width)
         masks, crowd_masks = (resize_masks(m, plan.height, plan.width) for m in (masks, crowd_masks))
         factor = np.array([plan.width / width, plan.height / height] * 2, np.float32)
         boxes, crowd_boxes = boxes * factor, crowd_boxes * factor
+        if keypoints is not None:
+            keypoints = keypoints * np.array([*factor[:2], 1], np.float32)
 
     def turned(array):  # (..., H, W)
         array = array.swapaxes(-1, -2) if plan.transpose else array
@@ -130,6 +133,8 @@ def carry_out(sample: Sample, plan: Plan) -> Sample:
         return np.clip(np.stack([x1, y1, x2, y2], axis=1), 0, np.array([width, height] * 2, boxes.dtype))
 
     boxes, crowd_boxes = turned_boxes(boxes), turned_boxes(crowd_boxes)
+    if keypoints is not None:
+        keypoints = turn_keypoints(keypoints, plan, height, width, sample.skeleton)
     keep, crowd_keep = masks.any(axis=(1, 2)), crowd_masks.any(axis=(1, 2))  # shrinking may leave no pixel
     return Sample(
         _coloured(image, plan),
@@ -139,11 +144,29 @@ def carry_out(sample: Sample, plan: Plan) -> Sample:
         crowd_boxes[crowd_keep],
         crowd_masks[crowd_keep],
         sample.image_id,
+        None if keypoints is None else keypoints[keep],
+        sample.skeleton,
     )
 
 
+def turn_keypoints(
+    keypoints: np.ndarray, plan: Plan, height: int, width: int, skeleton: Skeleton | None
+) -> np.ndarray:
+    """Keypoints (G, K, 3) turned and mirrored with an image that is height x width afterwards.
+
+    What was a left hand looks like a right one in a mirror, so the two change places. A transposition is a
+    mirror too: it takes an odd number of mirrors for that, and a turn is two of them.
+    """
+    x, y, seen = (keypoints[..., i] for i in ((1, 0, 2) if plan.transpose else (0, 1, 2)))  # (G, K) each
+    x = np.float32(width) - x if plan.flip_x else x
+    y = np.float32(height) - y if plan.flip_y else y
+    turned = np.where(seen[..., None] > 0, np.stack([x, y, seen], axis=2), np.float32(0))
+    mirrors = plan.transpose + plan.flip_x + plan.flip_y
+    return turned[:, skeleton.mirrored] if skeleton and mirrors % 2 else turned
+
+
 def augment(sample: Sample, options: Augmentation, rng: np.random.Generator) -> Sample:
-    """A randomly changed copy of a sample: image, boxes and masks alike.
+    """A randomly changed copy of a sample: image, boxes, masks and keypoints alike.
 
     Objects that the crop cuts get the box around what is left of them, and are dropped when that is a smaller
     share than `sample.MIN_SHARE`.

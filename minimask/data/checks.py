@@ -17,6 +17,7 @@ import numpy as np
 
 from minimask.data.fields import Fault, finite_numbers, integer, label, of_all, read_all, show, value
 from minimask.data.image_entries import ImageRecord
+from minimask.data.keypoint_checks import check_keypoints
 from minimask.data.mask_checks import check_mask
 from minimask.errors import InputError, one_line
 from minimask.files import open_regular
@@ -36,6 +37,7 @@ class Annotation:
     # x1, y1, x2, y2 of the polygons' points; None of an RLE
     outline: tuple[float, float, float, float] | None
     label: str  # for messages: "annotation 17 (image 4)"
+    keypoints: list[float] | None = None  # x, y, visibility, ... as in the JSON; None if there are none
 
 
 def read_document(path: Path) -> dict:
@@ -130,11 +132,18 @@ def _name(name: Any, place: str) -> str:
 
 
 def read_annotations(
-    entries: list, path: Path, records: Iterable[ImageRecord], category_ids: Iterable[int]
+    entries: list,
+    path: Path,
+    records: Iterable[ImageRecord],
+    category_ids: Iterable[int],
+    keypoints: dict[int, int] | None = None,
 ) -> list[Annotation]:
-    """The annotations in the order of the file, each checked by itself."""
+    """The annotations in the order of the file, each checked by itself.
+
+    `keypoints` has the number of keypoints of the categories that have any.
+    """
     sizes = {record.id: (record.height, record.width) for record in records}
-    categories = set(category_ids)
+    categories = dict.fromkeys(category_ids, 0) | (keypoints or {})
 
     def read(index: int, entry: Any, needed: bool) -> Annotation | None:
         place = label(path, "annotation", entry, index)
@@ -159,10 +168,13 @@ def _read_annotation(
     place: str,
     path: Path,
     sizes: dict[int, tuple[int, int]],
-    categories: set[int],
+    categories: dict[int, int],
     needed: bool,
 ) -> Annotation | None:
-    """One annotation, or None if it is not needed; `sizes` has height and width of the images by id."""
+    """One annotation, or None if it is not needed.
+
+    `sizes` has height and width of the images by id, `categories` how many keypoints each has.
+    """
     number = integer(entry, "id", place) if "id" in entry else 0
     image_id = integer(entry, "image_id", place)
     if image_id not in sizes:
@@ -186,6 +198,7 @@ def _read_annotation(
     if crowd not in (0, 1):
         raise Fault(f"{place}: iscrowd must be 0 or 1, is {show(crowd)}", "iscrowd")
     height, width = sizes[image_id]
+    keypoints = check_keypoints(entry, place, categories[category_id], height, width)
     mask = check_mask(entry, place, height, width) if _has_area(bbox, height, width) else None
     if not needed:
         return None
@@ -199,6 +212,7 @@ def _read_annotation(
         counts=mask and mask.encode(height, width),
         outline=mask and mask.outline,
         label=place.removeprefix(f"{path}: "),
+        keypoints=keypoints,
     )
 
 

@@ -1,6 +1,6 @@
 """COCO instance JSON as a dataset: all of it is checked when it is read, pixels and masks decoded on demand.
 
-Shapes: A annotations; G objects and C crowd regions of an image of H x W.
+Shapes: A annotations; G objects and C crowd regions of an image of H x W; K keypoints of an object.
 """
 
 import hashlib
@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from minimask.data import checks, rle
+from minimask.data import checks, keypoint_checks, rle
 from minimask.data.box_checks import check_boxes
 from minimask.data.image_entries import ImageRecord, read_images, wrong_size
 from minimask.data.images import PixelCache, decode, to_float_within
-from minimask.data.sample import PixelBox, Sample, cut
+from minimask.data.sample import PixelBox, Sample, cut, cut_keypoints
+from minimask.data.skeleton import Skeleton
 from minimask.errors import InputError, one_line
 
 CACHE_BYTES = 256 * 2**20
@@ -36,6 +37,7 @@ class _Table:
     counts: np.ndarray  # (A,) object: compressed RLE, bytes
     pixels: np.ndarray  # (A,) int64: pixels of the mask
     extents: np.ndarray  # (A, 4) int64: x1, y1, x2, y2 of the mask
+    keypoints: np.ndarray  # (A, K, 3) float64: x, y, visibility; K is 0 in files without keypoints
 
     def select(self, rows) -> "_Table":
         """The rows of a slice, an index array or a bool array."""
@@ -58,6 +60,8 @@ class CocoDataset:
         The COCO ids in the same order.
     image_ids : tuple of int
         Sorted; item i is the image ``image_ids[i]``.
+    skeleton : Skeleton or None
+        The names of the objects' keypoints; None where the categories have none.
     notes : list of str
         What was dropped or changed in reading, a line each, to be shown to the user.
     """
@@ -69,6 +73,7 @@ class CocoDataset:
         categories: dict[int, str],
         table: _Table,
         notes: list[str],
+        skeleton: Skeleton | None = None,
     ):
         self.path = path
         self.name = path.name
@@ -76,6 +81,7 @@ class CocoDataset:
         self.category_ids = tuple(categories)
         self.image_ids = tuple(record.id for record in records)
         self.notes = [one_line(note) for note in notes]
+        self.skeleton = skeleton
         self._records = records
         self._table = table
         self._starts = np.searchsorted(table.images, np.arange(len(records) + 1))
@@ -100,7 +106,8 @@ class CocoDataset:
         """
         table = self._table
         annotations = hashlib.sha256()
-        for column in (table.images, table.labels, table.boxes, table.crowd):
+        columns = [table.images, table.labels, table.boxes, table.crowd]
+        for column in columns + ([table.keypoints] if self.skeleton else []):
             annotations.update(np.ascontiguousarray(column).tobytes())
         for counts in table.counts:
             annotations.update(counts + b"\n")
@@ -137,9 +144,12 @@ class CocoDataset:
         begins, ends = table.extents[:, :2], table.extents[:, 2:]  # (A, 2) each
         in_window = (begins < window[2:]).all(axis=1) & (ends > window[:2]).all(axis=1)
         objects, crowds = table.select(in_window & ~table.crowd), table.select(in_window & table.crowd)
-        boxes, labels, masks = _cut_objects(objects, record, window)
-        crowd_boxes, _, crowd_masks = _cut_objects(crowds, record, window, min_share=0.0)
-        return Sample(image, boxes, labels, masks, crowd_boxes, crowd_masks, record.id)
+        boxes, labels, masks, keypoints = _cut_objects(objects, record, window)
+        crowd_boxes, _, crowd_masks, _ = _cut_objects(crowds, record, window, min_share=0.0)
+        keypoints = keypoints if self.skeleton else None
+        return Sample(
+            image, boxes, labels, masks, crowd_boxes, crowd_masks, record.id, keypoints, self.skeleton
+        )
 
     def coco_document(self) -> dict:
         """The checked ground truth for pycocotools; a new one at each call, since pycocotools writes into it.
@@ -148,13 +158,16 @@ class CocoDataset:
         a match with the id 0 for no match. Every mask is a compressed RLE; no area or iscrowd is missing.
         """
         table, records = self._table, self._records
+        names = self.skeleton.category() if self.skeleton else {}
         ids = table.ids if (table.ids >= 1).all() else np.arange(1, len(table.ids) + 1)
         return {
             "info": {"description": self.name},
             "images": [
                 {"id": r.id, "file_name": r.file_name, "height": r.height, "width": r.width} for r in records
             ],
-            "categories": [{"id": i, "name": name} for i, name in zip(self.category_ids, self.class_names)],
+            "categories": [
+                {"id": i, "name": name} | names for i, name in zip(self.category_ids, self.class_names)
+            ],
             "annotations": [
                 {
                     "id": int(ids[a]),
@@ -168,6 +181,7 @@ class CocoDataset:
                         "counts": table.counts[a].decode("ascii"),
                     },
                 }
+                | (keypoint_checks.coco_entries(table.keypoints[a]) if self.skeleton else {})
                 for a, i in enumerate(table.images)
             ],
         }
@@ -203,7 +217,7 @@ def read_coco(
     ----------
     json_path : str or Path
         Has the lists images, annotations and categories. Masks are polygons, RLE or compressed RLE; category
-        ids may have gaps; images may have no objects.
+        ids may have gaps; images may have no objects. Keypoints are read where the categories name them.
     images_dir : str or Path
         The folder that the images' file_name is relative to.
     strict : bool
@@ -221,16 +235,20 @@ def read_coco(
     document = checks.read_document(path)
     records = read_images(document["images"], path, Path(images_dir), notes)
     categories = checks.read_categories(document["categories"], path)
-    rows = checks.read_annotations(document["annotations"], path, records, categories)
+    skeletons = keypoint_checks.read_skeletons(document["categories"], path)
+    counts = {i: len(skeleton.names) for i, skeleton in skeletons.items()}
+    rows = checks.read_annotations(document["annotations"], path, records, categories, counts)
     index = {record.id: i for i, record in enumerate(records)}
     rows.sort(key=lambda row: index[row.image_id])  # stable: the file's order within an image
 
     flat = np.array([row.counts is None for row in rows], bool)
     _note_dropped(rows, flat, "box has no area or lies outside the image", path, strict, notes)
     rows = [row for row in rows if row.counts is not None]
-    table = _make_table(rows, index, list(categories), records)
+    table = _make_table(rows, index, list(categories), records, max(counts.values(), default=0))
     width_height = np.array([(r.width, r.height) for r in records])[table.images]  # (A, 2)
     check_boxes(path, rows, table.boxes, table.extents, width_height)
+    keypoint_checks.check_together(path, table.keypoints, table.boxes)
+    notes += keypoint_checks.notes(document, path, skeletons, table.keypoints)
     _note_apart(rows, table, path, notes)
     _note_dropped(rows, table.pixels == 0, "mask has no pixel", path, strict, notes)
     unknown = sum(row.area is None for row in rows)
@@ -242,7 +260,7 @@ def read_coco(
     _check_objects(table, len(records), path, allow_empty, notes)
     if (table.ids < 1).any():
         notes.append(f"{path}: annotation ids below 1 or missing; numbered anew for the evaluation")
-    return CocoDataset(path, records, categories, table, notes)
+    return CocoDataset(path, records, categories, table, notes, next(iter(skeletons.values()), None))
 
 
 def _check_objects(table: _Table, images: int, path: Path, allow_empty: bool, notes: list[str]) -> None:
@@ -338,6 +356,7 @@ def _make_table(
     index: dict[int, int],
     category_ids: list[int],
     records: list[ImageRecord],
+    num_keypoints: int,
 ) -> _Table:
     images = np.array([index[row.image_id] for row in rows], np.int64)
     label = {category_id: k for k, category_id in enumerate(category_ids, start=1)}
@@ -358,6 +377,7 @@ def _make_table(
         counts=counts,
         pixels=pixels,
         extents=extents,
+        keypoints=keypoint_checks.as_array((row.keypoints for row in rows), num_keypoints),
     )
 
 
@@ -368,11 +388,14 @@ def _corners(boxes: np.ndarray, record: ImageRecord) -> np.ndarray:
 
 def _cut_objects(
     table: _Table, record: ImageRecord, window: PixelBox, **options
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (G, 4), labels (G,) and masks (G, h, w) that `sample.cut` keeps of objects in a window."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (G, 4), labels (G,), masks (G, h, w) and keypoints (G, K, 3) that a window shows of objects.
+
+    `sample.cut` decides which.
+    """
     masks = _decode_masks(table, record.height, window)
     keep, boxes = cut(_corners(table.boxes, record), masks, table.pixels, window, **options)
-    return boxes[keep], table.labels[keep], masks[keep]
+    return boxes[keep], table.labels[keep], masks[keep], cut_keypoints(table.keypoints[keep], window)
 
 
 def _decode_masks(table: _Table, height: int, window: PixelBox) -> np.ndarray:

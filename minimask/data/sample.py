@@ -1,13 +1,15 @@
 """One training or validation image with its objects, and how a window is cut out of it.
 
-Shapes: G objects, C crowd regions, an image of H x W, a window of h x w. Boxes are x1, y1, x2, y2 in pixels;
-pixel i covers the interval [i, i + 1), so a mask's tight box ends one beyond its last pixel.
+Shapes: G objects, C crowd regions, K keypoints, an image of H x W, a window of h x w. Boxes are x1, y1, x2,
+y2 in pixels; pixel i covers the interval [i, i + 1), so a mask's tight box ends one beyond its last pixel.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from minimask.data.skeleton import Skeleton
 
 MIN_SHARE = 0.1
 """Objects of which a cut leaves a smaller share are dropped: a sliver does not show what it is."""
@@ -42,6 +44,10 @@ class Sample:
     crowd_masks : (C, H, W) uint8
         Regions of many objects that were not annotated one by one: neither objects nor background.
     image_id : int
+    keypoints : (G, K, 3) float32, or None
+        x, y and visibility: 0 is not labelled, 1 hidden, 2 visible. None of data without keypoints.
+    skeleton : Skeleton, or None
+        The keypoints' names.
     """
 
     image: np.ndarray
@@ -51,10 +57,13 @@ class Sample:
     crowd_boxes: np.ndarray
     crowd_masks: np.ndarray
     image_id: int
+    keypoints: np.ndarray | None = None
+    skeleton: Skeleton | None = None
 
     def target(self) -> dict[str, np.ndarray]:
-        """What the losses need: boxes, labels, masks, crowd_boxes, crowd_masks."""
-        return {
+        """What the losses need: boxes, labels, masks, crowd_boxes, crowd_masks; keypoints where there are."""
+        keypoints = {} if self.keypoints is None else {"keypoints": self.keypoints}
+        return keypoints | {
             "boxes": self.boxes,
             "labels": self.labels,
             "masks": self.masks,
@@ -119,6 +128,13 @@ def cut(
     return keep, moved
 
 
+def cut_keypoints(keypoints: np.ndarray, window: PixelBox) -> np.ndarray:
+    """(G, K, 3) float32 in the window's coordinates; those outside of it are not labelled: 0, 0, 0."""
+    inside = ((keypoints[..., :2] >= window[:2]) & (keypoints[..., :2] <= window[2:])).all(axis=2)
+    moved = keypoints - (*window[:2], 0)
+    return np.where((inside & (keypoints[..., 2] > 0))[..., None], moved, 0).astype(np.float32)
+
+
 def crop(sample: Sample, window: PixelBox) -> Sample:
     """The part of a sample inside a window; objects are cut, dropped and boxed as described for `cut`."""
     x1, y1, x2, y2 = window
@@ -131,4 +147,10 @@ def crop(sample: Sample, window: PixelBox) -> Sample:
     keep, boxes, masks = objects(sample.boxes, sample.masks, MIN_SHARE)
     _, crowd_boxes, crowd_masks = objects(sample.crowd_boxes, sample.crowd_masks, 0.0)
     image = np.ascontiguousarray(sample.image[:, y1:y2, x1:x2])
-    return Sample(image, boxes, sample.labels[keep], masks, crowd_boxes, crowd_masks, sample.image_id)
+    keypoints = sample.keypoints
+    if keypoints is not None:
+        keypoints = cut_keypoints(keypoints[keep], window)
+    labels = sample.labels[keep]
+    return Sample(
+        image, boxes, labels, masks, crowd_boxes, crowd_masks, sample.image_id, keypoints, sample.skeleton
+    )

@@ -3,7 +3,9 @@
 import numpy as np
 
 from minimask.data import rle
+from minimask.data.keypoint_checks import coco_entries
 from minimask.data.sample import Sample, tight_boxes
+from minimask.data.skeleton import Skeleton
 from minimask.randomness import Draws, Purpose
 
 CORNERS = {"circle": 0, "square": 4, "triangle": 3}
@@ -37,13 +39,15 @@ class Shapes:
 
     class_names = tuple(CORNERS)
     category_ids = tuple(range(1, len(CORNERS) + 1))
+    skeleton: Skeleton | None = None
+    kind = "shapes"
 
     def __init__(self, count: int, seed: int, size: int = 128, objects: tuple[int, int] = (1, 8)):
         self.seed = seed
         self.size = size
         self.objects = objects
         self.image_ids = tuple(range(1, count + 1))
-        self.name = f"shapes (seed {seed})"
+        self.name = f"{self.kind} (seed {seed})"
         self.notes: list[str] = []
 
     def __len__(self) -> int:
@@ -86,7 +90,9 @@ class Shapes:
         """The ground truth of all pictures for pycocotools; draws every one of them."""
         annotations = []
         for sample in self:
-            for box, label, mask in zip(sample.boxes.tolist(), sample.labels.tolist(), sample.masks):
+            for i, (box, label, mask) in enumerate(
+                zip(sample.boxes.tolist(), sample.labels.tolist(), sample.masks)
+            ):
                 x1, y1, x2, y2 = box
                 annotations.append(
                     {
@@ -101,14 +107,18 @@ class Shapes:
                             "counts": rle.encode_mask(mask).decode("ascii"),
                         },
                     }
+                    | ({} if sample.keypoints is None else coco_entries(sample.keypoints[i]))
                 )
+        names = self.skeleton.category() if self.skeleton else {}
         return {
             "info": {"description": self.name},
             "images": [
                 {"id": i, "file_name": f"{i}.png", "height": self.size, "width": self.size}
                 for i in self.image_ids
             ],
-            "categories": [{"id": i, "name": name} for i, name in zip(self.category_ids, self.class_names)],
+            "categories": [
+                {"id": i, "name": name} | names for i, name in zip(self.category_ids, self.class_names)
+            ],
             "annotations": annotations,
         }
 

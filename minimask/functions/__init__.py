@@ -25,8 +25,10 @@ from minimask.functions.array import (
 )
 from minimask.functions.conv import conv2d, conv_transpose2d, linear
 from minimask.functions.conv_norm import conv_frozen_norm, scale_and_shift
+from minimask.functions.explicit_keypoint_head import keypoint_head
 from minimask.functions.explicit_mask_head import mask_head
 from minimask.functions.explicit_rpn_head import rpn_head
+from minimask.functions.keypoint import keypoint_loss
 from minimask.functions.loss import (
     box_head_loss,
     l1,

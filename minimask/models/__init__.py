@@ -11,6 +11,8 @@ from minimask.models.pretrained import from_checkpoint
 from minimask.models.zoo import (
     fasterrcnn_resnet50_fpn,
     fasterrcnn_resnet50_fpn_v2,
+    keypointrcnn_resnet50_fpn,
+    keypointrcnn_small,
     maskrcnn_resnet50_c4,
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
@@ -29,6 +31,8 @@ __all__ = [
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
     "from_checkpoint",
+    "keypointrcnn_resnet50_fpn",
+    "keypointrcnn_small",
     "maskrcnn_resnet50_c4",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",

@@ -26,6 +26,7 @@ from minimask.models.box_head import (
 )
 from minimask.models.conventions import Conventions
 from minimask.models.fpn import FPN, Backbone, SingleLevel
+from minimask.models.keypoint_head import KeypointHead, KeypointNet, KeypointOptions, NormedKeypointNet
 from minimask.models.mask_head import SIGMOIDS, MaskFCN, MaskHead, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.resnet import Block, Bottleneck, ResNet, residual_stage
@@ -65,7 +66,13 @@ class Architecture:
     head_norm : callable, optional
         Makes the norm behind the convolutions of the FPN, the box head and the mask head.
     masks : bool
-        Whether there is a mask head; without, it is Faster R-CNN.
+        Whether there is a mask head; with neither this nor keypoints, it is Faster R-CNN.
+    num_keypoints : int
+        Of the keypoint head; 0 for none. C4 has none.
+    keypoint_convs, keypoint_width : int
+        Convolutions of the keypoint head, and their channels.
+    keypoint_norm : callable, optional
+        Makes the norm behind each of them.
     anchor_sizes : numbers
         Sides of the square anchors, in pixels: one for each of P2..P6, or all of C4's.
     """
@@ -84,6 +91,10 @@ class Architecture:
     box_width: int = 1024
     head_norm: MakeNorm | None = None
     masks: bool = True
+    num_keypoints: int = 0
+    keypoint_convs: int = 8
+    keypoint_width: int = 512
+    keypoint_norm: MakeNorm | None = None
     anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
 
 
@@ -127,6 +138,7 @@ def assemble(
     trainable_backbone_layers: int = 5,
     norm: MakeNorm | None = None,
     alternatives: Alternatives = PAPER,
+    keypoint_options: KeypointOptions | None = None,
     seed: int | None = 0,
     rpn_and_box: dict | None = None,
 ) -> MaskRCNN:
@@ -144,6 +156,8 @@ def assemble(
         Makes the ResNet's norm for so many channels; by default frozen batch norm with the conventions' eps.
     alternatives : Alternatives
         RoI layer, mask loss and mask branch; C4's mask branch is fixed.
+    keypoint_options : KeypointOptions, optional
+        Of a keypoint head.
     seed : int or None
         Of the weights; None for a model that is about to be loaded: they take no memory, nor time to draw.
     rpn_and_box : dict, optional
@@ -154,13 +168,16 @@ def assemble(
     TypeError
         For an argument that there is not.
     ValueError
-        If `trainable_backbone_layers` is not 0 to 5, or C4 is given a mask branch.
+        If `trainable_backbone_layers` is not 0 to 5, or C4 is given a mask branch or
+        keypoints.
     """
     if not 0 <= trainable_backbone_layers <= 5:
         raise ValueError(f"trainable_backbone_layers must be 0 to 5, is {trainable_backbone_layers}")
     a = architecture
     if alternatives.mask_branch and not a.pyramid:
         raise ValueError("mask_branch: on C4 the ResNet's last stage is the mask branch; leave it out")
+    if a.num_keypoints and not a.pyramid:
+        raise ValueError("num_keypoints: C4 has no keypoint head; take a network with a pyramid")
     norm = norm or partial(FrozenBatchNorm2d, eps=conventions.norm_eps)
     rng = None if seed is None else Draws(seed).rng(Purpose.WEIGHTS)
     stages = 4 if a.pyramid else 3
@@ -170,7 +187,8 @@ def assemble(
     body.freeze(trainable_backbone_layers)
     transform = Transform(conventions, min_size, max_size, size_divisible=32 if a.pyramid else 1)
     if a.pyramid:
-        return _on_pyramid(a, transform, body, num_classes, rng, rpn_and_box or {}, alternatives)
+        heads = alternatives, keypoint_options
+        return _on_pyramid(a, transform, body, num_classes, rng, rpn_and_box or {}, *heads)
     layer4 = partial(residual_stage, a.block, a.blocks[3], body.channels[2], a.channels[3], 2, norm)
     model = _on_c4(a, transform, body, layer4, num_classes, rng, rpn_and_box or {}, alternatives)
     if trainable_backbone_layers == 0:
@@ -194,6 +212,7 @@ def _on_pyramid(
     rng: np.random.Generator | None,
     rpn_and_box: dict,
     alternatives: Alternatives,
+    keypoint_options: KeypointOptions | None,
 ) -> MaskRCNN:
     """Everything behind the body: pyramid, RPN and heads, in torchvision's sizes."""
     conventions, channels = transform.conventions, a.fpn_channels
@@ -222,7 +241,17 @@ def _on_pyramid(
         fcn = partial(MaskFCN, convs=a.mask_convs, norm=a.head_norm)
         net = (alternatives.mask_branch or fcn)(channels, mask_loss.channels(num_classes), rng)
         mask_head = MaskHead(pooler(14), net, c.masks, c.mask_threshold, mask_loss)
-    return MaskRCNN(transform, backbone, rpn, box_head, mask_head)
+    keypoint_head = (
+        KeypointHead(pooler(14), _keypoint_net(a, rng), keypoint_options) if a.num_keypoints else None
+    )
+    return MaskRCNN(transform, backbone, rpn, box_head, mask_head, keypoint_head)
+
+
+def _keypoint_net(a: Architecture, rng: np.random.Generator | None) -> KeypointNet | NormedKeypointNet:
+    sizes = dict(width=a.keypoint_width, convs=a.keypoint_convs)
+    if a.keypoint_norm:
+        return NormedKeypointNet(a.fpn_channels, a.num_keypoints, rng, norm=a.keypoint_norm, **sizes)
+    return KeypointNet(a.fpn_channels, a.num_keypoints, rng, **sizes)
 
 
 def _on_c4(

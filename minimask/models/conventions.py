@@ -128,3 +128,8 @@ DETECTRON2 = Conventions(
     std=(1 / 255, 1 / 255, 1 / 255),
 )
 DETECTRON2_RESNEXT = replace(DETECTRON2, stride_in_1x1=False, std=MINIMASK.std)  # pixels deviate by 57 to 58
+
+
+def with_keypoints(conventions: Conventions) -> Conventions:
+    """detectron2's for a Keypoint R-CNN: its configurations have another box loss and more proposals."""
+    return replace(conventions, box_beta=0.5, rpn_post_nms_top_n_train=1500)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minimask.config import Config
+from minimask.data.skeleton import Skeleton
 from minimask.errors import InputError
 from minimask.models.networks import build_model, checkpoint_config
 from minimask.weights.checkpoint import Checkpoint, CheckpointFile, check_fit, fit
@@ -24,12 +25,15 @@ class Detector:
         Their COCO ids.
     config : Config
         What it was trained with.
+    skeleton : Skeleton or None
+        The names of its keypoints.
     """
 
     model: Any
     class_names: list[str]
     category_ids: list[int]
     config: Config
+    skeleton: Skeleton | None = None
 
 
 def load_detector(path: str | Path, device: str = "cpu", **changes: Any) -> Detector:
@@ -56,7 +60,9 @@ def load_detector(path: str | Path, device: str = "cpu", **changes: Any) -> Dete
         checkpoint = file.read()  # not before its shapes are known to be the model's
     fit(checkpoint, path, model)
     model.eval()
-    return Detector(model, checkpoint.class_names, checkpoint.category_ids, config)
+    names, edges = checkpoint.keypoint_names, checkpoint.skeleton
+    skeleton = Skeleton(tuple(names), tuple((a, b) for a, b in edges)) if names else None
+    return Detector(model, checkpoint.class_names, checkpoint.category_ids, config, skeleton)
 
 
 def _build(head: Checkpoint, config: Config, path: str | Path, device: str) -> Any:
@@ -68,6 +74,6 @@ def _build(head: Checkpoint, config: Config, path: str | Path, device: str) -> A
             f"{path}: the weights are of another model: none has the {classes} rows of {classes - 1} classes "
             "and the background"
         )
-    model = build_model(config, classes, device)
+    model = build_model(config, classes, device, len(head.keypoint_names))
     check_fit(head, path, model)
     return model

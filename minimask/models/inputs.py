@@ -8,7 +8,7 @@ Arrays on a GPU are checked for shape and dtype alone: to see their values, the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ _FORMS = {
     "boxes": "(G, 4) x1, y1, x2, y2 in pixels",
     "labels": "(G,) class numbers from 1",
     "masks": "(G, H, W) of 0 and 1",
+    "keypoints": "(G, K, 3) x, y, visibility (0 not labelled, 1 hidden, 2 visible)",
     "crowd_boxes": "(C, 4) x1, y1, x2, y2 in pixels",
 }
 SLACK = 0.5
@@ -39,12 +40,15 @@ class Objects:
     masks : (G, H, W) uint8, or None
         0 or 1.
     crowd_boxes : (C, 4) float
+    keypoints : (G, K, 3) float, or None
+        x, y, visibility.
     """
 
     boxes: np.ndarray
     labels: np.ndarray
     masks: np.ndarray | None
     crowd_boxes: np.ndarray
+    keypoints: np.ndarray | None = None
 
 
 def check_images(images: Any) -> list[np.ndarray]:
@@ -74,20 +78,24 @@ def check_targets(
     dtype=np.float32,
     num_classes: int | None = None,
     with_masks: bool = True,
+    num_keypoints: int | None = None,
 ) -> list[Objects]:
     """The targets of images of these (H, W), as arrays.
 
     Parameters
     ----------
     targets : iterable of N dicts
-        ``boxes`` (G, 4) x1, y1, x2, y2; ``labels`` (G,) from 1 up; ``masks`` (G, H, W) of 0 and 1; optionally
-        ``crowd_boxes`` (C, 4). Other entries are ignored.
+        ``boxes`` (G, 4) x1, y1, x2, y2; ``labels`` (G,) from 1 up; ``masks`` (G, H, W) of 0 and 1 and
+        ``keypoints`` (G, K, 3) x, y, visibility, where asked for; optionally ``crowd_boxes`` (C, 4). Other
+        entries are ignored.
     dtype : floating point dtype
         Boxes are cast to it before their area is checked: a very thin one may have no width once it is cast.
     num_classes : int, optional
         Background included: one more than the largest label there may be.
     with_masks : bool
         Whether masks are needed; if not, they are not looked at.
+    num_keypoints : int, optional
+        K, where keypoints are needed.
 
     Raises
     ------
@@ -103,9 +111,14 @@ def check_targets(
     targets = _listed(targets, "targets", "dicts, one an image")
     if len(targets) != len(sizes):
         raise InputError(f"targets: {len(targets)} for {len(sizes)} images; give one dict an image")
+    objects = [
+        _objects(t, n, s, dtype, num_classes, with_masks) for n, (t, s) in enumerate(zip(targets, sizes))
+    ]
+    if num_keypoints is None:
+        return objects
     return [
-        _objects(t, n, size, dtype, num_classes, with_masks)
-        for n, (t, size) in enumerate(zip(targets, sizes))
+        replace(o, keypoints=check_keypoints(t, o.boxes, f"targets[{n}]", num_keypoints))
+        for n, (t, o) in enumerate(zip(targets, objects))
     ]
 
 
@@ -194,24 +207,69 @@ def _objects(
         )
     arrays = {key: _numbers(target[key], where, key) for key in needed}
     boxes, labels = _boxes(arrays["boxes"], where, "boxes", dtype), arrays["labels"]
-    # Masks that are not needed are not looked at: each is as good as one that fills the image.
-    masks = arrays["masks"] if with_masks else np.broadcast_to(np.uint8(1), (len(boxes), *size))
-    if not len(boxes) and not masks.size:
-        masks = np.zeros((0, *size), np.uint8)
-    if masks.ndim == 4 and masks.shape[1] == 1:  # as results have them
-        masks = masks[:, 0]
-    if labels.shape not in ((len(boxes),), (len(boxes), 1)) or masks.shape != (len(boxes), *size):
+    masks = _with_shape(arrays["masks"], len(boxes), size) if with_masks else None
+    ours = f"{len(boxes)} boxes, labels {labels.shape}" + (f" and masks {masks.shape}" if with_masks else "")
+    theirs = f" and masks must be {(len(boxes), *size)}" if with_masks else ""
+    wrong = with_masks and masks.shape != (len(boxes), *size)
+    if wrong or labels.shape not in ((len(boxes),), (len(boxes), 1)):
         raise InputError(
-            f"{where}: {len(boxes)} boxes, labels {labels.shape} and masks {masks.shape} do not belong "
-            f"together; for an image of {size} labels must be {(len(boxes),)} and masks must be "
-            f"{(len(boxes), *size)}"
+            f"{where}: {ours} do not belong together; for an image of {size} labels must be {(len(boxes),)}"
+            f"{theirs}"
         )
-    labels, masks = _labels(labels.reshape(-1), where, num_classes), _masks(masks, where)
+    labels, masks = (
+        _labels(labels.reshape(-1), where, num_classes),
+        _masks(masks, where) if with_masks else None,
+    )
     _check_places(boxes, masks, size, where)
     crowds = target.get("crowd_boxes")
     crowds = np.zeros((0, 4)) if crowds is None else _numbers(crowds, where, "crowd_boxes")
     crowd_boxes = _boxes(crowds, where, "crowd_boxes", dtype)
     return Objects(boxes, labels, masks if with_masks else None, crowd_boxes)
+
+
+def _with_shape(masks, count: int, size: tuple[int, int]):
+    """Masks as (G, H, W): (0, H, W) of any array without elements, (G, 1, H, W) as results have them."""
+    if not count and not masks.size:
+        return np.zeros((0, *size), np.uint8)
+    return masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
+
+
+def check_keypoints(target: Mapping, boxes, where: str, num_keypoints: int):
+    """The keypoints (G, K, 3) of a target, in the boxes' dtype.
+
+    Raises
+    ------
+    InputError
+    """
+    if target.get("keypoints") is None:
+        raise InputError(f"{where}: lacks keypoints; give {_FORMS['keypoints']} with K = {num_keypoints}")
+    keypoints, shape = _numbers(target["keypoints"], where, "keypoints"), (len(boxes), num_keypoints, 3)
+    if not len(boxes) and not keypoints.size:
+        return np.zeros(shape, boxes.dtype)
+    if keypoints.shape != shape:
+        raise InputError(
+            f"{where}: keypoints must be {shape}, x, y and visibility of the {num_keypoints} keypoints of "
+            f"each of {len(boxes)} objects, is {keypoints.shape}"
+        )
+    with np.errstate(over="ignore"):
+        keypoints = keypoints.astype(boxes.dtype, copy=False)
+    if array_module(keypoints) is not np:
+        return keypoints
+    finite, known = np.isfinite(keypoints).all(axis=2), np.isin(keypoints[..., 2], (0, 1, 2))
+    bad = np.argwhere(~(finite & known))
+    if len(bad):
+        i, k = bad[0].tolist()
+        raise InputError(
+            f"{where}: keypoint {k} of object {i} is {keypoints[i, k].tolist()}; it must be x, y in pixels "
+            "and visibility: 0 not labelled, 1 hidden, 2 visible"
+        )
+    labelled = keypoints[keypoints[..., 2] > 0]
+    if len(labelled) and labelled[:, :2].max() <= 1.001 and boxes.max() > 2:
+        raise InputError(
+            f"{where}: keypoints look normalised to 0..1, but are in pixels: multiply x by the image's width "
+            "and y by its height"
+        )
+    return keypoints
 
 
 def _numbers(value: Any, where: str, key: str):
@@ -242,12 +300,15 @@ def _boxes(boxes, where: str, key: str, dtype):
 
 
 def _check_places(boxes, masks, size: tuple[int, int], where: str) -> None:
-    """See that boxes (G, 4) lie in an image of (H, W), and are not in shares of its sides."""
+    """See that boxes (G, 4) lie in an image of (H, W), and are not in shares of its sides.
+
+    Masks (G, H, W), or None, tell small objects from boxes in shares.
+    """
     if not len(boxes) or array_module(boxes) is not np:
         return
     height, width = size
     if max(size) > 1 and boxes.max() <= 1.001:
-        on_cpu = array_module(masks) is np
+        on_cpu = masks is not None and array_module(masks) is np
         elsewhere = on_cpu and (masks[:, 1:].any() or masks[:, :, 1:].any())
         if elsewhere or (boxes != np.rint(boxes)).any():  # else they may lie around the first pixel
             raise InputError(

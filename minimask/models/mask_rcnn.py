@@ -1,6 +1,7 @@
 """Mask R-CNN (He et al. 2017), top to bottom: read `loss` and `predict`, and click.
 
-Shapes: N images (3, H, W), A anchors, R RoIs (R+ with an object), K classes and background, M x M masks.
+Shapes: N images (3, H, W), A anchors, R RoIs (R+ with an object), K classes and background, M x M masks or
+heat maps, J keypoints.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from minimask.autograd import Tensor, no_grad
 from minimask.backend import array_module, to_cpu
 from minimask.boxes import scale_boxes
 from minimask.functions.roi import as_rois
+from minimask.keypoints import Peaks
 from minimask.masks import Masks
 from minimask.models.box_head import BoxHead, BoxOutput, Detections, RoIs
 from minimask.models.fpn import Backbone, SingleLevel
 from minimask.models.inputs import check_images, check_targets
+from minimask.models.keypoint_head import KeypointHead
 from minimask.models.mask_head import MaskHead
 from minimask.models.rpn import RPN, RPNOutput, RPNSamples
 from minimask.models.transform import Batch, Target, Transform
@@ -37,17 +40,20 @@ class TrainingRecord:
     rois: RoIs
     box: BoxOutput
     mask: Tensor | None  # (R+, K+1, M, M), where there is a mask head
+    keypoint: Tensor | None  # (R', J, M, M), of the R' with a labelled keypoint
     losses: dict[str, Tensor]
 
 
 class MaskRCNN(Module):
-    """The system: a backbone, the RPN, and in parallel on each RoI a box head and, as given, a mask head.
+    """The system: a backbone, the RPN, and in parallel on each RoI a box head and, as given, other heads.
 
-    Without a mask head it is Faster R-CNN.
+    With a mask head it is Mask R-CNN, with a keypoint head Keypoint R-CNN, with both that of Table 5, and
+    without either Faster R-CNN.
     """
 
     origin = None  # the `Origin` of a model that `from_checkpoint` built
-    paths = {"box_head": "roi_heads", "mask_head": "roi_heads"}  # torchvision's names in the state
+    # torchvision's names in the state
+    paths = {"box_head": "roi_heads", "mask_head": "roi_heads", "keypoint_head": "roi_heads"}
 
     def __init__(
         self,
@@ -56,9 +62,11 @@ class MaskRCNN(Module):
         rpn: RPN,
         box_head: BoxHead,
         mask_head: MaskHead | None = None,
+        keypoint_head: KeypointHead | None = None,
     ):
         self.transform = transform
-        self.backbone, self.rpn, self.box_head, self.mask_head = backbone, rpn, box_head, mask_head
+        self.backbone, self.rpn, self.box_head = backbone, rpn, box_head
+        self.mask_head, self.keypoint_head = mask_head, keypoint_head
         self.calls = 0
 
     def __call__(self, images, targets=None):
@@ -66,7 +74,7 @@ class MaskRCNN(Module):
         return self.loss(images, targets) if self.training else self.predict(images)
 
     def loss(self, images, targets, draws: Draws | None = None) -> dict[str, Tensor]:
-        """L_cls, L_box and L_mask (section 3) and the RPN's two losses, each a () Tensor; their sum is L.
+        """L_cls, L_box, L_mask (section 3), L_keypoint and the RPN's two, each a () Tensor; their sum is L.
 
         Parameters
         ----------
@@ -74,7 +82,8 @@ class MaskRCNN(Module):
             RGB in 0..1.
         targets : N dicts
             ``boxes`` (G, 4) x1, y1, x2, y2; ``labels`` (G,) from 1 up; ``masks`` (G, H, W) of 0 and 1
-            for a mask head; optionally ``crowd_boxes`` (C, 4). G may be 0.
+            for a mask head; ``keypoints`` (G, J, 3) x, y, visibility for a keypoint head; optionally
+            ``crowd_boxes`` (C, 4). G may be 0.
         draws : Draws, optional
             Which anchors and RoIs are sampled; by default others in each call.
 
@@ -99,8 +108,8 @@ class MaskRCNN(Module):
         """
         draws = draws or Draws()
         images = check_images(images)  # N of (3, H, W)
-        sizes, classes = [image.shape[1:] for image in images], self.box_head.num_classes
-        targets = check_targets(targets, sizes, self.dtype, classes, with_masks=self.mask_head is not None)
+        sizes = [image.shape[1:] for image in images]
+        targets = check_targets(targets, sizes, self.dtype, self.box_head.num_classes, **self.annotations)
         batch = self.transform.batch(images, self.dtype, self.device, draws)  # (N, 3, H', W')
         targets = self.transform.scaled(targets, batch)  # boxes and masks scaled along
         levels = self.backbone(Tensor(batch.images))  # P2..P6, each (N, C, H'/s, W'/s)
@@ -109,13 +118,19 @@ class MaskRCNN(Module):
         proposals = held.proposals if held else self.rpn.propose(rpn, batch, for_loss=True)  # N of (P, 4)
         rois = held.rois if held else self.box_head.sample(proposals, targets, draws)  # R, with labels
         box = self.box_head(levels, rois.boxes)  # logits (R, K+1), deltas (R, 4(K+1))
-        losses, mask = self.box_head.loss(box, rois, targets), None
+        losses, mask, keypoint = self.box_head.loss(box, rois, targets), None, None
         if self.mask_head:
             pooled = self.mask_head.pooled_by(self.box_head, box, rois)  # by C4's box head: (R+, C, S, S)
-            mask = self.mask_head(levels, rois.positive.boxes, pooled)  # (R+, K+1, M, M)
+            mask = self.mask_head(levels, rois.positive.boxes, pooled)  # (R+, K+1, M, M), without box
             losses |= self.mask_head.loss(mask, rois.positive, targets)
+        if self.keypoint_head:
+            visible = self.keypoint_head.select(rois.positive, targets)  # R' of the R+
+            keypoint = self.keypoint_head(levels, visible.boxes)  # (R', J, M, M)
+            losses |= self.keypoint_head.loss(keypoint, visible, targets)
         losses |= self.rpn.loss(rpn, anchors)
-        return TrainingRecord(batch, targets, levels, rpn, anchors, proposals, rois, box, mask, losses)
+        return TrainingRecord(
+            batch, targets, levels, rpn, anchors, proposals, rois, box, mask, keypoint, losses
+        )
 
     @no_grad()
     @inference()
@@ -131,7 +146,9 @@ class MaskRCNN(Module):
         -------
         N dicts of NumPy arrays: ``boxes`` (D, 4) in the image's pixels, ``labels`` (D,), ``scores`` (D,)
         falling. With a mask head ``masks``, a `Masks` of D probabilities on the model's device, pasted when
-        asked for: it reads like an array (D, 1, H, W).
+        asked for: it reads like an array (D, 1, H, W). With a keypoint head ``keypoints`` (D, J, 3) x, y and
+        1, ``keypoints_scores`` (D, J), logits as in torchvision, and ``keypoints_probabilities`` (D, J), the
+        same as detectron2's scores (see `minimask.keypoints.Peaks`).
 
         Raises
         ------
@@ -144,16 +161,14 @@ class MaskRCNN(Module):
         box = self.box_head(levels, as_rois(proposals))  # of (N P, 5)
         detections = self.box_head.detect(box, proposals, batch)  # boxes (D, 4), labels, scores
         masks = self.mask_head and self.mask_head.predict(levels, detections)  # (D, M, M): on kept boxes only
+        keypoints = self.keypoint_head and self.keypoint_head.predict(levels, detections)  # (D, J, 2), scores
         results = [self._result(d, n, batch) for n, d in enumerate(detections)]
         for n, result in enumerate(results):
             if masks:
                 result["masks"] = self._masks(masks[n], detections[n], n, batch)
+            if keypoints:
+                result |= self._keypoints(keypoints[n], n, batch)
         return results
-
-    def _masks(self, probabilities, d: Detections, n: int, batch: Batch) -> Masks:
-        sy, sx = batch.scale(n)
-        boxes = scale_boxes(d.boxes, (1 / sy, 1 / sx))
-        return Masks(probabilities, boxes, batch.original_sizes[n], self.mask_head.convention)
 
     def _result(self, d: Detections, n: int, batch: Batch) -> dict:
         sy, sx = batch.scale(n)
@@ -163,6 +178,26 @@ class MaskRCNN(Module):
         found = to_cpu(table)  # sync: the image's result, all but its masks
         labels = found[:, 5].astype(np.int64)
         return {"boxes": found[:, :4], "labels": labels, "scores": found[:, 4]}
+
+    def _masks(self, probabilities, d: Detections, n: int, batch: Batch) -> Masks:
+        sy, sx = batch.scale(n)
+        boxes = scale_boxes(d.boxes, (1 / sy, 1 / sx))
+        return Masks(probabilities, boxes, batch.original_sizes[n], self.mask_head.convention)
+
+    def _keypoints(self, peaks: Peaks, n: int, batch: Batch) -> dict:
+        sy, sx = batch.scale(n)
+        xy = peaks.xy / np.array([sx, sy], peaks.xy.dtype)
+        keypoints = np.concatenate([xy, np.ones_like(xy[..., :1])], axis=2)  # (D, J, 3): all are given
+        scores = {"keypoints_scores": peaks.logits, "keypoints_probabilities": peaks.probabilities}
+        return {"keypoints": keypoints} | scores
+
+    @property
+    def annotations(self) -> dict:
+        """Which annotations the heads need beside boxes and labels, as options of `inputs.check_targets`."""
+        return {
+            "with_masks": self.mask_head is not None,
+            "num_keypoints": self.keypoint_head and self.keypoint_head.num_keypoints,
+        }
 
     @property
     def dtype(self):

@@ -10,14 +10,23 @@ from minimask import functions as F
 from minimask.config import Config, ModelConfig, from_dict
 from minimask.errors import InputError
 from minimask.models.box_head import RoILayer
-from minimask.models.conventions import MINIMASK, TORCHVISION, Conventions
+from minimask.models.conventions import DETECTRON2, MINIMASK, TORCHVISION, Conventions
 from minimask.models.mask_head import MaskFCN, MaskMLP, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.zoo import (
     PAPER_RECIPE,
     SMALL_RECIPE,
     Recipe,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    keypointrcnn_resnet50_fpn,
+    keypointrcnn_small,
+    maskrcnn_resnet50_c4,
     maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet101_c4,
+    maskrcnn_resnet101_fpn,
+    maskrcnn_resnext101_32x8d_fpn,
     maskrcnn_small,
 )
 from minimask.nn import BatchNorm2d, FrozenBatchNorm2d, GroupNorm
@@ -43,23 +52,40 @@ MASK_BRANCHES = {"fcn": MaskFCN, "mlp2": MaskMLP, "mlp3": partial(MaskMLP, layer
 
 @dataclass(frozen=True)
 class Network:
-    """A builder, its recipe, and the fields of `ModelConfig` that random weights need if nobody sets them."""
+    """A builder, its recipe, and the fields of `ModelConfig` that random weights need if nobody sets them.
+
+    One with `keypoints` is built with their number, as ``num_keypoints``; one without `masks` has no choice
+    of how they are made.
+    """
 
     build: Callable[..., MaskRCNN]
     recipe: Recipe
-    conventions: Conventions = field(kw_only=True)
+    conventions: Conventions
     from_scratch: dict[str, Any] = field(default_factory=dict)
+    masks: bool = True
+    keypoints: bool = False
+
+
+# With frozen norms that change nothing, random weights make C5 some 300 times as large as C2's inputs.
+_SCRATCH = {"norm": "group", "trainable_layers": 5}
+
+
+def _resnet(build: Callable[..., MaskRCNN], conventions: Conventions = TORCHVISION, **heads: bool) -> Network:
+    return Network(build, PAPER_RECIPE, conventions, _SCRATCH, **heads)
 
 
 NETWORKS = {
-    "maskrcnn_small": Network(maskrcnn_small, SMALL_RECIPE, conventions=MINIMASK),
-    # With frozen norms that change nothing, random weights make C5 some 300 times as large as C2's inputs.
-    "maskrcnn_resnet50_fpn": Network(
-        maskrcnn_resnet50_fpn,
-        PAPER_RECIPE,
-        {"norm": "group", "trainable_layers": 5},
-        conventions=TORCHVISION,
-    ),
+    "maskrcnn_small": Network(maskrcnn_small, SMALL_RECIPE, MINIMASK),
+    "maskrcnn_resnet50_fpn": _resnet(maskrcnn_resnet50_fpn),
+    "maskrcnn_resnet50_fpn_v2": _resnet(maskrcnn_resnet50_fpn_v2),
+    "maskrcnn_resnet101_fpn": _resnet(maskrcnn_resnet101_fpn),
+    "maskrcnn_resnext101_32x8d_fpn": _resnet(maskrcnn_resnext101_32x8d_fpn),
+    "maskrcnn_resnet50_c4": _resnet(maskrcnn_resnet50_c4, DETECTRON2),
+    "maskrcnn_resnet101_c4": _resnet(maskrcnn_resnet101_c4, DETECTRON2),
+    "fasterrcnn_resnet50_fpn": _resnet(fasterrcnn_resnet50_fpn, masks=False),
+    "fasterrcnn_resnet50_fpn_v2": _resnet(fasterrcnn_resnet50_fpn_v2, masks=False),
+    "keypointrcnn_small": Network(keypointrcnn_small, SMALL_RECIPE, MINIMASK, masks=False, keypoints=True),
+    "keypointrcnn_resnet50_fpn": _resnet(keypointrcnn_resnet50_fpn, masks=False, keypoints=True),
 }
 
 
@@ -74,6 +100,10 @@ def resolved(config: Config) -> Config:
     network = NETWORKS[config.model.name]
     for name in ("norm", "trainable_layers"):
         if name not in network.from_scratch and getattr(config.model, name) is not None:
+            raise InputError(f"model.{name}: {config.model.name} has no such choice; leave it out")
+    for name in ("mask_loss", "mask_branch", "class_agnostic_mask"):
+        fixed = not network.masks or (name == "mask_branch" and config.model.name.endswith("_c4"))
+        if fixed and getattr(config.model, name):
             raise InputError(f"model.{name}: {config.model.name} has no such choice; leave it out")
     scratch = {k: v for k, v in network.from_scratch.items() if getattr(config.model, k) is None}
     recipe, train = network.recipe, config.train
@@ -118,7 +148,12 @@ def alternatives(options: ModelConfig, conventions: Conventions) -> dict[str, An
     }
 
 
-def build_model(config: Config, num_classes: int, device: str = "cpu") -> MaskRCNN:
+def has_keypoints(config: Config) -> bool:
+    """Whether the network that a configuration names finds keypoints, and needs data with them."""
+    return NETWORKS[config.model.name].keypoints
+
+
+def build_model(config: Config, num_classes: int, device: str = "cpu", num_keypoints: int = 0) -> MaskRCNN:
     """The network that a configuration names, with random weights of its seed.
 
     Parameters
@@ -127,6 +162,13 @@ def build_model(config: Config, num_classes: int, device: str = "cpu") -> MaskRC
         Background included.
     device : "cpu" or "cuda"
         Where the model will be.
+    num_keypoints : int
+        Of an object; read where the network has keypoints.
+
+    Raises
+    ------
+    InputError
+        If the network has keypoints and their number is 0.
     """
     options = resolved(config).model
     if device == "cuda":
@@ -134,6 +176,13 @@ def build_model(config: Config, num_classes: int, device: str = "cpu") -> MaskRC
     given = {"min_size": options.min_size, "max_size": options.max_size}
     given |= alternatives(options, NETWORKS[options.name].conventions)
     given |= {"trainable_backbone_layers": options.trainable_layers, "norm": NORMS.get(options.norm)}
+    if has_keypoints(config):
+        if num_keypoints < 1:
+            raise InputError(
+                f"model.name: {options.name} needs keypoints, and the data name none; give the categories a "
+                "list 'keypoints', or take a network without"
+            )
+        given |= {"num_keypoints": num_keypoints}
     model = NETWORKS[options.name].build(
         num_classes,
         box_score_thresh=options.score_threshold,

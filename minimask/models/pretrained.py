@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from minimask.errors import InputError
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.recognition import Origin, is_small, recognise
-from minimask.models.zoo import maskrcnn_resnet50_fpn, maskrcnn_small
+from minimask.models.zoo import keypointrcnn_small, maskrcnn_resnet50_fpn, maskrcnn_small
 
 
 def from_checkpoint(source: Mapping, **options) -> MaskRCNN:
@@ -51,13 +50,16 @@ def from_checkpoint(source: Mapping, **options) -> MaskRCNN:
 
 def build(origin: Origin, **options) -> MaskRCNN:
     """The model that was recognised, without its weights, with the builders' options."""
-    if origin.num_keypoints:
-        raise InputError(f"the weights have a keypoint head, which cannot be built yet ({origin.note})")
     a = origin.architecture
     given = {"num_classes": origin.num_classes, "seed": None} | options
     if is_small(a):
         sizes = dict(channels=a.channels, fpn_channels=a.fpn_channels, box_width=a.box_width)
-        model = maskrcnn_small(**(sizes | given))
+        build_small = maskrcnn_small
+        if a.num_keypoints:
+            sizes |= dict(keypoint_width=a.keypoint_width, keypoint_convs=a.keypoint_convs)
+            sizes |= dict(num_keypoints=a.num_keypoints, with_masks=a.masks)
+            build_small = keypointrcnn_small
+        model = build_small(**(sizes | given))
     else:
         found = dict(architecture=a, conventions=origin.conventions, norm=origin.norm)
         model = maskrcnn_resnet50_fpn(**(found | given))

@@ -24,6 +24,7 @@ from minimask.models.conventions import (
     TORCHVISION,
     TORCHVISION_COCO_V1,
     Conventions,
+    with_keypoints,
 )
 from minimask.models.resnet import BasicBlock, Bottleneck
 from minimask.nn import BatchNorm2d, GroupNorm, MakeNorm
@@ -88,8 +89,7 @@ def recognise(arrays: Mapping) -> tuple[Origin, dict[str, np.ndarray]]:
         _architecture(shapes),
         shapes["roi_heads.box_predictor.cls_score.weight", 2][0],
     )
-    keypoints = f"{_HEADS}keypoint_predictor.kps_score_lowres.weight"
-    num_keypoints = shapes[keypoints, 4][1] if keypoints in state else 0
+    num_keypoints = architecture.num_keypoints
     if system == naming.TORCHVISION and _is_ours(architecture, state):
         system = "minimask"
     counted = any(name.endswith("num_batches_tracked") for name in arrays)
@@ -161,6 +161,7 @@ def _architecture(shapes: _Shapes) -> Architecture:
         box_width=shapes["roi_heads.box_predictor.cls_score.weight", 2][1],
         head_norm=_head_norm(state),
         masks=masks,
+        **_keypoint_head(shapes),
     )
     rows, wanted = shapes["rpn.head.cls_logits.weight", 4][0], len(RATIOS) * (1 if pyramid else 5)
     if rows != wanted:
@@ -169,6 +170,22 @@ def _architecture(shapes: _Shapes) -> Architecture:
             "their sizes and ratios are in no weights"
         )
     return architecture
+
+
+def _keypoint_head(shapes: _Shapes) -> dict:
+    """The fields of `Architecture` about keypoints."""
+    state, head = shapes.state, f"{_HEADS}keypoint_predictor.kps_score_lowres.weight"
+    if head not in state:
+        return {}
+    width, num_keypoints = shapes[head, 4][:2]
+    normed = f"{_HEADS}keypoint_head.0.1.weight" in state
+    convs = _count(rf"roi_heads\.keypoint_head\.(\d+){r'.0' if normed else ''}\.weight", state)
+    return {
+        "num_keypoints": num_keypoints,
+        "keypoint_convs": convs,
+        "keypoint_width": width,
+        "keypoint_norm": GroupNorm if normed else None,
+    }
 
 
 def _count(pattern: str, names: Mapping) -> int:
@@ -215,7 +232,8 @@ def _conventions(
     if system == "minimask":
         return MINIMASK if is_small(a) else TORCHVISION if a.pyramid else DETECTRON2
     if system == naming.DETECTRON2:
-        return _with_stored_pixels(DETECTRON2_RESNEXT if a.groups > 1 else DETECTRON2, arrays)
+        conventions = DETECTRON2_RESNEXT if a.groups > 1 else DETECTRON2
+        return _with_stored_pixels(with_keypoints(conventions) if num_keypoints else conventions, arrays)
     is_coco = num_classes == 91 if not num_keypoints else (num_classes, num_keypoints) == (2, 17)
     is_v1_resnet50 = a.head_norm is None and _backbone(a) == "ResNet-50-FPN"
     return TORCHVISION_COCO_V1 if is_coco and is_v1_resnet50 and not counted else TORCHVISION

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from minimask.backend import array_module, device_of, to_device
+from minimask.backend import array_module, device_of, to_cpu, to_device
 from minimask.boxes import scale_boxes
 from minimask.errors import InputError
 from minimask.kernels import resample
@@ -62,6 +62,10 @@ class Target:
         Pixels of `masks` per pixel of `boxes`.
     crowd_boxes : (C, 4) float32
         Regions where objects are not annotated one by one.
+    keypoints : (G, K, 3) float32, or None
+        x, y, visibility: 0 not labelled, 1 hidden, 2 visible.
+    has_keypoints : (G,) bool, or None
+        Whether an object has a labelled keypoint; on the CPU, like the labels.
     """
 
     boxes: np.ndarray
@@ -69,6 +73,8 @@ class Target:
     masks: np.ndarray | None
     mask_scale: tuple[float, float]
     crowd_boxes: np.ndarray
+    keypoints: np.ndarray | None = None
+    has_keypoints: np.ndarray | None = None
 
 
 class Transform:
@@ -152,15 +158,16 @@ class Transform:
         largest = (max(sides) for sides in zip(*sizes))
         return tuple(-(-side // self.size_divisible) * self.size_divisible for side in largest)
 
-    def targets(self, targets: Sequence[dict], batch: Batch) -> list[Target]:
-        """Boxes and masks of the batch's images, checked and scaled with the images.
+    def targets(self, targets: Sequence[dict], batch: Batch, **annotations) -> list[Target]:
+        """Boxes, masks and keypoints of the batch's images, checked and scaled with the images.
 
         Raises
         ------
         InputError
             If a target has another form (see `inputs.check_targets`).
         """
-        return self.scaled(check_targets(targets, batch.original_sizes, batch.images.dtype), batch)
+        checked = check_targets(targets, batch.original_sizes, batch.images.dtype, **annotations)
+        return self.scaled(checked, batch)
 
     def scaled(self, targets: Sequence[Objects], batch: Batch) -> list[Target]:
         """As `targets`, of targets that have been checked."""
@@ -171,9 +178,17 @@ class Transform:
         masks, mask_scale = target.masks, (1 / scale[0], 1 / scale[1])
         if masks is not None:
             masks = to_device(masks, device)
-        if masks is not None and self.conventions.resize_masks and batch.sizes[n] != batch.original_sizes[n]:
-            masks, mask_scale = resample.nearest(masks, batch.sizes[n]), (1.0, 1.0)
+            if self.conventions.resize_masks and batch.sizes[n] != batch.original_sizes[n]:
+                masks, mask_scale = resample.nearest(masks, batch.sizes[n]), (1.0, 1.0)
         boxes, crowd_boxes = (
             scale_boxes(to_device(b, device), scale) for b in (target.boxes, target.crowd_boxes)
         )
-        return Target(boxes, target.labels, masks, mask_scale, crowd_boxes)
+        found = Target(boxes, target.labels, masks, mask_scale, crowd_boxes)
+        return found if target.keypoints is None else self._with_keypoints(found, target.keypoints, scale)
+
+    def _with_keypoints(self, target: Target, keypoints, scale: tuple[float, float]) -> Target:
+        labelled = (keypoints[..., 2] > 0).any(axis=1)
+        labelled = to_cpu(labelled)  # sync: only for keypoints that are on a GPU; a data set's never are
+        keypoints = to_device(keypoints, device_of(target.boxes))
+        factors = array_module(keypoints).asarray([scale[1], scale[0], 1.0], keypoints.dtype)  # of x, y, v
+        return replace(target, keypoints=keypoints * factors, has_keypoints=labelled)

@@ -13,6 +13,7 @@ from minimask.models.conventions import (
     TORCHVISION,
     Conventions,
 )
+from minimask.models.keypoint_head import KeypointOptions
 from minimask.models.mask_head import SIGMOIDS, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.resnet import BasicBlock
@@ -41,6 +42,15 @@ RESNET101_FPN = Architecture(blocks=(3, 4, 23, 3))
 RESNEXT101_FPN = Architecture(blocks=(3, 4, 23, 3), groups=32, width_per_group=8)
 RESNET50_C4 = Architecture(pyramid=False, box_width=2048, mask_convs=0)
 RESNET101_C4 = replace(RESNET50_C4, blocks=(3, 4, 23, 3))
+SMALL = Architecture(
+    blocks=(1, 1, 1, 1),
+    channels=(32, 64, 128, 256),
+    block=BasicBlock,
+    stem=3,
+    fpn_channels=64,
+    box_width=256,
+    anchor_sizes=(8, 16, 32, 64, 128),
+)
 RESNET50_FPN_V2 = Architecture(rpn_convs=2, box_convs=4, head_norm=BatchNorm2d)
 """torchvision's second version, after Li et al. 2021, Benchmarking Detection Transfer Learning with ViTs."""
 
@@ -59,6 +69,7 @@ def maskrcnn_resnet50_fpn(
     roi_layer: RoILayer | None = None,
     mask_loss: SigmoidMasks | SoftmaxMasks = SIGMOIDS,
     mask_branch: MakeMaskNet | None = None,
+    keypoint_options: KeypointOptions | None = None,
     seed: int | None = 0,
     **rpn_and_box,
 ) -> MaskRCNN:
@@ -94,6 +105,9 @@ def maskrcnn_resnet50_fpn(
     mask_branch : callable, optional
         ``(channels, masks, rng) -> Module``: `MaskFCN`, `MaskMLP`, or one of these with options bound. By
         default the architecture's `MaskFCN`.
+    keypoint_options : KeypointOptions, optional
+        How the loss of a keypoint head is normalised, where the architecture has one; as torchvision by
+        default.
     seed : int or None
         Of the initial weights; None for a model that is about to be loaded: they take no memory until then.
     **rpn_and_box
@@ -124,6 +138,7 @@ def maskrcnn_resnet50_fpn(
         trainable_backbone_layers=trainable_backbone_layers,
         norm=norm,
         alternatives=Alternatives(roi_layer, mask_loss, mask_branch),
+        keypoint_options=keypoint_options,
         seed=seed,
         rpn_and_box=rpn_and_box,
     )
@@ -154,6 +169,40 @@ def fasterrcnn_resnet50_fpn_v2(
     """torchvision's `fasterrcnn_resnet50_fpn_v2`; parameters as of `maskrcnn_resnet50_fpn_v2`."""
     options = {"architecture": replace(RESNET50_FPN_V2, masks=False)} | options
     return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, norm=norm, **options)
+
+
+def keypointrcnn_resnet50_fpn(
+    num_classes: int = 2,
+    num_keypoints: int = 17,
+    trainable_backbone_layers: int = 3,
+    *,
+    min_size: int | Sequence[int] = (640, 672, 704, 736, 768, 800),
+    with_masks: bool = False,
+    **options,
+) -> MaskRCNN:
+    """torchvision's `keypointrcnn_resnet50_fpn`: a keypoint head in the place of the mask head (section 5).
+
+    Parameters
+    ----------
+    num_classes : int
+        Background included.
+    num_keypoints : int
+        Of every object, whatever its class.
+    with_masks : bool
+        Also a mask head (Table 5), which torchvision's has not.
+    **options
+        As for `maskrcnn_resnet50_fpn`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `maskrcnn_resnet50_fpn`; ValueError also for less than one keypoint.
+    """
+    if num_keypoints < 1:
+        raise ValueError(f"num_keypoints must be at least 1, is {num_keypoints}")
+    architecture = replace(RESNET50_FPN, masks=with_masks, num_keypoints=num_keypoints)
+    options = {"architecture": architecture, "min_size": min_size} | options
+    return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)
 
 
 def maskrcnn_resnet101_fpn(num_classes: int = 91, trainable_backbone_layers: int = 3, **options) -> MaskRCNN:
@@ -233,16 +282,86 @@ def maskrcnn_small(
     TypeError
         For an argument that is none of these.
     """
-    fewer = dict(rpn_pre_nms_top_n_train=1000, rpn_post_nms_top_n_train=1000, box_batch_size_per_image=256)
-    architecture = Architecture(
-        blocks=(1, 1, 1, 1),
+    architecture = replace(
+        SMALL, channels=channels, fpn_channels=fpn_channels, box_width=box_width, anchor_sizes=anchor_sizes
+    )
+    alternatives = Alternatives(roi_layer, mask_loss, mask_branch)
+    return _small(architecture, num_classes, min_size, max_size, alternatives, None, seed, rpn_and_box)
+
+
+def keypointrcnn_small(
+    num_classes: int,
+    num_keypoints: int,
+    *,
+    min_size: int | Sequence[int] | None = None,
+    max_size: int = 1600,
+    keypoint_width: int = 64,
+    keypoint_convs: int = 4,
+    keypoint_options: KeypointOptions | None = None,
+    with_masks: bool = False,
+    channels: tuple[int, int, int, int] = SMALL.channels,
+    fpn_channels: int = SMALL.fpn_channels,
+    box_width: int = SMALL.box_width,
+    anchor_sizes: tuple[float, ...] = SMALL.anchor_sizes,
+    roi_layer: RoILayer | None = None,
+    seed: int | None = 0,
+    **rpn_and_box,
+) -> MaskRCNN:
+    """A Keypoint R-CNN that a laptop trains from nothing: `maskrcnn_small` with another head.
+
+    Parameters
+    ----------
+    num_classes : int
+        Background included.
+    num_keypoints : int
+        Of every object, whatever its class.
+    keypoint_width, keypoint_convs : int
+        Channels and number of the keypoint head's convolutions, each with group norm; in the paper 512 and
+        8, without.
+    keypoint_options, with_masks
+        As for `keypointrcnn_resnet50_fpn`.
+    **others
+        As for `maskrcnn_small`.
+
+    Raises
+    ------
+    TypeError
+        For an argument that is none of these.
+    ValueError
+        For less than one keypoint.
+    """
+    if num_keypoints < 1:
+        raise ValueError(f"num_keypoints must be at least 1, is {num_keypoints}")
+    architecture = replace(
+        SMALL,
         channels=channels,
-        block=BasicBlock,
-        stem=3,
         fpn_channels=fpn_channels,
         box_width=box_width,
         anchor_sizes=anchor_sizes,
+        masks=with_masks,
+        num_keypoints=num_keypoints,
+        keypoint_width=keypoint_width,
+        keypoint_convs=keypoint_convs,
+        keypoint_norm=GroupNorm,
     )
+    alternatives = Alternatives(roi_layer)
+    return _small(
+        architecture, num_classes, min_size, max_size, alternatives, keypoint_options, seed, rpn_and_box
+    )
+
+
+def _small(
+    architecture: Architecture,
+    num_classes: int,
+    min_size: int | Sequence[int] | None,
+    max_size: int,
+    alternatives: Alternatives,
+    keypoint_options: KeypointOptions | None,
+    seed: int | None,
+    rpn_and_box: dict,
+) -> MaskRCNN:
+    """A network of a laptop's size: nothing rounded, group norm, fewer proposals and RoIs."""
+    fewer = dict(rpn_pre_nms_top_n_train=1000, rpn_post_nms_top_n_train=1000, box_batch_size_per_image=256)
     return assemble(
         architecture,
         num_classes,
@@ -250,7 +369,8 @@ def maskrcnn_small(
         min_size=min_size,
         max_size=max_size,
         norm=GroupNorm,
-        alternatives=Alternatives(roi_layer, mask_loss, mask_branch),
+        alternatives=alternatives,
+        keypoint_options=keypoint_options,
         seed=seed,
         rpn_and_box=fewer | rpn_and_box,
     )

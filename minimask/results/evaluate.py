@@ -1,7 +1,7 @@
-"""COCO's average precision of boxes and masks, by pycocotools, for any number of detections per image."""
+"""COCO's average precision of boxes, masks and keypoints, by pycocotools, for any number of detections."""
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,53 +10,73 @@ from typing import Any
 
 import numpy as np
 
+from minimask.data.keypoint_checks import to_coco
 from minimask.files import write_json
 from minimask.results.large import predict_at
+from minimask.results.oks import oks_sigmas
 
 FILES = ("detections.json", "metrics.json")
 METRICS = ("AP", "AP50", "AP75", "small", "medium", "large")
+KEYPOINT_DETECTIONS = 20
+"""Most detections an image in COCO's evaluation of keypoints."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Average precision of boxes and of masks, and the detections it was computed from.
+    """Average precision of boxes, masks and keypoints, and the detections it was computed from.
 
     Attributes
     ----------
-    box, mask : dict of str to float
+    box, mask, keypoint : dict of str to float, or None where the model does not find such
         `METRICS`: AP is the mean over the IoU thresholds 0.50, 0.55, ..., 0.95 and the classes; AP50 and
         AP75 are at one threshold; small, medium and large are the AP of objects with an area below 32**2
-        pixels, from there to 96**2, and above. -1 where the data has no such object.
+        pixels, from there to 96**2, and above. -1 where the data has no such object. Keypoints are compared
+        by object keypoint similarity (OKS) in the place of IoU, have no small objects, and are counted for
+        `KEYPOINT_DETECTIONS` detections an image at most, as in COCO.
     max_detections : int
         How many detections per image were counted at most, best first.
     images, objects : int
         Number of images, and of objects (without crowds), that were evaluated on.
     detections : list of dict
-        COCO results: image_id, category_id, bbox (x, y, width, height), score, segmentation (RLE).
+        COCO results: image_id, category_id, bbox (x, y, width, height), score, segmentation (RLE), keypoints.
+    sigmas : str
+        What the tolerance of keypoints rests on; empty without keypoints.
     """
 
     box: dict[str, float]
-    mask: dict[str, float]
+    mask: dict[str, float] | None
     max_detections: int
     images: int
     objects: int
     detections: list[dict]
+    keypoint: dict[str, float] | None = None
+    sigmas: str = ""
+
+    @property
+    def kinds(self) -> dict[str, dict[str, float]]:
+        """The metrics by kind, of what the model finds."""
+        metrics = {"box": self.box, "mask": self.mask, "keypoint": self.keypoint}
+        return {kind: values for kind, values in metrics.items() if values is not None}
 
     def table(self) -> str:
         """The metrics as a text table; a dash where the data has no such object."""
-        rows = ["      " + "".join(f"{name:>8}" for name in METRICS)]
-        for kind, values in (("box", self.box), ("mask", self.mask)):
-            cells = ["-" if values[name] < 0 else f"{values[name]:.3f}" for name in METRICS]
-            rows.append(f"{kind:<6}" + "".join(f"{cell:>8}" for cell in cells))
-        if any(value < 0 for value in (self.box | self.mask).values()):
+        width = max(6, *(len(kind) + 2 for kind in self.kinds))
+        rows = [" " * width + "".join(f"{name:>8}" for name in METRICS)]
+        for kind, values in self.kinds.items():
+            cells = ["-" if values.get(name, -1) < 0 else f"{values[name]:.3f}" for name in METRICS]
+            rows.append(f"{kind:<{width}}" + "".join(f"{cell:>8}" for cell in cells))
+        if any(value < 0 for values in self.kinds.values() for value in values.values()):
             rows.append("-: no object of that size in the data (COCO writes -1)")
+        if self.keypoint:
+            rows.append(f"{self.sigmas}; small objects count among all, but not by themselves")
         return "\n".join(rows)
 
     def write(self, directory: Path) -> None:
         """Write detections.json, COCO results that other tools read, and metrics.json."""
         detections, metrics = FILES
         write_json(directory / detections, self.detections)
-        values = {name: value for name, value in vars(self).items() if name != "detections"}
+        written = {name: value for name, value in vars(self).items() if value not in (None, "")}
+        values = {name: value for name, value in written.items() if name != "detections"}
         write_json(directory / metrics, values, indent=2)
 
 
@@ -91,7 +111,11 @@ def evaluate(
         prediction = predict_at(model, dataset, index)
         found = coco_results(prediction, dataset.image_ids[index], dataset.category_ids)
         detections += sorted(found, key=lambda result: -result["score"])[:max_detections]
-    return score(dataset.coco_document(), detections, max_detections)
+    kinds = ["bbox"]
+    kinds += ["segm"] if getattr(model, "mask_head", True) is not None else []
+    both = getattr(model, "keypoint_head", None) is not None and getattr(dataset, "skeleton", None)
+    kinds += ["keypoints"] if both else []
+    return score(dataset.coco_document(), detections, max_detections, kinds)
 
 
 def _most_of(model: Any) -> int:
@@ -127,27 +151,47 @@ def coco_results(prediction: dict, image_id: int, category_ids: list[int]) -> li
     Parameters
     ----------
     prediction : dict
-        boxes (N, 4) x1, y1, x2, y2; labels (N,) from 1; scores (N,); masks with ``rle(threshold)``.
+        boxes (N, 4) x1, y1, x2, y2; labels (N,) from 1; scores (N,); where there are, masks with
+        ``rle(threshold)`` and keypoints (N, K, 3).
     category_ids : list of int
         The COCO id of label 1, 2, ...
     """
     boxes = np.asarray(prediction["boxes"], dtype=np.float64).reshape(-1, 4)
     sizes = boxes[:, 2:] - boxes[:, :2]
-    return [
+    results = [
         {
             "image_id": int(image_id),
             "category_id": int(category_ids[int(label) - 1]),
             "bbox": [round(float(value), 3) for value in (*box[:2], *size)],
             "score": float(value),
-            "segmentation": rle,
         }
-        for box, size, label, value, rle in zip(
-            boxes, sizes, prediction["labels"], prediction["scores"], prediction["masks"].rle(0.5)
-        )
+        for box, size, label, value in zip(boxes, sizes, prediction["labels"], prediction["scores"])
     ]
+    for name, entries in _of_heads(prediction).items():
+        for result, entry in zip(results, entries):
+            result[name] = entry
+    return results
 
 
-def score(document: dict, detections: list[dict], max_detections: int = 100) -> Evaluation:
+def _of_heads(prediction: dict) -> dict[str, list]:
+    """What a mask head and a keypoint head add to the results: a list of N entries by name."""
+    entries: dict[str, list] = {}
+    if "masks" in prediction:
+        entries["segmentation"] = prediction["masks"].rle(0.5)
+    if "keypoints" in prediction:
+        keypoints = np.array(prediction["keypoints"], np.float64)
+        keypoints[..., 2] = 2  # all are given, and which are hidden is not predicted
+        flat = to_coco(keypoints).reshape(len(keypoints), -1)
+        entries["keypoints"] = [[round(value, 3) for value in row] for row in flat.tolist()]
+    return entries
+
+
+def score(
+    document: dict,
+    detections: list[dict],
+    max_detections: int = 100,
+    kinds: Sequence[str] = ("bbox", "segm"),
+) -> Evaluation:
     """Compare COCO results with a COCO document.
 
     Parameters
@@ -155,26 +199,45 @@ def score(document: dict, detections: list[dict], max_detections: int = 100) -> 
     document : dict
         images, annotations (with area and iscrowd, ids from 1 up) and categories.
     detections : list of dict
-        COCO results with both bbox and segmentation; may be empty.
+        COCO results with bbox, and segmentation and keypoints for these kinds; may be empty.
+    kinds : of "bbox", "segm" and "keypoints"
+        What is compared.
     """
     from pycocotools import mask as rle_masks
 
-    # A detection is small or large by the area of its box in one metric and of its mask in the other.
-    box_areas = [result["bbox"][2] * result["bbox"][3] for result in detections]
-    # One by one: pycocotools 2.0.11 refuses the area of more than 255 masks at once.
-    mask_areas = [rle_masks.area(result["segmentation"]) for result in detections]
+    # A detection is small or large by the area of its box in one metric, of its mask in another, and of the
+    # box around its keypoints in the third.
+    areas = {
+        "bbox": lambda result: result["bbox"][2] * result["bbox"][3],
+        # One by one: pycocotools 2.0.11 refuses the area of more than 255 masks at once.
+        "segm": lambda result: rle_masks.area(result["segmentation"]),
+        "keypoints": lambda result: np.prod(np.ptp(np.reshape(result["keypoints"], (-1, 3))[:, :2], axis=0)),
+    }
+    sigmas, told = oks_sigmas(document) if "keypoints" in kinds else (None, "")
+    found: dict[str, dict | None] = dict.fromkeys(("bbox", "segm", "keypoints"))
+    for kind in kinds:
+        most = min(max_detections, KEYPOINT_DETECTIONS) if kind == "keypoints" else max_detections
+        measured = [areas[kind](result) for result in detections]
+        found[kind] = _average_precision(document, detections, measured, kind, most, sigmas)
     return Evaluation(
-        box=_average_precision(document, detections, box_areas, "bbox", max_detections),
-        mask=_average_precision(document, detections, mask_areas, "segm", max_detections),
+        box=found["bbox"],
+        mask=found["segm"],
         max_detections=max_detections,
         images=len(document["images"]),
         objects=sum(not annotation["iscrowd"] for annotation in document["annotations"]),
         detections=detections,
+        keypoint=found["keypoints"],
+        sigmas=told,
     )
 
 
 def _average_precision(
-    document: dict, detections: list[dict], areas: list[float], kind: str, max_detections: int
+    document: dict,
+    detections: list[dict],
+    areas: list[float],
+    kind: str,
+    max_detections: int,
+    sigmas: np.ndarray | None = None,
 ) -> dict[str, float]:
     """The `METRICS` from COCOeval's precisions, whose own summary is fixed to 100 detections and prints.
 
@@ -182,7 +245,9 @@ def _average_precision(
     ----------
     areas : list of float
         Of each detection, in pixels.
-    kind : "bbox" or "segm"
+    kind : "bbox", "segm" or "keypoints"
+    sigmas : (K,) float, optional
+        Of keypoints.
     """
     # COCO.loadRes fails without results and writes into those given; the same annotations are made here.
     results = [
@@ -192,19 +257,19 @@ def _average_precision(
     truth, found = _indexed(document), _indexed(document | {"annotations": results})
     comparison = _silent("cocoeval").COCOeval(truth, found, kind)
     comparison.params.maxDets = [max_detections]
+    if kind == "keypoints":
+        comparison.params.kpt_oks_sigmas = sigmas
     comparison.evaluate()
     comparison.accumulate()
-    # (T thresholds, R recalls, K classes, 4 areas, 1); -1 where there is no object
+    # (T thresholds, R recalls, K classes, areas, 1); -1 where there is no object
     precision = comparison.eval["precision"]
-    any_size, small, medium, large = np.moveaxis(precision[..., 0], 3, 0)  # (T, R, K) each
-    thresholds = comparison.params.iouThrs
+    by_area = dict(zip(comparison.params.areaRngLbl, np.moveaxis(precision[..., 0], 3, 0)))  # (T, R, K) each
+    any_size, thresholds = by_area.pop("all"), comparison.params.iouThrs
     return {
         "AP": _mean(any_size),
         "AP50": _mean(any_size[np.isclose(thresholds, 0.50)]),
         "AP75": _mean(any_size[np.isclose(thresholds, 0.75)]),
-        "small": _mean(small),
-        "medium": _mean(medium),
-        "large": _mean(large),
+        **{name: _mean(values) for name, values in by_area.items()},  # small, which keypoints lack; ...
     }
 
 

@@ -36,9 +36,14 @@ def predict_pixels(model: Any, pixels: np.ndarray) -> tuple[dict, np.ndarray, di
     h, w = image.shape[1:]
     if (h, w) == (height, width):
         return seen, image, seen
-    scale, masks = (height / h, width / w), seen["masks"]
-    masks = replace(masks, boxes=scale_boxes(masks.boxes, scale), image_size=(height, width))
-    return seen | {"boxes": scale_boxes(seen["boxes"], scale), "masks": masks}, image, seen
+    scale = height / h, width / w
+    found = seen | {"boxes": scale_boxes(seen["boxes"], scale)}
+    if "masks" in seen:
+        boxes = scale_boxes(seen["masks"].boxes, scale)
+        found["masks"] = replace(seen["masks"], boxes=boxes, image_size=(height, width))
+    if "keypoints" in seen:
+        found["keypoints"] = seen["keypoints"] * np.array([scale[1], scale[0], 1], seen["keypoints"].dtype)
+    return found, image, seen
 
 
 def predict_at(model: Any, dataset: Any, index: int) -> dict:

@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from minimask.files import check_inputs_are_kept, output_directory, write_json
 from minimask.models.detector import Detector
 from minimask.results.evaluate import coco_results
 from minimask.results.large import predict_pixels
-from minimask.results.visualize import draw_instances, label_maps, save_picture
+from minimask.results.visualize import draw_instances, label_maps, likely_keypoints, save_picture
 
 _PASTED = 9  # bytes a pixel for one mask at the size of the image: as float32, thresholded, encoded
 
@@ -130,12 +131,15 @@ def predict_files(
     Raises
     ------
     InputError
-        If a file turns out to be damaged, or something cannot be written. The pictures of the images before
+        If label maps are asked for and the model finds no masks; if a file turns out to be damaged, or
+        something cannot be written. The pictures of the images before
         it have been written; predictions.json has not.
     """
     images: list[dict] = []
     annotations: list[dict] = []
     counts = []
+    if with_label_maps and detector.model.mask_head is None:
+        raise InputError("--label-maps: this model finds no masks; leave it out, or take one that does")
     with output_directory(output) as folder:
         for number, path in enumerate(progress(list(map(Path, paths))), start=1):
             pixels = files.decode(path)
@@ -146,24 +150,49 @@ def predict_files(
             found, image, seen = predict_pixels(detector.model, pixels)
             picture, *maps = results_of(path, folder, with_label_maps)
             names = detector.class_names
-            drawn = draw_instances(image, seen["boxes"], seen["labels"], seen["masks"], names, seen["scores"])
-            save_picture(picture, drawn)
+            save_picture(picture, _drawn(image, seen, detector))
             if maps:
                 for name, values in zip(maps, label_maps(found, height, width, len(names))):
                     save_picture(name, values)
             counts.append(len(found["scores"]))
             images.append({"id": number, "file_name": path.name, "height": height, "width": width})
             if json:
-                annotations += coco_results(found, number, detector.category_ids)
+                annotations += _annotations(found, number, detector)
         if json:
             write_json(folder / "predictions.json", _coco_document(images, annotations, detector))
     return counts
 
 
+def _drawn(image: np.ndarray, seen: dict, detector: Detector) -> Any:
+    return draw_instances(
+        image,
+        seen["boxes"],
+        seen["labels"],
+        seen.get("masks"),
+        detector.class_names,
+        seen["scores"],
+        keypoints=likely_keypoints(seen),
+        skeleton=detector.skeleton,
+    )
+
+
+def _annotations(found: dict, image_id: int, detector: Detector) -> list[dict]:
+    """An image's COCO results; beside keypoints, how many there are, and how probable each is."""
+    results = coco_results(found, image_id, detector.category_ids)
+    if "keypoints" not in found:
+        return results
+    probabilities = np.round(found["keypoints_probabilities"].astype(np.float64), 4).tolist()
+    return [
+        result | {"num_keypoints": len(row), "keypoints_probabilities": row}
+        for result, row in zip(results, probabilities)
+    ]
+
+
 def _coco_document(images: list[dict], annotations: list[dict], detector: Detector) -> dict:
     names = zip(detector.category_ids, detector.class_names)
+    keypoints = detector.skeleton.category() if detector.skeleton else {}
     return {
         "images": images,
-        "categories": [{"id": number, "name": name} for number, name in names],
+        "categories": [{"id": number, "name": name} | keypoints for number, name in names],
         "annotations": [{"id": i, "iscrowd": 0} | found for i, found in enumerate(annotations, start=1)],
     }

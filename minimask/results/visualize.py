@@ -14,6 +14,7 @@ from scipy import ndimage
 from minimask.boxes import by_falling
 from minimask.data.augmentation import LUMA
 from minimask.data.sample import tight_boxes
+from minimask.data.skeleton import Skeleton
 from minimask.errors import InputError, one_line
 from minimask.files import replacing
 from minimask.masks import Window
@@ -32,6 +33,7 @@ _BACKGROUND, _INK = (250, 250, 250), (30, 30, 30)
 _LINE, _HALO = 2.0, 1.2  # widths in display pixels
 _FILL = 0.32  # opacity of a mask
 _LABEL_HEIGHT = 15  # display pixels
+_BONE, _JOINT = 1.3, 3.4  # half a line's width and a keypoint's radius, in display pixels
 
 
 def windows(masks: Any) -> Iterator[tuple[Window, np.ndarray]]:
@@ -57,8 +59,10 @@ def draw_instances(
     scores: np.ndarray | None = None,
     zoom: float | None = None,
     names: bool = True,
+    keypoints: np.ndarray | None = None,
+    skeleton: Skeleton | None = None,
 ) -> "Image.Image":
-    """Draw masks, boxes, class names and scores over an image.
+    """Draw masks, boxes, keypoints, class names and scores over an image.
 
     Parameters
     ----------
@@ -67,7 +71,7 @@ def draw_instances(
         x1, y1, x2, y2 in pixels.
     labels : (G,) int
         From 1 up; ``class_names[label - 1]`` is the name.
-    masks : (G, H, W) array, or a model's masks
+    masks : (G, H, W) array, a model's masks, or None
     scores : (G,) float, optional
         Written beside the name.
     zoom : float, optional
@@ -75,6 +79,10 @@ def draw_instances(
         steps.
     names : bool
         Whether each instance is labelled with the name of its class; the caption has it in any case.
+    keypoints : (G, K, 3) float, optional
+        x, y in pixels, and visibility: 0 is not drawn, 1 (hidden) a ring, 2 a dot.
+    skeleton : Skeleton, optional
+        Which keypoints are joined by lines.
 
     Returns
     -------
@@ -97,9 +105,13 @@ def draw_instances(
     class_names = [one_line(name) for name in class_names]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     for index in by_falling(areas):  # the small ones on top
-        ((window, patch),) = windows(masks[index : index + 1])  # not all at once: a patch may fill the image
-        _draw_mask(canvas, window, patch, _RGB[colours[index]], zoom)
+        if masks is not None:  # one at a time: a patch may fill the image
+            ((window, patch),) = windows(masks[index : index + 1])
+            _draw_mask(canvas, window, patch, _RGB[colours[index]], zoom)
         _draw_box(canvas, boxes[index] * zoom, _RGB[colours[index]])
+        if keypoints is not None:
+            scaled = np.asarray(keypoints[index], np.float64) * (zoom, zoom, 1)
+            _draw_keypoints(canvas, scaled, skeleton.edges if skeleton else (), _RGB[colours[index]])
     picture = Image.fromarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8))
     texts = _texts([class_names[label - 1] if names else "" for label in labels], scores)
     order = by_falling(scores) if scores is not None else range(len(labels))
@@ -152,11 +164,20 @@ def _compared(sample: Any, found: dict, class_names: Sequence[str], size: int) -
     image, caption = gain * sample.image, f"shown {gain:.1f} times brighter" if gain > 1.2 else ""
     plain = Image.fromarray(_resized(image, zoom).astype(np.uint8))
     names = len(class_names) > 1
+    options = dict(zoom=zoom, names=names, skeleton=getattr(sample, "skeleton", None))
+    keypoints = getattr(sample, "keypoints", None)
     truth = draw_instances(
-        image, sample.boxes, sample.labels, sample.masks, class_names, zoom=zoom, names=names
+        image, sample.boxes, sample.labels, sample.masks, class_names, keypoints=keypoints, **options
     )
     guess = draw_instances(
-        image, found["boxes"], found["labels"], found["masks"], class_names, found["scores"], zoom, names
+        image,
+        found["boxes"],
+        found["labels"],
+        found.get("masks"),
+        class_names,
+        found["scores"],
+        keypoints=likely_keypoints(found),
+        **options,
     )
     return [_with_caption(plain, caption), truth, guess]
 
@@ -330,6 +351,50 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: np.ndarray) -> None:
         c, d = max(x1 - grow, 0), min(x2 + grow, width - 1)
         for edge in (canvas[a, c : d + 1], canvas[b, c : d + 1], canvas[a : b + 1, c], canvas[a : b + 1, d]):
             edge += opacity * (ink - edge)
+
+
+def likely_keypoints(prediction: dict, probability: float = 0.05) -> np.ndarray | None:
+    """A prediction's keypoints (G, K, 3) to draw: visible where they are at least this probable, else not.
+
+    The threshold is detectron2's. A position that was guessed has a probability of 1/3136.
+    """
+    if "keypoints" not in prediction:
+        return None
+    keypoints = np.array(prediction["keypoints"], np.float64)
+    keypoints[..., 2] = np.where(np.asarray(prediction["keypoints_probabilities"]) >= probability, 2, 0)
+    return keypoints
+
+
+def _draw_keypoints(
+    canvas: np.ndarray, keypoints: np.ndarray, edges: Iterable[tuple[int, int]], colour: np.ndarray
+) -> None:
+    """Lines in the instance's colour, then white dots (K, 3) with a rim of it; all with a dark halo."""
+    black, white = np.zeros(3, np.float32), np.full(3, 255, np.float32)
+    lines = [(a, b) for a, b in edges if keypoints[a, 2] > 0 and keypoints[b, 2] > 0]
+    points = [k for k in range(len(keypoints)) if keypoints[k, 2] > 0]
+    for ink, grow in ((black, _HALO), (colour, 0.0)):
+        for a, b in lines:
+            _stroke(canvas, keypoints[a, :2], keypoints[b, :2], _BONE + grow, ink)
+    for k in points:
+        place, hidden = keypoints[k, :2], keypoints[k, 2] == 1
+        _stroke(canvas, place, place, _JOINT + _HALO, black)
+        _stroke(canvas, place, place, _JOINT, colour)
+        _stroke(canvas, place, place, _JOINT - 1.5, black if hidden else white)
+
+
+def _stroke(canvas: np.ndarray, a: np.ndarray, b: np.ndarray, radius: float, colour: np.ndarray) -> None:
+    """Colour what is nearer than `radius` to the line from a to b (x, y in display pixels), anti-aliased."""
+    height, width = canvas.shape[:2]
+    x1, y1 = np.floor(np.minimum(a, b) - radius - 1).astype(int)
+    x2, y2 = np.ceil(np.maximum(a, b) + radius + 1).astype(int)
+    x1, x2, y1, y2 = max(x1, 0), min(x2, width), max(y1, 0), min(y2, height)
+    if x1 >= x2 or y1 >= y2:
+        return
+    x, y = np.arange(x1, x2) + 0.5 - a[0], np.arange(y1, y2)[:, None] + 0.5 - a[1]
+    dx, dy = b - a
+    along = np.clip((x * dx + y * dy) / max(dx * dx + dy * dy, 1e-12), 0, 1)  # 0 at a, 1 at b
+    distance = np.hypot(x - along * dx, y - along * dy)
+    _blend(canvas[y1:y2, x1:x2], colour, np.clip(radius - distance + 0.5, 0, 1).astype(np.float32))
 
 
 def _colours(boxes: np.ndarray) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 from minimask import backend
 from minimask.config import Config, differences, from_dict, to_dict
 from minimask.errors import InputError, memory_story, one_line
-from minimask.models.networks import checkpoint_config
+from minimask.models.networks import checkpoint_config, has_keypoints
 from minimask.training.distributed import World
 from minimask.training.optim import SGD
 from minimask.weights.checkpoint import (
@@ -96,10 +96,18 @@ class Keeper:
             category_ids=list(self.dataset.category_ids),
             data=self.data,
             environment=self._environment(),
+            **self._skeleton(),
         )
         if self.world.rank == 0:
             save_checkpoint(self.path, checkpoint)
         self.saved = self.done
+
+    def _skeleton(self) -> dict[str, list]:
+        """The names of the data's keypoints, as a checkpoint has them, where the network finds keypoints."""
+        skeleton = getattr(self.dataset, "skeleton", None)
+        if skeleton is None or not has_keypoints(self.config):
+            return {}
+        return {"keypoint_names": list(skeleton.names), "skeleton": [list(edge) for edge in skeleton.edges]}
 
     def restore(self, note: Callable[[str], None]) -> None:
         """Load the checkpoint, and tell of whatever makes this another run than the one that wrote it.
@@ -134,6 +142,12 @@ class Keeper:
             )
             raise InputError(
                 f"{self.path}: was trained on the classes {theirs}; {self.dataset.name} has {ours}"
+            )
+        names = self._skeleton().get("keypoint_names", [])
+        if head.keypoint_names != names:
+            theirs, ours = (one_line(", ".join(n), 300) for n in (head.keypoint_names, names))
+            raise InputError(
+                f"{self.path}: was trained on the keypoints {theirs}; {self.dataset.name} has {ours}"
             )
         if "images" not in head.data:
             raise InputError(

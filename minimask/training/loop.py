@@ -106,7 +106,9 @@ def _train(
 ) -> Outcome:
     options = config.train
     world.use(device)
-    model = build_model(config, len(dataset.class_names) + 1, device)
+    skeleton = getattr(dataset, "skeleton", None)
+    keypoints = len(skeleton.names) if skeleton else 0
+    model = build_model(config, len(dataset.class_names) + 1, device, keypoints)
     optimizer = make_optimizer(model, options)
     part = world.part(options.batch_size)
     batches = Batches(dataset, options.batch_size, augmentation(config.data), options.seed, part)
@@ -259,7 +261,14 @@ def augmentation(options: DataConfig) -> Augmentation:
 
 def _shown(row: dict[str, float]) -> str:
     """The losses in a few characters, for the progress bar: ``loss 1.84 = .61 cls + .32 box + ...``."""
-    short = {"classifier": "cls", "box_reg": "box", "mask": "mask", "objectness": "obj", "rpn_box_reg": "rpn"}
+    short = {
+        "classifier": "cls",
+        "box_reg": "box",
+        "mask": "mask",
+        "keypoint": "kpt",
+        "objectness": "obj",
+        "rpn_box_reg": "rpn",
+    }
     values = {name: f"{row['loss_' + key]:.2f}" for key, name in short.items() if "loss_" + key in row}
     parts = [f"{value.lstrip('0')} {name}" for name, value in values.items()]
     return f"loss {row['loss']:.2f} = {' + '.join(parts)}"

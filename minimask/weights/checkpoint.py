@@ -18,7 +18,7 @@ from minimask import backend
 from minimask.errors import InputError, one_line
 from minimask.files import remove_leftovers, replacing
 from minimask.weights.archive import Archive
-from minimask.weights.schema import FIELDS, FORMAT, read_metadata
+from minimask.weights.schema import FIELDS, FORMAT, OPTIONAL, read_metadata
 
 _TOP = "metadata"
 _TOP_MOST = 2 << 20  # characters; those of a large model are some 50,000
@@ -52,6 +52,10 @@ class Checkpoint:
         Tells the training images from others.
     environment : dict of str to str
         What `backend.describe` says (versions, BLAS, its kernel, threads), and the device: "cpu" or the GPU.
+    keypoint_names : list of str
+        Empty without keypoints.
+    skeleton : list of [int, int]
+        Pairs of their indices, which lines join.
     """
 
     parameters: dict[str, np.ndarray]
@@ -63,6 +67,8 @@ class Checkpoint:
     category_ids: list[int] = field(default_factory=list)
     data: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    keypoint_names: list[str] = field(default_factory=list)
+    skeleton: list[list[int]] = field(default_factory=list)
 
 
 _ARRAYS = ("parameters", "momentum")
@@ -84,6 +90,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     metadata = {"format": FORMAT, "arrays": list(arrays)} | {
         name: getattr(checkpoint, name) for name in FIELDS
     }
+    metadata |= {name: getattr(checkpoint, name) for name in OPTIONAL if getattr(checkpoint, name)}
     arrays[_TOP] = np.array(json.dumps(metadata, allow_nan=False))
     remove_leftovers(Path(path).parent)
     with replacing(path) as file:

@@ -39,6 +39,12 @@ def _ids(value: Any) -> bool:
     return _list_of(int, value) and all(abs(i) < 2**63 for i in value) and len(set(value)) == len(value)
 
 
+def _pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        _list_of(int, pair) and len(pair) == 2 and min(pair) >= 0 for pair in value
+    )
+
+
 FIELDS = {
     "step": Rule(_whole(0, STEPS_MOST), "a whole number from 0 to 2^53"),
     "seed": Rule(_whole(0, 2**63 - 1), "a whole number from 0 to 2^63 - 1"),
@@ -47,6 +53,12 @@ FIELDS = {
     "category_ids": Rule(_ids, "a list of different whole numbers"),
     "data": Rule(_texts_by_name, "texts by name"),
     "environment": Rule(_texts_by_name, "texts by name"),
+}
+
+# Written where there is something to say; absent from checkpoints without keypoints, and from older ones.
+OPTIONAL = {
+    "keypoint_names": Rule(_names, FIELDS["class_names"].words),
+    "skeleton": Rule(_pairs, "a list of pairs of whole numbers from 0"),
 }
 
 
@@ -63,7 +75,7 @@ def read_metadata(text: str, path: Any) -> dict[str, Any]:
     Returns
     -------
     dict
-        `FIELDS`, and ``arrays``, the list of the entries' names.
+        `FIELDS`, `OPTIONAL` (empty lists where absent), and ``arrays``, the list of the entries' names.
 
     Raises
     ------
@@ -79,9 +91,11 @@ def read_metadata(text: str, path: Any) -> dict[str, Any]:
         raise InputError(
             f"{path}: has checkpoint format {shown(version)}, this minimask reads {FORMAT}; update it"
         )
-    wanted = {**FIELDS, "arrays": Rule(lambda value: _list_of(str, value), "a list of names")}
+    for name in OPTIONAL:
+        values.setdefault(name, [])
+    wanted = {**FIELDS, **OPTIONAL, "arrays": Rule(lambda value: _list_of(str, value), "a list of names")}
     if type(version) is not int or version != FORMAT or values.keys() != wanted.keys():
-        names = ", ".join(["format", *wanted])
+        names = ", ".join(["format", *(name for name in wanted if name not in OPTIONAL)])
         raise InputError(f"{path}: damaged (its metadata has not the fields {names}); use another copy of it")
     for name, rule in wanted.items():
         if not rule.holds(values[name]):
@@ -89,6 +103,9 @@ def read_metadata(text: str, path: Any) -> dict[str, Any]:
     if len(values["category_ids"]) != len(values["class_names"]):
         counts = f"{len(values['category_ids'])} ids for {len(values['class_names'])} class names"
         raise _wrong(path, "category_ids", f"has {counts}")
+    keypoints = len(values["keypoint_names"])
+    if any(k >= keypoints for pair in values["skeleton"] for k in pair):
+        raise _wrong(path, "skeleton", f"joins keypoints beyond the {keypoints} there are")
     from_dict(values["config"], str(path))
     return values
 

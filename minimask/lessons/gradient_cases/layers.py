@@ -1,4 +1,4 @@
-"""Cases of convolutions, norms, pooling, resizing, and the explicit RPN and mask heads."""
+"""Cases of convolutions, norms, pooling, resizing, and the explicit RPN, mask and keypoint heads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import math
 
 import numpy as np
 
-from minimask.functions import conv, explicit_mask_head, explicit_rpn_head, norm, pool
+from minimask.functions import (
+    conv,
+    explicit_keypoint_head,
+    explicit_mask_head,
+    explicit_rpn_head,
+    norm,
+    pool,
+)
 from minimask.functions.activation import relu as relu_function
 from minimask.functions.conv_norm import ConvFrozenNorm, conv_frozen_norm_reference
 from minimask.kernels import pooling
@@ -180,6 +187,19 @@ def _mask_head(name: str, rois: int, convs: int) -> Case:
     return Case(name, normal((rois, c, 3, 3), *shapes), composition=composition)
 
 
+def _keypoint_head(name: str, rois: int, convs: int) -> Case:
+    c, d, keypoints = 3, 4, 2
+    inputs = [c, *[d] * convs]  # channels of h_0, h_1, ...
+    shapes = [shape for i in range(convs) for shape in ((d, inputs[i], 3, 3), (d,))]
+    shapes += [(inputs[-1], keypoints, 4, 4), (keypoints,)]
+
+    def composition(x, *weights_and_biases):
+        *hidden, deconv = zip(weights_and_biases[::2], weights_and_biases[1::2])
+        return explicit_keypoint_head.keypoint_head_reference(x, hidden, deconv)
+
+    return Case(name, normal((rois, c, 3, 3), *shapes), composition=composition)
+
+
 CASES = {
     conv.Conv2d: [
         _conv("plain", (2, 3, 5, 6), (4, 3, 3, 3)),
@@ -248,5 +268,10 @@ CASES = {
         _mask_head("two convolutions", 3, 2),
         _mask_head("deconvolution alone", 2, 0),
         _mask_head("no RoIs", 0, 2),
+    ],
+    explicit_keypoint_head.KeypointHead: [
+        _keypoint_head("two convolutions", 3, 2),
+        _keypoint_head("deconvolution alone", 2, 0),
+        _keypoint_head("no RoIs", 0, 2),
     ],
 }

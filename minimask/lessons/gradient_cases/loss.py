@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from minimask.functions import loss
+from minimask.functions import keypoint, loss
 from minimask.functions.array import concatenate
 from minimask.lessons.gradient_cases.case import Case, far_out, normal
 
@@ -115,6 +115,18 @@ def _softmax_mask(name: str, labels, channels: int = 4, masks=(0.0, 1.0), logits
     return Case(name, inputs, reference=_softmax_mask_loop, composition=composition, constants=(2,))
 
 
+def _keypoint(name: str, valid, logits=normal, **options) -> Case:
+    valid = np.array(valid, bool).reshape(-1, 2)  # 2 keypoints a RoI
+
+    def inputs(rng):
+        return *logits((*valid.shape, 3, 3))(rng), rng.integers(0, 9, valid.shape), valid
+
+    def composition(logits, cells, valid, normalizer=None):
+        return keypoint.keypoint_loss_reference(logits, cells.data, valid.data, normalizer)
+
+    return Case(name, inputs, options, composition=composition)
+
+
 CASES = {
     loss.SoftmaxCrossEntropy: [
         _softmax("plain", 5),
@@ -160,5 +172,12 @@ CASES = {
         _softmax_mask("far out", [1, 2, 3], logits=far_out),
         _softmax_mask("class-agnostic", [1, 1], channels=2),
         _softmax_mask("no rows", []),
+    ],
+    keypoint.KeypointLoss: [
+        _keypoint("plain", [[1, 0], [1, 1], [0, 1]]),
+        _keypoint("far out", [[1, 1], [1, 0]], logits=far_out),
+        _keypoint("normalizer", [[1, 0], [1, 1]], normalizer=7.0),
+        _keypoint("none valid", [[0, 0]]),
+        _keypoint("no RoIs", []),
     ],
 }
