@@ -9,6 +9,7 @@ import pytest
 
 from minimask import InputError, Tensor, models
 from minimask.models.assembly import Architecture, assemble
+from minimask.models.box_head import Pooler
 from minimask.models.conventions import DETECTRON2, MINIMASK, TORCHVISION
 from minimask.models.resnet import BasicBlock
 from minimask.nn import BatchNorm2d, GroupNorm
@@ -44,9 +45,17 @@ KINDS = {
 }
 
 
+class InTurn(Pooler):
+    """One RoI after another reads the next level: by their size, all of these small ones would read P2."""
+
+    def __call__(self, levels, rois):
+        scales = tuple(1.0 / s for s in self.strides)
+        return self.roi_layer(levels[:4], rois, self.output_size, scales, levels=np.arange(len(rois)) % 4)
+
+
 def tiny(kind: str, **options):
     architecture, conventions, norm = KINDS[kind]
-    counts = dict(rpn_post_nms_top_n_train=40, box_batch_size_per_image=24, rpn_batch_size_per_image=48)
+    counts = dict(rpn_post_nms_top_n_train=40, box_batch_size_per_image=12, rpn_batch_size_per_image=32)
     model = assemble(
         architecture,
         3,
@@ -56,6 +65,9 @@ def tiny(kind: str, **options):
         norm=norm,
         rpn_and_box=counts | options,
     )
+    if architecture.pyramid:
+        for head in filter(None, (model.box_head, model.mask_head)):
+            head.pooler = InTurn(head.pooler.output_size, head.pooler.roi_layer)
     return model.astype(np.float64)
 
 
