@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from minimask import InputError, Tensor, models
+from minimask.backend import to_cpu
 from minimask.models.assembly import Architecture, assemble
 from minimask.models.box_head import Pooler
 from minimask.models.conventions import DETECTRON2, MINIMASK, TORCHVISION
@@ -98,6 +99,25 @@ def test_a_step_along_the_gradient_lowers_each_networks_loss_and_reaches_every_p
         p.data = p.data - 1e-3 * float(before) / square * p.grad
     after = sum(model.training_record(images, targets, Draws(seed=1), held=record).losses.values())
     assert float(after) < float(before)
+
+
+@pytest.mark.parametrize("kind", ["C4", "Faster R-CNN", "the second version", "grouped convolutions"])
+def test_each_network_computes_the_same_on_a_gpu(kind, fake_cupy):
+    (image, target), found = discs(np.random.default_rng(0), 3, size=32), []
+    for device in ("cpu", "cuda"):
+        model = tiny(kind, box_score_thresh=0.0).to(device)
+        losses = model.loss([image], [target], Draws(seed=1))
+        sum(losses.values()).backward()
+        gradients = {name: to_cpu(p.grad) for name, p in model.named_parameters()}
+        found.append(
+            ({name: float(loss) for name, loss in losses.items()}, gradients, model.predict([image])[0])
+        )
+    (losses, gradients, result), (theirs, their_gradients, their_result) = found
+    assert theirs == pytest.approx(losses, rel=1e-9)
+    for name, gradient in gradients.items():
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(their_gradients[name], gradient, rtol=0, atol=1e-7 * scale, err_msg=name)
+    np.testing.assert_allclose(their_result["boxes"], result["boxes"], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

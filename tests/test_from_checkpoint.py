@@ -338,7 +338,7 @@ NAMES = {  # of detectron2's losses
     "name",
     [
         "d2_mask_rcnn_R_50_FPN",
-        "d2_mask_rcnn_R_50_C4",
+        pytest.param("d2_mask_rcnn_R_50_C4", marks=pytest.mark.slow),
         pytest.param("d2_mask_rcnn_X_101_32x8d_FPN", marks=pytest.mark.slow),
     ],
 )

@@ -25,15 +25,25 @@ def option(default: Any, text: str, low=None, high=None, above=None, choices: Se
 class ModelConfig:
     """Which network, and what it reports. An unset size leaves the network's own."""
 
-    name: str = option("maskrcnn_small", "the network", choices=("maskrcnn_small", "maskrcnn_resnet50_fpn"))
+    name: str = option(
+        "maskrcnn_small",
+        "the network",
+        choices=(
+            "maskrcnn_small",
+            "maskrcnn_resnet50_fpn",
+            "maskrcnn_resnet50_fpn_v2",
+            "maskrcnn_resnet50_c4",
+            "maskrcnn_resnet101_fpn",
+            "maskrcnn_resnet101_c4",
+            "maskrcnn_resnext101_32x8d_fpn",
+        ),
+    )
     norm: str | None = option(
         None,
-        "of a ResNet-50; frozen suits loaded weights",
+        "of a ResNet; frozen suits loaded weights",
         choices=("group", "batch", "frozen"),
     )
-    trainable_layers: int | None = option(
-        None, "last stages of a ResNet-50 that train; 5: all", low=0, high=5
-    )
+    trainable_layers: int | None = option(None, "last stages of a ResNet that train; 5: all", low=0, high=5)
     score_threshold: float = option(0.05, "detections that score less are dropped", low=0, high=1)
     nms_threshold: float = option(
         0.5, "of two boxes of a class with more IoU than this, one goes", low=0, high=1

@@ -13,7 +13,12 @@ from minimask.models.zoo import (
     PAPER_RECIPE,
     SMALL_RECIPE,
     Recipe,
+    maskrcnn_resnet50_c4,
     maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet101_c4,
+    maskrcnn_resnet101_fpn,
+    maskrcnn_resnext101_32x8d_fpn,
     maskrcnn_small,
 )
 from minimask.nn import BatchNorm2d, FrozenBatchNorm2d, GroupNorm
@@ -31,12 +36,18 @@ class Network:
     from_scratch: dict[str, Any] = field(default_factory=dict)
 
 
+# With frozen norms that change nothing, random weights make C5 some 300 times as large as C2's inputs.
+FROM_SCRATCH = {"norm": "group", "trainable_layers": 5}
 NETWORKS = {
     "maskrcnn_small": Network(maskrcnn_small, SMALL_RECIPE),
-    # With frozen norms that change nothing, random weights make C5 some 300 times as large as C2's inputs.
-    "maskrcnn_resnet50_fpn": Network(
-        maskrcnn_resnet50_fpn, PAPER_RECIPE, {"norm": "group", "trainable_layers": 5}
+    "maskrcnn_resnet50_fpn": Network(maskrcnn_resnet50_fpn, PAPER_RECIPE, FROM_SCRATCH),
+    "maskrcnn_resnet50_fpn_v2": Network(
+        maskrcnn_resnet50_fpn_v2, PAPER_RECIPE, FROM_SCRATCH | {"norm": "batch"}
     ),
+    "maskrcnn_resnet50_c4": Network(maskrcnn_resnet50_c4, PAPER_RECIPE, FROM_SCRATCH),
+    "maskrcnn_resnet101_fpn": Network(maskrcnn_resnet101_fpn, PAPER_RECIPE, FROM_SCRATCH),
+    "maskrcnn_resnet101_c4": Network(maskrcnn_resnet101_c4, PAPER_RECIPE, FROM_SCRATCH),
+    "maskrcnn_resnext101_32x8d_fpn": Network(maskrcnn_resnext101_32x8d_fpn, PAPER_RECIPE, FROM_SCRATCH),
 }
 
 
