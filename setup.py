@@ -59,6 +59,7 @@ setup(
         "mpi": MPI,
         # NVRTC without a GPU or a driver: tests/test_cuda_sources.py compiles the kernels with it
         "cuda-compile": ["cuda-core>=1.0,<2", "cuda-bindings>=12.9,<13", "nvidia-cuda-nvrtc-cu12>=12.9"],
+        "download": ["pooch>=1.8", "requests>=2.28"],
         "notebooks": ["jupyter", "ipywidgets"],
         "test": [
             "pytest>=8.0",
@@ -67,6 +68,8 @@ setup(
             "nbformat>=5.7",
             "nbclient>=0.10.1",
             "ipykernel>=6.0",
+            "pooch>=1.8",
+            "requests>=2.28",
             *MPI,
         ],
         "docs": ["sphinx>=7.0", "myst-nb>=1.1", "numpydoc>=1.6", "pydata-sphinx-theme>=0.15"],

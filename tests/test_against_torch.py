@@ -186,3 +186,15 @@ def test_the_box_and_mask_losses_are_torchvision_s():
         ),
         masks,
     )
+
+
+def test_softmax_mask_loss_is_the_cross_entropy_of_a_mixture_of_class_and_background():
+    labels, targets = np.array([2, 1, 3]), np.random.default_rng(1).random((3, 6, 6))
+    mixture = torch.zeros((3, 4, 6, 6), dtype=torch.float64)
+    mixture[range(3), labels] += torch.tensor(targets)
+    mixture[:, 0] += 1 - torch.tensor(targets)
+    compare(
+        lambda x: F.softmax_mask_loss(x, labels, targets),
+        lambda x: nn.cross_entropy(x, mixture),
+        *normal((3, 4, 6, 6)),
+    )

@@ -9,9 +9,11 @@ import pytest
 
 from minimask import InputError, Tensor, models
 from minimask.backend import to_cpu
+from minimask.config import Config, options, with_settings
 from minimask.models.assembly import Architecture, assemble
 from minimask.models.box_head import Pooler
 from minimask.models.conventions import DETECTRON2, MINIMASK, TORCHVISION
+from minimask.models.networks import NETWORKS, resolved
 from minimask.models.resnet import BasicBlock
 from minimask.nn import BatchNorm2d, GroupNorm
 from minimask.randomness import Draws
@@ -177,3 +179,21 @@ def test_the_last_stage_counts_among_the_layers_that_train_wherever_it_is(build)
     assert trained(1) == {"layer4"}
     assert trained(3) == {"layer2", "layer3", "layer4"}
     assert trained(5) == {"layer1", "layer2", "layer3", "layer4"}
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("maskrcnn_resnet50_c4", "mask_branch=mlp2"), ("maskrcnn_small", "trainable_layers=3")],
+)
+def test_what_a_network_has_no_choice_of_is_refused_by_name(name, option):
+    config = with_settings(Config(), [f"model.name={name}", f"model.{option}"])
+    with pytest.raises(InputError, match=rf"^model\.{option.split('=')[0]}: {name} has no such choice"):
+        resolved(config)
+
+
+def test_every_network_that_a_configuration_can_name_is_built_from_its_name():
+    names = {key: entry for key, entry in options() if key == "model.name"}["model.name"].metadata["choices"]
+    assert set(names) == set(NETWORKS)
+    for name in names:
+        network = NETWORKS[name]
+        assert network.build(3, seed=None).transform.conventions == network.conventions

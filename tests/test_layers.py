@@ -48,7 +48,7 @@ PARTS |= {name: "lessons" for name in ("lessons", "exercises", "tutorial", "misa
 
 NEEDED = {"numpy", "scipy"}  # of `import minimask`; the others are imported where they are used
 OPTIONAL = {"PIL", "matplotlib", "pycocotools", "tqdm", "threadpoolctl", "IPython", "ipywidgets"}
-OPTIONAL |= {"cupy", "cupyx", "mpi4py"}
+OPTIONAL |= {"cupy", "cupyx", "mpi4py", "pooch", "requests"}
 
 
 def modules() -> dict[str, Path]:

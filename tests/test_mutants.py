@@ -272,6 +272,13 @@ MUTANTS = {
         ("the background's mask", "g[rows, classes] =", "g[rows, 0 * classes] ="),
         ("averaged over the RoIs alone", "gy * scale * slope", "gy * slope / max(len(rows), 1)"),
     ],
+    loss.SoftmaxMaskLoss: [
+        ("background takes no part", "p[:, 0] -= 1 - targets", "pass"),
+        ("background everywhere", "p[:, 0] -= 1 - targets", "p[:, 0] -= 1"),
+        ("the class on the whole RoI", "p[rows, labels] -= targets", "p[rows, labels] -= 1"),
+        ("not normalised", "p /= total[:, None]", "p /= total.max()"),
+        ("a missing factor", "gy * scale * slope", "scale * slope"),
+    ],
 }
 
 

@@ -95,6 +95,31 @@ def test_boxes_that_touch_have_different_colours():
     assert touching.sum() > 200 and not (touching & (colours[:, None] == colours)).any()
 
 
+def test_a_class_has_one_colour_in_pictures_and_label_maps(tmp_path):
+    masks = np.stack([disc(15, 15, 8), disc(40, 40, 8), disc(65, 15, 8)])
+    boxes = np.array([[7.0, 7, 23, 23], [32, 32, 48, 48], [57, 7, 73, 23]])
+    names = [f"class {k}" for k in range(30)]
+    labels, scores = np.array([9, 9, 29]), np.ones(3)
+    image = np.zeros((3, H, W), np.float32)
+    picture = np.asarray(draw_instances(image, boxes, labels, masks, names, zoom=1.0, names=False))
+    first, second, third = (picture[y, x].astype(int) for x, y in ((15, 15), (40, 40), (65, 15)))
+    assert (first == second).all() and (first != third).any()
+    found = {"labels": labels, "scores": scores, "masks": masks}
+    save_picture(tmp_path / "classes.png", label_maps(found, H, W, len(names))[1])
+    shown = np.asarray(Image.open(tmp_path / "classes.png").convert("RGB")).astype(int)
+    assert (np.abs(0.32 * shown[15, 15] - first) <= 1).all()  # the mask's colour at its opacity, on black
+
+
+def test_a_caption_takes_the_lines_that_it_needs():
+    names = [f"a class with a long name, number {k}" for k in range(8)]
+    boxes, masks = np.tile([[8.0, 18, 32, 42]], (8, 1)), np.stack([disc(20, 30, 12)] * 8)
+    image = np.zeros((3, H, W), np.float32)
+    picture = draw_instances(image, boxes, np.arange(1, 9), masks, names, zoom=4.0)
+    assert picture.width == 4 * W and picture.height >= 4 * H + CAPTION + 5 * 17
+    strip = np.asarray(picture.convert("L"))[4 * H :]
+    assert (strip[:, -2:] > 200).all()  # nothing runs out of the picture
+
+
 def test_many_labels_leave_the_middles_of_other_objects_free():
     boxes = np.array([[x, y, x + 9.0, y + 9.0] for x in range(2, 70, 11) for y in range(2, 50, 11)])
     masks = np.zeros((len(boxes), H, W), np.uint8)
@@ -161,9 +186,9 @@ def test_a_comparison_has_a_row_an_image_whatever_the_sizes():
         image = np.zeros((3, height, width), np.float32)
         samples.append(types.SimpleNamespace(image=image, boxes=box, labels=label, masks=mask))
         predictions.append({"boxes": box, "labels": label, "masks": mask, "scores": np.array([0.7])})
-    sheet = comparison(samples, predictions, ["cup"], size=100)
-    assert sheet.width == 3 * 112 + 12
-    assert sheet.height == 34 + sum(h + CAPTION + 12 for h in (75, 100, 100))
+    sheet = comparison(samples, predictions, ["cup"], size=300)
+    assert sheet.width == 3 * 312 + 12
+    assert sheet.height == 34 + sum(h + CAPTION + 12 for h in (225, 300, 300))
 
 
 def test_loss_curves_are_drawn_of_one_step_as_of_many(tmp_path):

@@ -23,7 +23,7 @@ def option(default: Any, text: str, low=None, high=None, above=None, choices: Se
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network, and what it reports. An unset size leaves the network's own."""
+    """Which network, and what it reports. Whatever is unset is the network's own choice."""
 
     name: str = option(
         "maskrcnn_small",
@@ -44,6 +44,24 @@ class ModelConfig:
         choices=("group", "batch", "frozen"),
     )
     trainable_layers: int | None = option(None, "last stages of a ResNet that train; 5: all", low=0, high=5)
+    # What the paper compares its choices with: docs/alternatives.md
+    roi_layer: str | None = option(
+        None,
+        "of both heads",
+        choices=("roi_pool", "roi_warp_max", "roi_warp", "roi_align_max", "roi_align"),
+    )
+    mask_loss: str | None = option(
+        None,
+        "a softmax makes the classes' masks compete",
+        choices=("sigmoid", "softmax"),
+    )
+    mask_branch: str | None = option(
+        None,
+        "convolutions, or 2 or 3 fully connected layers",
+        choices=("fcn", "mlp2", "mlp3"),
+    )
+    class_agnostic_mask: bool = option(False, "one mask an object, instead of one for each class")
+    class_agnostic_box: bool = option(False, "one box an object, instead of one for each class")
     score_threshold: float = option(0.05, "detections that score less are dropped", low=0, high=1)
     nms_threshold: float = option(
         0.5, "of two boxes of a class with more IoU than this, one goes", low=0, high=1

@@ -35,6 +35,7 @@ from minimask.functions.loss import (
     sigmoid_cross_entropy,
     smooth_l1,
     softmax_cross_entropy,
+    softmax_mask_loss,
 )
 from minimask.functions.norm import batch_norm, frozen_batch_norm, group_norm
 from minimask.functions.pool import max_pool2d, upsample_bilinear, upsample_nearest

@@ -12,6 +12,7 @@ import numpy as np
 from minimask import backend
 from minimask.autograd import Function, Tensor
 from minimask.functions.activation import sigmoid_array, softmax_array
+from minimask.functions.array import exp, log
 
 # -------------------------------------------------------- the pieces, as (value, derivative) of arrays
 
@@ -176,6 +177,33 @@ class MaskLoss(Function):
         return g, None, None
 
 
+class SoftmaxMaskLoss(Function):
+    """L_mask where classes compete: a pixel's multinomial cross-entropy, averaged (Table 2b; FCN's loss).
+
+    A pixel with target t is the RoI's class c with probability t and background with 1 - t.
+    """
+
+    def forward(self, logits, labels, targets):  # (R, K+1, M, M), (R,), (R, M, M) -> ()
+        xp, scale = self.xp, 1.0 / max(targets.size, 1)
+        rows, labels = xp.arange(len(logits)), xp.asarray(labels)
+        p = logits - logits.max(axis=1, keepdims=True)  # cancels below, and no exponential overflows
+        wanted = targets * p[rows, labels] + (1 - targets) * p[:, 0]  # (R, M, M)
+        xp.exp(p, out=p)
+        total = p.sum(axis=1)  # (R, M, M), at least 1
+        # -t log p_c - (1 - t) log p_0 = log sum_k exp(x_k) - t x_c - (1 - t) x_0
+        loss = xp.log(total) - wanted
+        p /= total[:, None]
+        # so d loss / d x_k = p_k - t [k = c] - (1 - t) [k = 0]: what lifts one class lowers every other one
+        p[rows, labels] -= targets
+        p[:, 0] -= 1 - targets
+        self.save(p, scale)
+        return loss.sum() * scale
+
+    def backward(self, gy):  # () -> (R, K+1, M, M)
+        slope, scale = self.saved
+        return gy * scale * slope, None, None
+
+
 # -------------------------------------------------------------------------------------- what people call
 
 
@@ -319,3 +347,30 @@ def mask_loss(logits, labels, targets, class_agnostic: bool = False) -> Tensor:
 def mask_loss_reference(logits, labels, targets) -> Tensor:
     """`mask_loss` from small Functions."""
     return sigmoid_cross_entropy(logits[np.arange(len(labels)), labels], targets)
+
+
+def softmax_mask_loss(logits, labels, targets) -> Tensor:
+    """L_mask with a softmax over classes at each pixel, as in FCN: what Table 2b compares sigmoids with.
+
+    Parameters
+    ----------
+    logits : (R, K + 1, M, M) float
+        Channel 0 is background and takes part, unlike in `mask_loss`.
+    labels : (R,) int in [1, K]
+        The channel that a RoI's object is to win.
+    targets : (R, M, M) float in [0, 1]
+        1: the pixel is of the RoI's class; 0: it is background, whatever else may be there. Between them, a
+        mixture: t log p_class + (1 - t) log p_background.
+
+    Returns
+    -------
+    () Tensor, the mean over all R M^2 pixels.
+    """
+    return SoftmaxMaskLoss.apply(logits, labels, targets)
+
+
+def softmax_mask_loss_reference(logits, labels, targets) -> Tensor:
+    """`softmax_mask_loss` from small Functions."""
+    x = logits - logits.data.max(axis=1, keepdims=True)  # a constant: softmax does not change with it
+    loss = log(exp(x).sum(axis=1)) - targets * x[np.arange(len(labels)), labels] - (1 - targets) * x[:, 0]
+    return loss.sum() / max(targets.size, 1)

@@ -6,6 +6,7 @@ of contents; `zoo.py` has the whole models by name and `assembly.py` puts them t
 whatever system.
 """
 
+from minimask.models.mask_head import MaskFCN, MaskMLP, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.pretrained import from_checkpoint
 from minimask.models.zoo import (
@@ -21,7 +22,11 @@ from minimask.models.zoo import (
 )
 
 __all__ = [
+    "MaskFCN",
+    "MaskMLP",
     "MaskRCNN",
+    "SigmoidMasks",
+    "SoftmaxMasks",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
     "from_checkpoint",

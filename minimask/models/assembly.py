@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -21,16 +21,17 @@ from minimask.models.box_head import (
     ConvFCHead,
     Pooler,
     Res5Pooler,
+    RoILayer,
     TwoMLPHead,
 )
 from minimask.models.conventions import Conventions
 from minimask.models.fpn import FPN, Backbone, SingleLevel
-from minimask.models.mask_head import MaskFCN, MaskHead
+from minimask.models.mask_head import SIGMOIDS, MaskFCN, MaskHead, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.resnet import Block, Bottleneck, ResNet, residual_stage
 from minimask.models.rpn import RPN, RPNHeadNet, RPNOptions
 from minimask.models.transform import Transform
-from minimask.nn import FrozenBatchNorm2d, MakeNorm
+from minimask.nn import FrozenBatchNorm2d, MakeNorm, Module
 from minimask.randomness import Draws, Purpose
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -86,6 +87,36 @@ class Architecture:
     anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
 
 
+MakeMaskNet = Callable[[int, int, np.random.Generator], Module]  # of so many channels, giving so many masks
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """What the paper's ablations vary, as a builder was given it (docs/alternatives.md).
+
+    Attributes
+    ----------
+    roi_layer : RoILayer or None
+        Of both heads (Table 2c); None is RoIAlign under the model's conventions.
+    mask_loss : SigmoidMasks or SoftmaxMasks
+        Sigmoids or a softmax (Table 2b), of each class or class-agnostic (section 4.2).
+    mask_branch : callable or None
+        Makes the mask head's net (Table 2e); None is the architecture's.
+    """
+
+    roi_layer: RoILayer | None = None
+    mask_loss: SigmoidMasks | SoftmaxMasks = SIGMOIDS
+    mask_branch: MakeMaskNet | None = None
+
+    def roi_layer_under(self, conventions: Conventions) -> RoILayer:
+        """The RoI layer of a model of these conventions."""
+        c = conventions
+        return self.roi_layer or partial(F.roi_align, sampling_ratio=c.sampling_ratio, aligned=c.aligned)
+
+
+PAPER = Alternatives()
+
+
 def assemble(
     architecture: Architecture,
     num_classes: int,
@@ -95,6 +126,7 @@ def assemble(
     max_size: int,
     trainable_backbone_layers: int = 5,
     norm: MakeNorm | None = None,
+    alternatives: Alternatives = PAPER,
     seed: int | None = 0,
     rpn_and_box: dict | None = None,
 ) -> MaskRCNN:
@@ -110,6 +142,8 @@ def assemble(
         As of `minimask.models.zoo.maskrcnn_resnet50_fpn`.
     norm : callable, optional
         Makes the ResNet's norm for so many channels; by default frozen batch norm with the conventions' eps.
+    alternatives : Alternatives
+        RoI layer, mask loss and mask branch; C4's mask branch is fixed.
     seed : int or None
         Of the weights; None for a model that is about to be loaded: they take no memory, nor time to draw.
     rpn_and_box : dict, optional
@@ -120,11 +154,13 @@ def assemble(
     TypeError
         For an argument that there is not.
     ValueError
-        If `trainable_backbone_layers` is not 0 to 5.
+        If `trainable_backbone_layers` is not 0 to 5, or C4 is given a mask branch.
     """
     if not 0 <= trainable_backbone_layers <= 5:
         raise ValueError(f"trainable_backbone_layers must be 0 to 5, is {trainable_backbone_layers}")
     a = architecture
+    if alternatives.mask_branch and not a.pyramid:
+        raise ValueError("mask_branch: on C4 the ResNet's last stage is the mask branch; leave it out")
     norm = norm or partial(FrozenBatchNorm2d, eps=conventions.norm_eps)
     rng = None if seed is None else Draws(seed).rng(Purpose.WEIGHTS)
     stages = 4 if a.pyramid else 3
@@ -134,9 +170,9 @@ def assemble(
     body.freeze(trainable_backbone_layers)
     transform = Transform(conventions, min_size, max_size, size_divisible=32 if a.pyramid else 1)
     if a.pyramid:
-        return _on_pyramid(a, transform, body, num_classes, rng, rpn_and_box or {})
+        return _on_pyramid(a, transform, body, num_classes, rng, rpn_and_box or {}, alternatives)
     layer4 = partial(residual_stage, a.block, a.blocks[3], body.channels[2], a.channels[3], 2, norm)
-    model = _on_c4(a, transform, body, layer4, num_classes, rng, rpn_and_box or {})
+    model = _on_c4(a, transform, body, layer4, num_classes, rng, rpn_and_box or {}, alternatives)
     if trainable_backbone_layers == 0:
         for parameter in model.box_head.box_head.parameters():
             parameter.requires_grad = False
@@ -157,6 +193,7 @@ def _on_pyramid(
     num_classes: int,
     rng: np.random.Generator | None,
     rpn_and_box: dict,
+    alternatives: Alternatives,
 ) -> MaskRCNN:
     """Everything behind the body: pyramid, RPN and heads, in torchvision's sizes."""
     conventions, channels = transform.conventions, a.fpn_channels
@@ -165,7 +202,7 @@ def _on_pyramid(
     anchors = _anchors(tuple((size,) for size in a.anchor_sizes), strides, conventions)
     pooler = partial(
         Pooler,
-        roi_layer=_roi_align(conventions),
+        roi_layer=alternatives.roi_layer_under(conventions),
         level_eps=conventions.level_eps,
         side_eps=conventions.side_eps,
     )
@@ -178,11 +215,13 @@ def _on_pyramid(
         head = ConvFCHead(channels, 7, a.box_convs, a.box_width, a.head_norm, rng)
     else:
         head = TwoMLPHead(channels * 7 * 7, a.box_width, rng)
-    box_head = BoxHead(box_pooler, head, BoxPredictor(a.box_width, num_classes, rng), box_options)
-    mask_head = None
+    predictor = BoxPredictor(a.box_width, num_classes, rng, box_options.class_agnostic)
+    box_head, mask_head = BoxHead(box_pooler, head, predictor, box_options), None
     if a.masks:
-        net = MaskFCN(channels, num_classes, rng, a.mask_convs, a.head_norm)
-        mask_head = MaskHead(pooler(14), net, conventions.masks, conventions.mask_threshold)
+        mask_loss, c = alternatives.mask_loss, conventions
+        fcn = partial(MaskFCN, convs=a.mask_convs, norm=a.head_norm)
+        net = (alternatives.mask_branch or fcn)(channels, mask_loss.channels(num_classes), rng)
+        mask_head = MaskHead(pooler(14), net, c.masks, c.mask_threshold, mask_loss)
     return MaskRCNN(transform, backbone, rpn, box_head, mask_head)
 
 
@@ -194,6 +233,7 @@ def _on_c4(
     num_classes: int,
     rng: np.random.Generator | None,
     rpn_and_box: dict,
+    alternatives: Alternatives,
 ) -> MaskRCNN:
     """Everything behind a body of three stages: the RPN on C4, and the fourth stage as both heads' trunk."""
     conventions = transform.conventions
@@ -204,14 +244,14 @@ def _on_c4(
     backbone = SingleLevel(body)
     rpn = RPN(RPNHeadNet(body.channels[2], len(a.anchor_sizes) * len(RATIOS), rng), anchors, rpn_options)
     layer4 = make_layer4(rng, **_of_blocks(a, conventions))
-    pooler = Res5Pooler(Pooler(14, _roi_align(conventions), strides=(16,)), layer4)
+    pooler = Res5Pooler(Pooler(14, alternatives.roi_layer_under(conventions), strides=(16,)), layer4)
     width = a.channels[3] * a.block.expansion
-    predictor = BoxPredictor(width, num_classes, rng)
-    box_head = BoxHead(pooler, AveragingHead(layer4), predictor, box_options)
-    mask_head = None
+    predictor = BoxPredictor(width, num_classes, rng, box_options.class_agnostic)
+    box_head, mask_head = BoxHead(pooler, AveragingHead(layer4), predictor, box_options), None
     if a.masks:
-        net = MaskFCN(a.fpn_channels, num_classes, rng, convs=0, channels_in=width)
-        mask_head = MaskHead(pooler, net, conventions.masks, conventions.mask_threshold)
+        mask_loss, c = alternatives.mask_loss, conventions
+        net = MaskFCN(a.fpn_channels, mask_loss.channels(num_classes), rng, convs=0, channels_in=width)
+        mask_head = MaskHead(pooler, net, c.masks, c.mask_threshold, mask_loss)
     return MaskRCNN(transform, backbone, rpn, box_head, mask_head)
 
 
@@ -224,10 +264,6 @@ def _anchors(sizes: tuple, strides: tuple[int, ...] | None, conventions: Convent
         size_major=conventions.anchors_size_major,
         strides=strides,
     )
-
-
-def _roi_align(conventions: Conventions) -> partial:
-    return partial(F.roi_align, sampling_ratio=conventions.sampling_ratio, aligned=conventions.aligned)
 
 
 def _set_by(conventions: Conventions) -> tuple[dict, dict]:

@@ -23,12 +23,15 @@ from minimask.models.transform import Batch, Target
 from minimask.nn import ConvNorm, Linear, MakeNorm, Module, Sequential
 from minimask.randomness import Draws, Purpose
 
+RoILayer = Callable[..., Tensor]  # called as `Pooler` says
+
 
 @dataclass(frozen=True)
 class BoxOptions:
     """What torchvision's builders take as numbers ``box_...``, with its defaults.
 
-    `crowd_coverage`, `min_size`, `min_size_last` and `beta` are no arguments of torchvision's.
+    `crowd_coverage`, `min_size`, `min_size_last`, `beta` and `class_agnostic` are no arguments of
+    torchvision's.
 
     Attributes
     ----------
@@ -48,6 +51,8 @@ class BoxOptions:
         Detections with a shorter side are dropped; pixels of the batch. Before suppression, or last.
     beta : float
         Of smooth L1.
+    class_agnostic : bool
+        One box a RoI instead of one for each class; the predictor has to have four deltas, too.
     """
 
     fg_iou_thresh: float = 0.5
@@ -61,6 +66,7 @@ class BoxOptions:
     min_size: float = 1e-2
     min_size_last: bool = False
     beta: float = 1 / 9
+    class_agnostic: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def check_labels(rois: RoIs, channels: int, who: str) -> None:
 
 @dataclass(frozen=True)
 class BoxOutput:
-    """Class logits (R, K+1) and class-specific deltas (R, 4(K+1)).
+    """Class logits (R, K+1), and class-specific deltas (R, 4(K+1)) or class-agnostic ones (R, 4).
 
     In training mode also the pooled features (R, C, S, S), for a mask head that has the same pooler.
     """
@@ -141,13 +147,14 @@ class Pooler:
     canonical_scale : float
         Side of a square box that reads P4, in pixels.
     strides : tuple of int
-        Of the levels that it reads, from P2 on; a single one is read by every box.
+        Of the levels that it reads, from P2 on; where the backbone gives one map, its stride alone, such as
+        C4's 16.
     level_eps, side_eps : float
         See `minimask.matching.assign_fpn_levels`.
     """
 
     output_size: int
-    roi_layer: Callable[..., Tensor]
+    roi_layer: RoILayer
     canonical_scale: float = 224.0
     strides: tuple[int, ...] = (4, 8, 16, 32)
     level_eps: float = 1e-6
@@ -221,11 +228,12 @@ class AveragingHead(Module):
 
 
 class BoxPredictor(Module):
-    """Class logits and a box for each class."""
+    """Class logits and a box for each class, or one for all."""
 
-    def __init__(self, width: int, num_classes: int, rng):
+    def __init__(self, width: int, num_classes: int, rng, class_agnostic: bool = False):
+        boxes = 1 if class_agnostic else num_classes
         self.cls_score = Linear(width, num_classes, rng, gain=1e-4 * width)  # std 0.01
-        self.bbox_pred = Linear(width, 4 * num_classes, rng, gain=1e-6 * width)  # std 0.001
+        self.bbox_pred = Linear(width, 4 * boxes, rng, gain=1e-6 * width)  # std 0.001
 
     @property
     def num_classes(self) -> int:
@@ -291,9 +299,8 @@ class BoxHead(Module):
         first = np.cumsum([0] + [len(t.boxes) for t in targets])[rois.images[rows]]
         objects = xp.concatenate([t.boxes for t in targets])[first + rois.matches[rows]]
         encoded[rows] = self.coder.encode(objects, rois.boxes[rows, 1:])
-        classification, box = F.box_head_loss(
-            out.logits, out.deltas, rois.labels, encoded, beta=self.options.beta
-        )
+        options = dict(beta=self.options.beta, class_agnostic=self.options.class_agnostic)
+        classification, box = F.box_head_loss(out.logits, out.deltas, rois.labels, encoded, **options)
         return {"loss_classifier": classification, "loss_box_reg": box}
 
     def detect(self, out: BoxOutput, proposals: list[np.ndarray], batch: Batch) -> list[Detections]:
@@ -311,7 +318,8 @@ class BoxHead(Module):
         roi, label = xp.nonzero(scores[:, 1:] > self.options.score_thresh)  # sync: how many there are
         label = label + 1
         scores = scores[roi, label]
-        deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)[roi, label]  # (candidates, 4)
+        box = xp.zeros_like(label) if self.options.class_agnostic else label
+        deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)[roi, box]  # (candidates, 4)
         boxes = clip_boxes_to_image(self.coder.decode(deltas, proposals[roi])[:, 0], size)
         o = self.options
         if not o.min_size_last:

@@ -6,8 +6,12 @@ from functools import partial
 from typing import Any
 
 from minimask import backend
-from minimask.config import Config, from_dict
+from minimask import functions as F
+from minimask.config import Config, ModelConfig, from_dict
 from minimask.errors import InputError
+from minimask.models.box_head import RoILayer
+from minimask.models.conventions import DETECTRON2, MINIMASK, TORCHVISION, Conventions
+from minimask.models.mask_head import MaskFCN, MaskMLP, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.zoo import (
     PAPER_RECIPE,
@@ -27,27 +31,54 @@ from minimask.weights.checkpoint import Checkpoint
 NORMS = {"group": partial(GroupNorm, groups=32), "batch": BatchNorm2d, "frozen": FrozenBatchNorm2d}
 
 
+def _at_points(layer: RoILayer, **options: Any) -> Callable[[Conventions], RoILayer]:
+    return lambda c: partial(layer, sampling_ratio=c.sampling_ratio, aligned=c.aligned, **options)
+
+
+ROI_LAYERS = {  # Table 2c, under the conventions of a network: only what the table compares differs
+    "roi_pool": lambda c: partial(F.roi_pool, aligned=c.aligned),
+    "roi_warp_max": _at_points(F.roi_warp, aggregation="max"),
+    "roi_warp": _at_points(F.roi_warp),
+    "roi_align_max": _at_points(F.roi_align, aggregation="max"),
+    "roi_align": _at_points(F.roi_align),
+}
+MASK_LOSSES = {"sigmoid": SigmoidMasks, "softmax": SoftmaxMasks}  # Table 2b
+MASK_BRANCHES = {"fcn": MaskFCN, "mlp2": MaskMLP, "mlp3": partial(MaskMLP, layers=3)}  # Table 2e
+
+
 @dataclass(frozen=True)
 class Network:
     """A builder, its recipe, and the fields of `ModelConfig` that random weights need if nobody sets them."""
 
     build: Callable[..., MaskRCNN]
     recipe: Recipe
+    conventions: Conventions = field(kw_only=True)
     from_scratch: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()  # fields that it has no choice of
 
 
-# With frozen norms that change nothing, random weights make C5 some 300 times as large as C2's inputs.
-FROM_SCRATCH = {"norm": "group", "trainable_layers": 5}
+def _resnet(
+    build: Callable[..., MaskRCNN],
+    norm: str = "group",
+    conventions: Conventions = TORCHVISION,
+    without: tuple[str, ...] = (),
+) -> Network:
+    # With frozen norms that change nothing, random weights make C5 some 300 times as large as C2's inputs.
+    scratch = {"norm": norm, "trainable_layers": 5}
+    return Network(build, PAPER_RECIPE, scratch, without, conventions=conventions)
+
+
+_c4 = partial(_resnet, conventions=DETECTRON2, without=("mask_branch",))  # its branch is the last stage
 NETWORKS = {
-    "maskrcnn_small": Network(maskrcnn_small, SMALL_RECIPE),
-    "maskrcnn_resnet50_fpn": Network(maskrcnn_resnet50_fpn, PAPER_RECIPE, FROM_SCRATCH),
-    "maskrcnn_resnet50_fpn_v2": Network(
-        maskrcnn_resnet50_fpn_v2, PAPER_RECIPE, FROM_SCRATCH | {"norm": "batch"}
+    "maskrcnn_small": Network(
+        maskrcnn_small, SMALL_RECIPE, without=("norm", "trainable_layers"), conventions=MINIMASK
     ),
-    "maskrcnn_resnet50_c4": Network(maskrcnn_resnet50_c4, PAPER_RECIPE, FROM_SCRATCH),
-    "maskrcnn_resnet101_fpn": Network(maskrcnn_resnet101_fpn, PAPER_RECIPE, FROM_SCRATCH),
-    "maskrcnn_resnet101_c4": Network(maskrcnn_resnet101_c4, PAPER_RECIPE, FROM_SCRATCH),
-    "maskrcnn_resnext101_32x8d_fpn": Network(maskrcnn_resnext101_32x8d_fpn, PAPER_RECIPE, FROM_SCRATCH),
+    "maskrcnn_resnet50_fpn": _resnet(maskrcnn_resnet50_fpn),
+    "maskrcnn_resnet50_fpn_v2": _resnet(maskrcnn_resnet50_fpn_v2, norm="batch"),
+    "maskrcnn_resnet50_c4": _c4(maskrcnn_resnet50_c4),
+    "maskrcnn_resnet101_fpn": _resnet(maskrcnn_resnet101_fpn),
+    "maskrcnn_resnet101_c4": _c4(maskrcnn_resnet101_c4),
+    "maskrcnn_resnext101_32x8d_fpn": _resnet(maskrcnn_resnext101_32x8d_fpn),
 }
 
 
@@ -60,8 +91,8 @@ def resolved(config: Config) -> Config:
         For an option that the network does not have.
     """
     network = NETWORKS[config.model.name]
-    for name in ("norm", "trainable_layers"):
-        if name not in network.from_scratch and getattr(config.model, name) is not None:
+    for name in network.without:
+        if getattr(config.model, name) is not None:
             raise InputError(f"model.{name}: {config.model.name} has no such choice; leave it out")
     scratch = {k: v for k, v in network.from_scratch.items() if getattr(config.model, k) is None}
     recipe, train = network.recipe, config.train
@@ -85,6 +116,27 @@ def checkpoint_config(checkpoint: Checkpoint, where: str) -> Config:
     return resolved(config)
 
 
+def alternatives(options: ModelConfig, conventions: Conventions) -> dict[str, Any]:
+    """The builder's arguments for what the paper compares; None for what is left to the network.
+
+    Parameters
+    ----------
+    options : ModelConfig
+    conventions : Conventions
+        Of the network.
+    """
+    roi_layer = ROI_LAYERS.get(options.roi_layer)
+    masks = None
+    if options.mask_loss is not None or options.class_agnostic_mask:
+        masks = MASK_LOSSES[options.mask_loss or "sigmoid"](options.class_agnostic_mask)
+    return {
+        "roi_layer": roi_layer and roi_layer(conventions),
+        "mask_loss": masks,
+        "mask_branch": MASK_BRANCHES.get(options.mask_branch),
+        "box_class_agnostic": options.class_agnostic_box or None,
+    }
+
+
 def build_model(config: Config, num_classes: int, device: str = "cpu") -> MaskRCNN:
     """The network that a configuration names, with random weights of its seed.
 
@@ -99,6 +151,7 @@ def build_model(config: Config, num_classes: int, device: str = "cpu") -> MaskRC
     if device == "cuda":
         backend.set_up_gpu(config.train.tf32, config.train.gpu_memory_limit)
     given = {"min_size": options.min_size, "max_size": options.max_size}
+    given |= alternatives(options, NETWORKS[options.name].conventions)
     given |= {"trainable_backbone_layers": options.trainable_layers, "norm": NORMS.get(options.norm)}
     model = NETWORKS[options.name].build(
         num_classes,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from minimask.models.assembly import Architecture, assemble
+from minimask.models.assembly import Alternatives, Architecture, MakeMaskNet, assemble
+from minimask.models.box_head import RoILayer
 from minimask.models.conventions import (
     DETECTRON2,
     MINIMASK,
     TORCHVISION,
     Conventions,
 )
+from minimask.models.mask_head import SIGMOIDS, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.resnet import BasicBlock
 from minimask.nn import BatchNorm2d, GroupNorm, MakeNorm
@@ -54,6 +56,9 @@ def maskrcnn_resnet50_fpn(
     image_mean: tuple[float, float, float] | None = None,
     image_std: tuple[float, float, float] | None = None,
     norm: MakeNorm | None = None,
+    roi_layer: RoILayer | None = None,
+    mask_loss: SigmoidMasks | SoftmaxMasks = SIGMOIDS,
+    mask_branch: MakeMaskNet | None = None,
     seed: int | None = 0,
     **rpn_and_box,
 ) -> MaskRCNN:
@@ -81,6 +86,14 @@ def maskrcnn_resnet50_fpn(
         Makes the backbone's norm for so many channels; by default a frozen batch norm. Frozen norms and
         frozen layers are meant for weights that are loaded; to train from random ones, give
         ``partial(GroupNorm, groups=32)`` and 5 layers.
+    roi_layer : callable, optional
+        Of the box head and the mask head: `functions.roi_pool`, ``partial(functions.roi_align, ...)`` and so
+        on, called as `Pooler` says. By default RoIAlign as the conventions have it.
+    mask_loss : SigmoidMasks or SoftmaxMasks
+        Whether masks of different classes compete, and whether there is one for each class at all.
+    mask_branch : callable, optional
+        ``(channels, masks, rng) -> Module``: `MaskFCN`, `MaskMLP`, or one of these with options bound. By
+        default the architecture's `MaskFCN`.
     seed : int or None
         Of the initial weights; None for a model that is about to be loaded: they take no memory until then.
     **rpn_and_box
@@ -110,6 +123,7 @@ def maskrcnn_resnet50_fpn(
         max_size=max_size,
         trainable_backbone_layers=trainable_backbone_layers,
         norm=norm,
+        alternatives=Alternatives(roi_layer, mask_loss, mask_branch),
         seed=seed,
         rpn_and_box=rpn_and_box,
     )
@@ -185,6 +199,9 @@ def maskrcnn_small(
     fpn_channels: int = 64,
     box_width: int = 256,
     anchor_sizes: tuple[int, ...] = (8, 16, 32, 64, 128),
+    roi_layer: RoILayer | None = None,
+    mask_loss: SigmoidMasks | SoftmaxMasks = SIGMOIDS,
+    mask_branch: MakeMaskNet | None = None,
     seed: int | None = 0,
     **rpn_and_box,
 ) -> MaskRCNN:
@@ -204,6 +221,8 @@ def maskrcnn_small(
         Channels of the pyramid and of the mask head; width of the box head.
     anchor_sizes : five numbers
         Side of the square anchor of levels P2..P6, in pixels; each also comes at ratios 1/2 and 2.
+    roi_layer, mask_loss, mask_branch
+        As for `maskrcnn_resnet50_fpn`; by default RoIAlign with nothing rounded.
     seed : int or None
         Of the initial weights; None for a model that is about to be loaded.
     **rpn_and_box
@@ -231,6 +250,7 @@ def maskrcnn_small(
         min_size=min_size,
         max_size=max_size,
         norm=GroupNorm,
+        alternatives=Alternatives(roi_layer, mask_loss, mask_branch),
         seed=seed,
         rpn_and_box=fewer | rpn_and_box,
     )

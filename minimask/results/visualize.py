@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette (2008), distinct under every common colour blindness; black is left to the halos.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
-_RGB = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in PALETTE], np.float32)
+_BASE = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in PALETTE], np.float32)
+# The seven, then the seven lighter and darker: what can be told apart, repeated for further classes.
+_RGB = np.concatenate([_BASE, 0.55 * _BASE + 0.45 * 255, 0.6 * _BASE])  # (21, 3)
 _BACKGROUND, _INK = (250, 250, 250), (30, 30, 30)
 _LINE, _HALO = 2.0, 1.2  # widths in display pixels
 _FILL = 0.32  # opacity of a mask
@@ -69,7 +71,8 @@ def draw_instances(
     scores : (G,) float, optional
         Written beside the name.
     zoom : float, optional
-        Display pixels per image pixel; by default small images are enlarged to about 1000 pixels.
+        Display pixels per image pixel; by default small images are enlarged to about 1000 pixels, by half
+        steps.
     names : bool
         Whether each instance is labelled with the name of its class; the caption has it in any case.
 
@@ -79,17 +82,18 @@ def draw_instances(
 
     Notes
     -----
-    Neighbours differ in colour. Every line is coloured and has a dark halo, so that it shows on dark and on
-    bright images. A label that would hide another one or the middle of another instance is shortened to the
-    score or left out; the caption says how many were left out.
+    A class has its colour, the one that it has in `label_maps`; where there is but one class, neighbours
+    differ in colour. Every line is coloured and has a dark halo, so that it shows on dark and on bright
+    images. A label that would hide another one or the middle of another instance is shortened to the score
+    or left out; the caption says how many were left out.
     """
     from PIL import Image
 
     if zoom is None:
-        zoom = float(np.clip(1000 // max(image.shape[1:]), 1, 4))
+        zoom = float(np.clip(2000 // max(image.shape[1:]) / 2, 1, 4))
     boxes, labels = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels).reshape(-1)
     canvas = _resized(image, zoom)  # (H*zoom, W*zoom, 3) float 0..255
-    colours = _colours(boxes)
+    colours = _colours(boxes) if len(class_names) == 1 else [(label - 1) % len(_RGB) for label in labels]
     class_names = [one_line(name) for name in class_names]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     for index in by_falling(areas):  # the small ones on top
@@ -125,7 +129,7 @@ def comparison(
 
     rows = [_compared(sample, found, class_names, size) for sample, found in zip(samples, predictions)]
     gap, head = 12, 34
-    heights = [row[0].height + gap for row in rows]
+    heights = [max(picture.height for picture in row) + gap for row in rows]
     sheet = Image.new("RGB", (3 * (size + gap) + gap, head + sum(heights)), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(("image", "ground truth", "prediction")):
@@ -265,7 +269,7 @@ def save_picture(path: str | Path, picture: Any) -> None:
         picture = Image.fromarray(picture)
         if palette:  # the pixels stay the labels; only viewers show colours
             picture = picture.convert("L")
-            picture.putpalette([0, 0, 0] + (_RGB[np.arange(255) % len(_RGB)].astype(int).ravel().tolist()))
+            picture.putpalette([0, 0, 0] + _RGB[np.arange(255) % len(_RGB)].astype(int).ravel().tolist())
     with replacing(path) as file:
         picture.save(file, "PNG")
 
@@ -410,11 +414,22 @@ def _draw_label(pen: Any, label: tuple, text: str, colour: np.ndarray) -> None:
 
 
 def _with_caption(picture: "Image.Image", caption: str) -> "Image.Image":
+    """The picture with its caption below, in as many lines as it takes."""
     from PIL import Image, ImageDraw
 
-    framed = Image.new("RGB", (picture.width, picture.height + 22), _BACKGROUND)
+    lines = [""]
+    measure = ImageDraw.Draw(picture).textlength
+    for word in caption.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and measure(longer, font(13, caption)) > picture.width - 4:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    framed = Image.new("RGB", (picture.width, picture.height + 5 + 17 * len(lines)), _BACKGROUND)
     framed.paste(picture, (0, 0))
-    ImageDraw.Draw(framed).text((2, picture.height + 4), caption, _INK, font(13, caption))
+    pen = ImageDraw.Draw(framed)
+    for row, line in enumerate(lines):
+        pen.text((2, picture.height + 4 + 17 * row), line, _INK, font(13, caption))
     return framed
 
 

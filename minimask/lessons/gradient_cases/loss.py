@@ -93,6 +93,28 @@ def _mask(name: str, labels, class_agnostic: bool = False, logits=normal) -> Cas
     return Case(name, inputs, dict(class_agnostic=class_agnostic), composition=composition, constants=(2,))
 
 
+def _softmax_mask_loop(logits, labels, targets):
+    total = 0.0
+    for x, label, mask in zip(logits, labels, targets):  # (K+1, M, M), (), (M, M)
+        for i, j in np.ndindex(mask.shape):
+            log_p = special.log_softmax(x[:, i, j])
+            total -= mask[i, j] * log_p[label] + (1 - mask[i, j]) * log_p[0]
+    return total / max(targets.size, 1)
+
+
+def _softmax_mask(name: str, labels, channels: int = 4, masks=(0.0, 1.0), logits=normal) -> Case:
+    labels = np.array(labels, np.int64)
+
+    def inputs(rng):
+        shape = (len(labels), channels, 3, 3)
+        return *logits(shape)(rng), labels, rng.choice(masks, (len(labels), 3, 3))
+
+    def composition(logits, labels, targets):
+        return loss.softmax_mask_loss_reference(logits, labels.data, targets.data)
+
+    return Case(name, inputs, reference=_softmax_mask_loop, composition=composition, constants=(2,))
+
+
 CASES = {
     loss.SoftmaxCrossEntropy: [
         _softmax("plain", 5),
@@ -131,5 +153,12 @@ CASES = {
         _mask("far out", [1, 2, 2], logits=far_out),
         _mask("class-agnostic", [1, 2], class_agnostic=True),
         _mask("no rows", []),
+    ],
+    loss.SoftmaxMaskLoss: [
+        _softmax_mask("plain", [1, 3, 3]),
+        _softmax_mask("soft targets", [2, 1], masks=(0.0, 0.25, 0.7, 1.0)),
+        _softmax_mask("far out", [1, 2, 3], logits=far_out),
+        _softmax_mask("class-agnostic", [1, 1], channels=2),
+        _softmax_mask("no rows", []),
     ],
 }
