@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from minimask import InputError, Tensor, models
+from minimask.backend import to_cpu
+from minimask.config import Config, options, with_settings
 from minimask.models.assembly import Architecture, assemble
+from minimask.models.box_head import Pooler
 from minimask.models.conventions import DETECTRON2, MINIMASK, TORCHVISION
+from minimask.models.networks import NETWORKS, resolved
 from minimask.models.resnet import BasicBlock
 from minimask.nn import BatchNorm2d, GroupNorm
 from minimask.randomness import Draws
@@ -44,9 +48,17 @@ KINDS = {
 }
 
 
+class InTurn(Pooler):
+    """One RoI after another reads the next level: by their size, all of these small ones would read P2."""
+
+    def __call__(self, levels, rois):
+        scales = tuple(1.0 / s for s in self.strides)
+        return self.roi_layer(levels[:4], rois, self.output_size, scales, levels=np.arange(len(rois)) % 4)
+
+
 def tiny(kind: str, **options):
     architecture, conventions, norm = KINDS[kind]
-    counts = dict(rpn_post_nms_top_n_train=40, box_batch_size_per_image=24, rpn_batch_size_per_image=48)
+    counts = dict(rpn_post_nms_top_n_train=40, box_batch_size_per_image=12, rpn_batch_size_per_image=32)
     model = assemble(
         architecture,
         3,
@@ -56,6 +68,9 @@ def tiny(kind: str, **options):
         norm=norm,
         rpn_and_box=counts | options,
     )
+    if architecture.pyramid:
+        for head in filter(None, (model.box_head, model.mask_head)):
+            head.pooler = InTurn(head.pooler.output_size, head.pooler.roi_layer)
     return model.astype(np.float64)
 
 
@@ -86,6 +101,25 @@ def test_a_step_along_the_gradient_lowers_each_networks_loss_and_reaches_every_p
         p.data = p.data - 1e-3 * float(before) / square * p.grad
     after = sum(model.training_record(images, targets, Draws(seed=1), held=record).losses.values())
     assert float(after) < float(before)
+
+
+@pytest.mark.parametrize("kind", ["C4", "Faster R-CNN", "the second version", "grouped convolutions"])
+def test_each_network_computes_the_same_on_a_gpu(kind, fake_cupy):
+    (image, target), found = discs(np.random.default_rng(0), 3, size=32), []
+    for device in ("cpu", "cuda"):
+        model = tiny(kind, box_score_thresh=0.0).to(device)
+        losses = model.loss([image], [target], Draws(seed=1))
+        sum(losses.values()).backward()
+        gradients = {name: to_cpu(p.grad) for name, p in model.named_parameters()}
+        found.append(
+            ({name: float(loss) for name, loss in losses.items()}, gradients, model.predict([image])[0])
+        )
+    (losses, gradients, result), (theirs, their_gradients, their_result) = found
+    assert theirs == pytest.approx(losses, rel=1e-9)
+    for name, gradient in gradients.items():
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(their_gradients[name], gradient, rtol=0, atol=1e-7 * scale, err_msg=name)
+    np.testing.assert_allclose(their_result["boxes"], result["boxes"], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,3 +179,21 @@ def test_the_last_stage_counts_among_the_layers_that_train_wherever_it_is(build)
     assert trained(1) == {"layer4"}
     assert trained(3) == {"layer2", "layer3", "layer4"}
     assert trained(5) == {"layer1", "layer2", "layer3", "layer4"}
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("maskrcnn_resnet50_c4", "mask_branch=mlp2"), ("maskrcnn_small", "trainable_layers=3")],
+)
+def test_what_a_network_has_no_choice_of_is_refused_by_name(name, option):
+    config = with_settings(Config(), [f"model.name={name}", f"model.{option}"])
+    with pytest.raises(InputError, match=rf"^model\.{option.split('=')[0]}: {name} has no such choice"):
+        resolved(config)
+
+
+def test_every_network_that_a_configuration_can_name_is_built_from_its_name():
+    names = {key: entry for key, entry in options() if key == "model.name"}["model.name"].metadata["choices"]
+    assert set(names) == set(NETWORKS)
+    for name in names:
+        network = NETWORKS[name]
+        assert network.build(3, seed=None).transform.conventions == network.conventions

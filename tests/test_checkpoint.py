@@ -405,7 +405,7 @@ def test_a_detector_of_another_model_is_refused_before_arrays_are_read_or_a_grea
     monkeypatch.setattr(Archive, "array", None)
     rows = {"w": np.zeros((3, 2), np.float32)}
     save_checkpoint(path, dataclasses.replace(a_checkpoint(), config={}, parameters=rows, momentum={}))
-    with pytest.raises(InputError, match=r"a\.npz: the weights are of another model: "):
+    with pytest.raises(InputError, match=r"a\.npz: the weights are of another model: missing: "):
         load_detector(path)
 
 

@@ -250,6 +250,7 @@ def test_pixel_means_and_anchors_that_old_files_hold_are_understood():
         ),
         ({"model": {"a": np.zeros(2)}}, "entry 'model' is no array; give the state dict alone"),
         ({3: np.zeros(2)}, "entry 3 is no array"),
+        ({"a": None}, "entry 'a' is no array of numbers"),
         (
             {"rpn.head.cls_logits.weight": np.zeros((3, 1, 1, 1)), "backbone.body.conv1.weight": np.zeros(3)},
             "lack stage 1 of a ResNet",
@@ -338,7 +339,7 @@ NAMES = {  # of detectron2's losses
     "name",
     [
         "d2_mask_rcnn_R_50_FPN",
-        "d2_mask_rcnn_R_50_C4",
+        pytest.param("d2_mask_rcnn_R_50_C4", marks=pytest.mark.slow),
         pytest.param("d2_mask_rcnn_X_101_32x8d_FPN", marks=pytest.mark.slow),
     ],
 )

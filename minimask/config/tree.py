@@ -44,12 +44,10 @@ class ModelConfig:
     )
     norm: str | None = option(
         None,
-        "of a large ResNet; frozen suits loaded weights",
+        "of a ResNet; frozen suits loaded weights",
         choices=("group", "batch", "frozen"),
     )
-    trainable_layers: int | None = option(
-        None, "last stages of a large ResNet that train; 5: all", low=0, high=5
-    )
+    trainable_layers: int | None = option(None, "last stages of a ResNet that train; 5: all", low=0, high=5)
     # What the paper compares its choices with: docs/alternatives.md
     roi_layer: str | None = option(
         None,

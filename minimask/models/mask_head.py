@@ -227,7 +227,7 @@ class MaskHead(Module):
         """The positive RoIs' features, where a box head with the same pooler has them: (R+, C, P, P)."""
         if self.pooler is not box_head.pooler or out.pooled is None:
             return None
-        return out.pooled[np.flatnonzero(rois.labels)]
+        return out.pooled[array_module(rois.boxes).asarray(np.flatnonzero(rois.labels))]
 
     def targets(self, rois: RoIs, targets: list[Target], size: int) -> np.ndarray:
         """(R, M, M): what each positive RoI sees of its object's mask."""

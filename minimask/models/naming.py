@@ -92,11 +92,20 @@ def _without_prefix(arrays: Mapping) -> dict[str, np.ndarray]:
             raise InputError(
                 f"the weights: entry {name!r} is no array; give the state dict alone, names and arrays"
             )
-        named[name] = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+        named[name] = _array(value)
+        if named[name].dtype.kind not in "fiub":
+            raise InputError(f"the weights: entry {name!r} is no array of numbers; give the state dict alone")
     for prefix in ("module.", "model.", "module."):
         if named and all(name.startswith(prefix) for name in named):
             named = {name.removeprefix(prefix): array for name, array in named.items()}
     return named
+
+
+def _array(value) -> np.ndarray:
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    tensor = value.detach().cpu()  # torch's
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # NumPy has no bfloat16
 
 
 def _system(names: Mapping) -> str:

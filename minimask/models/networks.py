@@ -54,38 +54,47 @@ MASK_BRANCHES = {"fcn": MaskFCN, "mlp2": MaskMLP, "mlp3": partial(MaskMLP, layer
 class Network:
     """A builder, its recipe, and the fields of `ModelConfig` that random weights need if nobody sets them.
 
-    One with `keypoints` is built with their number, as ``num_keypoints``; one without `masks` has no choice
-    of how they are made.
+    Fields in `without` it has no choice of. One with `keypoints` is built with their number, as
+    ``num_keypoints``.
     """
 
     build: Callable[..., MaskRCNN]
     recipe: Recipe
     conventions: Conventions
     from_scratch: dict[str, Any] = field(default_factory=dict)
-    masks: bool = True
+    without: tuple[str, ...] = ()
     keypoints: bool = False
 
 
-# With frozen norms that change nothing, random weights make C5 some 300 times as large as C2's inputs.
-_SCRATCH = {"norm": "group", "trainable_layers": 5}
+def _resnet(
+    build: Callable[..., MaskRCNN],
+    norm: str = "group",
+    conventions: Conventions = TORCHVISION,
+    without: tuple[str, ...] = (),
+    keypoints: bool = False,
+) -> Network:
+    # With frozen norms that change nothing, random weights make C5 some 300 times as large as C2's inputs.
+    scratch = {"norm": norm, "trainable_layers": 5}
+    return Network(build, PAPER_RECIPE, conventions, scratch, without, keypoints)
 
 
-def _resnet(build: Callable[..., MaskRCNN], conventions: Conventions = TORCHVISION, **heads: bool) -> Network:
-    return Network(build, PAPER_RECIPE, conventions, _SCRATCH, **heads)
-
-
+_OF_MASKS = ("mask_loss", "mask_branch", "class_agnostic_mask")
+_OF_RESNETS = ("norm", "trainable_layers")
+_c4 = partial(_resnet, conventions=DETECTRON2, without=("mask_branch",))  # its branch is the last stage
 NETWORKS = {
-    "maskrcnn_small": Network(maskrcnn_small, SMALL_RECIPE, MINIMASK),
+    "maskrcnn_small": Network(maskrcnn_small, SMALL_RECIPE, MINIMASK, without=_OF_RESNETS),
     "maskrcnn_resnet50_fpn": _resnet(maskrcnn_resnet50_fpn),
-    "maskrcnn_resnet50_fpn_v2": _resnet(maskrcnn_resnet50_fpn_v2),
+    "maskrcnn_resnet50_fpn_v2": _resnet(maskrcnn_resnet50_fpn_v2, norm="batch"),
     "maskrcnn_resnet101_fpn": _resnet(maskrcnn_resnet101_fpn),
     "maskrcnn_resnext101_32x8d_fpn": _resnet(maskrcnn_resnext101_32x8d_fpn),
-    "maskrcnn_resnet50_c4": _resnet(maskrcnn_resnet50_c4, DETECTRON2),
-    "maskrcnn_resnet101_c4": _resnet(maskrcnn_resnet101_c4, DETECTRON2),
-    "fasterrcnn_resnet50_fpn": _resnet(fasterrcnn_resnet50_fpn, masks=False),
-    "fasterrcnn_resnet50_fpn_v2": _resnet(fasterrcnn_resnet50_fpn_v2, masks=False),
-    "keypointrcnn_small": Network(keypointrcnn_small, SMALL_RECIPE, MINIMASK, masks=False, keypoints=True),
-    "keypointrcnn_resnet50_fpn": _resnet(keypointrcnn_resnet50_fpn, masks=False, keypoints=True),
+    "maskrcnn_resnet50_c4": _c4(maskrcnn_resnet50_c4),
+    "maskrcnn_resnet101_c4": _c4(maskrcnn_resnet101_c4),
+    "fasterrcnn_resnet50_fpn": _resnet(fasterrcnn_resnet50_fpn, without=_OF_MASKS),
+    "fasterrcnn_resnet50_fpn_v2": _resnet(fasterrcnn_resnet50_fpn_v2, norm="batch", without=_OF_MASKS),
+    "keypointrcnn_small": Network(
+        keypointrcnn_small, SMALL_RECIPE, MINIMASK, without=_OF_RESNETS + _OF_MASKS, keypoints=True
+    ),
+    "keypointrcnn_resnet50_fpn": _resnet(keypointrcnn_resnet50_fpn, without=_OF_MASKS, keypoints=True),
 }
 
 
@@ -98,12 +107,8 @@ def resolved(config: Config) -> Config:
         For an option that the network does not have.
     """
     network = NETWORKS[config.model.name]
-    for name in ("norm", "trainable_layers"):
-        if name not in network.from_scratch and getattr(config.model, name) is not None:
-            raise InputError(f"model.{name}: {config.model.name} has no such choice; leave it out")
-    for name in ("mask_loss", "mask_branch", "class_agnostic_mask"):
-        fixed = not network.masks or (name == "mask_branch" and config.model.name.endswith("_c4"))
-        if fixed and getattr(config.model, name):
+    for name in network.without:
+        if getattr(config.model, name) not in (None, False):
             raise InputError(f"model.{name}: {config.model.name} has no such choice; leave it out")
     scratch = {k: v for k, v in network.from_scratch.items() if getattr(config.model, k) is None}
     recipe, train = network.recipe, config.train

@@ -85,10 +85,8 @@ def recognise(arrays: Mapping) -> tuple[Origin, dict[str, np.ndarray]]:
     """
     system, state = naming.our_names(arrays)
     shapes = _Shapes(state)
-    architecture, num_classes = (
-        _architecture(shapes),
-        shapes["roi_heads.box_predictor.cls_score.weight", 2][0],
-    )
+    architecture = _architecture(shapes)
+    num_classes = shapes[f"{_HEADS}box_predictor.cls_score.weight", 2][0]
     num_keypoints = architecture.num_keypoints
     if system == naming.TORCHVISION and _is_ours(architecture, state):
         system = "minimask"
@@ -155,10 +153,10 @@ def _architecture(shapes: _Shapes) -> Architecture:
         width_per_group=max(1, width * 64 // (channels[0] * groups)),
         pyramid=pyramid,
         fpn_channels=fpn_channels,
-        rpn_convs=_count(r"rpn\.head\.conv\.(\d+)\.0\.weight", state),
+        rpn_convs=max(1, _count(r"rpn\.head\.conv\.(\d+)\.0\.weight", state)),
         box_convs=box_convs,
         mask_convs=_count(r"roi_heads\.mask_head\.(\d+)\.0\.weight", state) if masks else 4 * pyramid,
-        box_width=shapes["roi_heads.box_predictor.cls_score.weight", 2][1],
+        box_width=shapes[f"{_HEADS}box_predictor.cls_score.weight", 2][1],
         head_norm=_head_norm(state),
         masks=masks,
         **_keypoint_head(shapes),

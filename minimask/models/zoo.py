@@ -124,8 +124,8 @@ def maskrcnn_resnet50_fpn(
     Notes
     -----
     The parameters' names are torchvision's: its checkpoints' arrays go into `load_state_dict` as they are.
-    The batch norms' eps is 1e-5, as torchvision builds them; for its V1 weights torchvision sets it to 0
-    after loading: ``conventions=TORCHVISION_COCO_V1``, which `from_checkpoint` chooses by itself.
+    The batch norms' eps is 1e-5, as torchvision builds them; with its COCO weights of the first version it
+    sets them to 0: ``conventions=TORCHVISION_COCO_V1``, which `from_checkpoint` chooses by itself.
     """
     given = {"mean": image_mean, "std": image_std}
     given = {name: tuple(values) for name, values in given.items() if values is not None}
