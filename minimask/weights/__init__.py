@@ -1,5 +1,12 @@
 """Files of weights, and what is in them: arrays by name. No model is built here.
 
-Imports `config` and `files`. Begin with `checkpoint.py`, the file that a run writes, which `schema.py`
-checks field by field and `archive.py` entry by entry.
+Imports `backend`, `config` and `files`. Begin with `reading.py`, which tells the files of torch, detectron2,
+safetensors and minimask apart and runs nothing of them; `pickles.py` says how. `checkpoint.py` is the file
+that a run writes, which `schema.py` checks field by field and `archive.py` entry by entry.
 """
+
+from minimask.weights.reading import Weights, read_weights
+from minimask.weights.safetensors import write_safetensors
+from minimask.weights.torch_writing import write_pth
+
+__all__ = ["Weights", "read_weights", "write_pth", "write_safetensors"]

@@ -29,7 +29,7 @@ _HEADER = re.compile(
 )
 _DTYPE = re.compile(r"'[<>](f[248]|U\d{1,9})'")  # of parameters, and of the metadata
 # What `zipfile` raises for one file or another that is no sound zip.
-_UNSOUND = (
+UNSOUND = (
     zipfile.BadZipFile,
     EOFError,
     LookupError,
@@ -84,7 +84,7 @@ class Archive:
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
         try:
-            self._zip = self._guarded(lambda: zipfile.ZipFile(_InParts(self._file)))
+            self._zip = self._guarded(lambda: zipfile.ZipFile(InParts(self._file)))
             self._check_contents()
             self.entries = {
                 info.filename.removesuffix(".npy"): self._guarded(lambda info=info: self._entry(info))
@@ -145,7 +145,7 @@ class Archive:
             return work()
         except InputError:  # a ValueError that says it all
             raise
-        except _UNSOUND as error:
+        except UNSOUND as error:
             raise self.damaged(error or type(error).__name__) from error
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from error
@@ -196,7 +196,7 @@ class Archive:
         return content
 
 
-class _InParts:
+class InParts:
     """A file of which `zipfile` gets no more than `_PART` bytes at a time, however many it asks for.
 
     It would read a table of contents of any size, and make objects of it that take ten times as much.
