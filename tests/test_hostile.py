@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.hostile_weights import GOOD
 
-def judged(kind: str, count: int, directory: Path) -> dict[str, int]:
+
+def judged(kind: str, count: int, directory: Path, module: str = "tests.hostile") -> dict[str, int]:
     """Try so many mutations in a process of their own; how many had which end."""
-    command = [sys.executable, "-W", "error", "-m", "tests.hostile", kind, "0", str(count), str(directory)]
+    command = [sys.executable, "-W", "error", "-m", module, kind, "0", str(count), str(directory)]
     result = subprocess.run(
         command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False
     )
@@ -29,3 +31,15 @@ def test_three_hundred_mutations_are_taken_or_refused_in_one_line(kind, tmp_path
 @pytest.mark.parametrize("kind", ["checkpoint", "toml"])
 def test_ten_thousand_mutations_are_taken_or_refused_in_one_line(kind, tmp_path):
     assert sum(judged(kind, 10_000, tmp_path).values()) == 10_000
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_three_hundred_damaged_files_of_weights_are_read_or_refused_in_one_line(name, tmp_path):
+    counts = judged(name, 300, tmp_path, "tests.hostile_weights")
+    assert counts.keys() == {"taken", "refused"} and sum(counts.values()) == 300
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", GOOD)
+def test_ten_thousand_damaged_files_of_weights_are_read_or_refused_in_one_line(name, tmp_path):
+    assert sum(judged(name, 10_000, tmp_path, "tests.hostile_weights").values()) == 10_000
