@@ -190,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(command)
     _add_evaluate(command)
     _add_predict(command)
+    _add_export(command)
     gradcheck = command(
         commands.gradcheck,
         text="check the hand-derived gradients",
@@ -286,6 +287,18 @@ def _add_predict(command) -> None:
     text += "255 classes, the class: the semantic segmentation); 0 is background"
     add("--label-maps", action="store_true", help=text)
     _take(predict, "device", "output")
+
+
+def _add_export(command) -> None:
+    export = command(
+        commands.export,
+        text="write weights as torch and safetensors read them",
+        epilog="example:\n  minimask export --weights run/checkpoint.npz model.safetensors",
+    )
+    text = "the file to write; its ending decides: .safetensors, or .pth, which torch.load opens"
+    export.add_argument("target", type=_name, metavar="FILE", help=text)
+    text = "a checkpoint that train wrote, or a file of torch, detectron2 or safetensors"
+    export.add_argument("--weights", required=True, type=_name, metavar="FILE", help=text)
 
 
 def _add_misalign(command) -> None:

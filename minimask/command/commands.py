@@ -133,6 +133,25 @@ def predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export(arguments: argparse.Namespace) -> int:
+    """Write the weights of a run for torch, under torchvision's names: as .safetensors, with the names of the
+    classes, or as .pth. Other files of weights, of torch or detectron2, are written as they are.
+    """
+    from minimask.command.exporting import check_target, how_to_load, write
+    from minimask.weights import read_weights
+
+    source, target = Path(arguments.weights), Path(arguments.target)
+    check_target(target, source)
+    weights = read_weights(source)
+    write(weights, target)
+    numbers = sum(array.size for array in weights.values())
+    size = f"{target.stat().st_size / 1e6:.1f} MB"
+    tell(f"{target}: {len(weights)} arrays of {numbers:,} numbers, {size}")
+    for line in how_to_load(weights, target):
+        tell(line)
+    return 0
+
+
 def gradcheck(arguments: argparse.Namespace) -> int:
     """Compare the backward pass of every Function (or of those named) with central differences in float64;
     print its cases, its worst relative error and where that is. The exit status is 1 if any fails.

@@ -1,0 +1,55 @@
+"""What `minimask export` writes, and what it says of loading it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from minimask.errors import InputError, one_line
+from minimask.weights import Weights, write_pth, write_safetensors
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+_CLASSES_SHOWN = 5
+
+
+def check_target(target: Path, source: Path) -> None:
+    """See that the file to be written has an ending that says how, and is not the one that is read.
+
+    Raises
+    ------
+    InputError
+        If not.
+    """
+    if target.suffix not in SUFFIXES:
+        ending = f"the ending {target.suffix}" if target.suffix else "no ending"
+        raise InputError(f"{target}: has {ending}; name a file that ends in .safetensors or .pth")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise InputError(f"{source}: would be overwritten by {target}; choose another name")
+
+
+def write(weights: Weights, target: Path) -> None:
+    """Write the file that the target's ending names; raises what the writers raise."""
+    if target.suffix == ".safetensors":
+        beside = {name: str(value) for name, value in weights.metadata.items()}
+        if weights.class_names:
+            beside["class_names"] = json.dumps(weights.class_names)
+            beside["category_ids"] = json.dumps(weights.category_ids)
+        write_safetensors(target, weights, beside)
+    else:
+        write_pth(target, weights)
+
+
+def how_to_load(weights: Weights, target: Path) -> Iterator[str]:
+    """Lines for a person who goes on with torch."""
+    name = json.dumps(str(target), ensure_ascii=False)
+    if target.suffix == ".safetensors":
+        yield f"in torch: model.load_state_dict(safetensors.torch.load_file({name}))"
+    else:
+        yield f"in torch: model.load_state_dict(torch.load({name}, weights_only=True))"
+    if weights.class_names and "model" in weights.metadata:
+        network, classes = one_line(weights.metadata["model"], 40), len(weights.class_names) + 1
+        yield f"where model is {network} with num_classes={classes}; docs/weights.md builds it in torchvision"
+    if weights.class_names and target.suffix != ".safetensors":
+        shown = [one_line(name, 40) for name in weights.class_names[:_CLASSES_SHOWN]]
+        more = len(weights.class_names) - len(shown)
+        names = ", ".join([*shown, *([f"{more} more"] if more else [])])
+        yield f"its classes, which a .pth does not hold: {names}"
