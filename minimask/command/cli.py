@@ -215,7 +215,8 @@ def _add_train(command) -> None:
     for key, entry in configuration.options():
         section, _, name = key.partition(".")
         value = configuration.shown(defaults[section].get(name))
-        options.append(f"  {f'{key} = {value}':<36} {configuration.describe(entry)}")
+        line = f"  {f'{key} = {value}':<36} {configuration.describe(entry)}"
+        options.append(textwrap.fill(line, 118, subsequent_indent=" " * 39))
     train = command(
         commands.train,
         text="train on your own images",
