@@ -230,8 +230,8 @@ MUTANTS = {
     ],
     keypoint.KeypointLoss: [
         ("1 not subtracted at the cell", "gx[rows, cells] -= weights", "gx[rows, cells] -= 0"),
-        ("keypoints that are not valid", "counted / (", "(counted * 0 + 1) / ("),
-        ("a missing factor", "weights = gy * weights", "weights = gy"),
+        ("a cell off by one", "gx[rows, cells] -= weights", "gx[rows, cells - 1] -= weights"),
+        ("a missing factor", "weights = gy * weights", "weights = 1 * weights"),
     ],
     loss.SoftmaxCrossEntropy: [
         ("not divided by the rows", "gy * scale * slope", "gy * slope", loss._SummedLoss),
