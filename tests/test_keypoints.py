@@ -121,6 +121,16 @@ def test_a_keypoint_comes_back_from_its_own_cell_to_within_half_a_cell():
     assert (np.abs(found.xy - xy) <= sides / 56 / 2 + 1).all()
 
 
+def test_probabilities_are_the_softmax_of_the_cells_at_the_peaks_height():
+    rng = np.random.default_rng(13)
+    maps, boxes = blobs(rng, (4, 3, 56, 56)), boxes_of(rng, 4, 100.0)
+    peaks = heatmaps_to_keypoints(maps, boxes)
+    shares = np.exp(peaks.logits.astype(float)) / np.exp(maps.astype(float)).sum(axis=(2, 3))
+    np.testing.assert_allclose(peaks.probabilities, shares, rtol=1e-4)
+    far_out = heatmaps_to_keypoints(300 * maps, boxes)  # exp would overflow float32
+    assert np.isfinite(far_out.probabilities).all()
+
+
 def test_no_boxes_and_no_keypoints_decode_to_nothing():
     none = heatmaps_to_keypoints(np.zeros((0, 3, 56, 56), np.float32), np.zeros((0, 4), np.float32))
     assert none.xy.shape == (0, 3, 2) and none.logits.shape == none.probabilities.shape == (0, 3)

@@ -14,7 +14,8 @@ from unittest import mock
 import pytest
 
 from minimask import backend
-from minimask.functions import activation, array, conv, loss, norm, pool, roi
+from minimask.functions import activation, array, conv, keypoint, loss, norm, pool, roi
+from minimask.functions import explicit_keypoint_head as keypoint_head
 from minimask.functions import explicit_mask_head as mask_head
 from minimask.functions import explicit_rpn_head as rpn_head
 from minimask.functions.conv_norm import ConvFrozenNorm
@@ -219,6 +220,18 @@ MUTANTS = {
         ("the output of the layer for its input", "gradient(gz, hs[i], ", "gradient(gz, hs[i + 1], "),
         ("the first layer's weights", "input_gradient(gz, convs[i][0]", "input_gradient(gz, convs[0][0]"),
         ("a ReLU of the wrong layer", "relu_gradient(gh, hs[i + 1]", "relu_gradient(gh, hs[-1]"),
+    ],
+    keypoint_head.KeypointHead: [
+        ("the size before doubling taken for the one after", "gy.shape[2] // 2,", "gy.shape[2],"),
+        ("the bias of one RoI alone", "bias_gradient(gt)", "bias_gradient(gt[:1])"),
+        ("the deconvolution upside down", "forward(gt, deconv,", "forward(gt, deconv[:, :, ::-1, ::-1],"),
+        ("a layer upside down", "gradient(gz, convs[i][0],", "gradient(gz, convs[i][0][:, :, ::-1],"),
+        ("a ReLU of the wrong layer", "relu_gradient(gh, hs[i + 1]", "relu_gradient(gh, hs[-1]"),
+    ],
+    keypoint.KeypointLoss: [
+        ("1 not subtracted at the cell", "gx[rows, cells] -= weights", "gx[rows, cells] -= 0"),
+        ("a cell off by one", "gx[rows, cells] -= weights", "gx[rows, cells - 1] -= weights"),
+        ("a missing factor", "weights = gy * weights", "weights = 1 * weights"),
     ],
     loss.SoftmaxCrossEntropy: [
         ("not divided by the rows", "gy * scale * slope", "gy * slope", loss._SummedLoss),

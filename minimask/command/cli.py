@@ -156,7 +156,13 @@ SHARED = {
     # Checked by backend.device, which knows why there is no GPU.
     "device": {"default": "auto", "metavar": "cpu|cuda|auto", "help": "where to compute"},
     "output": {"required": True, "type": _name, "metavar": "DIR", "help": "made if it does not exist"},
-    "weights": {"required": True, "type": _name, "metavar": "FILE", "help": "a checkpoint that train wrote"},
+    "weights": {
+        "required": True,
+        "type": _name,
+        "metavar": "FILE_OR_NAME",
+        "help": "a run's checkpoint; weights of torchvision or detectron2; or a name such as "
+        "torchvision:maskrcnn_resnet50_fpn (docs/weights.md)",
+    },
     "images": {"type": _name, "metavar": "DIR", "help": "folder of its images"},
     "strict": {"action": "store_true", "help": "refuse annotations without area, instead of dropping them"},
 }
@@ -271,8 +277,9 @@ def _add_predict(command) -> None:
     predict = command(
         commands.predict,
         text="find the objects in image files, and draw them",
-        epilog="example:\n"
-        "  minimask predict --weights run/checkpoint.npz a.png b.jpg --json --output results",
+        epilog="examples:\n"
+        "  minimask predict --weights run/checkpoint.npz a.png b.jpg --json --output results\n"
+        "  minimask predict --weights torchvision:maskrcnn_resnet50_fpn photo.jpg",
     )
     add, above = predict.add_argument, commands.SHOWN_ABOVE
     add("images", nargs="+", type=_name, metavar="IMAGE", help="an image file")
@@ -286,7 +293,8 @@ def _add_predict(command) -> None:
     )
     text += "255 classes, the class: the semantic segmentation); 0 is background"
     add("--label-maps", action="store_true", help=text)
-    _take(predict, "device", "output")
+    _take(predict, "device")
+    add("--output", default="predictions", type=_name, metavar="DIR", help="made if missing (predictions)")
 
 
 def _add_export(command) -> None:

@@ -120,12 +120,12 @@ def predict(arguments: argparse.Namespace) -> int:
     written = [result for path in images for result in results_of(path, output, arguments.label_maps)]
     check_inputs_are_kept([arguments.weights], [*written, output / "predictions.json"])
     options = {"detections": arguments.max_detections, "score_threshold": arguments.score_threshold}
-    detector = load_detector(arguments.weights, arguments.device, **options)
+    detector = load_detector(arguments.weights, arguments.device, note, **options)
     if missing := missing_letters(detector.class_names):
         note(f"no font of this computer has {missing}, of names of classes: drawn as boxes. Install one")
     progress = lambda paths: each(paths, "predicting")  # noqa: E731
     counts = predict_files(detector, images, output, *also, progress, note)
-    most = detector.config.model.detections
+    most = detector.detections
     for path, count in zip(images, counts):
         tell(f"{path}: {count} objects, {output / Path(path).stem}-instances.png")
         if count == most:

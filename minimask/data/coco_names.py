@@ -1,5 +1,7 @@
 """The 80 classes of COCO, by their ids, which are not consecutive: 10 of 1 to 90 were never annotated."""
 
+from minimask.data.skeleton import Skeleton
+
 # fmt: off
 COCO_CLASSES: dict[int, str] = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck",
@@ -15,6 +17,19 @@ COCO_CLASSES: dict[int, str] = {
     79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book", 85: "clock", 86: "vase",
     87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
 }
+
+_FACE = ("nose", "left_eye", "right_eye", "left_ear", "right_ear")
+_PARTS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+_BODY = tuple(f"{side}_{part}" for part in _PARTS for side in ("left", "right"))
+PERSON = Skeleton(
+    _FACE + _BODY,
+    # As COCO's file has them, but counted from 0: legs, hips, trunk, arms, face, ears to shoulders.
+    (
+        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
+        (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+    ),
+)
+"""COCO's 17 keypoints of a person."""
 # fmt: on
 
 

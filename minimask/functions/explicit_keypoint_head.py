@@ -41,8 +41,9 @@ class KeypointHead(Function):
         *convs, (deconv, _) = zip(parameters[::2], parameters[1::2])
         # y = U t U^T, so gt = U^T gy U
         gt = resample.bilinear_gradient(gy, (gy.shape[2] // 2, gy.shape[3] // 2))
-        # t = T^T h_n + d: the transpose of a transpose is the convolution itself
-        g_deconv = convolution.weight_gradient(hs[-1], gt, double), self._bias_gradient(gt)
+        # t = T^T h_n + d: the transpose of a transpose is the convolution itself. Behind a softmax over all
+        # positions, which does not see d, the gradient of d is 0 but for rounding.
+        g_deconv = convolution.weight_gradient(hs[-1], gt, double), convolution.bias_gradient(gt)
         gh = convolution.forward(gt, deconv, None, double)
         # h_i = relu(z_i), z_i = w_i * h_(i-1) + b_i; convs begin with w_1, hs with h_0
         g_convs = []
@@ -53,12 +54,6 @@ class KeypointHead(Function):
             if i > 0 or self.needs[0]:
                 gh = convolution.input_gradient(gz, convs[i][0], geometries[i])
         return gh if self.needs[0] else None, *g_convs, *g_deconv
-
-    def _bias_gradient(self, gt):  # (R, K, 2P, 2P) -> (K,)
-        # One position after the other, as torch adds them up: a softmax does not see d, which it moves as a
-        # whole, so this gradient is 0 but for rounding, and rounding is all that can be compared.
-        r, k, p, q = gt.shape
-        return self.xp.cumsum(gt.reshape(r, k, p * q), axis=2)[..., -1].sum(axis=0)
 
 
 def keypoint_head(x, convs, deconv) -> Tensor:

@@ -1,14 +1,18 @@
 """From a checkpoint to a model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from minimask.config import Config
+from minimask.data.coco_names import PERSON
 from minimask.data.skeleton import Skeleton
-from minimask.errors import InputError
+from minimask.errors import InputError, one_line
 from minimask.models.networks import build_model, checkpoint_config
+from minimask.models.pretrained import from_checkpoint
 from minimask.weights.checkpoint import Checkpoint, CheckpointFile, check_fit, fit
+from minimask.weights.download import local_weights
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,8 @@ class Detector:
         Of labels 1, 2, ...
     category_ids : list of int
         Their COCO ids.
-    config : Config
-        What it was trained with.
+    config : Config or None
+        What it was trained with, if that is known.
     skeleton : Skeleton or None
         The names of its keypoints.
     """
@@ -32,19 +36,31 @@ class Detector:
     model: Any
     class_names: list[str]
     category_ids: list[int]
-    config: Config
+    config: Config | None = None
     skeleton: Skeleton | None = None
 
+    @property
+    def detections(self) -> int:
+        """The most objects that it finds in an image."""
+        return self.model.box_head.options.detections_per_img
 
-def load_detector(path: str | Path, device: str = "cpu", **changes: Any) -> Detector:
-    """Build the model of a checkpoint and load its weights.
+
+def load_detector(
+    path: str | Path, device: str = "cpu", note: Callable[[str], None] = lambda line: None, **changes: Any
+) -> Detector:
+    """Build the model that weights belong to, and load them.
 
     Parameters
     ----------
+    path : str or Path
+        A checkpoint that a run wrote; or a file, name or address that `from_checkpoint` takes.
     device : "cpu" or "cuda"
         Where the model will be; checkpoints name no device.
+    note : callable
+        Is told what was found out of weights from elsewhere, and their licence.
     **changes
-        Fields of `ModelConfig` to change from what they were in training; None leaves a field as it was.
+        `detections` and `score_threshold`; of a run's checkpoint any field of `ModelConfig`, to change from
+        what it was in training. None leaves a field as it was.
 
     Raises
     ------
@@ -52,6 +68,9 @@ def load_detector(path: str | Path, device: str = "cpu", **changes: Any) -> Dete
         If the file is missing, damaged, or of another model.
     """
     given = {name: value for name, value in changes.items() if value is not None}
+    path = local_weights(path, note)
+    if path.suffix != ".npz":
+        return _from_elsewhere(path, device, note, given)
     with CheckpointFile(path) as file:
         checkpoint = file.head
         config = checkpoint_config(checkpoint, str(path))
@@ -63,6 +82,24 @@ def load_detector(path: str | Path, device: str = "cpu", **changes: Any) -> Dete
     names, edges = checkpoint.keypoint_names, checkpoint.skeleton
     skeleton = Skeleton(tuple(names), tuple((a, b) for a, b in edges)) if names else None
     return Detector(model, checkpoint.class_names, checkpoint.category_ids, config, skeleton)
+
+
+_LIMITS = {"detections": "box_detections_per_img", "score_threshold": "box_score_thresh"}
+
+
+def _from_elsewhere(path: Path, device: str, note: Callable[[str], None], given: dict[str, Any]) -> Detector:
+    model = from_checkpoint(path, **{_LIMITS[name]: value for name, value in given.items()})
+    origin = model.origin
+    note(one_line(f"{path.name}: {origin.note}"))
+    names, ids = origin.class_names, origin.category_ids
+    if names is None:
+        ids = list(range(1, origin.num_classes))
+        names = [f"class {label}" for label in ids]
+    skeleton = None
+    if origin.num_keypoints:
+        numbered = Skeleton(tuple(f"keypoint {k + 1}" for k in range(origin.num_keypoints)))
+        skeleton = PERSON if origin.num_keypoints == len(PERSON.names) else numbered
+    return Detector(model.to(device).eval(), names, ids, None, skeleton)
 
 
 def _build(head: Checkpoint, config: Config, path: str | Path, device: str) -> Any:

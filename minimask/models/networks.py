@@ -178,22 +178,26 @@ def build_model(config: Config, num_classes: int, device: str = "cpu", num_keypo
     options = resolved(config).model
     if device == "cuda":
         backend.set_up_gpu(config.train.tf32, config.train.gpu_memory_limit)
-    given = {"min_size": options.min_size, "max_size": options.max_size}
-    given |= alternatives(options, NETWORKS[options.name].conventions)
-    given |= {"trainable_backbone_layers": options.trainable_layers, "norm": NORMS.get(options.norm)}
+    arguments = builder_arguments(options)
     if has_keypoints(config):
         if num_keypoints < 1:
             raise InputError(
                 f"model.name: {options.name} needs keypoints, and the data name none; give the categories a "
                 "list 'keypoints', or take a network without"
             )
-        given |= {"num_keypoints": num_keypoints}
-    model = NETWORKS[options.name].build(
-        num_classes,
-        box_score_thresh=options.score_threshold,
-        box_nms_thresh=options.nms_threshold,
-        box_detections_per_img=options.detections,
-        seed=config.train.seed,
-        **{name: value for name, value in given.items() if value is not None},
-    )
+        arguments |= {"num_keypoints": num_keypoints}
+    model = NETWORKS[options.name].build(num_classes, seed=config.train.seed, **arguments)
     return model.to(device)
+
+
+def builder_arguments(options: ModelConfig) -> dict[str, Any]:
+    """What a network's builder is given for its options; numbers of classes and keypoints come besides."""
+    given = {"min_size": options.min_size, "max_size": options.max_size}
+    given |= alternatives(options, NETWORKS[options.name].conventions)
+    given |= {"trainable_backbone_layers": options.trainable_layers, "norm": NORMS.get(options.norm)}
+    limits = {
+        "box_score_thresh": options.score_threshold,
+        "box_nms_thresh": options.nms_threshold,
+        "box_detections_per_img": options.detections,
+    }
+    return limits | {name: value for name, value in given.items() if value is not None}

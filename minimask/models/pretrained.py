@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from minimask.config import ModelConfig, from_dict
+from minimask.errors import InputError
 from minimask.models.mask_rcnn import MaskRCNN
+from minimask.models.networks import NETWORKS, builder_arguments, resolved
 from minimask.models.recognition import Origin, is_small, recognise
 from minimask.models.zoo import keypointrcnn_small, maskrcnn_resnet50_fpn, maskrcnn_small
+from minimask.weights import Weights, read_weights
+from minimask.weights.download import local_weights
 
 
-def from_checkpoint(source: Mapping, **options) -> MaskRCNN:
+def from_checkpoint(source: str | Path | Mapping, **options) -> MaskRCNN:
     """The model that weights of torchvision, detectron2 or minimask belong to, with these weights.
 
     Names and shapes say which it is (`minimask.models.recognition`), and it gets that system's conventions
-    (`minimask.models.conventions`).
+    (`minimask.models.conventions`). A run's own checkpoint says it itself.
 
     Parameters
     ----------
-    source : mapping of name to array
-        A state dict, as the system writes it.
+    source : path, name, address, or mapping of name to array
+        A file that `minimask.weights.read_weights` reads, a name such as
+        ``torchvision:maskrcnn_resnet50_fpn`` or an address, both of which are fetched
+        (`minimask.weights.download`); or a state dict, as the system writes it.
     **options
         Of the builders (`minimask.models.zoo.maskrcnn_resnet50_fpn`): ``box_score_thresh``, ``min_size``,
         ``trainable_backbone_layers``, also ``conventions``, ``norm``, ``image_mean`` and ``image_std``. They
@@ -30,21 +40,53 @@ def from_checkpoint(source: Mapping, **options) -> MaskRCNN:
     -------
     MaskRCNN
         In training mode, as the builders give it. Its `origin` says what was found, in words in
-        ``origin.note``, and has the names of COCO's classes where there are as many.
+        ``origin.note``, and has the names of the classes where the file or their number says them.
 
     Raises
     ------
     InputError
-        If the weights are of no such model, or are not complete; says which are missing, unexpected or of
-        another shape, ten of each kind at most.
+        If the file cannot be read; if the weights are of no such model, or are not complete: says which are
+        missing, unexpected or of another shape, ten of each kind at most.
     TypeError
         For an option that no builder has.
     """
+    if isinstance(source, str | Path):
+        source = read_weights(local_weights(source))
     if not isinstance(source, Mapping):
-        raise TypeError(f"from_checkpoint takes a mapping of names to arrays, not {type(source).__name__}")
-    origin, state = recognise(source)
-    model = build(origin, **options)
-    load(model, state)
+        kind = type(source).__name__
+        raise TypeError(f"from_checkpoint takes a path or a mapping of names to arrays, not {kind}")
+    where = f"{source.path}: " if isinstance(source, Weights) else ""
+    try:
+        origin, state = recognise(source)
+        if isinstance(source, Weights) and source.class_names:
+            names, ids = list(source.class_names), list(source.category_ids)
+            origin = replace(origin, class_names=names, category_ids=ids)
+        own = own_options(source)
+        model = build(origin, **options) if own is None else _build_own(origin, own, options)
+        load(model, state)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from error
+    return model
+
+
+def own_options(source: Mapping) -> ModelConfig | None:
+    """What a run's configuration says of the model, in its checkpoint or in what was exported from it."""
+    text = source.metadata.get("config") if isinstance(source, Weights) else None
+    if not isinstance(text, str) or source.metadata.get("model") not in NETWORKS:
+        return None
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"its metadata's config is no JSON ({error}); use another copy of it") from error
+    return resolved(from_dict(config, "its metadata's config")).model
+
+
+def _build_own(origin: Origin, own: ModelConfig, options: dict) -> MaskRCNN:
+    arguments = builder_arguments(own) | {"num_classes": origin.num_classes, "seed": None}
+    if origin.num_keypoints:
+        arguments["num_keypoints"] = origin.num_keypoints
+    model = NETWORKS[own.name].build(**(arguments | options))
+    model.origin = origin
     return model
 
 
