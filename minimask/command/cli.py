@@ -245,6 +245,10 @@ def _add_train(command) -> None:
     _take(train, "images")
     add("--val", type=_name, metavar="FILE", help="the same, to evaluate on when done")
     add("--val-images", type=_name, metavar="DIR", help="folder of its images, if not that of --images")
+    text = "start from these: a checkpoint, torchvision's or detectron2's weights, or a name"
+    add("--weights", type=_name, metavar="FILE_OR_NAME", help=text)
+    text = "start from a ResNet classifier's: torchvision:resnet50, or a file"
+    add("--backbone-weights", type=_name, metavar="FILE_OR_NAME", help=text)
     add("--config", type=_name, metavar="FILE_OR_NAME", help=f"a TOML file, or one of {names}")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change an option; may be repeated")
     add("--resume", action="store_true", help="go on from the checkpoint in the output directory")

@@ -64,15 +64,19 @@ def train(arguments: argparse.Namespace) -> int:
     """
     from minimask.command.demo import MARK
     from minimask.files import check_output_directory
+    from minimask.models.starting import start_from
     from minimask.training.distributed import world
     from minimask.training.loop import train as run
 
     output = check_output_directory(arguments.output)
     config = sources.train_config(arguments, output)
     dataset, validation = sources.training_data(arguments, config, note)
+    start = None
+    if not arguments.resume:
+        config, start = start_from(config, note)
     if world().rank == 0:
         (output / MARK).unlink(missing_ok=True)  # from here on it is more than a demo's
-    outcome = run(config, dataset, output, arguments.resume, note=note, device=arguments.device)
+    outcome = run(config, dataset, output, arguments.resume, False, note, arguments.device, start)
     if outcome.stopped_by is not None:
         return _stopped(outcome, config, output)
     if world().rank:

@@ -37,12 +37,22 @@ def train_config(arguments: argparse.Namespace, output: Path) -> configuration.C
     given = {name: getattr(arguments, name) for name in ("train", "images", "val", "val_images")}
     paths = {k: v if v in BUILT_IN else str(Path(v).absolute()) for k, v in given.items() if v}
     strict = {"strict": True} if arguments.strict else {}
-    config = replace(config, data=replace(config.data, **paths, **strict))
+    weights = {name: getattr(arguments, name) for name in ("weights", "backbone_weights")}
+    weights = {name: _absolute_weights(source) for name, source in weights.items() if source}
+    data, train = replace(config.data, **paths, **strict), replace(config.train, **weights)
+    config = replace(config, data=data, train=train)
     # A resumed run writes its configuration anew, as it was or as it was changed: that is no loss.
     read = [config.data.train, config.data.val, *([arguments.config] if not arguments.resume else [])]
     written = (CHECKPOINT, CONFIG, LOSSES, "losses.png", "detections.json", "metrics.json")
     check_inputs_are_kept(filter(None, read), [output / name for name in written])
     return config
+
+
+def _absolute_weights(source: str) -> str:
+    """A path as an absolute one; names and addresses as they are."""
+    from minimask.weights.download import is_path
+
+    return str(Path(source).absolute()) if is_path(source) else source
 
 
 def training_data(

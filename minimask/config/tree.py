@@ -48,6 +48,11 @@ class ModelConfig:
         choices=("group", "batch", "frozen"),
     )
     trainable_layers: int | None = option(None, "last stages of a ResNet that train; 5: all", low=0, high=5)
+    conventions: str | None = option(
+        None,
+        "of a large network: whose details it follows; unset: the network's, or the weights'",
+        choices=("torchvision", "torchvision_coco_v1", "detectron2", "detectron2_resnext"),
+    )
     # What the paper compares its choices with: docs/alternatives.md
     roi_layer: str | None = option(
         None,
@@ -111,6 +116,8 @@ class DataConfig:
 class TrainConfig:
     """The optimization."""
 
+    weights: str = option("", "start from these weights of a detector: a file, name or address")
+    backbone_weights: str = option("", "start from these weights of a ResNet classifier")
     steps: int = option(1500, "optimizer steps", low=1)
     batch_size: int = option(2, "images a step", low=1)
     learning_rate: float | None = option(

@@ -10,7 +10,15 @@ from minimask import functions as F
 from minimask.config import Config, ModelConfig, from_dict
 from minimask.errors import InputError
 from minimask.models.box_head import RoILayer
-from minimask.models.conventions import DETECTRON2, MINIMASK, TORCHVISION, Conventions
+from minimask.models.conventions import (
+    DETECTRON2,
+    DETECTRON2_RESNEXT,
+    MINIMASK,
+    TORCHVISION,
+    TORCHVISION_COCO_V1,
+    Conventions,
+    with_keypoints,
+)
 from minimask.models.mask_head import MaskFCN, MaskMLP, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.zoo import (
@@ -32,6 +40,12 @@ from minimask.models.zoo import (
 from minimask.nn import BatchNorm2d, FrozenBatchNorm2d, GroupNorm
 from minimask.weights.checkpoint import Checkpoint
 
+CONVENTIONS = {
+    "torchvision": TORCHVISION,
+    "torchvision_coco_v1": TORCHVISION_COCO_V1,
+    "detectron2": DETECTRON2,
+    "detectron2_resnext": DETECTRON2_RESNEXT,
+}
 NORMS = {"group": partial(GroupNorm, groups=32), "batch": BatchNorm2d, "frozen": FrozenBatchNorm2d}
 
 
@@ -79,7 +93,7 @@ def _resnet(
 
 
 _OF_MASKS = ("mask_loss", "mask_branch", "class_agnostic_mask")
-_OF_RESNETS = ("norm", "trainable_layers")
+_OF_RESNETS = ("norm", "trainable_layers", "conventions")
 _c4 = partial(_resnet, conventions=DETECTRON2, without=("mask_branch",))  # its branch is the last stage
 NETWORKS = {
     "maskrcnn_small": Network(maskrcnn_small, SMALL_RECIPE, MINIMASK, without=_OF_RESNETS),
@@ -192,9 +206,16 @@ def build_model(config: Config, num_classes: int, device: str = "cpu", num_keypo
 
 def builder_arguments(options: ModelConfig) -> dict[str, Any]:
     """What a network's builder is given for its options; numbers of classes and keypoints come besides."""
-    given = {"min_size": options.min_size, "max_size": options.max_size}
-    given |= alternatives(options, NETWORKS[options.name].conventions)
-    given |= {"trainable_backbone_layers": options.trainable_layers, "norm": NORMS.get(options.norm)}
+    network = NETWORKS[options.name]
+    conventions = CONVENTIONS.get(options.conventions)
+    if network.keypoints and (options.conventions or "").startswith("detectron2"):
+        conventions = with_keypoints(conventions)
+    norm = NORMS.get(options.norm)
+    if options.norm == "frozen" and conventions:
+        norm = partial(FrozenBatchNorm2d, eps=conventions.norm_eps)
+    given = {"min_size": options.min_size, "max_size": options.max_size, "conventions": conventions}
+    given |= alternatives(options, conventions or network.conventions)
+    given |= {"norm": norm, "trainable_backbone_layers": options.trainable_layers}
     limits = {
         "box_score_thresh": options.score_threshold,
         "box_nms_thresh": options.nms_threshold,

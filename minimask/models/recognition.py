@@ -74,6 +74,11 @@ class Origin:
     category_ids: list[int] | None
     note: str
 
+    @property
+    def backbone(self) -> str:
+        """Such as ``ResNet-50-FPN``."""
+        return _backbone(self.architecture)
+
 
 def recognise(arrays: Mapping) -> tuple[Origin, dict[str, np.ndarray]]:
     """What the weights belong to, and the weights under our names.

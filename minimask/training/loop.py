@@ -18,6 +18,7 @@ from minimask.data import Augmentation, Batches, Loader, Sample
 from minimask.errors import InputError, one_line
 from minimask.files import make_output_directory, real_path, write_text
 from minimask.models.networks import build_model, resolved
+from minimask.models.starting import Start, fill
 from minimask.randomness import Draws
 from minimask.training import distributed
 from minimask.training.keeper import Keeper, NotFinite
@@ -60,6 +61,7 @@ def train(
     overwrite: bool = False,
     note: Callable[[str], None] = lambda line: print(one_line(line), file=sys.stderr),
     device: str = "cpu",
+    start: Start | None = None,
 ) -> Outcome:
     """Train a model, leaving checkpoint.npz, config.toml and losses.csv in a directory.
 
@@ -79,6 +81,8 @@ def train(
     note : callable
         Called with lines for the user to see.
     device : "cpu" or "cuda"
+    start : Start, optional
+        Weights to begin with (`minimask.models.starting.start_from`); not looked at when resuming.
 
     Raises
     ------
@@ -92,7 +96,7 @@ def train(
     output = make_output_directory(output)
     note = note if world.rank == 0 else lambda line: None
     with locked(output) if world.rank == 0 else contextlib.nullcontext():
-        return _train(config, dataset, output, resume, note, device, world)
+        return _train(config, dataset, output, resume, note, device, world, start)
 
 
 def _train(
@@ -103,12 +107,15 @@ def _train(
     note: Callable[[str], None],
     device: str,
     world: distributed.World,
+    start: Start | None,
 ) -> Outcome:
     options = config.train
     world.use(device)
     skeleton = getattr(dataset, "skeleton", None)
     keypoints = len(skeleton.names) if skeleton else 0
     model = build_model(config, len(dataset.class_names) + 1, device, keypoints)
+    if start and not resume:
+        fill(model, start, note)
     optimizer = make_optimizer(model, options)
     part = world.part(options.batch_size)
     batches = Batches(dataset, options.batch_size, augmentation(config.data), options.seed, part)

@@ -40,10 +40,9 @@ def local_weights(source: str | Path, note: Callable[[str], None] = lambda line:
         If the name is unknown, the package pooch is missing, or the file cannot be fetched or is not the one
         that its name promises. Nothing half-fetched is kept.
     """
-    text = str(source)
-    if isinstance(source, Path) or not (_NAME.fullmatch(text) or _ADDRESS.fullmatch(text)):
+    if is_path(source):
         return Path(source)
-    url = text
+    url = text = str(source)
     if _NAME.fullmatch(text):
         entry = published(text)
         url = entry.url
@@ -57,6 +56,11 @@ def local_weights(source: str | Path, note: Callable[[str], None] = lambda line:
         _fetch(url, path)
         note(f"kept as {path}")
     return path
+
+
+def is_path(source: str | Path) -> bool:
+    """Whether it is neither a published name nor an address."""
+    return isinstance(source, Path) or not (_NAME.fullmatch(source) or _ADDRESS.fullmatch(source))
 
 
 def _cache() -> Path:

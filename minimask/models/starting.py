@@ -1,0 +1,163 @@
+"""Training that starts from weights: which network they need, and which of its parts they fill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from minimask.config import Config
+from minimask.errors import InputError, one_line
+from minimask.models import naming
+from minimask.models.conventions import DETECTRON2, DETECTRON2_RESNEXT, TORCHVISION_COCO_V1
+from minimask.models.mask_rcnn import MaskRCNN
+from minimask.models.pretrained import own_options
+from minimask.models.recognition import Origin, is_small, recognise
+from minimask.weights import read_weights
+from minimask.weights.download import local_weights
+
+_HEADS, _BODY = "roi_heads.", "backbone.body."
+_NETWORKS = {  # by backbone, and whether the heads have norms as torchvision's v2
+    ("ResNet-50-FPN", False): ("maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn"),
+    ("ResNet-50-FPN", True): ("maskrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn_v2"),
+    ("ResNet-101-FPN", False): ("maskrcnn_resnet101_fpn", None),
+    ("ResNeXt-101-32x8d-FPN", False): ("maskrcnn_resnext101_32x8d_fpn", None),
+    ("ResNet-50-C4", False): ("maskrcnn_resnet50_c4", None),
+    ("ResNet-101-C4", False): ("maskrcnn_resnet101_c4", None),
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights under our names, and where they come from.
+
+    Attributes
+    ----------
+    path : Path
+    state : mapping of name to array
+    origin : Origin or None
+        None for a classifier's, which are the backbone's body alone.
+    note : str
+        What was found, for people.
+    """
+
+    path: Path
+    state: Mapping[str, np.ndarray]
+    origin: Origin | None
+    note: str
+
+
+def start_from(config: Config, note: Callable[[str], None]) -> tuple[Config, Start | None]:
+    """The weights that ``train.weights`` or ``train.backbone_weights`` names, and the network that they need.
+
+    The network is that of the weights, with their conventions; unless the configuration says otherwise, its
+    norms are frozen and the last three stages of its ResNet train, torchvision's default with weights.
+
+    Raises
+    ------
+    InputError
+        If both are given, the file cannot be used, or the command has no such network.
+    """
+    train, model = config.train, config.model
+    if not (train.weights or train.backbone_weights):
+        return config, None
+    if train.weights and train.backbone_weights:
+        raise InputError("train.backbone_weights: train.weights has a backbone already; give one of the two")
+    path = local_weights(train.weights or train.backbone_weights, note)
+    arrays = read_weights(path)
+    frozen = {"norm": model.norm or "frozen", "trainable_layers": model.trainable_layers}
+    frozen["trainable_layers"] = 3 if model.trainable_layers is None else model.trainable_layers
+    if train.backbone_weights:
+        state = _classifier(arrays, path)
+        if model.name.endswith("_small"):
+            model = replace(model, name="maskrcnn_resnet50_fpn")
+        found = Start(path, state, None, "a ResNet's weights, for the backbone")
+        return replace(config, model=replace(model, **frozen)), found
+    try:
+        origin, state = recognise(arrays)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    start, own = Start(path, state, origin, origin.note), own_options(arrays)
+    if own is not None:  # all that it was trained with, but for what it reports
+        kept = {"score_threshold": model.score_threshold, "detections": model.detections}
+        return replace(config, model=replace(own, **kept)), start
+    name = model.name if model.name in _alternatives(origin) else _network(origin, path)
+    if is_small(origin.architecture):
+        return replace(config, model=replace(model, name=name)), start
+    if origin.architecture.head_norm is not None:
+        frozen["norm"] = model.norm or "batch"
+    changed = replace(model, name=name, conventions=model.conventions or _conventions(origin), **frozen)
+    return replace(config, model=changed), start
+
+
+def _classifier(arrays: Mapping, path: Path) -> dict[str, np.ndarray]:
+    """The weights of a ResNet that torchvision trained on ImageNet, as the body's; its last layer goes."""
+    state = {f"{_BODY}{name}": array for name, array in arrays.items() if not name.startswith("fc.")}
+    if "conv1.weight" not in arrays or "layer4.0.conv1.weight" not in arrays:
+        raise InputError(
+            f"{path}: is no classifier of torchvision's ResNets (it has no conv1.weight, or no layer4); "
+            "weights of a whole detector are given by --weights"
+        )
+    return {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def _network(origin: Origin, path: Path) -> str:
+    """The network of the command that is like the one of these weights."""
+    names = _alternatives(origin)
+    if not names:
+        raise InputError(
+            f"{path}: {origin.note}: no network that train knows is like it; predict and evaluate take it"
+        )
+    return names[0]
+
+
+def _alternatives(origin: Origin) -> list[str]:
+    """Networks with this backbone, the one with these heads first."""
+    a = origin.architecture
+    if is_small(a):
+        names = ["maskrcnn_small", "keypointrcnn_small"]
+        return names[::-1] if a.num_keypoints else names
+    with_masks, without = _NETWORKS.get((origin.backbone, a.head_norm is not None), (None, None))
+    names = [with_masks, without] if a.masks else [without, with_masks]
+    if origin.backbone == "ResNet-50-FPN" and a.head_norm is None:
+        names.insert(0 if a.num_keypoints else 2, "keypointrcnn_resnet50_fpn")
+    return [name for name in names if name]
+
+
+def _conventions(origin: Origin) -> str:
+    if origin.system == naming.DETECTRON2:
+        return "detectron2_resnext" if origin.architecture.groups > 1 else "detectron2"
+    if origin.conventions == TORCHVISION_COCO_V1:
+        return "torchvision_coco_v1"
+    of_detectron2 = origin.conventions in (DETECTRON2, DETECTRON2_RESNEXT)
+    return "detectron2" if of_detectron2 else "torchvision"
+
+
+def fill(model: MaskRCNN, start: Start, note: Callable[[str], None]) -> None:
+    """Give a model the weights that fit; heads of other classes keep their random ones, and are named.
+
+    Raises
+    ------
+    InputError
+        If the backbone or the RPN do not fit; nothing has been changed.
+    """
+    wanted, state = dict(model.state_dict()), start.state
+    fits = {name for name in wanted if name in state and state[name].shape == wanted[name].shape}
+    covered = _BODY if start.origin is None else ""
+    unfit = sorted(name for name in wanted if name.startswith(covered) and name not in fits)
+    wrong = [name for name in unfit if not name.startswith(_HEADS) or covered]
+    wrong += [name for name in state if name not in wanted and not name.startswith(_HEADS)]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        had = f"shape {tuple(state[wrong[0]].shape)}" if wrong[0] in state else "nothing"
+        need = f"{wanted[wrong[0]].shape}" if wrong[0] in wanted else "no such part"
+        raise InputError(
+            f"{start.path}: does not fit this network: {wrong[0]} is {need} there, the weights have {had}"
+            f"{more}; leave out model.name and model.norm, which then follow the weights"
+        )
+    model.load_state_dict(wanted | {name: state[name] for name in fits})
+    note(one_line(f"{start.path.name}: {start.note}"))
+    if anew := sorted({".".join(name.split(".")[1:3]) for name in unfit}):
+        note(f"begin anew, for other classes or because the weights have none: {', '.join(anew)}")

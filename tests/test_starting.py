@@ -1,0 +1,153 @@
+"""From a file of weights to a model that predicts, and to a training that starts from it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minimask import models
+from minimask.command.cli import main
+from minimask.config import Config, read_config, with_settings
+from minimask.data import Shapes, nuclei_sample
+from minimask.errors import InputError
+from minimask.models import from_checkpoint
+from minimask.models.detector import load_detector
+from minimask.models.networks import build_model
+from minimask.models.starting import fill, start_from
+from minimask.training.loop import train
+from minimask.weights import read_weights, write_pth, write_safetensors
+from minimask.weights.checkpoint import load_checkpoint
+
+QUICK = ["train.steps=2", "data.crop=64", "train.batch_size=1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two steps with softmax masks, which names and shapes do not tell from sigmoids."""
+    directory = tmp_path_factory.mktemp("run")
+    config = with_settings(Config(), [*QUICK, "model.mask_loss=softmax"])
+    train(config, nuclei_sample("train"), directory, note=lambda line: None)
+    return directory / "checkpoint.npz"
+
+
+def same_bits(model, other) -> bool:
+    ours, theirs = model.state_dict(), other.state_dict()
+    return list(ours) == list(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "pth"])
+def test_a_run_exported_and_read_back_has_the_same_bits(run, tmp_path, suffix):
+    trained, path = load_detector(run).model, tmp_path / f"model.{suffix}"
+    if suffix == "npz":
+        path = run
+    else:
+        assert main(["export", "--weights", str(run), str(path)]) == 0
+    model = from_checkpoint(path, box_score_thresh=0.3)
+    assert same_bits(model, trained) and model.box_head.options.score_thresh == 0.3
+    if suffix != "pth":  # which holds no configuration
+        assert type(model.mask_head.mask_loss) is models.SoftmaxMasks
+        assert model.origin.class_names == ["nucleus"]
+
+
+def test_predict_takes_weights_from_elsewhere_and_tells_what_they_are(tmp_path, capsys):
+    write_pth(tmp_path / "theirs.pth", models.maskrcnn_small(4).state_dict())
+    image = nuclei_sample("val").image(0)
+    from PIL import Image
+
+    pixels = (image.transpose(1, 2, 0) * 255).astype(np.uint8)[:64, :64]
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    arguments = ["predict", "--weights", str(tmp_path / "theirs.pth"), str(tmp_path / "photo.png"), "--json"]
+    assert main([*arguments, "--output", str(tmp_path / "out"), "--score-threshold", "0.0"]) == 0
+    assert "theirs.pth: minimask's Mask R-CNN" in capsys.readouterr().err
+    found = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [c["name"] for c in found["categories"]] == ["class 1", "class 2", "class 3"]
+
+
+def test_a_detector_has_cocos_names_where_their_number_is_cocos(tmp_path):
+    path = tmp_path / "theirs.safetensors"
+    write_safetensors(path, models.maskrcnn_resnet50_fpn().state_dict(), {})
+    detector = load_detector(path, detections=7)
+    assert detector.class_names[0] == "person" and detector.category_ids[-1] == 90
+    assert detector.detections == 7 and detector.config is None
+
+
+def test_heads_of_other_classes_begin_anew_and_are_named(run, tmp_path):
+    notes = []
+    config, start = start_from(with_settings(Config(), [f"train.weights={run}"]), notes.append)
+    assert config.model.mask_loss == "softmax"
+    model = build_model(config, 3)
+    fresh = {name: array.copy() for name, array in model.state_dict().items()}
+    fill(model, start, notes.append)
+    trained = load_checkpoint(run).parameters
+    anew = [n for n, array in model.state_dict().items() if not np.array_equal(array, trained.get(n))]
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in anew} == {
+        "cls_score",
+        "bbox_pred",
+        "mask_fcn_logits",
+    }
+    assert all(np.array_equal(model.state_dict()[name], fresh[name]) for name in anew)
+    assert notes[-1].startswith("begin anew") and "mask_predictor.mask_fcn_logits" in notes[-1]
+
+
+def test_a_training_starts_from_weights_and_resumes_without_them(run, tmp_path):
+    weights = tmp_path / "weights.npz"
+    weights.write_bytes(run.read_bytes())
+    settings = [*QUICK, f"train.weights={weights}", "train.learning_rate=1e-9"]
+    config, start = start_from(with_settings(read_config("nuclei"), settings), lambda line: None)
+    outcome = train(config, Shapes(6, seed=0), tmp_path / "run", note=lambda line: None, start=start)
+    ours, theirs = load_checkpoint(outcome.checkpoint).parameters, load_checkpoint(run).parameters
+    name = "backbone.body.layer1.0.conv1.weight"
+    np.testing.assert_allclose(ours[name], theirs[name], atol=1e-6)
+    weights.unlink()
+    more = replace(config, train=replace(config.train, steps=3))
+    train(more, Shapes(6, seed=0), tmp_path / "run", resume=True, note=lambda line: None)
+    assert load_checkpoint(outcome.checkpoint).step == 3
+
+
+def test_a_classifiers_weights_fill_the_backbone_alone(tmp_path):
+    whole = models.maskrcnn_resnet50_fpn(num_classes=2, seed=5).state_dict()
+    body = {n.removeprefix("backbone.body."): a for n, a in whole.items() if n.startswith("backbone.body.")}
+    classifier = body | {
+        "fc.weight": np.zeros((1000, 2048), np.float32),
+        "fc.bias": np.zeros(1000, np.float32),
+    }
+    write_pth(tmp_path / "resnet50.pth", classifier)
+    notes = []
+    given = with_settings(Config(), [f"train.backbone_weights={tmp_path / 'resnet50.pth'}"])
+    config, start = start_from(given, notes.append)
+    assert (config.model.name, config.model.norm, config.model.trainable_layers) == (
+        "maskrcnn_resnet50_fpn",
+        "frozen",
+        3,
+    )
+    model = build_model(config, 2)
+    fill(model, start, notes.append)
+    state = model.state_dict()
+    assert all(np.array_equal(state[f"backbone.body.{name}"], array) for name, array in body.items())
+    assert not np.array_equal(state["rpn.head.conv.0.0.weight"], whole["rpn.head.conv.0.0.weight"])
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["train.weights={run}", "train.backbone_weights={run}"], "give one of the two"),
+        (["train.backbone_weights={run}"], "is no classifier of torchvision's ResNets"),
+        (["train.weights={folder}/nothing.pth"], "cannot be read"),
+    ],
+)
+def test_what_cannot_start_a_training_is_named(run, tmp_path, settings, told):
+    config = with_settings(Config(), [s.format(run=run, folder=tmp_path) for s in settings])
+    with pytest.raises(InputError, match=told):
+        start_from(config, lambda line: None)
+
+
+def test_weights_of_another_network_change_nothing(run):
+    state = read_weights(run)
+    _, start = start_from(with_settings(Config(), [f"train.weights={run}"]), lambda line: None)
+    model = models.maskrcnn_small(2, fpn_channels=32)
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    with pytest.raises(InputError, match=r"checkpoint\.npz: does not fit this network: .* \(and \d+ more\)"):
+        fill(model, start, lambda line: None)
+    assert len(state) and all(np.array_equal(a, before[n]) for n, a in model.state_dict().items())
