@@ -355,6 +355,8 @@ def test_the_unchanged_document_is_accepted_without_a_note(folder):
         ("5", "is 5, not COCO instances"),
         ("null", "is None, not COCO instances"),
         ("{}", "lacks the key 'images'"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS; run 'git lfs pull'"),
+        ("<!doctype html>\n<html>", r"is a web page \(HTML\); .* download the file itself again"),
     ],
 )
 def test_what_is_not_coco_json_is_refused(folder, text, expected):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from minimask.data.fields import Fault, finite_numbers, integer, label, of_all, read_all, show, value
+from minimask.data.formats import HEAD, instead
 from minimask.data.image_entries import ImageRecord
 from minimask.data.mask_checks import check_mask
 from minimask.errors import InputError, one_line
@@ -44,6 +45,8 @@ def read_document(path: Path) -> dict:
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
+        if other := instead(text[:HEAD].encode(), path):
+            raise InputError(f"{path}: {other}") from None
         end = "; the file seems cut off" if error.pos >= len(text.rstrip()) else ""
         raise InputError(f"{path}: is not JSON ({error.msg}, line {error.lineno}{end})") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
@@ -80,10 +83,10 @@ def _read_text(path: Path) -> str:
             return content.decode("utf-8-sig")  # some editors put a byte order mark in front
     except UnicodeDecodeError:
         pass
-    raise InputError(f"{path}: {_of_another_encoding(content)}")
+    raise InputError(f"{path}: {_of_another_encoding(content, path)}")
 
 
-def _of_another_encoding(content: bytes) -> str:
+def _of_another_encoding(content: bytes, path: Path) -> str:
     """What to say of a file that is not UTF-8: JSON that was saved otherwise, or none."""
     wide = json.detect_encoding(content)
     if wide != "utf-8" and content.decode(wide, "replace").lstrip("\ufeff \t\r\n").startswith(("{", "[")):
@@ -91,7 +94,8 @@ def _of_another_encoding(content: bytes) -> str:
     try:
         json.loads(content.decode("latin-1"))
     except (ValueError, RecursionError):
-        return "is not JSON (not even UTF-8 text); give a COCO instances file"
+        unknown = "is not JSON (not even UTF-8 text); give a COCO instances file"
+        return instead(content[:HEAD], path) or unknown
     return "is not UTF-8 text, but perhaps of Windows (cp1252); save it as UTF-8"
 
 

@@ -19,6 +19,7 @@ from minimask.errors import InputError
 from minimask.functions.activation import softmax_array
 from minimask.functions.roi import as_rois
 from minimask.matching import Matcher, assign_fpn_levels, match_images, sample_balanced
+from minimask.models.options import check_numbers, check_whole
 from minimask.models.transform import Batch, Target
 from minimask.nn import Linear, Module
 from minimask.randomness import Draws, Purpose
@@ -60,6 +61,9 @@ class BoxOptions:
     detections_per_img: int = 100
     min_size: float = 1e-2
     beta: float = 1 / 9
+
+    def __post_init__(self):
+        check_numbers(self, "box_")
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,7 @@ class BoxPredictor(Module):
     """Class logits and a box for each class."""
 
     def __init__(self, width: int, num_classes: int, rng):
+        check_whole("num_classes", num_classes, 2, why=", one for the background included")
         self.cls_score = Linear(width, num_classes, rng, gain=1e-4 * width)  # std 0.01
         self.bbox_pred = Linear(width, 4 * num_classes, rng, gain=1e-6 * width)  # std 0.001
 

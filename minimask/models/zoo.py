@@ -15,6 +15,7 @@ from minimask.models.conventions import MINIMASK, TORCHVISION
 from minimask.models.fpn import FPN, Backbone
 from minimask.models.mask_head import MaskFCN, MaskHead
 from minimask.models.mask_rcnn import MaskRCNN
+from minimask.models.options import check_whole, unknown_argument
 from minimask.models.resnet import BasicBlock, Bottleneck, MakeNorm, ResNet
 from minimask.models.rpn import RPN, RPNHeadNet, RPNOptions
 from minimask.models.transform import Transform
@@ -89,8 +90,7 @@ def maskrcnn_resnet50_fpn(
     The batch norms' eps is 1e-5, as torchvision builds them; for its V1 weights torchvision sets it to 0
     after loading, and so must you.
     """
-    if not 0 <= trainable_backbone_layers <= 5:
-        raise ValueError(f"trainable_backbone_layers must be 0 to 5, is {trainable_backbone_layers}")
+    check_whole("trainable_backbone_layers", trainable_backbone_layers, 0, 5)
     conventions = replace(TORCHVISION, mean=tuple(image_mean), std=tuple(image_std))
     rng = Draws(seed).rng(Purpose.WEIGHTS)
     body = ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), norm, rng)
@@ -197,7 +197,7 @@ def stage_options(rpn_and_box: dict, rpn: dict, box: dict) -> tuple[RPNOptions, 
     known = [prefix + field.name for prefix, (kind, _) in stages.items() for field in fields(kind)]
     for name, value in rpn_and_box.items():
         if name not in known:
-            raise TypeError(f"there is no argument {name!r}; there are {', '.join(known)}")
+            raise TypeError(unknown_argument(name, known))
         stages[name[:4]][1][name[4:]] = value
     rpn_options, box_options = (kind(**values) for kind, values in stages.values())
     return rpn_options, box_options
