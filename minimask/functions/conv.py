@@ -39,11 +39,11 @@ class ConvTranspose2d(Function):
 
     def __init__(self, stride=1, padding=0, output_padding=0, dilation=1, groups: int = 1):
         self.stride, self.padding, self.output_padding = (
-            as_pair(stride, "stride"),
-            as_pair(padding, "padding"),
-            as_pair(output_padding, "output_padding"),
+            as_pair(stride),
+            as_pair(padding),
+            as_pair(output_padding),
         )
-        self.dilation, self.groups = as_pair(dilation, "dilation"), groups
+        self.dilation, self.groups = as_pair(dilation), groups
 
     def forward(self, x, w, b):  # (N, C, H, W), (C, O/G, KH, KW), (O,) or None -> (N, O, P, Q)
         require_floating("conv_transpose2d", x=x, weight=w)

@@ -102,7 +102,7 @@ class Geometry:
         )
 
 
-def as_pair(value, name: str) -> tuple[int, int]:
+def as_pair(value, name: str = "a size") -> tuple[int, int]:
     """(vertical, horizontal): a single whole number stands for both; `name` begins the error if not."""
     if isinstance(value, int):
         return value, value

@@ -27,7 +27,7 @@ def _conv(name: str, x, w, bias: bool = True, **options) -> Case:
 
 def _conv_transpose_loop(x, w, b, stride=1, padding=0, output_padding=0, dilation=1, groups=1):
     """Each pixel of x adds a copy of the kernel to y; `padding` rows are then cut off on every side."""
-    s, pad, extra, d = (as_pair(v, "size") for v in (stride, padding, output_padding, dilation))
+    s, pad, extra, d = (as_pair(v) for v in (stride, padding, output_padding, dilation))
     (n, channels, *in_size), (_, outs, *kernel) = x.shape, w.shape
     size = [(in_size[i] - 1) * s[i] + d[i] * (kernel[i] - 1) + 1 + extra[i] for i in (0, 1)]
     y = np.zeros((n, outs * groups, *size))
@@ -107,7 +107,7 @@ def _group_norm(name: str, x, groups: int, relu: bool = False) -> Case:
 def _max_pool(name: str, x, **options) -> Case:
     def loop(x, kernel_size, stride=None, padding=0):
         stride = kernel_size if stride is None else stride
-        g = pooling.geometry(x.shape, *(as_pair(v, "size") for v in (kernel_size, stride, padding)))
+        g = pooling.geometry(x.shape, as_pair(kernel_size), as_pair(stride), as_pair(padding))
         y, _ = pooling.max_pool_loop(x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:]), g)
         return y.reshape(*x.shape[:2], *g.out_size)
 
