@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import minimask
-from minimask import InputError, Tensor, models, ops
+from minimask import InputError, Tensor, models, nn, ops
 from minimask import functions as F
 from minimask.matching import assign_fpn_levels
 from minimask.models.conventions import MINIMASK
 from minimask.models.transform import PIXELS_MOST, Transform
 from minimask.randomness import Draws
+from minimask.training.optim import SGD
 
 BOXES = np.array([[0, 0, 10, 10], [1, 1, 11, 11], [50, 50, 60, 60]], np.float32)
 SCORES = np.array([0.9, 0.8, 0.7], np.float32)
@@ -174,6 +175,37 @@ def test_a_batch_that_would_take_all_memory_is_refused_before_anything_is_resize
         InputError, match=rf"a batch of 1 x 60000 x 60000 pixels has more than {PIXELS_MOST:,}"
     ):
         transform([np.zeros((3, 4, 4), np.float32)])
+
+
+def test_boxes_left_of_their_image_are_not_taken_for_normalised_ones():
+    model, box = (
+        models.maskrcnn_small(2, channels=(8, 8, 8, 8), fpn_channels=8, box_width=8),
+        [[-30.0, 2, -20, 9]],
+    )
+    target = dict(boxes=box, labels=[1], masks=np.ones((1, 32, 32), np.uint8))
+    with pytest.raises(InputError, match="outside its image"):
+        model.loss([np.zeros((3, 32, 32), np.float32)], [target])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"lr": "0.1"}, "SGD: lr must be a number from 0 up, is '0.1'"),
+        ({"lr": -1.0}, "SGD: lr must be a number from 0 up"),
+        ({"lr": float("nan")}, "SGD: lr must be a number"),
+        ({"lr": 0.1, "momentum": None}, "SGD: momentum must be a number"),
+    ],
+)
+def test_an_optimizer_takes_numbers_that_can_be_meant(given, words):
+    layer = nn.Linear(2, 2, np.random.default_rng(0))
+    with pytest.raises(InputError, match=words):
+        SGD(layer.named_parameters(), **given)
+
+
+def test_an_optimizer_is_told_to_be_given_names():
+    layer = nn.Linear(2, 2, np.random.default_rng(0))
+    with pytest.raises(InputError, match=r"parameters need their names; give model\.named_parameters\(\)"):
+        SGD(layer.parameters(), lr=0.1)
 
 
 # -------------------------------------------------------------------------------------- the first import

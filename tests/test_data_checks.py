@@ -501,6 +501,35 @@ def test_corner_boxes_are_recognised_though_they_are_drawn_by_hand_or_beside_the
         assert "reads like x1, y1, x2, y2" in message(folder, document)
 
 
+def as_centre(entry):
+    x, y, w, h = entry["bbox"]
+    entry["bbox"] = [x + w / 2, y + h / 2, w, h]
+
+
+def test_a_file_of_boxes_given_by_their_centres_is_refused_with_the_mend_and_their_number(folder):
+    document = tiny_document()
+    for entry in document["annotations"]:
+        as_centre(entry)
+    assert re.search(
+        r"annotation 17 \(image 4\): bbox \[13, 11, 6, 6\] reads like the centre's x, y, then width, height; "
+        r"COCO means the upper left corner: write \[10, 8, 6, 6\] \(so it is in 3 of 3 annotations\)",
+        message(folder, document),
+    )
+
+
+def test_one_box_beside_its_mask_by_half_its_size_is_no_box_of_a_centre(folder):
+    document = tiny_document()
+    document["annotations"] = objects((8, 4), (20, 4))
+    as_centre(document["annotations"][0])
+    assert load(folder, document).notes == []
+
+
+def test_an_address_of_the_web_is_told_to_be_downloaded():
+    for read in (read_image, lambda address: read_coco(address, ".")):
+        with pytest.raises(InputError, match=r"no such .*; an address of the web is not read: download it"):
+            read("https://example.org/a/b")
+
+
 def test_a_single_corner_box_that_reaches_far_out_of_the_image_is_refused(folder):
     document = tiny_document()
     document["annotations"] = objects((20, 15))

@@ -20,7 +20,7 @@ from minimask.data.formats import HEAD, instead
 from minimask.data.image_entries import ImageRecord
 from minimask.data.mask_checks import check_mask
 from minimask.errors import InputError, one_line
-from minimask.files import open_regular
+from minimask.files import is_address, open_regular
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,12 @@ def read_document(path: Path) -> dict:
             raise InputError(f"{path}: {other}") from None
         end = "; the file seems cut off" if error.pos >= len(text.rstrip()) else ""
         raise InputError(f"{path}: is not JSON ({error.msg}, line {error.lineno}{end})") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
-        raise InputError(f"{path}: is not JSON that can be read ({error})") from None
+    except RecursionError:
+        raise InputError(
+            f"{path}: is not JSON that can be read (thousands of brackets in brackets)"
+        ) from None
+    except ValueError:
+        raise InputError(f"{path}: is not JSON that can be read (a number of thousands of digits)") from None
     if isinstance(document, list):
         raise InputError(
             f"{path}: is a list (a results file?), not COCO instances, which is an object with the lists "
@@ -73,7 +77,8 @@ def _read_text(path: Path) -> str:
         with open_regular(path) as file:
             content = file.read()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        why = "; an address of the web is not read: download it" if is_address(path) else ""
+        raise InputError(f"{path}: no such file{why}") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a directory; give the JSON file itself") from None
     except OSError as error:
