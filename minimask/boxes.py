@@ -37,7 +37,9 @@ def as_boxes(boxes, where: str):
     Raises
     ------
     InputError
-        If they have another shape or are no numbers.
+        If they have another shape.
+    TypeError
+        If they are no numbers.
     """
     boxes = _floating(boxes, where)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
@@ -59,7 +61,9 @@ def as_image_size(size, where: str) -> tuple[Real, Real]:
 def _floating(values, where: str):
     try:
         return as_floating(_as_array(values))
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
+        raise TypeError(f"{where} must be an array of numbers ({error})") from None
+    except ValueError as error:  # rows of different lengths
         raise InputError(f"{where} must be an array of numbers ({error})") from None
 
 

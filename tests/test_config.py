@@ -84,6 +84,7 @@ def test_an_integer_is_a_float_where_a_float_is_wanted():
     "setting, words",
     [
         ("train.learning_rat=1", "did you mean train.learning_rate?"),
+        ("=3", "expected KEY=VALUE, such as train.steps=200"),
         ("steps=4", "did you mean train.steps?"),
         ("train.crop=4", "did you mean data.crop?"),
         ("train.foo=4", "there are train.steps, train.batch_size"),

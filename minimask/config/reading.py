@@ -93,7 +93,7 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
     for setting in settings:
         key, equals, text = (part.strip() for part in setting.partition("="))
         where = f"--set {one_line(setting, 120)}"
-        if not equals:
+        if not (equals and key):
             raise InputError(f"{where}: expected KEY=VALUE, such as train.steps=200")
         key = RENAMED.get(key, key)
         if key not in known:
