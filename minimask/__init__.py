@@ -1,17 +1,20 @@
 """Mask R-CNN from scratch on NumPy and CuPy: every forward beside its hand-derived backward."""
 
+import _signal  # `signal` would import enum first, which takes long enough to be interrupted in
 import os
-import signal
 import sys
-import threading
-from pathlib import Path
 
 
 def _is_the_command() -> bool:
     """Whether this process is the command: ``minimask ...`` or ``python -m minimask ...``."""
     if sys.argv[:1] == ["-m"]:  # as long as Python looks for the module to run
         return sys.orig_argv[-len(sys.argv)].removeprefix("-m") == "minimask"
-    return bool(sys.argv) and Path(sys.argv[0]).stem == "minimask"
+    return bool(sys.argv) and os.path.splitext(os.path.basename(sys.argv[0]))[0] == "minimask"  # noqa: PTH119, PTH122
+
+
+def _is_main_thread() -> bool:
+    threading = sys.modules.get("threading")  # where it is not even imported, there are no others
+    return threading is None or threading.current_thread() is threading.main_thread()
 
 
 def _interrupted(number: int, frame: object) -> None:
@@ -19,13 +22,15 @@ def _interrupted(number: int, frame: object) -> None:
     os._exit(130)
 
 
+# Until `minimask.command.process` takes over: the imports below take long enough to be interrupted. What
+# comes before is not ours, Python's own start and its `site`, some 20 ms: Ctrl-C there shows Python's
+# traceback. So nothing is imported above that Python has not loaded by then.
 if (
     _is_the_command()
-    and threading.current_thread() is threading.main_thread()
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    and _is_main_thread()
+    and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler
 ):
-    # Until `minimask.command.process` takes over: the imports below take long enough to be interrupted.
-    signal.signal(signal.SIGINT, _interrupted)
+    _signal.signal(_signal.SIGINT, _interrupted)
 
 from minimask import functions, models, nn, ops  # noqa: E402
 from minimask._version import __version__  # noqa: E402

@@ -5,8 +5,11 @@ Shapes: h x w cells per level, K anchors per cell; A is the sum of h w K over th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
+
+from minimask.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,9 @@ class AnchorGenerator:
     Parameters
     ----------
     sizes : one tuple per level
-        Square roots of the anchors' areas, in pixels of the network's input image.
-    aspect_ratios : one tuple per level
+        Square roots of the anchors' areas, in pixels of the network's input image. A number stands for a
+        tuple of one.
+    aspect_ratios : one tuple per level, or one for all levels
         Height over width. Every size comes with every ratio.
     rounded : bool
         Round the corners of the anchors around the origin to whole pixels, as torchvision does (size 32 at
@@ -45,6 +49,15 @@ class AnchorGenerator:
     strides: tuple[int, ...] | None = None
 
     def __post_init__(self):
+        sizes = tuple((size,) if np.ndim(size) == 0 else tuple(size) for size in self.sizes)
+        ratios = self.aspect_ratios
+        if np.ndim(ratios[0]) == 0:
+            ratios = (ratios,) * len(sizes)
+        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "aspect_ratios", tuple(map(tuple, ratios)))
+        for name, values in (("sizes", sizes), ("aspect_ratios", self.aspect_ratios)):
+            if not all(isinstance(value, Real) and value > 0 for level in values for value in level):
+                raise InputError(f"AnchorGenerator: {name} must be positive numbers, are {values}")
         self._check_levels("aspect_ratios", self.aspect_ratios)
         if self.strides is not None:
             self._check_levels("strides", self.strides)

@@ -9,10 +9,12 @@ Shapes: A and B boxes to compare; N boxes to suppress; R boxes to code; K classe
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
 from minimask.backend import array_module, as_floating, parallel, parallel_slices, use_reference
+from minimask.errors import InputError
 from minimask.kernels.nms import in_order as _nms_in_order
 from minimask.kernels.nms import suppress
 
@@ -20,13 +22,78 @@ BOXES_AT_ONCE = 4096  # to code: their coordinates and deltas stay in cache
 TINY = 1e-37  # smallest divisor: boxes without area give 0 / TINY = 0 where 0 / 0 would be NaN
 
 
+# -------------------------------------------------------------------------------- what functions are given
+
+
+def as_boxes(boxes, where: str):
+    """Boxes in any container of numbers as an array (N, 4): float16 as float32, integers as float64.
+
+    Parameters
+    ----------
+    boxes : (N, 4) array, or what NumPy makes one of
+    where : str
+        The function and its argument, ``"nms: boxes"``; begins the error.
+
+    Raises
+    ------
+    InputError
+        If they have another shape.
+    TypeError
+        If they are no numbers.
+    """
+    boxes = _floating(boxes, where)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise InputError(f"{where} must be (N, 4), x1, y1, x2, y2 of each box; the shape is {boxes.shape}")
+    return boxes
+
+
+def as_image_size(size, where: str) -> tuple[Real, Real]:
+    """(height, width), or an InputError that begins with the function `where`."""
+    try:
+        height, width = size
+    except (TypeError, ValueError):
+        height = width = None
+    if not (isinstance(height, Real) and isinstance(width, Real) and height >= 0 and width >= 0):
+        raise InputError(f"{where}: image_size must be (height, width) in pixels, is {size!r}")
+    return height, width
+
+
+def _floating(values, where: str):
+    try:
+        return as_floating(_as_array(values))
+    except TypeError as error:
+        raise TypeError(f"{where} must be an array of numbers ({error})") from None
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"{where} must be an array of numbers ({error})") from None
+
+
+def _as_array(values):
+    return np.asarray(values) if array_module(values) is np else values
+
+
+def _check_fours(boxes, where: str) -> None:
+    if boxes.ndim < 1 or boxes.shape[-1] != 4:
+        raise InputError(f"{where} must be (..., 4), x1, y1, x2, y2 of each box; the shape is {boxes.shape}")
+
+
+def _one_of_each(values, boxes, where: str):
+    """An array of numbers, one for each box; not converted to another dtype."""
+    values = _as_array(values)
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"{where} must be an array of numbers, not of {values.dtype}")
+    if values.shape != (len(boxes),):
+        raise InputError(f"{where} must be ({len(boxes)},), one of each box; the shape is {values.shape}")
+    return values
+
+
 # ------------------------------------------------------------------------------------ areas and overlaps
 
 
 def box_area(boxes):
     """Area of each box: (..., 4) -> (...), in square pixels; int64 of integers, float32 of float16."""
-    is_integer = hasattr(boxes, "dtype") and boxes.dtype.kind in "iu"
-    boxes = boxes.astype(np.int64) if is_integer else as_floating(boxes)
+    is_integer = hasattr(boxes, "dtype") and getattr(boxes.dtype, "kind", "f") in "iu"
+    boxes = boxes.astype(np.int64) if is_integer else _floating(boxes, "box_area: boxes")
+    _check_fours(boxes, "box_area: boxes")
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
@@ -69,7 +136,7 @@ def box_iou(a, b):
     -------
     (A, B) array in [0, 1]; 0 for a pair whose union has no area (where torchvision gives NaN).
     """
-    inter, union = _intersection_and_union(as_floating(a), as_floating(b))
+    inter, union = _intersection_and_union(as_boxes(a, "box_iou: a"), as_boxes(b, "box_iou: b"))
     return _like(inter / array_module(inter).maximum(union, TINY), a, b)
 
 
@@ -90,7 +157,7 @@ def generalized_box_iou(a, b):
     Rezatofighi et al. 2019, "Generalized Intersection over Union", algorithm 1.
     """
     xp, given = array_module(a, b), (a, b)
-    a, b = as_floating(a), as_floating(b)
+    a, b = as_boxes(a, "generalized_box_iou: a"), as_boxes(b, "generalized_box_iou: b")
     inter, union = _intersection_and_union(a, b)
     low = xp.minimum(a[:, None, :2], b[:, :2])  # (A, B, 2)
     high = xp.maximum(a[:, None, 2:], b[:, 2:])
@@ -113,7 +180,7 @@ def box_coverage(candidates, regions):
     -------
     (A, B) array in [0, 1]; 0 for a candidate without area.
     """
-    a, b = as_floating(candidates), as_floating(regions)
+    a, b = as_boxes(candidates, "box_coverage: candidates"), as_boxes(regions, "box_coverage: regions")
     covered = _intersection(a, b) / array_module(a).maximum(box_area(a), TINY)[:, None]
     return _like(covered, candidates, regions)
 
@@ -130,17 +197,18 @@ def clip_boxes_to_image(boxes, image_size: tuple[int, int]):
     image_size : (height, width)
         In pixels; x ends up in [0, width], y in [0, height].
     """
+    boxes, (height, width) = _as_array(boxes), as_image_size(image_size, "clip_boxes_to_image")
+    _check_fours(boxes, "clip_boxes_to_image: boxes")
     clipped = array_module(boxes).empty_like(boxes)
     largest = np.iinfo(boxes.dtype).max if boxes.dtype.kind in "iu" else math.inf  # a uint8 takes no 300
-    sides = (min(length, largest) for length in image_size)
-    for axis, length in zip((1, 0), sides):  # y1 and y2, then x1 and x2, in one call
-        clipped[..., axis::2] = boxes[..., axis::2].clip(0, length)
+    for axis, length in ((1, height), (0, width)):  # y1 and y2, then x1 and x2, in one call
+        clipped[..., axis::2] = boxes[..., axis::2].clip(0, min(length, largest))
     return clipped
 
 
 def remove_small_boxes(boxes, min_size: float):
     """Indices, (M,) int64 and rising, of the boxes (N, 4) whose sides are both at least `min_size` pixels."""
-    boxes = as_floating(boxes)
+    boxes = as_boxes(boxes, "remove_small_boxes: boxes")
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     return array_module(boxes).flatnonzero((w >= min_size) & (h >= min_size))  # sync: how many there are
 
@@ -188,7 +256,13 @@ class BoxCoder:
         -------
         (R, 4) array: dx, dy, dw, dh.
         """
-        coded = _in_slices(self._encode, as_floating(reference_boxes), as_floating(proposals))
+        boxes = as_boxes(reference_boxes, "BoxCoder.encode: reference_boxes")
+        others = as_boxes(proposals, "BoxCoder.encode: proposals")
+        if len(boxes) != len(others):
+            raise InputError(
+                f"BoxCoder.encode: {len(boxes)} reference_boxes need as many proposals, not {len(others)}"
+            )
+        coded = _in_slices(self._encode, boxes, others)
         return _like(coded, reference_boxes, proposals)
 
     def _encode(self, reference_boxes, proposals):
@@ -213,7 +287,10 @@ class BoxCoder:
         -------
         (R, K, 4) array of `deltas`' dtype, not clipped to any image.
         """
-        wide, boxes = as_floating(deltas), as_floating(boxes)
+        wide, boxes = _floating(deltas, "BoxCoder.decode: deltas"), as_boxes(boxes, "BoxCoder.decode: boxes")
+        if wide.ndim != 2 or len(wide) != len(boxes) or wide.shape[1] % 4:
+            wanted = f"({len(boxes)}, 4 K) for so many boxes and K classes"
+            raise InputError(f"BoxCoder.decode: deltas must be {wanted}; the shape is {wide.shape}")
         wide = wide.reshape(len(wide), wide.shape[1] // 4, 4)  # (R, 4 K) -> (R, K, 4)
         return _like(_in_slices(self._decode, wide, boxes), deltas)
 
@@ -274,6 +351,11 @@ def nms(boxes, scores, iou_threshold: float):
     Returns
     -------
     (M,) int64 array of indices into `boxes`, by falling score.
+
+    Raises
+    ------
+    InputError
+        If the boxes have another shape, or there is not one score for each of them.
     """
     return _nms(boxes, scores, None, iou_threshold)
 
@@ -303,8 +385,12 @@ def batched_nms(boxes, scores, idxs, iou_threshold: float):
 
 def _nms(boxes, scores, groups, iou_threshold: float):
     """`nms`, or `batched_nms` if there are groups."""
-    xp, boxes = array_module(boxes, scores), as_floating(boxes)
-    order = by_falling(scores)
+    xp, name = array_module(boxes, scores), "nms" if groups is None else "batched_nms"
+    boxes = as_boxes(boxes, f"{name}: boxes")
+    groups = None if groups is None else _one_of_each(groups, boxes, f"{name}: idxs")
+    if not isinstance(iou_threshold, Real) or math.isnan(iou_threshold):
+        raise InputError(f"{name}: iou_threshold must be a number, is {iou_threshold!r}")
+    order = by_falling(_one_of_each(scores, boxes, f"{name}: scores"))
     if xp is not np:
         kept, count = suppress(boxes, order, groups, iou_threshold)
         return kept[: int(count)]  # sync: the shape of all that follows depends on how many survive
@@ -312,7 +398,7 @@ def _nms(boxes, scores, groups, iou_threshold: float):
     boxes = boxes[order]
     if groups is None:
         return order[in_order(boxes, iou_threshold)]
-    groups = np.asarray(groups)[order]
+    groups = groups[order]
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]  # each by falling score
     kept = np.zeros(len(order), dtype=bool)
 

@@ -181,6 +181,11 @@ def open_regular(path: str | Path) -> IO[bytes]:
     raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
+def is_address(path: str | Path) -> bool:
+    """Whether it begins as an address of the web does, of which a Path leaves one slash."""
+    return re.match(r"(https?|ftp|s3|gs):/", str(path)) is not None
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text, by `replacing`; of what UTF-8 cannot hold, the escape that JSON has: ``\\udce9``.
 

@@ -26,6 +26,11 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from minimask.backend import array_module, as_floating, launch, parallel, to_cpu, to_device
+from minimask.boxes import as_boxes, as_image_size
+from minimask.errors import InputError
+
+BAND = 2**22
+"""Pixels of a mask that are pasted at once to be encoded: 16 MiB as float32."""
 
 
 class Window(NamedTuple):
@@ -159,6 +164,14 @@ def _paste(mask, placement) -> tuple[Window, np.ndarray]:
     return Window(*map(int, (y.first, y.stop, x.first, x.stop))), rows @ mask @ columns.T
 
 
+def _in_bands(placement) -> Iterator[np.ndarray]:
+    """A placement (2, 4) cut into ranges of columns, left to right; one of them where it is small."""
+    y, x = (Placement(*axis) for axis in placement.tolist())
+    columns = max(1, int(BAND // max(y.stop - y.first, 1)))
+    for first in range(int(x.first), max(int(x.stop), int(x.first) + 1), columns):
+        yield np.array([y, x._replace(first=first, stop=min(first + columns, x.stop))])
+
+
 def paste_mask(
     mask, box, image_size: tuple[int, int], convention: MaskConvention = TORCHVISION
 ) -> tuple[Window, np.ndarray]:
@@ -213,7 +226,9 @@ def paste_masks(
     (N, 1, H, W) array of the masks' dtype (float64 of integers), or of bool if there is a threshold; on the
     masks' device.
     """
-    xp, (height, width) = array_module(masks), image_size
+    xp, boxes = array_module(masks), as_boxes(boxes, "paste_masks: boxes")
+    height, width = image_size = tuple(int(side) for side in as_image_size(image_size, "paste_masks"))
+    _check_predicted(masks, len(boxes))
     dtype = np.dtype(bool) if threshold is not None else _dtype_of(masks)
     masks = xp.ascontiguousarray(as_floating(masks)).reshape(-1, *masks.shape[-2:])
     placements = _placements(boxes, masks.shape[-1], image_size, convention)
@@ -234,6 +249,19 @@ def paste_masks(
 
     parallel(work)
     return out
+
+
+def _check_predicted(masks, count: int) -> None:
+    shape = masks.shape
+    if (
+        len(shape) not in (3, 4)
+        or shape[0] != count
+        or shape[-1] != shape[-2]
+        or shape[1:-2] not in ((), (1,))
+    ):
+        raise InputError(
+            f"paste_masks: masks must be ({count}, 1, M, M), one of each box; the shape is {shape}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,6 +314,16 @@ class Masks(NDArrayOperatorsMixin):
     def window(self, i: int) -> tuple[Window, np.ndarray]:
         """Mask i pasted, without the zeros around it: its window and the (y1 - y0, x1 - x0) patch."""
         return paste_mask(self.probabilities[i], self.boxes[i], self.image_size, self.convention)
+
+    def bands(self, i: int) -> Iterator[tuple[Window, np.ndarray]]:
+        """As `window`, in bands of whole columns of at most `BAND` pixels: a mask may fill a large image."""
+        placement = _placements(
+            to_cpu(self.boxes[i])[None], len(self.probabilities[i]), self.image_size, self.convention
+        )
+        mask = to_cpu(self.probabilities[i])  # sync: the windows are indices on the host
+        for band in _in_bands(placement[0]):
+            window, patch = _paste(as_floating(mask), band)
+            yield window, patch.astype(self.dtype, copy=False)
 
     def __getitem__(self, index):
         """What the (N, 1, H, W) array has at an index; a mask that is not asked for is not pasted.
@@ -370,9 +408,14 @@ class Masks(NDArrayOperatorsMixin):
 
     def rle(self, threshold: float = 0.5) -> list[dict]:
         """Where each mask is above the threshold, as COCO's run lengths: see `encode_window`."""
-        masks = self.to("cpu")  # the probabilities are small, the patches are not
-        patches = (masks.window(i) for i in range(len(masks)))
-        return [encode_window(window, patch > threshold, self.image_size) for window, patch in patches]
+        masks, height = self.to("cpu"), int(self.image_size[0])  # the probabilities are small
+        return [
+            _run_lengths(
+                [_bounds(window, patch > threshold, height) for window, patch in masks.bands(i)],
+                self.image_size,
+            )
+            for i in range(len(masks))
+        ]
 
 
 def _first_axis(index) -> tuple[Any, tuple]:
@@ -434,15 +477,25 @@ def encode_window(window: Window, patch: np.ndarray, image_size: tuple[int, int]
     dict with "size", [H, W], and "counts", a str: ready for JSON and for pycocotools, equal to what
     ``pycocotools.mask.encode`` gives for the whole mask.
     """
-    from pycocotools import mask as coco_mask
+    return _run_lengths([_bounds(window, patch, int(image_size[0]))], image_size)
 
+
+def _bounds(window: Window, patch: np.ndarray, height: int) -> np.ndarray:
+    """Where runs begin and where they end, in turn, counted down the columns of an image of this height."""
     y0, _, x0, _ = window
-    height, width = (int(v) for v in image_size)
     # Run lengths go down the columns and begin with background, possibly of length 0. (h, w) -> (w, h)
     columns = np.pad(patch.T, ((0, 0), (1, 1))).astype(np.int8)
     steps = np.diff(columns, axis=1)  # 1 where a run begins, -1 just after its end
     begin, end = ((x + x0) * height + y + y0 for x, y in (np.nonzero(steps == 1), np.nonzero(steps == -1)))
-    bounds = np.stack((begin, end), axis=1).ravel()
+    return np.stack((begin, end), axis=1).ravel()
+
+
+def _run_lengths(bounds: list[np.ndarray], image_size: tuple[int, int]) -> dict:
+    """`encode_window` of what `_bounds` gives, for windows from left to right."""
+    from pycocotools import mask as coco_mask
+
+    height, width = (int(v) for v in image_size)
+    bounds = np.concatenate(bounds)
     # a run that goes on from the bottom of a column to the top of the next has two equal bounds there
     joined = np.flatnonzero(bounds[1:] == bounds[:-1])
     bounds = np.delete(bounds, np.concatenate((joined, joined + 1)))

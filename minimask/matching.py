@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from minimask.backend import array_module, to_cpu
-from minimask.boxes import TINY, box_area, box_coverage, box_iou
+from minimask.boxes import TINY, as_boxes, box_area, box_coverage, box_iou
 
 BELOW_LOW = -1  # background: overlaps no object enough
 BETWEEN = -2  # ignored: neither object nor background
@@ -208,6 +208,6 @@ def assign_fpn_levels(
     Lin et al. 2017, FPN, equation 1: k = floor(k0 + log2(sqrt(w h) / 224)).
     """
     xp = array_module(boxes)
-    side = xp.sqrt(xp.maximum(box_area(boxes), TINY))
+    side = xp.sqrt(xp.maximum(box_area(as_boxes(boxes, "assign_fpn_levels: boxes")), TINY))
     level = xp.floor(canonical_level + xp.log2(side / canonical_scale + side_eps) + eps)
     return xp.clip(level, k_min, k_max).astype(np.int64)

@@ -6,8 +6,11 @@ so checkpoints hold a seed and a step, but no state of a generator.
 
 from dataclasses import dataclass
 from enum import IntEnum
+from numbers import Integral
 
 import numpy as np
+
+from minimask.errors import InputError
 
 
 class Purpose(IntEnum):
@@ -37,6 +40,10 @@ class Draws:
     seed: int = 0
     step: int = 0
     first_image: int = 0
+
+    def __post_init__(self):
+        if not (isinstance(self.seed, Integral) and self.seed >= 0):
+            raise InputError(f"seed must be a whole number from 0 up, is {self.seed!r}")
 
     def rng(self, purpose: Purpose, image: int = 0) -> np.random.Generator:
         """A generator for one purpose and one image (an index into the batch)."""

@@ -48,6 +48,33 @@ def test_settings_take_toml_values_with_optional_quotes_and_brackets():
     assert config.train.milestones == (3, 5)
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        (".02", 0.02),
+        ("1.", 1.0),
+        ("+.5", 0.5),
+        ("+1e-3", 1e-3),
+        ("1.e-3", 1e-3),
+        ("1E-3", 1e-3),
+        ("1_000", 1e3),
+    ],
+)
+def test_a_number_may_be_written_as_other_programs_write_it(written, value):
+    assert with_settings(Config(), [f"train.learning_rate={written}"]).train.learning_rate == value
+
+
+def test_numbers_in_a_list_may_be_too_and_text_stays_as_it_is():
+    config = with_settings(Config(), ["data.scale=.5, 2.", "data.images=a.5/.b.", "train.steps=1_000"])
+    assert (config.data.scale, config.data.images, config.train.steps) == ((0.5, 2.0), "a.5/.b.", 1000)
+
+
+@pytest.mark.parametrize("written", [".", "1..2", ".5.5", "-.5", "1e.5", "0,02"])
+def test_what_is_no_number_anywhere_is_still_refused(written):
+    with pytest.raises(InputError, match=r"train\.learning_rate must be"):
+        with_settings(Config(), [f"train.learning_rate={written}"])
+
+
 def test_an_integer_is_a_float_where_a_float_is_wanted():
     value = with_settings(Config(), ["train.learning_rate=1"]).train.learning_rate
     assert value == 1.0 and isinstance(value, float)
@@ -57,9 +84,10 @@ def test_an_integer_is_a_float_where_a_float_is_wanted():
     "setting, words",
     [
         ("train.learning_rat=1", "did you mean train.learning_rate?"),
+        ("=3", "expected KEY=VALUE, such as train.steps=200"),
         ("steps=4", "did you mean train.steps?"),
         ("train.crop=4", "did you mean data.crop?"),
-        ("train.foo=4", "there are train.steps, train.batch_size"),
+        ("train.foo=4", "there are train.weights, train.backbone_weights"),
         ("train.steps=1.5", "train.steps must be a whole number, is 1.5"),
         ("train.steps=true", "train.steps must be a whole number, is true"),
         ("train.steps=0", "train.steps must be at least 1, is 0"),
@@ -71,6 +99,8 @@ def test_an_integer_is_a_float_where_a_float_is_wanted():
         ("data.scale=1", "data.scale must be a list of 2 numbers, is [1]"),
         ("data.scale=2,1", "data.scale must be [least, greatest], is [2.0, 1.0]"),
         ("train.milestones=5,3", "train.milestones must rise"),
+        ("train.batch_size=1000000000", "train.batch_size must be at most 4096, is 1000000000"),
+        ("train.gpu_memory_limit=1e300", "train.gpu_memory_limit must be at most 1048576, is 1e+300"),
         ("train.steps", "expected KEY=VALUE"),
     ],
 )

@@ -304,3 +304,11 @@ def test_the_given_sample_is_not_changed():
 def test_wrong_options_are_named(wrong):
     with pytest.raises(InputError, match=f"augmentation: {next(iter(wrong))} must be .*; is "):
         Augmentation(**wrong)
+
+
+def test_a_magnification_that_would_take_all_memory_is_refused():
+    sample = make_sample(64, 64)
+    with pytest.raises(
+        InputError, match=r"data\.scale makes 1280000 x 1280000 pixels of 64 x 64, where at most"
+    ):
+        augment(sample, Augmentation(scale=(20_000.0, 20_000.0)), np.random.default_rng(0))

@@ -355,6 +355,8 @@ def test_the_unchanged_document_is_accepted_without_a_note(folder):
         ("5", "is 5, not COCO instances"),
         ("null", "is None, not COCO instances"),
         ("{}", "lacks the key 'images'"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS; run 'git lfs pull'"),
+        ("<!doctype html>\n<html>", r"is a web page \(HTML\); .* download the file itself again"),
     ],
 )
 def test_what_is_not_coco_json_is_refused(folder, text, expected):
@@ -497,6 +499,35 @@ def test_corner_boxes_are_recognised_though_they_are_drawn_by_hand_or_beside_the
         for entry in document["annotations"]:
             entry["bbox"] = box
         assert "reads like x1, y1, x2, y2" in message(folder, document)
+
+
+def as_centre(entry):
+    x, y, w, h = entry["bbox"]
+    entry["bbox"] = [x + w / 2, y + h / 2, w, h]
+
+
+def test_a_file_of_boxes_given_by_their_centres_is_refused_with_the_mend_and_their_number(folder):
+    document = tiny_document()
+    for entry in document["annotations"]:
+        as_centre(entry)
+    assert re.search(
+        r"annotation 17 \(image 4\): bbox \[13, 11, 6, 6\] reads like the centre's x, y, then width, height; "
+        r"COCO means the upper left corner: write \[10, 8, 6, 6\] \(so it is in 3 of 3 annotations\)",
+        message(folder, document),
+    )
+
+
+def test_one_box_beside_its_mask_by_half_its_size_is_no_box_of_a_centre(folder):
+    document = tiny_document()
+    document["annotations"] = objects((8, 4), (20, 4))
+    as_centre(document["annotations"][0])
+    assert load(folder, document).notes == []
+
+
+def test_an_address_of_the_web_is_told_to_be_downloaded():
+    for read in (read_image, lambda address: read_coco(address, ".")):
+        with pytest.raises(InputError, match=r"no such .*; an address of the web is not read: download it"):
+            read("https://example.org/a/b")
 
 
 def test_a_single_corner_box_that_reaches_far_out_of_the_image_is_refused(folder):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -281,12 +282,9 @@ def test_formats_that_are_not_of_the_list_are_refused_though_pillow_knows_them(t
         (b"8BPS\0\1", "Photoshop"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
         (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
-        (b"<!DOCTYPE html><html>", "a web page"),
         (b"\0" * 128 + b"DICM", "DICOM"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"\x93NUMPY\x01\0", "a NumPy array"),
-        (b"PK\x03\x04", "a ZIP archive"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, not the image"),
     ],
 )
 def test_what_a_file_is_instead_is_named(tmp_path, content, what):
@@ -295,6 +293,34 @@ def test_what_a_file_is_instead_is_named(tmp_path, content, what):
         InputError, match=rf"a\.png: is {what}.*, which is not read; convert it to PNG or JPEG"
     ):
         read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tga"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"is not an image, but empty \(0 bytes\); copy or download it again"),
+        (
+            bytes(5000),
+            "is not an image, but nothing but zeros in its first 512 bytes; copy or download it again",
+        ),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS, .*run 'git lfs pull'"),
+        (b"../../.git/annex/objects/x", "is a pointer of git-annex, .*run 'git annex get'"),
+        (b"<!DOCTYPE html><html>", r"is a web page \(HTML\), .*: download the file itself again"),
+        (b"\n<!-- saved from url=(0022)x -->\n<HTML>", r"is a web page \(HTML\), .*download the file itself"),
+        (b"<?xml version='1.0'?>\n<!DOCTYPE html>", r"is a web page \(HTML\), .*download the file itself"),
+        (b"<?xml version='1.0'?><Error><Code>Denied", "is XML, .*may be a server's error: download it again"),
+        (b'{"message": "Not Found"}', "is JSON, .*may be a server's error: download it again"),
+        (b"\0\x05\x16\x07\0\2\0\0", "is a note of macOS .*leave it out"),
+        (b"PK\x03\x04", "is a ZIP archive, .*unpack it"),
+        (b"\0\0\0\x20ftypisom", "is video .*save its frames as PNG or JPEG"),
+    ],
+)
+def test_what_no_conversion_would_make_an_image_is_named_with_its_own_mend(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        read_image(tmp_path / name)
+    assert "convert" not in str(caught.value)
 
 
 SUFFIXES = {"JPEG 2000": "jp2", "TIFF": "tif", "JPEG": "jpg"}
@@ -342,7 +368,25 @@ def warned_about(directory):
     plain = (directory / "exif.jpg").read_bytes()
     mpo = b"MPF\0II*\0\x08\0\0\0\xff\xff"
     (directory / "mpo.jpg").write_bytes(plain[:2] + b"\xff\xe2" + bytes([0, len(mpo) + 2]) + mpo + plain[2:])
+    for tag, count in ((282, 10**6), (284, 2)):  # data larger than the file; more entries than one
+        Image.new("L", (3, 2)).save(directory / f"{tag}.tif", resolution=72, tiffinfo={270: "x"})
+        content = bytearray((directory / f"{tag}.tif").read_bytes())
+        at = content.index(tag.to_bytes(2, "little"), 8) + 4
+        content[at : at + 4] = count.to_bytes(4, "little")
+        (directory / f"{tag}.tif").write_bytes(content)
+    frames = b"acTL" + bytes(8)  # an animation of no pictures
+    plain = (directory / "palette.png").read_bytes()
+    chunk = (8).to_bytes(4, "big") + frames + zlib.crc32(frames).to_bytes(4, "big")
+    (directory / "animated.png").write_bytes(plain[:33] + chunk + plain[33:])
     return sorted(directory.iterdir())
+
+
+def test_the_damaged_files_are_such_that_pillow_warns_of_them(tmp_path):
+    for path in warned_about(tmp_path):
+        with pytest.warns(UserWarning), Image.open(path) as image:
+            image.load()
+            image.convert("RGB")
+            image.getexif().get_ifd(0x8769)
 
 
 def test_pillows_warnings_neither_show_nor_raise_though_no_filter_is_set(tmp_path, monkeypatch):

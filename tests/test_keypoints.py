@@ -269,7 +269,7 @@ def test_wrong_keypoints_are_answered_in_one_line(change, words):
 
 
 def test_a_model_has_at_least_one_keypoint():
-    with pytest.raises(ValueError, match="num_keypoints must be at least 1"):
+    with pytest.raises(ValueError, match="num_keypoints must be a whole number from 1 up"):
         models.keypointrcnn_small(2, 0)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minimask import masks as masks_module
 from minimask.boxes import scale_boxes
 from minimask.data.sample import tight_boxes
 from minimask.masks import (
@@ -451,3 +452,17 @@ def test_masks_are_not_written_to():
     masks = Masks(np.ones((1, 28, 28), np.float32), np.float32([[0, 0, 8, 8]]), (8, 8))
     with pytest.raises(TypeError, match=r"masks are not written to: take np.asarray\(masks\)"):
         masks *= 2
+
+
+def test_a_mask_that_fills_a_large_image_is_encoded_in_bands_as_in_one_piece(monkeypatch):
+    """Float boxes, a mask that reaches the image's edges, one outside, and a narrow one."""
+    rng = np.random.default_rng(8)
+    boxes = np.array([[-5, -5, 70, 60], [10, 3, 30, 50], [80, 80, 90, 90], [20, 0, 21, 50]], np.float32)
+    masks = Masks(rng.random((4, 14, 14), dtype=np.float32), boxes, (48, 64), FLOAT)
+    whole = masks.rle(0.5)
+    for band in (1, 48 * 7, 48 * 64 - 1):
+        monkeypatch.setattr(masks_module, "BAND", band)
+        assert masks.rle(0.5) == whole
+        windows = [window for window, _ in masks.bands(0)]
+        assert all((w.y1 - w.y0) * (w.x1 - w.x0) <= max(band, 48) for w in windows) and len(windows) > 1
+        assert [w.x1 for w in windows[:-1]] == [w.x0 for w in windows[1:]]

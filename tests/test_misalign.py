@@ -1,6 +1,7 @@
 """`minimask misalign`: the exact integral, the bounds of a displacement, and what the command leaves."""
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
@@ -270,3 +271,29 @@ def test_what_cannot_be_measured_is_refused_in_one_line(arguments, says, tmp_pat
     out, err = capsys.readouterr()
     assert says in err and err.startswith("minimask: ") and err.count("\n") == 1 and out == ""
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--bins", "100000000"],
+            "at most 256 bins and 1,000,000 boxes can be measured, not 100,000,000 and",
+        ),
+        (["--boxes", "1000000000000"], "at most 256 bins and 1,000,000 boxes"),
+        (
+            ["--bins", "256", "--stride", "16"],
+            "64 boxes of 256 x 256 bins .* take more than a gigabyte; take fewer",
+        ),
+    ],
+)
+def test_sizes_that_would_take_all_memory_are_refused_with_the_bound(arguments, words, tmp_path, capsys):
+    assert cli.main(["misalign", *arguments, "--output", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert re.search(words, err) and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_worst_box_is_the_same_however_many_are_measured_at_once(monkeypatch):
+    whole = misalign.worst_displacements(5, 40, seed=3)
+    monkeypatch.setattr(misalign, "_BINS_AT_ONCE", 60)
+    assert misalign.worst_displacements(5, 40, seed=3) == whole

@@ -529,3 +529,24 @@ def test_every_random_change_of_images_can_be_configured():
     changed = config("data.rotate90=true", "data.scale=0.5,2", "data.contrast=0.25", "data.crop=32")
     expected = Augmentation(crop=32, flip_horizontal=True, rotate90=True, scale=(0.5, 2.0), contrast=0.25)
     assert augmentation(changed.data) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["train.schedule=step"], "train.schedule is 'step', and train.milestones is empty: .* never falls"),
+        (["train.schedule=step", "train.milestones=6, 9"], "lie behind the last step, 6: .* never falls"),
+        (["train.milestones=3"], "train.milestones are for train.schedule 'step' alone; it is 'cosine'"),
+        (["train.schedule=step", "train.milestones=3, 9"], None),
+        (["train.schedule=constant"], None),
+    ],
+)
+def test_a_schedule_of_steps_that_has_none_gets_a_note(settings, words):
+    line = loop.without_a_fall(config(*settings).train)
+    assert line is None if words is None else re.fullmatch(f".*{words}", line)
+
+
+def test_the_note_of_the_schedule_comes_before_the_first_step(tmp_path):
+    lines = []
+    train(config("train.steps=1", "train.schedule=step"), SHAPES, tmp_path / "run", note=lines.append)
+    assert "never falls" in lines[0] and len(lines) == 2

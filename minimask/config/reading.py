@@ -4,6 +4,7 @@ import difflib
 import json
 import math
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import Field, fields, replace
@@ -92,7 +93,7 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
     for setting in settings:
         key, equals, text = (part.strip() for part in setting.partition("="))
         where = f"--set {one_line(setting, 120)}"
-        if not equals:
+        if not (equals and key):
             raise InputError(f"{where}: expected KEY=VALUE, such as train.steps=200")
         key = RENAMED.get(key, key)
         if key not in known:
@@ -213,6 +214,9 @@ def _parse(text: str, kind: Any) -> Any:
         return text
     if any(get_origin(kind) is tuple for kind in alternatives) and not text.startswith("["):
         text = f"[{text}]"
+    if str not in alternatives:
+        text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # .02 and 1., which TOML does not know
+        text = re.sub(r"(?<=\d)\.(?![\d.])", ".0", text)
     try:
         values = bounded_toml.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

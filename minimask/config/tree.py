@@ -12,6 +12,7 @@ from minimask.errors import one_line
 
 SIDE_MOST = 65_536  # pixels: an image of a greater side could not be held
 DETECTIONS_MOST = 65_535  # a label map numbers them with 16 bits
+BATCH_MOST = 4096  # images
 RENAMED = {"evaluate.max_detections": "model.detections"}
 
 
@@ -119,7 +120,7 @@ class TrainConfig:
     weights: str = option("", "start from these weights of a detector: a file, name or address")
     backbone_weights: str = option("", "start from these weights of a ResNet classifier")
     steps: int = option(1500, "optimizer steps", low=1)
-    batch_size: int = option(2, "images a step", low=1)
+    batch_size: int = option(2, "images a step", low=1, high=BATCH_MOST)
     learning_rate: float | None = option(
         None,
         "greatest, for a batch of reference_batch; unset: the network's",
@@ -140,7 +141,9 @@ class TrainConfig:
     save_every: int = option(100, "steps between checkpoints", low=1)
     deterministic: bool = option(False, "on a GPU: the same bits in every run, a little slower")
     tf32: bool = option(False, "on a GPU: faster products of float32, with 10 bits of mantissa instead of 23")
-    gpu_memory_limit: float = option(0.0, "GiB of the GPU's memory that may be used; 0: all", low=0)
+    gpu_memory_limit: float = option(
+        0.0, "GiB of the GPU's memory that may be used; 0: all", low=0, high=2**20
+    )
 
 
 @dataclass(frozen=True)

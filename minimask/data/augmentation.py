@@ -16,6 +16,8 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the grey value of a pixel (ITU-R BT.601)."""
 
 CROP_TRIES = 10
+PIXELS_MOST = 2**28
+"""Of an image that is magnified: 3 GiB as float32."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,11 @@ def carry_out(sample: Sample, plan: Plan) -> Sample:
     boxes, crowd_boxes, keypoints = sample.boxes, sample.crowd_boxes, sample.keypoints
     height, width = image.shape[1:]
     if (plan.height, plan.width) != (height, width):
+        if plan.height * plan.width > PIXELS_MOST:
+            raise InputError(
+                f"data.scale makes {plan.width} x {plan.height} pixels of {width} x {height}, where at most "
+                f"{PIXELS_MOST:,} are taken; lower it, or set data.crop"
+            )
         image = resize_image(image, plan.height, plan.width)
         masks, crowd_masks = (resize_masks(m, plan.height, plan.width) for m in (masks, crowd_masks))
         factor = np.array([plan.width / width, plan.height / height] * 2, np.float32)

@@ -1,4 +1,4 @@
-"""What the boxes of a whole file show together: corners for sizes, normalised coordinates, two scales.
+"""What the boxes of a whole file show together: corners for sizes, centres, normalised, two scales.
 
 One box proves nothing: an amodal box is larger than the visible mask, and a hand-drawn one is loose. But a
 file is written by one program, and what holds for nine tenths of its annotations is no chance.
@@ -6,6 +6,7 @@ file is written by one program, and what holds for nine tenths of its annotation
 Shapes: A annotations.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def check_boxes(
     outlines = np.array([row.outline or (np.nan,) * 4 for row in rows])  # (A, 4); NaN for an RLE
     _check_normalised(path, rows, boxes, outlines, sizes)
     _check_corners(path, rows, boxes, extents, sizes)
+    _check_centres(path, rows, boxes, extents, sizes)
     _check_scale(path, rows, boxes, outlines)
 
 
@@ -67,13 +69,8 @@ def _check_corners(
     They cannot if nearly all boxes could be corners, and half of them are those of their masks (a single box
     must stick out of the image besides, read as x, y, width, height), or half of three or more stick out.
     """
-    a, b = boxes[:, :2], boxes[:, 2:]
-    slack = np.maximum(2.0, 0.1 * (extents[:, 2:] - extents[:, :2]))  # (A, 2): boxes are drawn by hand
-
-    def fits(x1y1, x2y2):
-        near = (abs(x1y1 - extents[:, :2]) <= slack) & (abs(x2y2 - extents[:, 2:]) <= slack)
-        return near.all(axis=1)
-
+    a, b, slack = boxes[:, :2], boxes[:, 2:], _slack(extents)
+    fits = partial(_fits, extents)
     possible = (b > a).all(axis=1) & (b <= sizes + 1).all(axis=1) & (a >= -1).all(axis=1)
     as_meant = fits(np.clip(a, 0, sizes), np.clip(a + b, 0, sizes))  # a box may extend beyond the border
     as_corners = possible & ~as_meant & fits(a, b)
@@ -89,6 +86,39 @@ def _check_corners(
             f"x, y, width, height: write {numbers((x1, y1, x2 - x1, y2 - y1))}"
             f"{of_all(int(wrong.sum()), len(rows), 'annotations')}"
         )
+
+
+def _check_centres(
+    path: Path, rows: list[Annotation], boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray
+) -> None:
+    """Refuse boxes whose x and y are those of their centres, as YOLO has them.
+
+    They are if nearly all boxes, two or more, are those of their masks when read so, and half are not as
+    meant.
+    """
+    a, half = boxes[:, :2], boxes[:, 2:] / 2
+    as_meant = _fits(extents, np.clip(a, 0, sizes), np.clip(a + 2 * half, 0, sizes))
+    as_centres = _fits(extents, np.clip(a - half, 0, sizes), np.clip(a + half, 0, sizes))
+    wrong = as_centres & ~as_meant
+    if len(rows) > 1 and as_centres.mean() >= _NEARLY_ALL and wrong.mean() >= 0.5:
+        row = rows[int(wrong.argmax())]
+        x, y, w, h = row.bbox
+        raise InputError(
+            f"{path}: {row.label}: bbox {numbers(row.bbox)} reads like the centre's x, y, then width, "
+            f"height; COCO means the upper left corner: write {numbers((x - w / 2, y - h / 2, w, h))}"
+            f"{of_all(int(wrong.sum()), len(rows), 'annotations')}"
+        )
+
+
+def _slack(extents: np.ndarray) -> np.ndarray:
+    """(A, 2): by how much a box may differ from its mask's, since boxes are drawn by hand."""
+    return np.maximum(2.0, 0.1 * (extents[:, 2:] - extents[:, :2]))
+
+
+def _fits(extents: np.ndarray, x1y1: np.ndarray, x2y2: np.ndarray) -> np.ndarray:
+    """(A,): whether these are the boxes of the masks."""
+    slack = _slack(extents)
+    return ((abs(x1y1 - extents[:, :2]) <= slack) & (abs(x2y2 - extents[:, 2:]) <= slack)).all(axis=1)
 
 
 def _check_scale(path: Path, rows: list[Annotation], boxes: np.ndarray, outlines: np.ndarray) -> None:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from minimask.data.fields import Fault, finite_numbers, integer, label, of_all, read_all, show, value
+from minimask.data.formats import HEAD, instead
 from minimask.data.image_entries import ImageRecord
 from minimask.data.keypoint_checks import check_keypoints
 from minimask.data.mask_checks import check_mask
 from minimask.errors import InputError, one_line
-from minimask.files import open_regular
+from minimask.files import is_address, open_regular
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,16 @@ def read_document(path: Path) -> dict:
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
+        if other := instead(text[:HEAD].encode(), path):
+            raise InputError(f"{path}: {other}") from None
         end = "; the file seems cut off" if error.pos >= len(text.rstrip()) else ""
         raise InputError(f"{path}: is not JSON ({error.msg}, line {error.lineno}{end})") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
-        raise InputError(f"{path}: is not JSON that can be read ({error})") from None
+    except RecursionError:
+        raise InputError(
+            f"{path}: is not JSON that can be read (thousands of brackets in brackets)"
+        ) from None
+    except ValueError:
+        raise InputError(f"{path}: is not JSON that can be read (a number of thousands of digits)") from None
     if isinstance(document, list):
         raise InputError(
             f"{path}: is a list (a results file?), not COCO instances, which is an object with the lists "
@@ -72,7 +79,8 @@ def _read_text(path: Path) -> str:
         with open_regular(path) as file:
             content = file.read()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        why = "; an address of the web is not read: download it" if is_address(path) else ""
+        raise InputError(f"{path}: no such file{why}") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a directory; give the JSON file itself") from None
     except OSError as error:
@@ -82,10 +90,10 @@ def _read_text(path: Path) -> str:
             return content.decode("utf-8-sig")  # some editors put a byte order mark in front
     except UnicodeDecodeError:
         pass
-    raise InputError(f"{path}: {_of_another_encoding(content)}")
+    raise InputError(f"{path}: {_of_another_encoding(content, path)}")
 
 
-def _of_another_encoding(content: bytes) -> str:
+def _of_another_encoding(content: bytes, path: Path) -> str:
     """What to say of a file that is not UTF-8: JSON that was saved otherwise, or none."""
     wide = json.detect_encoding(content)
     if wide != "utf-8" and content.decode(wide, "replace").lstrip("\ufeff \t\r\n").startswith(("{", "[")):
@@ -93,7 +101,8 @@ def _of_another_encoding(content: bytes) -> str:
     try:
         json.loads(content.decode("latin-1"))
     except (ValueError, RecursionError):
-        return "is not JSON (not even UTF-8 text); give a COCO instances file"
+        unknown = "is not JSON (not even UTF-8 text); give a COCO instances file"
+        return instead(content[:HEAD], path) or unknown
     return "is not UTF-8 text, but perhaps of Windows (cp1252); save it as UTF-8"
 
 

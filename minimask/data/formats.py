@@ -4,12 +4,12 @@ Pillow finds the format of a file by itself, and some of its formats start a pro
 read other files. None of those listed here does: each is decoded by Pillow's own code, from the file given.
 """
 
-import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from minimask.data.quiet import quiet_reader
 from minimask.errors import InputError
 
 READERS = {  # our name -> module and class of Pillow
@@ -26,6 +26,13 @@ READERS = {  # our name -> module and class of Pillow
     "SGI": ("SgiImagePlugin", "SgiImageFile"),
     "TGA": ("TgaImagePlugin", "TgaImageFile"),
 }
+
+_HELPERS = {  # classes of the modules that warn
+    "TIFF": ("ImageFileDirectory_v2", "ImageFileDirectory_v1"),
+    "PNG": ("PngStream",),
+}
+
+_ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 
 _SIGNATURES = (  # of what is read, and of what people try to have read
     ("PNG", rb"\x89PNG\r\n\x1a\n"),
@@ -45,8 +52,11 @@ _SIGNATURES = (  # of what is read, and of what people try to have read
     ("PostScript (EPS)", rb"\s*%!PS|\xc5\xd0\xd3\xc6"),
     ("PDF", rb"\s*%PDF"),
     ("Photoshop (PSD)", rb"8BPS"),
+    (
+        "a web page (HTML)",
+        rb"(?i)(\xef\xbb\xbf)?(\s|<\?xml.*?\?>|<!--.*?-->)*<(!doctype html|html|head|body)",
+    ),
     ("SVG, a drawing", rb"(?i)(\xef\xbb\xbf)?\s*<(svg|(\?xml|!--|!doctype svg).*?<svg)"),
-    ("a web page (HTML)", rb"(?i)(\xef\xbb\xbf)?\s*(<!doctype html|<html|<head)"),
     ("XML", rb"(\xef\xbb\xbf)?\s*<\?xml"),
     ("DICOM", rb".{128}DICM"),
     ("FITS", rb"SIMPLE  ="),
@@ -59,15 +69,37 @@ _SIGNATURES = (  # of what is read, and of what people try to have read
     ("GIMP (XCF)", rb"gimp xcf"),
     ("a NumPy array", rb"\x93NUMPY"),
     ("a ZIP archive", rb"PK\x03\x04"),
+    ("a 7z archive", rb"7z\xbc\xaf\x27\x1c"),
+    ("a RAR archive", rb"Rar!\x1a\x07"),
     ("gzip", rb"\x1f\x8b"),
-    ("a pointer of Git LFS, not the image", rb"version https://git-lfs"),
+    ("a pointer of Git LFS", rb"version https://git-lfs"),
+    ("a pointer of git-annex", rb"(\.\./)*(\.git)?/annex/objects/"),
+    ("a note of macOS (AppleDouble)", rb"\0\x05\x16\x07"),
     ("JSON", rb"\s*[{\[]\s*[\"{\[\]}]"),
     ("BMP", rb"BM"),
     ("PPM", rb"P[0-6fy]\s"),
     ("SGI", rb"\x01\xda"),
     ("PCX", rb"\n[\0\2\3\5]"),
 )
-_HEAD = 512  # bytes
+HEAD = 512  # bytes
+_AGAIN = "copy or download it again"
+_ERROR = "if it was downloaded, it may be a server's error: download it again"
+_MENDS = {  # where converting would not help
+    "a web page (HTML)": "a page was saved in its place: download the file itself again",
+    "a pointer of Git LFS": "run 'git lfs pull' in its repository",
+    "a pointer of git-annex": "run 'git annex get' in its repository",
+    "a note of macOS (AppleDouble)": "leave it out: the file itself has a name without '._'",
+    "a ZIP archive": "unpack it",
+    "a 7z archive": "unpack it",
+    "a RAR archive": "unpack it",
+    "gzip": "unpack it",
+}
+_IMAGE_MENDS = _MENDS | {
+    "XML": _ERROR,
+    "JSON": _ERROR,
+    "video (MP4, MOV)": "save its frames as PNG or JPEG",
+    "video (AVI)": "save its frames as PNG or JPEG",
+}
 
 
 def open_image(file: IO[bytes], path: Path) -> Any:
@@ -78,39 +110,60 @@ def open_image(file: IO[bytes], path: Path) -> Any:
     InputError
         If the file is of another format; the line says of which one, where that can be told.
     """
-    head = file.read(_HEAD)
+    head = file.read(HEAD)
     file.seek(0)
     name = _format(head, path)
-    if name not in READERS:
-        what = f"is {name}, which is not read" if name else "is not an image that can be read"
-        raise InputError(
-            f"{path}: {what if head else 'is not an image, but empty'}; convert it to PNG or JPEG"
-        )
-    return _reader(name)(file)
+    if name in READERS:
+        return _reader(name)(file)
+    if nothing := _nothing(head):
+        raise InputError(f"{path}: is not an image, but {nothing}; {_AGAIN}")
+    what = f"is {name}, which is not read" if name else "is not an image that can be read"
+    raise InputError(f"{path}: {what}; {_IMAGE_MENDS.get(name, 'convert it to PNG or JPEG')}")
+
+
+def instead(head: bytes, path: Path) -> str | None:
+    """What often stands in place of a file of any kind, by its first bytes, and the mend; or None."""
+    name = _format(head, path)
+    return f"is {name}; {_MENDS[name]}" if name in _MENDS else None
+
+
+def _nothing(head: bytes) -> str | None:
+    if not head:
+        return "empty (0 bytes)"
+    # As a copy that was cut off, or a disk that was full, leaves it.
+    return None if head.strip(b"\0") else f"nothing but zeros in its first {len(head)} bytes"
 
 
 def _format(head: bytes, path: Path) -> str | None:
+    """The first signature that fits; the file need not be whole, nor is it sure to be of that format."""
     known = (name for name, signature in _SIGNATURES if re.match(signature, head, re.DOTALL))
     name = next(known, None)
     # TGA files do not say what they are, and begin like nothing or like an icon.
-    return "TGA" if path.suffix.lower() == ".tga" and name not in READERS else name
+    unknown = name is None or name == "an icon (ICO)"
+    return "TGA" if path.suffix.lower() == ".tga" and unknown and head.strip(b"\0") else name
 
 
 def _reader(name: str) -> Callable[[IO[bytes]], Any]:
     from PIL import Image
 
     module, kind = READERS[name]
-    reader = getattr(importlib.import_module(f"PIL.{module}"), kind)
-    if name != "JPEG":
+    reader = quiet_reader(f"PIL.{module}", kind, _HELPERS.get(name, ()))
+
+    if name not in ("JPEG", "TIFF"):
         return reader
 
-    class Jpeg(reader):
-        """A JPEG file that is opened without having its EXIF searched for a resolution, with warnings."""
+    class Reader(reader):
+        """Opened and loaded without a search of the EXIF data, which warns of what is damaged there."""
 
         def getexif(self) -> Image.Exif:
-            return Image.Exif()
+            exif, turn = Image.Exif(), None
+            if name == "TIFF":  # which is turned by Pillow when it is loaded
+                turn = self.tag_v2.get(_ORIENTATION) or _orientation_in_xmp(self.info)
+            if turn in range(2, 9):
+                exif[_ORIENTATION] = turn
+            return exif
 
-    return Jpeg
+    return Reader
 
 
 def orientation(image: Any) -> int:
@@ -129,15 +182,19 @@ def orientation(image: Any) -> int:
     if isinstance(exif, bytes):
         found = _orientation_tag(re.sub(rb"^(Exif\0\0){1,2}", b"", exif))
     if found is None:
-        xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
-        xmp = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else bytes(xmp)
-        tag = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
-        found = int(tag[1]) if tag else None
+        found = _orientation_in_xmp(image.info)
     return found if found in range(2, 9) else 1
 
 
+def _orientation_in_xmp(info: dict) -> int | None:
+    xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
+    xmp = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else bytes(xmp)
+    tag = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
+    return int(tag[1]) if tag else None
+
+
 def _orientation_tag(exif: bytes) -> int | None:
-    """The value of tag 0x0112 in the first directory of EXIF data, which is laid out like a TIFF file."""
+    """The value of the tag in the first directory of EXIF data, which is laid out like a TIFF file."""
     order = {b"II": "little", b"MM": "big"}.get(exif[:2])
     if order is None:
         return None
@@ -149,7 +206,7 @@ def _orientation_tag(exif: bytes) -> int | None:
     for at in range(start + 2, start + 2 + 12 * number(start, 2), 12):
         if len(exif) < at + 12:  # cut off
             return None
-        if number(at, 2) == 0x0112:
+        if number(at, 2) == _ORIENTATION:
             size = {1: 1, 3: 2, 4: 4}.get(number(at + 2, 2))  # BYTE, SHORT, LONG
             return number(at + 8, size) if size and number(at + 4, 4) == 1 else None
     return None

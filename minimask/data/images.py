@@ -15,7 +15,7 @@ import numpy as np
 
 from minimask.data.formats import open_image, orientation
 from minimask.errors import InputError
-from minimask.files import open_regular
+from minimask.files import is_address, open_regular
 
 MEMORY = 10**9
 """Most bytes that one image may take while it is decoded, or as (3, H, W) float32: a file of 20 kB can hold a
@@ -60,8 +60,9 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         file = open_regular(path)
     except FileNotFoundError:
-        star = "; your shell did not replace the *: name the files" if "*" in str(path) else ""
-        raise InputError(f"{path}: no such image file{star}") from None
+        why = "; your shell did not replace the *: name the files" if "*" in str(path) else ""
+        why = "; an address of the web is not read: download it" if is_address(path) else why
+        raise InputError(f"{path}: no such image file{why}") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a directory; give an image file") from None
     except PermissionError:

@@ -11,8 +11,8 @@ class MaxPool2d(Function):
     """y[n, c, p, q] = max over the window of x; the gradient goes to the first largest element."""
 
     def __init__(self, kernel_size, stride=None, padding=0):
-        self.kernel, self.padding = as_pair(kernel_size), as_pair(padding)
-        self.stride = self.kernel if stride is None else as_pair(stride)
+        self.kernel, self.padding = as_pair(kernel_size, "kernel_size"), as_pair(padding, "padding")
+        self.stride = self.kernel if stride is None else as_pair(stride, "stride")
         if any(2 * p > k for p, k in zip(self.padding, self.kernel)):
             raise ValueError(
                 f"max_pool2d: padding {self.padding} is more than half of the window {self.kernel}"
@@ -81,11 +81,15 @@ def upsample_nearest(x, size=None, scale_factor: int = 2, add=None) -> Tensor:
 
     `add`, (N, C, *size), is added in the same pass.
     """
-    size = as_pair(size) if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
+    size = (
+        as_pair(size, "size") if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
+    )
     return UpsampleNearest.apply(x, add, size=size)
 
 
 def upsample_bilinear(x, size=None, scale_factor: int = 2) -> Tensor:
     """Resize (N, C, H, W) to `size`, or by a whole `scale_factor`, interpolating between pixel centres."""
-    size = as_pair(size) if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
+    size = (
+        as_pair(size, "size") if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
+    )
     return UpsampleBilinear.apply(x, size=size)

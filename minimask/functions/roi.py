@@ -14,11 +14,13 @@ options that only some of them have.
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Real
 
 import numpy as np
 
 from minimask import backend
 from minimask.autograd import Function, Tensor
+from minimask.errors import InputError
 from minimask.kernels import roi_align as align
 from minimask.kernels import roi_pool as pool
 from minimask.kernels import roi_warp as warp
@@ -113,6 +115,13 @@ def _inputs(name: str, x, rois, spatial_scale, levels):
     scales = tuple(spatial_scale) if isinstance(spatial_scale, (list, tuple)) else (spatial_scale,)
     if len(xs) != len(scales) or (len(xs) > 1 and levels is None):
         raise ValueError(f"{name}: {len(xs)} maps need as many scales ({len(scales)}), and the RoIs' levels")
+    for each in xs:
+        shape = getattr(each, "shape", ())
+        if len(shape) != 4:
+            raise InputError(f"{name}: a feature map must be (N, C, H, W); the shape is {shape}")
+    for scale in scales:
+        if not (isinstance(scale, Real) and 0 < scale < np.inf):
+            raise InputError(f"{name}: spatial_scale must be feature pixels per image pixel, is {scale!r}")
     rois, n_images = as_rois(rois), xs[0].shape[0]
     if len(rois) and backend.array_module(rois) is np:
         if not (0 <= rois[:, 0].min() and rois[:, 0].max() < n_images):
@@ -170,7 +179,9 @@ def roi_align(
         If the features are not floating point; `roi_pool`, which only compares them, takes integers.
     """
     inputs, options = _inputs("roi_align", x, rois, spatial_scale, levels)
-    sampling = align.Sampling(as_pair(output_size), sampling_ratio, aligned, sampling_points, aggregation)
+    sampling = align.Sampling(
+        as_pair(output_size, "output_size"), sampling_ratio, aligned, sampling_points, aggregation
+    )
     return RoIAlign.apply(*inputs, sampling=sampling, **options)
 
 
@@ -203,7 +214,9 @@ def roi_warp(
     gradient, too. The rounded box that Table 2c compares has none.
     """
     inputs, options = _inputs("roi_warp", x, rois, spatial_scale, levels)
-    sampling = align.Sampling(as_pair(output_size), sampling_ratio, aligned, sampling_points, aggregation)
+    sampling = align.Sampling(
+        as_pair(output_size, "output_size"), sampling_ratio, aligned, sampling_points, aggregation
+    )
     return RoIWarp.apply(*inputs, sampling=sampling, **options)
 
 
@@ -223,5 +236,5 @@ def roi_pool(x, rois, output_size, spatial_scale=1.0, aligned: bool = False, *, 
     (R, C, PH, PW) Tensor; 0 in empty bins.
     """
     inputs, options = _inputs("roi_pool", x, rois, spatial_scale, levels)
-    size = align.Sampling(as_pair(output_size)).output_size  # refuses 0
+    size = align.Sampling(as_pair(output_size, "output_size")).output_size  # refuses 0
     return RoIPool.apply(*inputs, output_size=size, aligned=aligned, **options)

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from typing import NamedTuple
 
 import numpy as np
 
 from minimask import backend
+from minimask.errors import InputError
 
 _STRUCT = np.dtype([(f"size{i}", "i4") for i in range(13)])
 
@@ -31,7 +33,8 @@ class Geometry:
     @classmethod
     def of(cls, x_shape, w_shape, stride, padding, dilation, groups: int) -> Geometry:
         """Check the sizes against each other; single numbers stand for pairs."""
-        stride, padding, dilation = as_pair(stride), as_pair(padding), as_pair(dilation)
+        stride, padding = as_pair(stride, "stride"), as_pair(padding, "padding")
+        dilation = as_pair(dilation, "dilation")
         if len(x_shape) != 4 or len(w_shape) != 4:
             raise ValueError(f"conv2d: x and weight must have 4 axes, not shapes {x_shape} and {w_shape}")
         if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or groups < 1:
@@ -99,9 +102,15 @@ class Geometry:
         )
 
 
-def as_pair(value) -> tuple[int, int]:
-    """(vertical, horizontal): a single number stands for both."""
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+def as_pair(value, name: str = "a size") -> tuple[int, int]:
+    """(vertical, horizontal): a single whole number stands for both; `name` begins the error if not."""
+    if isinstance(value, int):
+        return value, value
+    try:
+        vertical, horizontal = map(index, value if np.ndim(value) else (value, value))
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be a whole number or two of them, is {value!r}") from None
+    return vertical, horizontal
 
 
 def overlap(offset: int, stride: int, size: int, out: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ What a layer should read is the mean of the interpolated surface over each bin (
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,9 @@ from minimask.kernels.roi_integral import edges_of_bins, roi_integral, roi_integ
 IMAGE = Path(data.__file__).parent / "nuclei" / "images" / "00ae65c1c6631ae6.png"
 STRIDES = (4, 8, 16, 32)
 STEP = 0.25  # input pixels that a box moves at a time
+_BINS_MOST, _BOXES_MOST = 256, 1_000_000
+_BINS_AT_ONCE = 2**20
+_AT_ONCE = 2**25  # numbers that one layer is measured with
 FEWEST = 8  # cells along a side of the map: boxes take 2 and more, and need room to move
 
 LAYERS = {  # the rows of Table 2c, with 2 x 2 points a bin where a layer reads at points
@@ -81,6 +85,27 @@ def displacements(geometry: str, boxes, bins: int, stride: int, aligned: bool) -
     return bin_edges(geometry, boxes, bins, stride, aligned) - ideal
 
 
+def _check_size(map_shape: tuple[int, int], stride: int, bins: int, boxes: int) -> None:
+    """Refuse what would take gigabytes or days.
+
+    Raises
+    ------
+    InputError
+        With the greatest number allowed.
+    """
+    if bins > _BINS_MOST or boxes > _BOXES_MOST:
+        raise InputError(
+            f"misalign: at most {_BINS_MOST} bins and {_BOXES_MOST:,} boxes can be measured, not "
+            f"{bins:,} and {boxes:,}"
+        )
+    shifts = len(moved(np.zeros(4), stride))
+    if shifts * max(math.prod(map_shape), 16 * bins**2) > _AT_ONCE:
+        raise InputError(
+            f"misalign: {shifts} boxes of {bins} x {bins} bins on a map of {map_shape[1]} x {map_shape[0]} "
+            "take more than a gigabyte; take fewer --bins, a smaller image, or another --stride"
+        )
+
+
 def random_boxes(rng, count: int, least, most, room) -> np.ndarray:
     """(B, 4): boxes with sides from `least` to `most`, which lie between 1 and `room` - 2.
 
@@ -95,8 +120,14 @@ def worst_displacements(bins: int, boxes: int, seed: int = 0) -> list[dict]:
     """The worst displacement among random boxes, its bound and box, for each reading, layer and stride."""
     cells = random_boxes(np.random.default_rng([seed, 0]), boxes, 1, 20, 32)  # (B, 4) in cells
     rows = []
+    parts = np.array_split(cells, -(-boxes * bins // _BINS_AT_ONCE))
     for aligned, name, stride in product((True, False), GEOMETRIES, STRIDES):
-        off = np.abs(displacements(name, cells * stride, bins, stride, aligned)).max(axis=(1, 2, 3))  # (B,)
+        off = np.concatenate(  # (B,)
+            [
+                np.abs(displacements(name, part * stride, bins, stride, aligned)).max(axis=(1, 2, 3))
+                for part in parts
+            ]
+        )
         row = dict(layer=name, aligned=aligned, stride=stride, worst=float(off.max()))
         row["bound"] = bound(name, bins, aligned) * stride
         row["box"] = (cells[off.argmax()] * stride).tolist()
@@ -211,6 +242,7 @@ def measure(x, stride: int, bins: int = 7, boxes: int = 20_000, seed: int = 0, i
         options, these arguments; worst, from `worst_displacements`; ramp and image, from `compare`; box, the
         first that was moved.
     """
+    _check_size(x.shape, stride, bins, boxes)
     sides, count = np.array(x.shape[::-1]), max(1, boxes // 500)
     to_move = random_boxes(np.random.default_rng([seed, 1]), count, sides / 4, sides / 2, sides) * stride
     return dict(

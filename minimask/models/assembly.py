@@ -29,6 +29,7 @@ from minimask.models.fpn import FPN, Backbone, SingleLevel
 from minimask.models.keypoint_head import KeypointHead, KeypointNet, KeypointOptions, NormedKeypointNet
 from minimask.models.mask_head import SIGMOIDS, MaskFCN, MaskHead, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
+from minimask.models.options import check_whole, unknown_argument
 from minimask.models.resnet import Block, Bottleneck, ResNet, residual_stage
 from minimask.models.rpn import RPN, RPNHeadNet, RPNOptions
 from minimask.models.transform import Transform
@@ -171,8 +172,7 @@ def assemble(
         If `trainable_backbone_layers` is not 0 to 5, or C4 is given a mask branch or
         keypoints.
     """
-    if not 0 <= trainable_backbone_layers <= 5:
-        raise ValueError(f"trainable_backbone_layers must be 0 to 5, is {trainable_backbone_layers}")
+    check_whole("trainable_backbone_layers", trainable_backbone_layers, 0, 5)
     a = architecture
     if alternatives.mask_branch and not a.pyramid:
         raise ValueError("mask_branch: on C4 the ResNet's last stage is the mask branch; leave it out")
@@ -328,7 +328,7 @@ def stage_options(rpn_and_box: dict, rpn: dict, box: dict) -> tuple[RPNOptions, 
     known = [prefix + field.name for prefix, (kind, _) in stages.items() for field in fields(kind)]
     for name, value in rpn_and_box.items():
         if name not in known:
-            raise TypeError(f"there is no argument {name!r}; there are {', '.join(known)}")
+            raise TypeError(unknown_argument(name, known))
         stages[name[:4]][1][name[4:]] = value
     rpn_options, box_options = (kind(**values) for kind, values in stages.values())
     return rpn_options, box_options

@@ -19,6 +19,7 @@ from minimask.errors import InputError
 from minimask.functions.activation import softmax_array
 from minimask.functions.roi import as_rois
 from minimask.matching import Matcher, assign_fpn_levels, match_images, sample_balanced
+from minimask.models.options import check_numbers, check_whole
 from minimask.models.transform import Batch, Target
 from minimask.nn import ConvNorm, Linear, MakeNorm, Module, Sequential
 from minimask.randomness import Draws, Purpose
@@ -67,6 +68,9 @@ class BoxOptions:
     min_size_last: bool = False
     beta: float = 1 / 9
     class_agnostic: bool = False
+
+    def __post_init__(self):
+        check_numbers(self, "box_")
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,7 @@ class BoxPredictor(Module):
     """Class logits and a box for each class, or one for all."""
 
     def __init__(self, width: int, num_classes: int, rng, class_agnostic: bool = False):
+        check_whole("num_classes", num_classes, 2, why=", one for the background included")
         boxes = 1 if class_agnostic else num_classes
         self.cls_score = Linear(width, num_classes, rng, gain=1e-4 * width)  # std 0.01
         self.bbox_pred = Linear(width, 4 * boxes, rng, gain=1e-6 * width)  # std 0.001

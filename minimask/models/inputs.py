@@ -307,7 +307,7 @@ def _check_places(boxes, masks, size: tuple[int, int], where: str) -> None:
     if not len(boxes) or array_module(boxes) is not np:
         return
     height, width = size
-    if max(size) > 1 and boxes.max() <= 1.001:
+    if max(size) > 1 and np.abs(boxes).max() <= 1.001:
         on_cpu = masks is not None and array_module(masks) is np
         elsewhere = on_cpu and (masks[:, 1:].any() or masks[:, :, 1:].any())
         if elsewhere or (boxes != np.rint(boxes)).any():  # else they may lie around the first pixel

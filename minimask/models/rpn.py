@@ -17,6 +17,7 @@ from minimask.backend import array_module
 from minimask.boxes import BoxCoder, batched_nms, by_falling, clip_boxes_to_image
 from minimask.functions.activation import sigmoid_array
 from minimask.matching import Matcher, match_images, sample_balanced
+from minimask.models.options import check_numbers
 from minimask.models.transform import Batch, Target
 from minimask.nn import Conv2d, Module, Sequential
 from minimask.randomness import Draws, Purpose
@@ -68,6 +69,9 @@ class RPNOptions:
     fixed_normalizer: bool = False
     ranks_logits: bool = False
     untouched_matches_all: bool = False
+
+    def __post_init__(self):
+        check_numbers(self, "rpn_")
 
 
 @dataclass(frozen=True)

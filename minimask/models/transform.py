@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from minimask.kernels import resample
 from minimask.models.conventions import Conventions
 from minimask.models.inputs import Objects, check_images, check_targets
 from minimask.randomness import Draws, Purpose
+
+PIXELS_MOST = 2**30
+"""Of a batch, which as float32 has 12 GiB then; the network takes many times as much."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,14 @@ class Transform:
     ):
         self.conventions, self.max_size, self.size_divisible = conventions, max_size, size_divisible
         self.min_sizes = tuple(min_size) if isinstance(min_size, Sequence) else (min_size,)
-        if not self.min_sizes or any(size is not None and size < 1 for size in (*self.min_sizes, max_size)):
-            raise InputError(f"min_size and max_size must be at least 1, are {min_size} and {max_size}")
+        sizes = [max_size, *(size for size in self.min_sizes if size is not None)]
+        if not self.min_sizes or not all(isinstance(size, Real) and 1 <= size < math.inf for size in sizes):
+            raise InputError(f"min_size and max_size must be at least 1, are {min_size!r} and {max_size!r}")
+        mean, std = conventions.mean, conventions.std
+        if not (len(mean) == len(std) == 3 and np.isfinite([mean, std]).all() and min(std) > 0):
+            raise InputError(
+                f"image_mean and image_std must be three numbers each, std above 0: {mean}, {std}"
+            )
 
     def __call__(self, images, dtype=np.float32, device: str = "cpu", draws: Draws | None = None) -> Batch:
         """A `Batch` on `device` of N arrays (3, H_n, W_n), float RGB in 0..1, on either device.
@@ -124,12 +134,21 @@ class Transform:
         """As ``__call__``, of images that have been checked."""
         original = [tuple(image.shape[1:]) for image in images]
         sizes = [self.resized(size, self._min_size(n, draws)) for n, size in enumerate(original)]
+        self._check_memory(sizes)
         on_device = (to_device(image, device).astype(dtype, copy=False) for image in images)
         resized = [self._resize(self._normalize(image), size) for image, size in zip(on_device, sizes)]
         batch = array_module(*resized).zeros((len(resized), 3, *self.padded(sizes)), dtype)
         for n, image in enumerate(resized):
             batch[n, :, : image.shape[1], : image.shape[2]] = image
         return Batch(batch, sizes, original)
+
+    def _check_memory(self, sizes: Sequence[tuple[int, int]]) -> None:
+        height, width = self.padded(sizes)
+        if len(sizes) * height * width > PIXELS_MOST:
+            raise InputError(
+                f"a batch of {len(sizes)} x {width} x {height} pixels has more than {PIXELS_MOST:,}; scale "
+                "images down by min_size and max_size, cut them into tiles, or give fewer at a time"
+            )
 
     def _normalize(self, image):
         xp, of_channels = array_module(image), (self.conventions.mean, self.conventions.std)

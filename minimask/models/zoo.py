@@ -16,6 +16,7 @@ from minimask.models.conventions import (
 from minimask.models.keypoint_head import KeypointOptions
 from minimask.models.mask_head import SIGMOIDS, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
+from minimask.models.options import check_whole
 from minimask.models.resnet import BasicBlock
 from minimask.nn import BatchNorm2d, GroupNorm, MakeNorm
 
@@ -198,8 +199,7 @@ def keypointrcnn_resnet50_fpn(
     TypeError, ValueError
         As `maskrcnn_resnet50_fpn`; ValueError also for less than one keypoint.
     """
-    if num_keypoints < 1:
-        raise ValueError(f"num_keypoints must be at least 1, is {num_keypoints}")
+    check_whole("num_keypoints", num_keypoints, 1)
     architecture = replace(RESNET50_FPN, masks=with_masks, num_keypoints=num_keypoints)
     options = {"architecture": architecture, "min_size": min_size} | options
     return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)
@@ -330,8 +330,7 @@ def keypointrcnn_small(
     ValueError
         For less than one keypoint.
     """
-    if num_keypoints < 1:
-        raise ValueError(f"num_keypoints must be at least 1, is {num_keypoints}")
+    check_whole("num_keypoints", num_keypoints, 1)
     architecture = replace(
         SMALL,
         channels=channels,

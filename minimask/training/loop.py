@@ -95,6 +95,8 @@ def train(
     check_resume(output, resume, overwrite)
     output = make_output_directory(output)
     note = note if world.rank == 0 else lambda line: None
+    if line := without_a_fall(config.train):
+        note(line)
     with locked(output) if world.rank == 0 else contextlib.nullcontext():
         return _train(config, dataset, output, resume, note, device, world, start)
 
@@ -244,6 +246,18 @@ def make_optimizer(model: Any, options: TrainConfig) -> SGD:
         options.weight_decay,
         options.decay_norms_and_biases,
     )
+
+
+def without_a_fall(options: TrainConfig) -> str | None:
+    """A line that says so if the schedule is one of steps and none of them comes; or None."""
+    fall = [step for step in options.milestones if step < options.steps]
+    if options.schedule != "step":
+        unused = "train.milestones are for train.schedule 'step' alone"
+        return f"{unused}; it is {options.schedule!r}" if options.milestones else None
+    if fall:
+        return None
+    why = f"lie behind the last step, {options.steps}" if options.milestones else "is empty"
+    return f"train.schedule is 'step', and train.milestones {why}: the learning rate never falls"
 
 
 def learning_rate(options: TrainConfig) -> LearningRate:

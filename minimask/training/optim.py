@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ class SGD:
     momentum, weight_decay : float
     decay_norms_and_biases : bool
         Whether one-dimensional parameters decay as well, though it is not they that overfit.
+
+    Raises
+    ------
+    InputError
+        If parameters come without names, or a number is none or negative.
     """
 
     def __init__(
@@ -36,7 +42,13 @@ class SGD:
         weight_decay: float = 1e-4,
         decay_norms_and_biases: bool = False,
     ):
-        self.parameters = dict(named_parameters)
+        named = list(named_parameters)
+        if not all(isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str) for each in named):
+            raise InputError("SGD: parameters need their names; give model.named_parameters()")
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not (isinstance(value, Real) and 0 <= value < math.inf):
+                raise InputError(f"SGD: {name} must be a number from 0 up, is {value!r}")
+        self.parameters = dict(named)
         self.lr, self.momentum = lr, momentum
         self.decay = {
             name: weight_decay if p.ndim > 1 or decay_norms_and_biases else 0.0

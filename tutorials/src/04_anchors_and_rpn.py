@@ -603,7 +603,7 @@ plt.show()
 # it is, and with the rescue switched off, everything else equal.
 
 # %%
-STEPS = 20 if FAST else 120
+STEPS = 20 if FAST else 200
 
 
 def propose(model, samples, keep=1000):
@@ -622,7 +622,7 @@ def train_rpn(rescue, seed=0):
     model = models.maskrcnn_small(num_classes=2, seed=seed)
     model.rpn.matcher = replace(model.rpn.matcher, allow_low_quality_matches=rescue)
     parameters = [(n, p) for n, p in model.named_parameters() if n.startswith(("backbone", "rpn"))]
-    optimizer, rate = SGD(parameters, lr=0.02), LearningRate(0.02, STEPS, warmup_steps=10)
+    optimizer, rate = SGD(parameters, lr=0.05), LearningRate(0.05, STEPS, warmup_steps=10)
     batches = Batches(train_set, 2, Augmentation(crop=128, flip_horizontal=True, flip_vertical=True), seed)
     log = []
     for step in range(STEPS):
@@ -705,7 +705,7 @@ assert FAST or of_100["untrained"] < of_100["without rescue"] < of_100["with res
 # %% [markdown]
 # Read the left picture alone, and you would take the network without rescue: **its loss is far lower**. It has
 # almost nothing to find, and "background" everywhere is nearly right. Losses of different *targets* cannot be
-# compared; recall can. And the network with the rescue has learnt in a few dozen steps that there is something at
+# compared; recall can. And the network with the rescue has learnt in two hundred steps that there is something at
 # blobs.
 #
 # ## Proposals, step by step

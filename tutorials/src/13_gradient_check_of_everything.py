@@ -62,7 +62,7 @@ plt.rcParams["figure.dpi"] = 85
 # Anyone can hold it to that: move, compute the loss, look.
 #
 # The network is `maskrcnn_small` with a few channels, in **float64**, on two pictures of 64 x 64 (one, in the fast setting). Its weights are moved off their start: the
-# predictors start near 0, which would hide errors below them, and biases start at 0, where ReLUs have their corners.
+# predictors and the RPN start near 0, which would hide errors below them, and biases start at 0, where ReLUs have their corners.
 
 
 # %%
@@ -76,6 +76,8 @@ def small_model(rng=None):
             p.data = rng.normal(0, 0.1, p.shape)
         elif re.search("cls_score|bbox_pred|cls_logits|mask_fcn_logits", name):
             p.data = rng.normal(0, 0.3 / np.sqrt(np.prod(p.shape[1:])), p.shape)
+        elif name == "rpn.head.conv.0.0.weight":
+            p.data = p.data / 0.01 * np.sqrt(2 / np.prod(p.shape[1:]))  # from 0.01 to what a ReLU wants
     return model
 
 
@@ -539,7 +541,7 @@ plt.show()
 assert all(curve[-1] < curve[0] for curve in curves.values())
 
 # %% [markdown]
-# Nobody would; for a good while, a wrong one is ahead. Now the hunt. Rule one: **cut where the intermediate results are known, and check each half by itself.** A gradient
+# Nobody would: the curves cross, each wrong one is ahead at times, and in the end all three are at the same place. Now the hunt. Rule one: **cut where the intermediate results are known, and check each half by itself.** A gradient
 # is wrong in every parameter *before* the bug, seen from the image, because it flowed through it; so the wrong parameters alone show only the far end. But
 # a piece that is fed recorded arrays, and whose outputs are weighted at random, is right or wrong by itself. The record has all the cuts.
 

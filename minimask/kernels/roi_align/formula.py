@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
@@ -40,6 +41,8 @@ class Sampling:
     def __post_init__(self):
         if min(self.output_size) < 1:
             raise ValueError(f"output_size must be positive, is {self.output_size}")
+        if not isinstance(self.ratio, Integral):
+            raise ValueError(f"sampling_ratio must be a whole number, is {self.ratio!r}")
         if self.points not in ("centers", "crossings"):
             raise ValueError(f'sampling_points must be "centers" or "crossings", not {self.points!r}')
         if self.aggregation not in ("average", "max"):

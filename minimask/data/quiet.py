@@ -1,0 +1,52 @@
+"""Pillow's readers without their warnings of damaged metadata, which is nothing to act on.
+
+The filters of warnings belong to the process, and in a thread they cannot be changed for a while only: a
+reader that warns would write to the program's standard error, or raise where warnings are errors. So we take
+the reader as a class of our own, whose methods find another `warnings` in their globals.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from types import FunctionType, SimpleNamespace
+
+_SILENT = SimpleNamespace(warn=lambda *arguments, **options: None)
+
+
+@cache
+def quiet_reader(module: str, kind: str, helpers: Sequence[str] = ()) -> type:
+    """A class of a module of Pillow that does not warn.
+
+    Parameters
+    ----------
+    module, kind : str
+        ``"PIL.TiffImagePlugin"``, ``"TiffImageFile"``.
+    helpers : tuple of str
+        Classes of the same module whose methods warn, and which `kind` makes instances of.
+    """
+    original, image = import_module(module), import_module("PIL.Image")
+    names = vars(original) | {"warnings": _SILENT}
+    names["Image"] = SimpleNamespace(**(vars(image) | {"_decompression_bomb_check": _refuse_bombs}))
+    for name in helpers:
+        names[name] = _with_globals(vars(original)[name], names)
+    return _with_globals(vars(original)[kind], names)
+
+
+def _refuse_bombs(size: tuple[int, int], error_only: bool = True) -> None:
+    """Pillow's check of a picture's size without the warning, which it gives from half that size."""
+    from PIL import Image
+
+    most = Image.MAX_IMAGE_PIXELS
+    if most and size[0] * size[1] > 2 * most:
+        raise Image.DecompressionBombError(f"{size[0]} x {size[1]} pixels, where {2 * most} are allowed")
+
+
+def _with_globals(kind: type, names: dict) -> type:
+    """A subclass whose methods are those of `kind`, but with other globals."""
+    methods = {}
+    for name, function in vars(kind).items():
+        if isinstance(function, FunctionType):
+            parts = function.__code__, names, name, function.__defaults__, function.__closure__
+            methods[name] = FunctionType(*parts)
+            methods[name].__kwdefaults__ = function.__kwdefaults__
+    return type(kind.__name__, (kind,), methods)
