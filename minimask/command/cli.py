@@ -13,7 +13,7 @@ import numpy as np
 from minimask import backend
 from minimask import config as configuration
 from minimask._version import __version__
-from minimask.command import commands, process
+from minimask.command import commands, own_data, process
 from minimask.command.streams import UnfailingStream, unfailing_streams
 from minimask.errors import InputError, memory_story, one_line
 from minimask.training import distributed
@@ -180,7 +180,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(run, text: str, epilog: str = "") -> argparse.ArgumentParser:
         description = textwrap.fill(" ".join((run.__doc__ or "").split()), 96)
-        added = subparsers.add_parser(run.__name__, help=text, description=description, epilog=epilog)
+        name = run.__name__.replace("_", "-")
+        added = subparsers.add_parser(name, help=text, description=description, epilog=epilog)
         # Where --debug is absent here, it must not undo one that stands before the command.
         added.set_defaults(run=run)
         added.add_argument("--debug", **SHARED["debug"], default=argparse.SUPPRESS)
@@ -190,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(command)
     _add_evaluate(command)
     _add_predict(command)
+    _add_convert(command)
     gradcheck = command(
         commands.gradcheck,
         text="check the hand-derived gradients",
@@ -285,6 +287,44 @@ def _add_predict(command) -> None:
     text += "255 classes, the class: the semantic segmentation); 0 is background"
     add("--label-maps", action="store_true", help=text)
     _take(predict, "device", "output")
+
+
+def _add_convert(command) -> None:
+    convert = command(
+        own_data.convert,
+        text="make COCO JSON of label maps, labelme or YOLO",
+        epilog="examples:\n"
+        "  minimask convert photos --output train.json\n"
+        "  minimask convert masks --images photos --classes nucleus --output train.json\n"
+        "  minimask convert camvid --colours table.txt --output train.json\n"
+        "  minimask convert yolo-set --split train --output train.json\n\n"
+        "docs/own_data.md goes from photos to a trained model.",
+    )
+    add = convert.add_argument
+    add("source", type=_name, metavar="SOURCE", help="folder of the annotations, and of the images")
+    add("--images", type=_name, metavar="DIR", help="folder of the images, if it is another one")
+    add("--format", choices=("label-maps", "labelme", "yolo"), help="found out by default")
+    text = (
+        "names with commas between them (perhaps numbered: 7=cat,24=dog), or a .txt, data.yaml or COCO .json"
+    )
+    add("--classes", type=_name, metavar="NAMES_OR_FILE", help=text)
+    text = (
+        "label maps: each value an object (instances), or a class: each region an object (classes), or all "
+    )
+    text += "of a class in an image (classes-whole)"
+    add("--values", choices=("instances", "classes", "classes-whole"), help=text)
+    text = "label maps in colours: rows such as '128,0,0 cat'"
+    add("--colours", "--colors", type=_name, metavar="FILE", help=text)
+    add(
+        "--ignore",
+        action="append",
+        type=_whole(0, 2**31 - 1),
+        metavar="VALUE",
+        help="label maps: background, as 0 is; may be repeated",
+    )
+    add("--boxes", action="store_true", help="YOLO: take boxes for rectangular masks")
+    add("--split", type=_name, metavar="FOLDER", help="only what lies in folders of this name (train)")
+    add("--output", required=True, type=_name, metavar="FILE", help="the COCO JSON to be written")
 
 
 def _add_misalign(command) -> None:

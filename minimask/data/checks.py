@@ -40,14 +40,7 @@ class Annotation:
 
 def read_document(path: Path) -> dict:
     """The content of the JSON file: an object with the lists images, annotations and categories."""
-    text = _read_text(path)
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        end = "; the file seems cut off" if error.pos >= len(text.rstrip()) else ""
-        raise InputError(f"{path}: is not JSON ({error.msg}, line {error.lineno}{end})") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
-        raise InputError(f"{path}: is not JSON that can be read ({error})") from None
+    document = read_json(path)
     if isinstance(document, list):
         raise InputError(
             f"{path}: is a list (a results file?), not COCO instances, which is an object with the lists "
@@ -65,14 +58,43 @@ def read_document(path: Path) -> dict:
     return document
 
 
-def _read_text(path: Path) -> str:
+def read_json(path: Path, instead: str = "COCO instances") -> Any:
+    """The content of a JSON file, whatever it is; `instead` as in `read_text`.
+
+    Raises
+    ------
+    InputError
+    """
+    text = read_text(path, instead)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        end = "; the file seems cut off" if error.pos >= len(text.rstrip()) else ""
+        raise InputError(f"{path}: is not JSON ({error.msg}, line {error.lineno}{end})") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise InputError(f"{path}: is not JSON that can be read ({error})") from None
+
+
+def read_text(path: Path, instead: str = "COCO instances") -> str:
+    """The text of a UTF-8 file.
+
+    Parameters
+    ----------
+    path : Path
+    instead : str
+        Which JSON is asked for where the file is not even text; empty where it need not be JSON.
+
+    Raises
+    ------
+    InputError
+    """
     try:
         with open_regular(path) as file:
             content = file.read()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise InputError(f"{path}: is a directory; give the JSON file itself") from None
+        raise InputError(f"{path}: is a directory; give the file itself") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     try:
@@ -80,10 +102,12 @@ def _read_text(path: Path) -> str:
             return content.decode("utf-8-sig")  # some editors put a byte order mark in front
     except UnicodeDecodeError:
         pass
-    raise InputError(f"{path}: {_of_another_encoding(content)}")
+    if not instead:
+        raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8")
+    raise InputError(f"{path}: {_of_another_encoding(content, instead)}")
 
 
-def _of_another_encoding(content: bytes) -> str:
+def _of_another_encoding(content: bytes, instead: str) -> str:
     """What to say of a file that is not UTF-8: JSON that was saved otherwise, or none."""
     wide = json.detect_encoding(content)
     if wide != "utf-8" and content.decode(wide, "replace").lstrip("\ufeff \t\r\n").startswith(("{", "[")):
@@ -91,7 +115,7 @@ def _of_another_encoding(content: bytes) -> str:
     try:
         json.loads(content.decode("latin-1"))
     except (ValueError, RecursionError):
-        return "is not JSON (not even UTF-8 text); give a COCO instances file"
+        return f"is not JSON (not even UTF-8 text); give a file of {instead}"
     return "is not UTF-8 text, but perhaps of Windows (cp1252); save it as UTF-8"
 
 
