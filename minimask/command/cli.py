@@ -192,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(command)
     _add_predict(command)
     _add_convert(command)
+    _add_check_data(command)
     gradcheck = command(
         commands.gradcheck,
         text="check the hand-derived gradients",
@@ -325,6 +326,25 @@ def _add_convert(command) -> None:
     add("--boxes", action="store_true", help="YOLO: take boxes for rectangular masks")
     add("--split", type=_name, metavar="FOLDER", help="only what lies in folders of this name (train)")
     add("--output", required=True, type=_name, metavar="FILE", help="the COCO JSON to be written")
+
+
+def _add_check_data(command) -> None:
+    check = command(
+        own_data.check_data,
+        text="what will hurt in a data set, with the mend",
+        epilog="example:\n"
+        "  minimask check-data --data train.json --images photos --val val.json --output check",
+    )
+    add = check.add_argument
+    add(
+        "--data", required=True, type=_name, metavar="FILE", help="COCO instance JSON, to train on; or nuclei"
+    )
+    _take(check, "images")
+    add("--val", type=_name, metavar="FILE", help="the same, to evaluate on")
+    add("--val-images", type=_name, metavar="DIR", help="folder of its images, if not that of --images")
+    add("--config", type=_name, metavar="FILE_OR_NAME", help="of the training that is planned, as for train")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="one of its options, as for train")
+    _take(check, "output")
 
 
 def _add_misalign(command) -> None:

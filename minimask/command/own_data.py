@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from minimask.command.telling import note, tell
+from minimask.command.telling import drawing, note, tell
 from minimask.errors import InputError
 
 
@@ -73,3 +73,51 @@ def _is_converted(path: Path) -> bool:
     except InputError:
         return False
     return isinstance(document, dict) and document.get("info") == {"description": "converted by minimask"}
+
+
+def check_data(arguments: argparse.Namespace) -> int:
+    """Read a data set as training would, and list all that would stop it, and all that it would suffer from,
+    each with its mend: boxes, masks, classes, files, images that train and val share, and sizes of objects
+    beside the network's anchors. The output directory gets report.json, sheet.png (images with their masks)
+    and sizes.png. The exit status is 1 if training would refuse the data, and 0 where there are only notes.
+    """
+    from minimask import config as configuration
+    from minimask.files import check_inputs_are_kept, check_output_directory, output_directory, write_json
+    from minimask.results.survey import FILES, survey
+    from minimask.training.progress import each
+
+    output = check_output_directory(arguments.output)
+    config = configuration.Config()
+    if arguments.config:
+        config = configuration.read_config(arguments.config, config)
+    config = configuration.with_settings(config, arguments.set)
+    train = _data(arguments.data, arguments.images, "train")
+    val = _data(arguments.val, arguments.val_images or arguments.images, "val") if arguments.val else None
+    given = [train[0], *([val[0]] if val else []), *([arguments.config] if arguments.config else [])]
+    check_inputs_are_kept(given, [output / name for name in FILES])
+    with output_directory(output):
+        surveyed = survey(config, train, val, lambda items, title: each(items, title))
+        try:
+            write_json(output / "report.json", surveyed.report.document(), indent=2)
+            written = ["report.json"]
+            for name in FILES[1:]:
+                with drawing(output / name):
+                    written += [name] * surveyed.draw(output / name)
+        finally:
+            print(f"{surveyed.report.table()}\n")
+    tell(", ".join(str(output / name) for name in written))
+    return int(surveyed.report.refused)
+
+
+def _data(source: str, images: str | None, split: str) -> tuple[Path, Path]:
+    """The files of a data set; of the built-in ones, that which has files."""
+    from minimask import data
+
+    if source == "nuclei":
+        folder = Path(data.__file__).parent / "nuclei"
+        return folder / f"{split}.json", folder / "images"
+    if source == "shapes":
+        raise InputError("--data shapes: is generated, and sound; give a COCO file to look at")
+    if not images:
+        raise InputError(f"--images: missing; give the folder with the images of {source}")
+    return Path(source), Path(images)

@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from minimask.data.fields import Fault, finite_numbers, integer, label, of_all, read_all, show, value
+from minimask.data.fields import (
+    Fault,
+    Faults,
+    finite_numbers,
+    integer,
+    label,
+    read_all,
+    refuse,
+    show,
+    value,
+)
 from minimask.data.image_entries import ImageRecord
 from minimask.data.mask_checks import check_mask
 from minimask.errors import InputError, one_line
@@ -27,6 +37,7 @@ class Annotation:
     """An entry of the JSON's `annotations`, checked; the mask is a compressed RLE, whatever it was before."""
 
     id: int  # 0 if the JSON has none
+    has_id: bool
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]  # x, y, width, height
@@ -119,7 +130,7 @@ def _of_another_encoding(content: bytes, instead: str) -> str:
     return "is not UTF-8 text, but perhaps of Windows (cp1252); save it as UTF-8"
 
 
-def read_categories(entries: list, path: Path) -> dict[int, str]:
+def read_categories(entries: list, path: Path, faults: Faults | None = None) -> dict[int, str]:
     """Id -> name, sorted by id. Names are stripped of spaces, and can be printed in one line."""
     if not entries:
         raise InputError(f"{path}: 'categories' is empty; each class needs an id and a name")
@@ -129,15 +140,19 @@ def read_categories(entries: list, path: Path) -> dict[int, str]:
         return integer(entry, "id", place), _name(value(entry, "name", place), place)
 
     names: dict[int, str] = {}
-    for category_id, name in read_all(entries, read, "categories"):
+    for category_id, name in read_all(entries, read, "categories", faults):
         if category_id in names:
-            raise InputError(f"{path}: category {category_id} occurs twice; category ids must be unique")
+            text = f"{path}: category {category_id} occurs twice; category ids must be unique"
+            refuse(faults, Fault(text, "id twice"), total=len(entries), what="categories")
+            continue
         if name in names.values():
             other = next(other for other, same in names.items() if same == name)
-            raise InputError(
+            text = (
                 f"{path}: categories {other} and {category_id} are both named {show(name)}; rename one, or "
                 "make them one category"
             )
+            refuse(faults, Fault(text, "name twice"), total=len(entries), what="categories")
+            continue
         names[category_id] = name
     return dict(sorted(names.items()))
 
@@ -154,9 +169,13 @@ def _name(name: Any, place: str) -> str:
 
 
 def read_annotations(
-    entries: list, path: Path, records: Iterable[ImageRecord], category_ids: Iterable[int]
+    entries: list,
+    path: Path,
+    records: Iterable[ImageRecord],
+    category_ids: Iterable[int],
+    faults: Faults | None = None,
 ) -> list[Annotation]:
-    """The annotations in the order of the file, each checked by itself."""
+    """The annotations in the order of the file, each checked by itself; `faults` take what would be raised."""
     sizes = {record.id: (record.height, record.width) for record in records}
     categories = set(category_ids)
 
@@ -164,17 +183,16 @@ def read_annotations(
         place = label(path, "annotation", entry, index)
         return _read_annotation(entry, place, path, sizes, categories, needed)
 
-    rows = read_all(entries, read, "annotations")
+    rows = read_all(entries, read, "annotations", faults)
+    numbered = [row for row in rows if row.has_id]
     seen: set[int] = set()
-    for entry, row in zip(entries, rows):
-        if "id" in entry and row.id in seen:
-            count = sum("id" in entry for entry in entries) - len({row.id for row in rows if row.id})
-            raise InputError(
-                f"{path}: annotation {row.id} occurs twice; annotation ids must be unique"
-                f"{of_all(count, len(rows), 'annotations')}"
-            )
-        if "id" in entry:
-            seen.add(row.id)
+    for row in numbered:
+        if row.id in seen:
+            text = f"{path}: annotation {row.id} occurs twice; annotation ids must be unique"
+            count = len(numbered) - len({row.id for row in numbered})
+            refuse(faults, Fault(text, "id twice"), count, len(rows), "annotations")
+            break
+        seen.add(row.id)
     return rows
 
 
@@ -215,6 +233,7 @@ def _read_annotation(
         return None
     return Annotation(
         id=number,
+        has_id="id" in entry,
         image_id=image_id,
         category_id=category_id,
         bbox=tuple(map(float, bbox)),

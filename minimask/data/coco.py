@@ -14,6 +14,7 @@ import numpy as np
 
 from minimask.data import checks, rle
 from minimask.data.box_checks import check_boxes
+from minimask.data.fields import Faults, Note
 from minimask.data.image_entries import ImageRecord, read_images, wrong_size
 from minimask.data.images import PixelCache, decode, to_float_within
 from minimask.data.sample import PixelBox, Sample, cut
@@ -24,7 +25,7 @@ DIGESTED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
+class Table:
     """Annotations column by column, grouped by image; within an image in the order of the file."""
 
     ids: np.ndarray  # (A,) int64; 0 where the file has none
@@ -37,9 +38,9 @@ class _Table:
     pixels: np.ndarray  # (A,) int64: pixels of the mask
     extents: np.ndarray  # (A, 4) int64: x1, y1, x2, y2 of the mask
 
-    def select(self, rows) -> "_Table":
+    def select(self, rows) -> "Table":
         """The rows of a slice, an index array or a bool array."""
-        return _Table(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return Table(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 class CocoDataset:
@@ -67,7 +68,7 @@ class CocoDataset:
         path: Path,
         records: list[ImageRecord],
         categories: dict[int, str],
-        table: _Table,
+        table: Table,
         notes: list[str],
     ):
         self.path = path
@@ -80,6 +81,16 @@ class CocoDataset:
         self._table = table
         self._starts = np.searchsorted(table.images, np.arange(len(records) + 1))
         self._cache = PixelCache(CACHE_BYTES)
+
+    @property
+    def records(self) -> list[ImageRecord]:
+        """The images in order: id, file and size."""
+        return self._records
+
+    @property
+    def table(self) -> Table:
+        """The annotations, crowds included, in order of the images."""
+        return self._table
 
     def __len__(self) -> int:
         return len(self._records)
@@ -172,7 +183,7 @@ class CocoDataset:
             ],
         }
 
-    def _annotations(self, index: int) -> _Table:
+    def _annotations(self, index: int) -> Table:
         """The annotations of one image."""
         index = range(len(self))[index]  # takes negative indices, raises IndexError
         return self._table.select(slice(self._starts[index], self._starts[index + 1]))
@@ -191,7 +202,7 @@ class CocoDataset:
 
 
 def read_coco(
-    json_path: str | Path, images_dir: str | Path, strict: bool = False, allow_empty: bool = True
+    json_path: str | Path, images_dir: str | Path | None, strict: bool = False, allow_empty: bool = True
 ) -> CocoDataset:
     """Read and check a COCO instances file.
 
@@ -204,8 +215,9 @@ def read_coco(
     json_path : str or Path
         Has the lists images, annotations and categories. Masks are polygons, RLE or compressed RLE; category
         ids may have gaps; images may have no objects.
-    images_dir : str or Path
-        The folder that the images' file_name is relative to.
+    images_dir : str, Path or None
+        The folder that the images' file_name is relative to. None looks for no files: such a data set can be
+        compared with results, and has no pixels.
     strict : bool
         Raise an error where an annotation would be dropped.
     allow_empty : bool
@@ -216,36 +228,102 @@ def read_coco(
     InputError
         One line that names the file and the annotation or image id, and says what to do.
     """
-    path = Path(json_path)
-    notes: list[str] = []
+    path, notes = Path(json_path), []
     document = checks.read_document(path)
-    records = read_images(document["images"], path, Path(images_dir), notes)
+    records = read_images(document["images"], path, None if images_dir is None else Path(images_dir), notes)
     categories = checks.read_categories(document["categories"], path)
-    rows = checks.read_annotations(document["annotations"], path, records, categories)
+    dataset = _assembled(document["annotations"], path, records, categories, strict, notes)
+    _check_objects(dataset.table, len(records), path, allow_empty, dataset.notes)
+    return dataset
+
+
+def survey_coco(
+    json_path: str | Path, images_dir: str | Path
+) -> tuple[CocoDataset | None, Faults, list[str], dict]:
+    """As `read_coco`, but go on behind what that refuses.
+
+    Returns
+    -------
+    dataset : CocoDataset or None
+        Of what is not at fault; None where no image or no category is left. Annotations of an image or a
+        category that is at fault are left out, which is no fault of theirs.
+    faults : Faults
+    notes : list of str
+        As `CocoDataset.notes`; those of which there may be many in a file are `fields.Note`.
+    document : dict
+        As in the file.
+
+    Raises
+    ------
+    InputError
+        If the file is no COCO instances JSON, or there is no such folder.
+    """
+    path, faults, notes = Path(json_path), Faults(), []
+    document = checks.read_document(path)
+    records = read_images(document["images"], path, Path(images_dir), notes, faults)
+    categories = checks.read_categories(document["categories"], path, faults)
+    if not records or not categories:
+        return None, faults, notes, document
+    lost = _ids(document["images"]) - {record.id for record in records}
+    lost_categories = _ids(document["categories"]) - set(categories)
+    entries = [
+        entry
+        for entry in document["annotations"]
+        if not (
+            isinstance(entry, dict)
+            and (_in(entry.get("image_id"), lost) or _in(entry.get("category_id"), lost_categories))
+        )
+    ]
+    dataset = _assembled(entries, path, records, categories, False, notes, faults)
+    return dataset, faults, notes, document
+
+
+def _ids(entries: list) -> set:
+    return {entry["id"] for entry in entries if isinstance(entry, dict) and _in(entry.get("id"))}
+
+
+def _in(number: Any, numbers: set | None = None) -> bool:
+    """Whether an id, which may be anything, is a number, and one of these."""
+    return type(number) in (int, float) and (numbers is None or number in numbers)
+
+
+def _assembled(
+    entries: list,
+    path: Path,
+    records: list[ImageRecord],
+    categories: dict[int, str],
+    strict: bool,
+    notes: list[str],
+    faults: Faults | None = None,
+) -> CocoDataset:
+    """The data set of images and categories that have been checked, and of annotations that are now."""
+    rows = checks.read_annotations(entries, path, records, categories, faults)
     index = {record.id: i for i, record in enumerate(records)}
     rows.sort(key=lambda row: index[row.image_id])  # stable: the file's order within an image
 
     flat = np.array([row.counts is None for row in rows], bool)
-    _note_dropped(rows, flat, "box has no area or lies outside the image", path, strict, notes)
+    why = "box has no area or lies outside the image"
+    _note_dropped(rows, flat, why, "degenerate box", path, strict, notes)
     rows = [row for row in rows if row.counts is not None]
     table = _make_table(rows, index, list(categories), records)
     width_height = np.array([(r.width, r.height) for r in records])[table.images]  # (A, 2)
-    check_boxes(path, rows, table.boxes, table.extents, width_height)
+    check_boxes(path, rows, table.boxes, table.extents, width_height, faults)
     _note_apart(rows, table, path, notes)
-    _note_dropped(rows, table.pixels == 0, "mask has no pixel", path, strict, notes)
+    _note_dropped(rows, table.pixels == 0, "mask has no pixel", "empty mask", path, strict, notes)
     unknown = sum(row.area is None for row in rows)
     if unknown:
-        notes.append(
+        text = (
             f"{path}: area is 0 or missing in {unknown} of {len(rows)} annotations; measured from their masks"
         )
+        notes.append(Note(text, "no area given", unknown))
     table = table.select(table.pixels > 0)
-    _check_objects(table, len(records), path, allow_empty, notes)
     if (table.ids < 1).any():
-        notes.append(f"{path}: annotation ids below 1 or missing; numbered anew for the evaluation")
+        text = f"{path}: annotation ids below 1 or missing; numbered anew for the evaluation"
+        notes.append(Note(text, "ids below 1", int((table.ids < 1).sum())))
     return CocoDataset(path, records, categories, table, notes)
 
 
-def _check_objects(table: _Table, images: int, path: Path, allow_empty: bool, notes: list[str]) -> None:
+def _check_objects(table: Table, images: int, path: Path, allow_empty: bool, notes: list[str]) -> None:
     """Refuse or note a file in which no annotation is an object."""
     crowds = len(table.crowd) if table.crowd.all() else 0
     only = (
@@ -257,7 +335,7 @@ def _check_objects(table: _Table, images: int, path: Path, allow_empty: bool, no
         why = f": {only}" if crowds else "; annotate some"
         raise InputError(f"{path}: no object is left to learn from in {images} images{dropped}{why}")
     if crowds:
-        notes.append(f"{path}: {only}")
+        notes.append(one_line(f"{path}: {only}"))
 
 
 def shared_files(one: Any, other: Any) -> str | None:
@@ -304,7 +382,13 @@ def _digest(paths: list[Path]) -> str:
 
 
 def _note_dropped(
-    rows: list[checks.Annotation], bad: np.ndarray, why: str, path: Path, strict: bool, notes: list[str]
+    rows: list[checks.Annotation],
+    bad: np.ndarray,
+    why: str,
+    kind: str,
+    path: Path,
+    strict: bool,
+    notes: list[str],
 ) -> None:
     """Note that the annotations for which `bad` (A,) is True are dropped; with `strict`, an InputError."""
     if not bad.any():
@@ -312,19 +396,20 @@ def _note_dropped(
     what = f"{bad.sum()} of {len(rows)} annotations, whose {why}: {_first(rows, bad)}"
     if strict:
         raise InputError(f"{path}: {what}; correct or remove them, or read it without strict")
-    notes.append(f"{path}: dropped {what}")
+    notes.append(Note(f"{path}: dropped {what}", kind, int(bad.sum())))
 
 
-def _note_apart(rows: list[checks.Annotation], table: _Table, path: Path, notes: list[str]) -> None:
+def _note_apart(rows: list[checks.Annotation], table: Table, path: Path, notes: list[str]) -> None:
     """Note masks that have nothing in common with their boxes."""
     low = np.maximum(table.boxes[:, :2], table.extents[:, :2])
     high = np.minimum(table.boxes[:, :2] + table.boxes[:, 2:], table.extents[:, 2:])
     apart = (table.pixels > 0) & (low >= high).any(axis=1)
     if apart.any():
-        notes.append(
+        text = (
             f"{path}: {apart.sum()} of {len(rows)} annotations have their mask outside of their box: "
             f"{_first(rows, apart)}"
         )
+        notes.append(Note(text, "mask outside box", int(apart.sum())))
 
 
 def _first(rows: list[checks.Annotation], chosen: np.ndarray) -> str:
@@ -338,7 +423,7 @@ def _make_table(
     index: dict[int, int],
     category_ids: list[int],
     records: list[ImageRecord],
-) -> _Table:
+) -> Table:
     images = np.array([index[row.image_id] for row in rows], np.int64)
     label = {category_id: k for k, category_id in enumerate(category_ids, start=1)}
     masks = [
@@ -348,7 +433,7 @@ def _make_table(
     areas = [float(count) if row.area is None else row.area for row, count in zip(rows, pixels)]
     counts = np.empty(len(rows), object)
     counts[:] = [row.counts for row in rows]
-    return _Table(
+    return Table(
         ids=np.array([row.id for row in rows], np.int64),
         images=images,
         labels=np.array([label[row.category_id] for row in rows], np.int64),
@@ -367,7 +452,7 @@ def _corners(boxes: np.ndarray, record: ImageRecord) -> np.ndarray:
 
 
 def _cut_objects(
-    table: _Table, record: ImageRecord, window: PixelBox, **options
+    table: Table, record: ImageRecord, window: PixelBox, **options
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes (G, 4), labels (G,) and masks (G, h, w) that `sample.cut` keeps of objects in a window."""
     masks = _decode_masks(table, record.height, window)
@@ -375,7 +460,7 @@ def _cut_objects(
     return boxes[keep], table.labels[keep], masks[keep]
 
 
-def _decode_masks(table: _Table, height: int, window: PixelBox) -> np.ndarray:
+def _decode_masks(table: Table, height: int, window: PixelBox) -> np.ndarray:
     """The parts of masks in a window that all of them reach into: (A, h, w) uint8, 0 or 1."""
     masks = np.zeros((len(table.ids), window.y2 - window.y1, window.x2 - window.x1), np.uint8)
     begins = np.maximum(table.extents[:, :2], window[:2]).tolist()

@@ -1,0 +1,216 @@
+"""Object sizes against a network's anchors, as training and as prediction scale the images.
+
+Shapes: G objects, L levels, K anchors a cell.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from minimask.anchors import AnchorGenerator
+from minimask.config import Config
+from minimask.data.coco import CocoDataset
+from minimask.results.survey.findings import HARMFUL, Finding, finding
+
+THRESHOLDS = (0.5, 0.7)
+MISSED = 0.1  # share of objects that no anchor reaches, from which on others are tried
+MOST_MISSED = 0.6  # from which on it is a finding, though no others are found
+TINY = 4.0  # pixels, square root of the area: one cell of the finest map
+_MANY_TINY = 0.01
+_CUT = 0.05  # share of objects larger than the crop
+_SCALES = 5  # that stand for a range of random magnifications
+_FACTORS = 2.0 ** (np.arange(-16, 17) / 4)  # tried on the anchors
+
+
+@dataclass(frozen=True)
+class View:
+    """The objects as the network sees them.
+
+    Attributes
+    ----------
+    boxes : (G, 4) float64
+        x1, y1, x2, y2 in pixels of the network's input.
+    areas : (G,) float64
+        Of their masks, in the same.
+    sizes : (G, 2) int
+        Height and width of the padded input that each is in.
+    factors : (G,) float64
+        Pixels of the input per pixel of the image.
+    """
+
+    boxes: np.ndarray
+    areas: np.ndarray
+    sizes: np.ndarray
+    factors: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How anchors fit objects.
+
+    Attributes
+    ----------
+    missed : dict of float to float
+        IoU -> share of the objects that no anchor reaches with it.
+    better : (factor, float) or None
+        By which all anchors would have to be scaled for fewer to be missed at IoU 0.5, and that share.
+    """
+
+    missed: dict[float, float]
+    better: tuple[float, float] | None
+
+
+def strides_of(model: Any) -> tuple[int, ...]:
+    """Pixels a cell of each level of a model's feature maps."""
+    from minimask.autograd import Tensor, no_grad
+
+    side = 256
+    with no_grad():
+        levels = model.backbone(Tensor(np.zeros((1, 3, side, side), np.float32)))
+    return tuple(side // level.shape[3] for level in levels)
+
+
+def view_of(dataset: CocoDataset, transform: Any, scale: float = 1.0, crop: int = 0) -> View:
+    """The objects of a data set at the size that the network sees them in.
+
+    Parameters
+    ----------
+    transform : models.transform.Transform
+    scale : float
+        Magnification by augmentation, before all else.
+    crop : int
+        Side of a crop after that; 0 is none. Objects that are larger are cut.
+    """
+    table = dataset.table
+    rows = np.flatnonzero(~table.crowd)
+    shapes = []
+    for record in dataset.records:
+        seen = [max(1.0, side * scale) for side in (record.height, record.width)]
+        seen = [min(side, crop) for side in seen] if crop else seen
+        resized = transform.resized(tuple(seen), transform.min_sizes[-1])
+        shapes.append((scale * resized[0] / seen[0], *transform.padded([resized]), *resized))
+    factor, *sides = np.array(shapes, np.float64).reshape(-1, 5)[table.images[rows]].T
+    padded, resized = np.stack(sides[:2], axis=1), np.stack(sides[2:], axis=1)  # (G, 2): height, width
+    boxes = table.boxes[rows] * factor[:, None]
+    low, size = boxes[:, :2], np.minimum(boxes[:, 2:], resized[:, ::-1])
+    low = low % np.maximum(resized[:, ::-1] - size, 1) if crop else low  # somewhere in the crop
+    corners = np.concatenate([low, low + size], axis=1)
+    return View(corners, table.pixels[rows] * factor**2, padded.astype(int), factor)
+
+
+def best_overlaps(view: View, generator: AnchorGenerator, strides: Sequence[int]) -> np.ndarray:
+    """The greatest IoU of each object with any anchor: (G,) float64.
+
+    Of the anchors of one shape, all with the same area, the one whose centre is nearest in x and in y has the
+    greatest intersection; so one cell a level needs to be looked at, and not all of them.
+    """
+    middle = (view.boxes[:, :2] + view.boxes[:, 2:]) / 2  # (G, 2): x, y
+    size = view.boxes[:, 2:] - view.boxes[:, :2]
+    best = np.zeros(len(size))
+    for level, stride in enumerate(generator.strides or strides):
+        cells = -(-view.sizes[:, ::-1] // stride)  # (G, 2): across, down
+        cell = np.clip(np.rint(middle / stride - generator.offset), 0, cells - 1)
+        centre = (cell + generator.offset) * stride
+        for anchor in generator.cell_anchors(level).astype(np.float64):  # (4,) around the origin
+            low = np.maximum(view.boxes[:, :2], centre + anchor[:2])
+            high = np.minimum(view.boxes[:, 2:], centre + anchor[2:])
+            shared = np.clip(high - low, 0, None).prod(axis=1)
+            area = (anchor[2:] - anchor[:2]).prod()
+            best = np.maximum(best, shared / np.maximum(size.prod(axis=1) + area - shared, 1e-9))
+    return best
+
+
+def fit_of(views: Sequence[View], generator: AnchorGenerator, strides: Sequence[int]) -> Fit:
+    """How anchors fit the objects of several views, which count alike."""
+
+    def missed(of: AnchorGenerator, threshold: float) -> float:
+        return float(np.mean([np.mean(best_overlaps(view, of, strides) < threshold) for view in views]))
+
+    shares = {threshold: missed(generator, threshold) for threshold in THRESHOLDS}
+    if shares[0.5] < MISSED:
+        return Fit(shares, None)
+    tried = [(missed(_scaled(generator, factor), 0.5), abs(np.log2(factor)), factor) for factor in _FACTORS]
+    share, _, factor = min(tried)
+    return Fit(shares, (float(factor), share) if share < 0.5 * shares[0.5] else None)
+
+
+def _scaled(generator: AnchorGenerator, factor: float) -> AnchorGenerator:
+    return replace(generator, sizes=tuple(tuple(s * factor for s in sizes) for sizes in generator.sizes))
+
+
+def training_views(dataset: CocoDataset, transform: Any, config: Config) -> list[View]:
+    """The objects as training sees them, at several of its random magnifications."""
+    low, high = config.data.scale
+    scales = np.geomspace(low, high, _SCALES) if low < high else [low]
+    return [view_of(dataset, transform, float(scale), config.data.crop) for scale in scales]
+
+
+def of_sizes(dataset: CocoDataset, model: Any, config: Config) -> tuple[list[Finding], dict]:
+    """What sizes of objects show, and the facts that report.json and the histogram have of them."""
+    transform, generator = model.transform, model.rpn.anchors
+    views, strides = training_views(dataset, transform, config), strides_of(model)
+    if not len(views[0].areas):
+        return [], {}
+    fit, seen = fit_of(views, generator, strides), view_of(dataset, transform)
+    sizes = np.sqrt(np.concatenate([view.areas for view in views]))
+    facts = {
+        "network": config.model.name,
+        "anchor_sizes": [list(map(float, sizes)) for sizes in generator.sizes],
+        "strides": list(strides),
+        "missed": {str(threshold): share for threshold, share in fit.missed.items()},
+        "sqrt_area": {str(q): float(np.quantile(sizes, q)) for q in (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)},
+    }
+    findings = list(_of_fit(dataset, config, fit, generator))
+    total = len(seen.areas)
+    tiny = int((np.sqrt(seen.areas) < TINY).sum())
+    if tiny > _MANY_TINY * total:
+        text = f"smaller than {TINY:g} x {TINY:g} pixels as the network sees them, a cell of its finest map"
+        mend = f"enlarge the images ({_larger(dataset, config, 2)}), or remove what nobody could see"
+        findings.append(
+            finding(HARMFUL, "tiny objects", dataset.name, text, mend, (), tiny, total, "objects")
+        )
+    ratio = float(np.median(np.concatenate([view.factors for view in views])) / np.median(seen.factors))
+    if not 2 / 3 < ratio < 3 / 2:
+        text = f"training shows objects {ratio:.2g} times as large as prediction does"
+        mend = "--set data.crop=0, or data.scale and model.min_size so that both see the same size"
+        findings.append(finding(HARMFUL, "two scales", dataset.name, text, mend, count=1))
+    crop = config.data.crop
+    longer = dataset.table.boxes[~dataset.table.crowd, 2:].max(axis=1) * np.sqrt(np.prod(config.data.scale))
+    cut = int((longer > crop).sum()) if crop else 0
+    if cut > _CUT * total:
+        text = f"longer than the crop of {crop} pixels: training never sees one of them whole"
+        mend = f"--set data.crop={_rounded(np.quantile(longer, 0.95) * 1.5)}, or 0 for whole images"
+        findings.append(finding(HARMFUL, "crop", dataset.name, text, mend, (), cut, total, "objects"))
+    return findings, facts
+
+
+def _of_fit(dataset: CocoDataset, config: Config, fit: Fit, generator: AnchorGenerator) -> Iterator[Finding]:
+    total = int((~dataset.table.crowd).sum())
+    if not fit.better and fit.missed[0.5] < MOST_MISSED:
+        return
+    half, much = (round(100 * fit.missed[threshold]) for threshold in THRESHOLDS)
+    text = f"{half} % of the objects overlap no anchor with IoU 0.5, {much} % none with 0.7: each of them has but "
+    text += "its one best anchor to be learnt from"
+    mend = "their shapes are unusual (thin, or long): other sizes of anchors do not help"
+    if fit.better:
+        factor, share = fit.better
+        sizes = ", ".join(f"{factor * size:.3g}" for (size, *_) in generator.sizes)
+        scaling = _larger(dataset, config, 1 / factor)
+        mend = f"anchor_sizes=({sizes}) in Python would miss {100 * share:.0f} %; so would images scaled by "
+        mend += f"{1 / factor:.2g}: {scaling} (data.scale alone scales in training only)"
+    yield finding(
+        HARMFUL, "anchors", dataset.name, text, mend, (), round(fit.missed[0.5] * total), total, "objects"
+    )
+
+
+def _larger(dataset: CocoDataset, config: Config, factor: float) -> str:
+    """The options that scale the images by a factor."""
+    shorter = np.median([min(record.height, record.width) for record in dataset.records])
+    now = config.model.min_size or shorter
+    return f"--set model.min_size={_rounded(now * factor)} --set data.crop=0"
+
+
+def _rounded(pixels: float) -> int:
+    return max(32, int(np.ceil(pixels / 32)) * 32)
