@@ -250,11 +250,13 @@ def _add_evaluate(command) -> None:
     evaluate = command(
         commands.evaluate,
         text="COCO's average precision of boxes and masks",
-        epilog="example:\n"
-        "  minimask evaluate --weights run/checkpoint.npz --data val.json --images images --output results",
+        epilog="examples:\n"
+        "  minimask evaluate --weights run/checkpoint.npz --data val.json --images images --output results\n"
+        "  minimask evaluate --results detections.json --data val.json",
     )
     add = evaluate.add_argument
-    _take(evaluate, "weights")
+    add("--weights", type=_name, metavar="FILE", help="a checkpoint that train wrote")
+    add("--results", type=_name, metavar="FILE", help="instead of weights: COCO results (bbox, segmentation)")
     add(
         "--data",
         required=True,
@@ -265,7 +267,11 @@ def _add_evaluate(command) -> None:
     _take(evaluate, "images")
     text = "most detections an image, in the results and in the metrics (model.detections, as trained)"
     add("--max-detections", type=_whole(1, configuration.DETECTIONS_MOST), metavar="N", help=text)
-    _take(evaluate, "strict", "device", "output")
+    add("--per-class", action="store_true", help="also AP, AP50 and the number of objects of each class")
+    text = "of --results: what category ids are: the data's (as-given), or its classes counted from 0 or 1"
+    add("--category-ids", choices=("as-given", "from-0", "from-1"), help=text)
+    _take(evaluate, "strict", "device")
+    add("--output", type=_name, metavar="DIR", help="made if it does not exist; --results does without")
 
 
 def _add_predict(command) -> None:

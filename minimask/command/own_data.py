@@ -121,3 +121,70 @@ def _data(source: str, images: str | None, split: str) -> tuple[Path, Path]:
     if not images:
         raise InputError(f"--images: missing; give the folder with the images of {source}")
     return Path(source), Path(images)
+
+
+def check_evaluate(arguments: argparse.Namespace) -> None:
+    """Check that ``evaluate`` has what it needs: weights and an output directory, or results."""
+    if bool(arguments.weights) == bool(arguments.results):
+        raise InputError(
+            "evaluate: give --weights FILE, a checkpoint, or --results FILE, COCO results: one of them"
+        )
+    if arguments.weights and not arguments.output:
+        raise InputError(
+            "evaluate: --output is missing; name a directory for detections.json and metrics.json"
+        )
+    if arguments.weights and arguments.category_ids:
+        raise InputError("--category-ids: is for --results; a checkpoint knows its classes")
+
+
+def evaluate_results(arguments: argparse.Namespace) -> int:
+    """Compare a results file with a data set, whose images need not be there."""
+    from minimask.command import sources
+    from minimask.data import read_coco
+    from minimask.files import check_inputs_are_kept, check_output_directory, output_directory
+    from minimask.results.elsewhere import read_results
+    from minimask.results.evaluate import FILES, score
+
+    output = check_output_directory(arguments.output) if arguments.output else None
+    inputs = [arguments.data, arguments.results]
+    check_inputs_are_kept(inputs, [output / name for name in FILES[1:]] if output else [])
+    if arguments.images or arguments.data in sources.BUILT_IN:
+        dataset = sources.open_dataset(arguments.data, arguments.images, "val", arguments.strict)
+    else:
+        dataset = read_coco(arguments.data, None, strict=arguments.strict)
+    document = dataset.coco_document()
+    results = read_results(arguments.results, document, arguments.category_ids)
+    most = arguments.max_detections or 100
+    for line in [*dataset.notes, *results.notes]:
+        note(line)
+    both = len(results.kinds) == 2
+    evaluation = score(document, results.detections, most, results.kinds, box_areas=both)
+    if both:
+        note(
+            "the results have boxes and masks, and pycocotools calls masks small or large by their boxes "
+            "then; for the masks' own areas, as detectron2 and 'evaluate --weights' have them, leave the "
+            "boxes out"
+        )
+    if output is None:
+        tell_evaluation(document, evaluation, arguments.per_class)
+        return 0
+    with output_directory(output):
+        try:
+            evaluation.write(output, arguments.per_class, with_detections=False)
+        finally:
+            tell_evaluation(document, evaluation, arguments.per_class)
+    tell(str(output / FILES[1]))
+    return 0
+
+
+def tell_evaluation(document: dict, evaluation, per_class: bool) -> None:
+    """Print an evaluation, by class if asked for, and why an AP is -1 or 0."""
+    from minimask.results.reasons import reasons
+
+    counts = f"{evaluation.images} images, {evaluation.objects} objects"
+    print(f"{counts}, {evaluation.max_detections} detections an image:\n")
+    print(f"{evaluation.table()}\n")
+    if per_class:
+        print(f"{evaluation.class_table()}\n")
+    for line in reasons(document, evaluation):
+        tell(line)

@@ -175,7 +175,7 @@ def read_annotations(
     category_ids: Iterable[int],
     faults: Faults | None = None,
 ) -> list[Annotation]:
-    """The annotations in the order of the file, each checked by itself; `faults` take what would be raised."""
+    """The annotations in the order of the file, each checked by itself; `faults` take what else is raised."""
     sizes = {record.id: (record.height, record.width) for record in records}
     categories = set(category_ids)
 

@@ -1,7 +1,8 @@
 """COCO's average precision of boxes and masks, by pycocotools, for any number of detections per image."""
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from minimask.errors import one_line
 from minimask.files import write_json
 from minimask.results.large import predict_at
 
@@ -18,12 +20,24 @@ METRICS = ("AP", "AP50", "AP75", "small", "medium", "large")
 
 
 @dataclass(frozen=True)
+class ClassScore:
+    """How well one class is found: AP and AP50 of boxes and of masks, -1 where there is no object."""
+
+    category_id: int
+    name: str
+    objects: int
+    box: tuple[float, float] | None
+    mask: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Average precision of boxes and of masks, and the detections it was computed from.
 
     Attributes
     ----------
-    box, mask : dict of str to float
+    box, mask : dict of str to float, or None
+        None where the results have no boxes, or no masks.
         `METRICS`: AP is the mean over the IoU thresholds 0.50, 0.55, ..., 0.95 and the classes; AP50 and
         AP75 are at one threshold; small, medium and large are the AP of objects with an area below 32**2
         pixels, from there to 96**2, and above. -1 where the data has no such object.
@@ -33,30 +47,52 @@ class Evaluation:
         Number of images, and of objects (without crowds), that were evaluated on.
     detections : list of dict
         COCO results: image_id, category_id, bbox (x, y, width, height), score, segmentation (RLE).
+    classes : tuple of ClassScore
+        In the order of the categories.
     """
 
-    box: dict[str, float]
-    mask: dict[str, float]
+    box: dict[str, float] | None
+    mask: dict[str, float] | None
     max_detections: int
     images: int
     objects: int
     detections: list[dict]
+    classes: tuple["ClassScore", ...] = ()
 
     def table(self) -> str:
         """The metrics as a text table; a dash where the data has no such object."""
         rows = ["      " + "".join(f"{name:>8}" for name in METRICS)]
-        for kind, values in (("box", self.box), ("mask", self.mask)):
+        for kind, values in self._kinds():
             cells = ["-" if values[name] < 0 else f"{values[name]:.3f}" for name in METRICS]
             rows.append(f"{kind:<6}" + "".join(f"{cell:>8}" for cell in cells))
-        if any(value < 0 for value in (self.box | self.mask).values()):
+        if any(value < 0 for _, values in self._kinds() for value in values.values()):
             rows.append("-: no object of that size in the data (COCO writes -1)")
         return "\n".join(rows)
 
-    def write(self, directory: Path) -> None:
+    def _kinds(self) -> list[tuple[str, dict[str, float]]]:
+        return [
+            (kind, values) for kind, values in (("box", self.box), ("mask", self.mask)) if values is not None
+        ]
+
+    def class_table(self) -> str:
+        """AP, AP50 and the number of objects of each class as a text table."""
+        width = max([5, *(len(one_line(score.name, 30)) for score in self.classes)])
+        heads = "".join(f"{f'{kind} AP':>10}{'AP50':>8}" for kind, _ in self._kinds())
+        rows = [f"{'class':<{width}}{'objects':>9}{heads}"]
+        for score in self.classes:
+            values = [value for pair in (score.box, score.mask) if pair for value in pair]
+            cells = ["-" if value < 0 else f"{value:.3f}" for value in values]
+            shown = "".join(f"{cell:>{(10, 8)[i % 2]}}" for i, cell in enumerate(cells))
+            rows.append(f"{one_line(score.name, 30):<{width}}{score.objects:>9}{shown}")
+        return "\n".join(rows)
+
+    def write(self, directory: Path, per_class: bool = False, with_detections: bool = True) -> None:
         """Write detections.json, COCO results that other tools read, and metrics.json."""
         detections, metrics = FILES
-        write_json(directory / detections, self.detections)
-        values = {name: value for name, value in vars(self).items() if name != "detections"}
+        if with_detections:
+            write_json(directory / detections, self.detections)
+        values = {name: value for name, value in vars(self).items() if name not in ("detections", "classes")}
+        values |= {"classes": [vars(score) for score in self.classes]} if per_class else {}
         write_json(directory / metrics, values, indent=2)
 
 
@@ -147,7 +183,13 @@ def coco_results(prediction: dict, image_id: int, category_ids: list[int]) -> li
     ]
 
 
-def score(document: dict, detections: list[dict], max_detections: int = 100) -> Evaluation:
+def score(
+    document: dict,
+    detections: list[dict],
+    max_detections: int = 100,
+    kinds: Sequence[str] = ("bbox", "segm"),
+    box_areas: bool = False,
+) -> Evaluation:
     """Compare COCO results with a COCO document.
 
     Parameters
@@ -155,34 +197,60 @@ def score(document: dict, detections: list[dict], max_detections: int = 100) -> 
     document : dict
         images, annotations (with area and iscrowd, ids from 1 up) and categories.
     detections : list of dict
-        COCO results with both bbox and segmentation; may be empty.
+        COCO results with a bbox and a segmentation (RLE), or one of the two; may be empty.
+    kinds : "bbox" and "segm", or one of them
+        What is compared, and what all detections have.
+    box_areas : bool
+        Whether masks are small or large by the areas of their boxes, as `COCO.loadRes` has it for results
+        that have both; by default by their own, as in detectron2 and mmdetection, which drop the boxes.
     """
-    from pycocotools import mask as rle_masks
-
-    # A detection is small or large by the area of its box in one metric and of its mask in the other.
-    box_areas = [result["bbox"][2] * result["bbox"][3] for result in detections]
-    # One by one: pycocotools 2.0.11 refuses the area of more than 255 masks at once.
-    mask_areas = [rle_masks.area(result["segmentation"]) for result in detections]
+    areas = {kind: _areas(detections, "bbox" if box_areas else kind) for kind in kinds}
+    precisions = {kind: _precision(document, detections, areas[kind], kind, max_detections) for kind in kinds}
+    metrics = {kind: _metrics(precision) for kind, precision in precisions.items()}
+    objects = Counter(a["category_id"] for a in document["annotations"] if not a["iscrowd"])
+    names = {category["id"]: category["name"] for category in document["categories"]}
+    classes = []
+    for k, number in enumerate(sorted(names)):  # as COCOeval orders them
+        found = [precisions[kind][:, :, k, 0] if kind in kinds else None for kind in ("bbox", "segm")]
+        pairs = (
+            None if precision is None else (_mean(precision), _mean(precision[:1])) for precision in found
+        )
+        classes.append(ClassScore(number, names[number], objects[number], *pairs))
     return Evaluation(
-        box=_average_precision(document, detections, box_areas, "bbox", max_detections),
-        mask=_average_precision(document, detections, mask_areas, "segm", max_detections),
+        box=metrics.get("bbox"),
+        mask=metrics.get("segm"),
         max_detections=max_detections,
         images=len(document["images"]),
-        objects=sum(not annotation["iscrowd"] for annotation in document["annotations"]),
+        objects=sum(objects.values()),
         detections=detections,
+        classes=tuple(classes),
     )
 
 
-def _average_precision(
+def _areas(detections: list[dict], kind: str) -> list[float]:
+    """A detection is small or large by the area of its box in one metric and of its mask in the other."""
+    from pycocotools import mask as rle_masks
+
+    if kind == "bbox":
+        return [result["bbox"][2] * result["bbox"][3] for result in detections]
+    # One by one: pycocotools 2.0.11 refuses the area of more than 255 masks at once.
+    return [rle_masks.area(result["segmentation"]) for result in detections]
+
+
+def _precision(
     document: dict, detections: list[dict], areas: list[float], kind: str, max_detections: int
-) -> dict[str, float]:
-    """The `METRICS` from COCOeval's precisions, whose own summary is fixed to 100 detections and prints.
+) -> np.ndarray:
+    """COCOeval's precisions: (T thresholds, R recalls, K classes, 4 areas); -1 where there is no object.
 
     Parameters
     ----------
     areas : list of float
         Of each detection, in pixels.
     kind : "bbox" or "segm"
+
+    Notes
+    -----
+    Its own summary is fixed to 100 detections, and prints.
     """
     # COCO.loadRes fails without results and writes into those given; the same annotations are made here.
     results = [
@@ -194,14 +262,16 @@ def _average_precision(
     comparison.params.maxDets = [max_detections]
     comparison.evaluate()
     comparison.accumulate()
-    # (T thresholds, R recalls, K classes, 4 areas, 1); -1 where there is no object
-    precision = comparison.eval["precision"]
-    any_size, small, medium, large = np.moveaxis(precision[..., 0], 3, 0)  # (T, R, K) each
-    thresholds = comparison.params.iouThrs
+    return comparison.eval["precision"][..., 0]
+
+
+def _metrics(precision: np.ndarray) -> dict[str, float]:
+    """The `METRICS` of (T, R, K, 4) precisions; the thresholds are 0.50, 0.55, ..., 0.95."""
+    any_size, small, medium, large = np.moveaxis(precision, 3, 0)  # (T, R, K) each
     return {
         "AP": _mean(any_size),
-        "AP50": _mean(any_size[np.isclose(thresholds, 0.50)]),
-        "AP75": _mean(any_size[np.isclose(thresholds, 0.75)]),
+        "AP50": _mean(any_size[:1]),
+        "AP75": _mean(any_size[5:6]),
         "small": _mean(small),
         "medium": _mean(medium),
         "large": _mean(large),

@@ -15,8 +15,8 @@ from minimask.data.coco import CocoDataset
 from minimask.results.survey.findings import HARMFUL, Finding, finding
 
 THRESHOLDS = (0.5, 0.7)
-MISSED = 0.1  # share of objects that no anchor reaches, from which on others are tried
-MOST_MISSED = 0.6  # from which on it is a finding, though no others are found
+MISSED = 0.5  # share of objects that no anchor reaches at IoU 0.5, from which on it is a finding
+_NEAR = 0.03  # by how much the share may exceed the least, for sizes nearer to those there are
 TINY = 4.0  # pixels, square root of the area: one cell of the finest map
 _MANY_TINY = 0.01
 _CUT = 0.05  # share of objects larger than the crop
@@ -132,7 +132,8 @@ def fit_of(views: Sequence[View], generator: AnchorGenerator, strides: Sequence[
     if shares[0.5] < MISSED:
         return Fit(shares, None)
     tried = [(missed(_scaled(generator, factor), 0.5), abs(np.log2(factor)), factor) for factor in _FACTORS]
-    share, _, factor = min(tried)
+    least = min(tried)[0]
+    _, factor, share = min((far, factor, share) for share, far, factor in tried if share <= least + _NEAR)
     return Fit(shares, (float(factor), share) if share < 0.5 * shares[0.5] else None)
 
 
@@ -188,11 +189,12 @@ def of_sizes(dataset: CocoDataset, model: Any, config: Config) -> tuple[list[Fin
 
 def _of_fit(dataset: CocoDataset, config: Config, fit: Fit, generator: AnchorGenerator) -> Iterator[Finding]:
     total = int((~dataset.table.crowd).sum())
-    if not fit.better and fit.missed[0.5] < MOST_MISSED:
+    if fit.missed[0.5] < MISSED:
         return
-    half, much = (round(100 * fit.missed[threshold]) for threshold in THRESHOLDS)
-    text = f"{half} % of the objects overlap no anchor with IoU 0.5, {much} % none with 0.7: each of them has but "
-    text += "its one best anchor to be learnt from"
+    much = round(100 * fit.missed[0.7])
+    text = (
+        f"overlap no anchor with IoU 0.5 (and {much} % none with 0.7): each is learnt from one anchor alone"
+    )
     mend = "their shapes are unusual (thin, or long): other sizes of anchors do not help"
     if fit.better:
         factor, share = fit.better
