@@ -24,16 +24,10 @@ def reasons(document: dict, evaluation: Evaluation) -> list[str]:
         crowds = len(document["annotations"])
         only = f" ({crowds} annotations are crowd regions, which are no objects)" if crowds else ""
         return [f"AP is -1: the data has no object in {evaluation.images} images{only}"]
-    lines = []
-    sizes = [name for name in ("small", "medium", "large") if all(values[name] < 0 for _, values in kinds)]
-    bounds = {"small": "below 32 x 32", "medium": "from 32 x 32 to 96 x 96", "large": "above 96 x 96"}
-    lines += [
-        f"AP of {name} objects is -1: the data has none with an area {bounds[name]} pixels" for name in sizes
-    ]
     zero = [kind for kind, values in kinds if values["AP"] == 0]
-    if zero:
-        lines.append(f"{' and '.join(zero)} AP is 0: {_why_zero(document, evaluation, zero)}")
-    return lines
+    if not zero:
+        return []  # of sizes that the data lacks, the table says so
+    return [f"{' and '.join(zero)} AP is 0: {_why_zero(document, evaluation, zero)}"]
 
 
 def _why_zero(document: dict, evaluation: Evaluation, zero: list[str]) -> str:

@@ -46,6 +46,8 @@ class Folder:
         self.files = self._within(_listed(source, "SOURCE"))
         inside = self.files if images is None else self._within(_listed(self.images, "--images"))
         self.pictures = [name for name in inside if ending(name) in ENDINGS]
+        if self.apart and (below := _below(source, self.images)):  # what lies there is no photograph
+            self.pictures = [name for name in self.pictures if not name.startswith(f"{below}/")]
         if split and not self.files:
             raise InputError(
                 f"{source}: has no folder {split!r}; leave out --split, or name one that is there"
@@ -59,7 +61,12 @@ class Folder:
     @property
     def apart(self) -> bool:
         """Whether the images have a folder of their own."""
-        return self.images.absolute() != self.source.absolute()
+        return self.images.resolve() != self.source.resolve()
+
+    def own_pictures(self) -> set[str]:
+        """The images by their names in `source`, where the folder of images lies in it."""
+        below = _below(self.images, self.source)
+        return {f"{below}/{name}" for name in self.pictures} if below else set()
 
     def splits(self) -> list[str]:
         """Folders here that are named like the parts of a divided data set."""
@@ -76,6 +83,12 @@ def _listed(folder: Path, what: str) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(file.relative_to(folder).as_posix() for file in found)
+
+
+def _below(inner: Path, outer: Path) -> str:
+    """Where a folder lies inside another one; empty if it does not."""
+    inner, outer = inner.resolve(), outer.resolve()
+    return inner.relative_to(outer).as_posix() if inner != outer and inner.is_relative_to(outer) else ""
 
 
 def ending(name: str) -> str:

@@ -125,10 +125,7 @@ def _maps(folder: Folder) -> list[str]:
     """The files in the folder that are maps by their names."""
     candidates = [name for name in folder.files if ending(name) in _LOSSLESS]
     if folder.apart:
-        inside = set()
-        if folder.images.absolute().is_relative_to(folder.source.absolute()):
-            below = folder.images.absolute().relative_to(folder.source.absolute())
-            inside = {(below / name).as_posix() for name in folder.pictures}
+        inside = folder.own_pictures()
         return [name for name in candidates if name not in inside]
     others = Counter(stem(name) for name in folder.pictures)
     plain = {stem(name) for name in folder.pictures if not _in_folder_of_maps(name)}
