@@ -232,14 +232,15 @@ def read_coco(
     document = checks.read_document(path)
     records = read_images(document["images"], path, None if images_dir is None else Path(images_dir), notes)
     categories = checks.read_categories(document["categories"], path)
-    dataset = _assembled(document["annotations"], path, records, categories, strict, notes)
+    rows = checks.read_annotations(document["annotations"], path, records, categories)
+    dataset = _assembled(rows, path, records, categories, strict, notes)
     _check_objects(dataset.table, len(records), path, allow_empty, dataset.notes)
     return dataset
 
 
 def survey_coco(
     json_path: str | Path, images_dir: str | Path
-) -> tuple[CocoDataset | None, Faults, list[str], dict]:
+) -> tuple[CocoDataset | None, Faults, list[str]]:
     """As `read_coco`, but go on behind what that refuses.
 
     Returns
@@ -250,8 +251,6 @@ def survey_coco(
     faults : Faults
     notes : list of str
         As `CocoDataset.notes`; those of which there may be many in a file are `fields.Note`.
-    document : dict
-        As in the file.
 
     Raises
     ------
@@ -263,32 +262,33 @@ def survey_coco(
     records = read_images(document["images"], path, Path(images_dir), notes, faults)
     categories = checks.read_categories(document["categories"], path, faults)
     if not records or not categories:
-        return None, faults, notes, document
-    lost = _ids(document["images"]) - {record.id for record in records}
-    lost_categories = _ids(document["categories"]) - set(categories)
+        return None, faults, notes
+    # An annotation is checked though its image's file is missing, or its category's name is at fault, and
+    # left out then. One of an image whose size is in doubt cannot be.
+    found, folder = {record.id for record in records}, Path(images_dir)
+    sized = read_images(document["images"], path, None, [], Faults())
+    sized = [record for record in sized if record.id in found or not (folder / record.path).exists()]
+    lost = _ids(document["images"]) - {record.id for record in sized}
     entries = [
         entry
         for entry in document["annotations"]
-        if not (
-            isinstance(entry, dict)
-            and (_in(entry.get("image_id"), lost) or _in(entry.get("category_id"), lost_categories))
-        )
+        if not (isinstance(entry, dict) and _is_number(entry.get("image_id")) and entry["image_id"] in lost)
     ]
-    dataset = _assembled(entries, path, records, categories, False, notes, faults)
-    return dataset, faults, notes, document
+    rows = checks.read_annotations(entries, path, sized, _ids(document["categories"]), faults)
+    rows = [row for row in rows if row.image_id in found and row.category_id in categories]
+    return _assembled(rows, path, records, categories, False, notes, faults), faults, notes
 
 
 def _ids(entries: list) -> set:
-    return {entry["id"] for entry in entries if isinstance(entry, dict) and _in(entry.get("id"))}
+    return {entry["id"] for entry in entries if isinstance(entry, dict) and _is_number(entry.get("id"))}
 
 
-def _in(number: Any, numbers: set | None = None) -> bool:
-    """Whether an id, which may be anything, is a number, and one of these."""
-    return type(number) in (int, float) and (numbers is None or number in numbers)
+def _is_number(number: Any) -> bool:
+    return type(number) in (int, float)
 
 
 def _assembled(
-    entries: list,
+    rows: list[checks.Annotation],
     path: Path,
     records: list[ImageRecord],
     categories: dict[int, str],
@@ -296,8 +296,7 @@ def _assembled(
     notes: list[str],
     faults: Faults | None = None,
 ) -> CocoDataset:
-    """The data set of images and categories that have been checked, and of annotations that are now."""
-    rows = checks.read_annotations(entries, path, records, categories, faults)
+    """The data set of images, categories and annotations that have been checked one by one."""
     index = {record.id: i for i, record in enumerate(records)}
     rows.sort(key=lambda row: index[row.image_id])  # stable: the file's order within an image
 

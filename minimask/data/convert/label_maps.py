@@ -100,7 +100,7 @@ def _pairs(folder: Folder) -> tuple[list[_Pair], list[str], list[str]]:
     """Images with their maps, maps without an image, and images without a map."""
     maps = set(_maps(folder))
     pictures = folder.pictures if folder.apart else [name for name in folder.pictures if name not in maps]
-    exact, loose = Partners(maps), Partners(maps, _key)
+    exact, loose = Partners(sorted(maps)), Partners(sorted(maps), _key)
     pairs, without, used = [], [], set()
     for picture in pictures:
         found = exact.of(picture) or loose.of(picture, stem(picture)) or loose.of(picture, _key(picture))

@@ -19,7 +19,6 @@ from minimask.results.survey import anchors, annotations, contents, sheets
 from minimask.results.survey.findings import Report
 
 FILES = ("report.json", "sheet.png", "sizes.png", "val-sheet.png")
-_BOXES = ("corners", "normalised bbox", "normalised polygon", "scale")  # faults of all boxes of a file
 
 
 @dataclass(frozen=True)
@@ -89,16 +88,17 @@ def _one(
     report: Report, config: Config, path: str | Path, images: str | Path, progress: Callable
 ) -> tuple[CocoDataset | None, contents.Contents | None, bool]:
     """Look at one data set; the last of the result is whether its boxes can be believed."""
-    dataset, faults, notes, _ = survey_coco(path, images)
+    dataset, faults, notes = survey_coco(path, images)
     report.add(annotations.of_reading(Path(path).name, faults, notes))
     if dataset is None:
         return None, None, False
-    report.add(annotations.of_annotations(dataset, config.model.detections))
+    boxes_hold = annotations.boxes_hold(faults)
+    report.add(annotations.of_annotations(dataset, config.model.detections, boxes_hold))
     found = contents.read_contents(dataset, lambda indices: progress(indices, f"reading {dataset.name}"))
     report.add(contents.of_contents(dataset, found))
     facts = annotations.facts(dataset) | {"grey_images": found.grey}
     report.facts[str(path)] = facts | {"shown": _shown(facts)}
-    return dataset, found, not any(fault.kind in _BOXES for fault in faults.found)
+    return dataset, found, boxes_hold
 
 
 def _shown(facts: dict[str, Any]) -> dict[str, str]:

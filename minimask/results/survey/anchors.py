@@ -3,7 +3,7 @@
 Shapes: G objects, L levels, K anchors a cell.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,12 +54,14 @@ class Fit:
     ----------
     missed : dict of float to float
         IoU -> share of the objects that no anchor reaches with it.
-    better : (factor, float) or None
-        By which all anchors would have to be scaled for fewer to be missed at IoU 0.5, and that share.
+    anchors, images : (factor, float) or None
+        By which all anchors, or all images, would have to be scaled for at most half as many to be missed at
+        IoU 0.5, and the share that is missed then.
     """
 
     missed: dict[float, float]
-    better: tuple[float, float] | None
+    anchors: tuple[float, float] | None = None
+    images: tuple[float, float] | None = None
 
 
 def strides_of(model: Any) -> tuple[int, ...]:
@@ -95,7 +97,8 @@ def view_of(dataset: CocoDataset, transform: Any, scale: float = 1.0, crop: int 
     padded, resized = np.stack(sides[:2], axis=1), np.stack(sides[2:], axis=1)  # (G, 2): height, width
     boxes = table.boxes[rows] * factor[:, None]
     low, size = boxes[:, :2], np.minimum(boxes[:, 2:], resized[:, ::-1])
-    low = low % np.maximum(resized[:, ::-1] - size, 1) if crop else low  # somewhere in the crop
+    room = resized[:, ::-1] - size
+    low = np.minimum(low % np.maximum(room, 1), room) if crop else low  # somewhere in the crop
     corners = np.concatenate([low, low + size], axis=1)
     return View(corners, table.pixels[rows] * factor**2, padded.astype(int), factor)
 
@@ -125,16 +128,27 @@ def best_overlaps(view: View, generator: AnchorGenerator, strides: Sequence[int]
 def fit_of(views: Sequence[View], generator: AnchorGenerator, strides: Sequence[int]) -> Fit:
     """How anchors fit the objects of several views, which count alike."""
 
-    def missed(of: AnchorGenerator, threshold: float) -> float:
-        return float(np.mean([np.mean(best_overlaps(view, of, strides) < threshold) for view in views]))
+    def missed(threshold: float, of: AnchorGenerator = generator, scale: float = 1.0) -> float:
+        overlaps = (best_overlaps(_enlarged(view, scale), of, strides) for view in views)
+        return float(np.mean([np.mean(overlap < threshold) for overlap in overlaps]))
 
-    shares = {threshold: missed(generator, threshold) for threshold in THRESHOLDS}
+    def best(of_factor: Callable[[float], float]) -> tuple[float, float] | None:
+        tried = [(of_factor(factor), abs(np.log2(factor)), float(factor)) for factor in _FACTORS]
+        least = min(tried)[0]
+        _, factor, share = min((far, factor, share) for share, far, factor in tried if share <= least + _NEAR)
+        return (factor, share) if share < 0.5 * shares[0.5] else None
+
+    shares = {threshold: missed(threshold) for threshold in THRESHOLDS}
     if shares[0.5] < MISSED:
-        return Fit(shares, None)
-    tried = [(missed(_scaled(generator, factor), 0.5), abs(np.log2(factor)), factor) for factor in _FACTORS]
-    least = min(tried)[0]
-    _, factor, share = min((far, factor, share) for share, far, factor in tried if share <= least + _NEAR)
-    return Fit(shares, (float(factor), share) if share < 0.5 * shares[0.5] else None)
+        return Fit(shares)
+    anchors = best(lambda factor: missed(0.5, _scaled(generator, factor)))
+    return Fit(shares, anchors, best(lambda factor: missed(0.5, scale=factor)))
+
+
+def _enlarged(view: View, factor: float) -> View:
+    """The same objects in images that are so many times as large."""
+    sizes = np.ceil(view.sizes * factor).astype(int)
+    return View(view.boxes * factor, view.areas * factor**2, sizes, view.factors * factor)
 
 
 def _scaled(generator: AnchorGenerator, factor: float) -> AnchorGenerator:
@@ -195,13 +209,16 @@ def _of_fit(dataset: CocoDataset, config: Config, fit: Fit, generator: AnchorGen
     text = (
         f"overlap no anchor with IoU 0.5 (and {much} % none with 0.7): each is learnt from one anchor alone"
     )
-    mend = "their shapes are unusual (thin, or long): other sizes of anchors do not help"
-    if fit.better:
-        factor, share = fit.better
+    mends = []
+    if fit.anchors:
+        factor, share = fit.anchors
         sizes = ", ".join(f"{factor * size:.3g}" for (size, *_) in generator.sizes)
-        scaling = _larger(dataset, config, 1 / factor)
-        mend = f"anchor_sizes=({sizes}) in Python would miss {100 * share:.0f} %; so would images scaled by "
-        mend += f"{1 / factor:.2g}: {scaling} (data.scale alone scales in training only)"
+        mends.append(f"anchor_sizes=({sizes}) in Python would miss {100 * share:.0f} %")
+    if fit.images:
+        factor, share = fit.images
+        scaling = f"{_larger(dataset, config, factor)} (data.scale alone scales in training only)"
+        mends.append(f"images scaled by {factor:.2g} would miss {100 * share:.0f} %: {scaling}")
+    mend = "; ".join(mends) or "their shapes are unusual (thin, or long): neither other sizes nor scales help"
     yield finding(
         HARMFUL, "anchors", dataset.name, text, mend, (), round(fit.missed[0.5] * total), total, "objects"
     )

@@ -21,6 +21,14 @@ _LOOSE = 2.0  # times as wide or high as its mask: no longer a box drawn by hand
 _MARGIN = 4.0  # pixels by which it is larger, besides
 _INSIDE = 2.0  # pixels by which a mask may reach beyond its box
 
+_OF_ALL_BOXES = ("corners", "normalised bbox", "normalised polygon", "scale")
+# Mends of faults whose line has none, by kind.
+_MENDS = {
+    "category_id": "add the category, or correct the id",
+    "corners": "convert all of them: width is x2 - x1, height is y2 - y1",
+    "normalised bbox": "multiply by the width and height of each image",
+    "normalised polygon": "multiply by the width and height of each image",
+}
 # Kind of a note of the reader -> level, and the mend where the note has none.
 _NOTES = {
     "degenerate box": (HARMFUL, "give them a box with width and height inside the image, or remove them"),
@@ -38,16 +46,24 @@ _NOTES = {
 }
 
 
+def boxes_hold(faults: Faults) -> bool:
+    """Whether boxes can be compared with masks: not where all boxes of a file are at fault."""
+    return not any(fault.kind in _OF_ALL_BOXES for fault in faults.found)
+
+
 def of_reading(name: str, faults: Faults, notes: list[str]) -> Iterator[Finding]:
     """What reading the file met."""
     for found in faults.found:
         text, _, mend = _without(found.text, name).partition("; ")
+        mend = mend or _MENDS.get(found.kind, "correct it, or remove the entry")
         yield Finding(
             REFUSED, found.kind, name, text, mend, found.count, found.total, found.what, tuple(found.examples)
         )
     for note in notes:
         text, _, mend = _without(note, name).partition("; ")
         kind, count = (note.kind, note.count) if isinstance(note, Note) else ("reading", 1)
+        if kind == "mask outside box" and not boxes_hold(faults):
+            continue
         level, usual = _NOTES.get(kind, (NOTE, ""))
         yield Finding(level, kind, name, text, mend or usual, count)
 
@@ -57,11 +73,20 @@ def _without(text: str, name: str) -> str:
     return re.sub(rf"^(?:[^:]|:(?! ))*{re.escape(one_line(name))}: ", "", one_line(text))
 
 
-def of_annotations(dataset: CocoDataset, most: int) -> Iterator[Finding]:
+def of_annotations(dataset: CocoDataset, most: int, boxes_hold: bool = True) -> Iterator[Finding]:
     """What the annotations of one data set show; `most` is the limit of detections an image."""
+    labels = _Labels(dataset)
+    if boxes_hold:
+        yield from _boxes(dataset, labels)
+    yield from _doubles(dataset, labels)
+    yield from _crowds(dataset, labels)
+    yield from _images(dataset, most)
+
+
+def _boxes(dataset: CocoDataset, labels: Callable) -> Iterator[Finding]:
+    """Boxes beside the masks that they belong to."""
     table, name = dataset.table, dataset.name
     sizes = np.array([(r.width, r.height) for r in dataset.records])[table.images]  # (A, 2)
-    labels = _Labels(dataset)
     total = len(table.ids)
     low, high = table.extents[:, :2].astype(float), table.extents[:, 2:].astype(float)  # (A, 2) each
     begin, end = table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]
@@ -92,9 +117,6 @@ def of_annotations(dataset: CocoDataset, most: int) -> Iterator[Finding]:
         "make the box that around the mask: what is outside is not learnt",
     )
     yield from told(HARMFUL, "mask larger than box", beyond, text, mend)
-    yield from _doubles(dataset, labels)
-    yield from _crowds(dataset, labels)
-    yield from _images(dataset, most)
 
 
 class _Labels:
@@ -152,7 +174,7 @@ def _images(dataset: CocoDataset, most: int) -> Iterator[Finding]:
     empty = np.flatnonzero(counts == 0)
     if len(empty) == total:
         text, mend = "no object is left to learn from", "annotate some; training refuses such a file"
-        yield finding(REFUSED, "no object", dataset.name, text, mend, total=1)
+        yield finding(REFUSED, "no object", dataset.name, text, mend, count=1)
     elif len(empty):
         text = "without objects: all of it is background"
         mend = "nothing to do where that is so; annotate those, or take them out, where it is not"
