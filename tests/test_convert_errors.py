@@ -77,6 +77,7 @@ LABELME = {
     ),
     "absurd outline": (cat(SPIKES), ["edges are", "simplify"]),
     "circle far outside": (cat([[2, 2], [1e7, 2]], "circle"), ["far outside the image of 60 x 40"]),
+    "circle beyond all": (cat([[2, 2], [1e25, 2]], "circle"), ["far outside the image"]),
     "mask no PNG": (cat(TRIANGLE[:2], "mask", mask="////"), ["mask: is not an image"]),
     "mask missing": (cat(TRIANGLE[:2], "mask"), ["mask must be a picture in base64, is None"]),
     "mask of one point": (cat(TRIANGLE[:1], "mask", mask="AAAA"), ["mask has 1 points"]),

@@ -276,8 +276,8 @@ def _circle(points: list, place: str) -> list[float]:
         )
     (x, y), edge = points
     radius = math.dist((x, y), edge)
-    corners = 12 if radius < 1 else max(12, math.ceil(math.pi / math.acos(1 - min(_GAP / radius, 1))))
-    corners = min(corners, 10_000)  # of a circle larger than any image
+    gap = min(max(_GAP / max(radius, 1e-6), 1e-7), 1)  # of a circle larger than any image, more
+    corners = max(12, math.ceil(math.pi / math.acos(1 - gap)))
     # As many corners as make the polygon's area the circle's.
     radius *= math.sqrt(2 * math.pi / corners / math.sin(2 * math.pi / corners))
     angles = 2 * np.pi * np.arange(corners) / corners
