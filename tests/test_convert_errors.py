@@ -1,6 +1,8 @@
 """What `minimask convert` says of annotations that cannot be used: one line, with file, field and mend."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -267,7 +269,11 @@ def test_label_maps_of_fractions_or_cut_off_are_named(folder, capsys):
 
 
 def test_a_label_map_of_absurd_size_is_refused_by_its_header(folder, capsys):
-    Image.new("1", (60_000, 60_000)).save(folder / "a.png")
+    a_map(folder, ONES)
+    content = bytearray((folder / "a.png").read_bytes())
+    content[16:24] = struct.pack(">II", 60_000, 60_000)  # width and height in the header, and its checksum
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (folder / "a.png").write_bytes(content)
     assert "a.png: is too large to be decoded" in refused(capsys, folder)
 
 
