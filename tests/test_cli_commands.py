@@ -135,7 +135,9 @@ def test_a_signal_saves_and_says_how_to_go_on(number, status, tmp_path, capsys):
     assert "Traceback" not in err and out == ""
 
 
-@pytest.mark.parametrize("name", [None, "demo", "train", "evaluate", "predict", "gradcheck", "info"])
+@pytest.mark.parametrize(
+    "name", [None, "demo", "train", "evaluate", "predict", "convert", "check-data", "gradcheck", "info"]
+)
 def test_every_command_has_help_that_fits_a_terminal(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     out = run(capsys, *filter(None, [name]), "--help")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from minimask.data import Augmentation, Batches, Figures, Shapes, Skeleton, augment, read_coco
 from minimask.data.augmentation import Plan, carry_out
+from minimask.data.coco import survey_coco
 from minimask.data.figures import SKELETON
 from minimask.data.keypoint_checks import from_coco, to_coco
 from minimask.data.sample import PixelBox, crop
@@ -160,6 +161,53 @@ def test_what_may_surprise_is_noted(folder):
     for entry in content["annotations"]:
         entry["keypoints"], entry["num_keypoints"] = [0] * 9, 0
     assert "not one is labelled" in load(folder, content).notes[0]
+
+
+def surveyed(folder, content):
+    (folder / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    return survey_coco(folder / "train.json", folder)
+
+
+def test_a_survey_reads_keypoints_as_training_does(folder):
+    dataset, faults, notes = surveyed(folder, document())
+    assert (faults.found, notes) == ([], [])
+    assert dataset.skeleton == load(folder, document()).skeleton
+    np.testing.assert_array_equal(dataset[0].keypoints, load(folder, document())[0].keypoints)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kinds", "rows", "skeleton"),
+    [
+        (annotation({"keypoints": [1, 2, 2]}), ["keypoints"], 2, True),
+        (annotation({"keypoints": [1, 2, 3] * 3}), ["visibility"], 2, True),
+        (annotation({"keypoints": [500, 2, 2] * 3}), ["far keypoint"], 2, True),
+        (annotation({"num_keypoints": "two"}), ["num_keypoints"], 2, True),
+        (category({"keypoints": "nose"}), ["names"], 3, True),
+        (category({"skeleton": [1, 2]}), ["skeleton"], 3, True),
+        # With one name, the nine numbers of a cat are too many.
+        (category({"keypoints": ["nose"], "skeleton": []}), ["different keypoints", "keypoints"], 2, False),
+        (category({"skeleton": [[2, 3]]}), ["different keypoints"], 3, False),
+    ],
+)
+def test_a_survey_goes_on_behind_faults_of_keypoints(folder, spoil, kinds, rows, skeleton):
+    content = document()
+    spoil(content)
+    dataset, faults, notes = surveyed(folder, content)
+    assert [found.kind for found in faults.found] == kinds and notes == []
+    assert (dataset.skeleton is not None) == skeleton and len(dataset.table.ids) == rows
+
+
+def test_a_survey_tells_what_all_keypoints_show_together(folder):
+    content = document()
+    for entry in content["annotations"]:
+        entry["keypoints"] = [0.3, 0.4, 2, 0.5, 0.9, 1, 0, 0, 0]
+    _, faults, notes = surveyed(folder, content)
+    assert [found.kind for found in faults.found] == ["normalised keypoints"]
+    assert notes == []
+    content = document()
+    content["annotations"][0]["num_keypoints"] = 3
+    _, _, notes = surveyed(folder, content)
+    assert [(note.kind, note.count) for note in notes] == [("number of keypoints", 1)]
 
 
 def test_unlabelled_keypoints_lie_nowhere_whatever_the_file_says(folder):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -188,6 +189,99 @@ def test_evaluate_tells_of_keypoints_and_their_sigmas(trained, tmp_path, capsys)
     out = run(capsys, "evaluate", *weights, *data, "--output", tmp_path)
     assert "keypoint" in out and "sigma 0.05 for all" in out
     assert not any(line.startswith("mask ") for line in out.splitlines())
+
+
+def moved_keypoints(document, rng):
+    """The ground truth as results, each keypoint moved by some pixels, ranked at random."""
+    results = []
+    for entry in document["annotations"]:
+        keypoints = np.array(entry["keypoints"], np.float64).reshape(-1, 3)
+        keypoints[:, :2] += rng.normal(0, 1.5, (len(keypoints), 2))
+        result = {key: entry[key] for key in ("image_id", "category_id", "bbox", "segmentation")}
+        results.append(result | {"keypoints": keypoints.ravel().tolist(), "score": float(rng.random())})
+    return results
+
+
+def by_pycocotools(truth, results, kind):
+    with contextlib.redirect_stdout(io.StringIO()):
+        data = COCO(str(truth))
+        comparison = COCOeval(data, data.loadRes(str(results)), kind)
+        if kind == "keypoints":
+            comparison.params.kpt_oks_sigmas = np.full(len(SKELETON.names), oks.UNIFORM)
+        comparison.evaluate()
+        comparison.accumulate()
+        comparison.summarize()
+    names = ["AP", "AP50", "AP75", *(["small"] if kind != "keypoints" else []), "medium", "large"]
+    return dict(zip(names, comparison.stats))
+
+
+@pytest.mark.parametrize(
+    "left_out", [(), ("bbox",), ("segmentation",), ("bbox", "segmentation"), ("keypoints",)]
+)
+def test_keypoints_of_a_results_file_have_pycocotools_numbers(left_out, trained, tmp_path, capsys):
+    document = write_figures(tmp_path / "data", count=6, size=160)  # some objects are medium
+    results = moved_keypoints(document, np.random.default_rng(2))
+    results = [{key: value for key, value in one.items() if key not in left_out} for one in results]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    data = tmp_path / "data/train.json"
+    arguments = ["--results", tmp_path / "results.json", "--data", data, "--per-class"]
+    out = run(capsys, "evaluate", *arguments, "--output", tmp_path / "out")
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    for key, name, kind in (
+        ("bbox", "box", "bbox"),
+        ("segmentation", "mask", "segm"),
+        ("keypoints", "keypoint", "keypoints"),
+    ):
+        if key in left_out:
+            assert name not in metrics and all(name not in row for row in metrics["classes"])
+            continue
+        assert metrics[name] == pytest.approx(
+            by_pycocotools(data, tmp_path / "results.json", kind), abs=1e-12
+        )
+        classes = [row[name][0] for row in metrics["classes"] if row["objects"]]
+        assert np.mean(classes) == pytest.approx(metrics[name]["AP"], abs=1e-12)
+    assert ("keypoint AP" in out) == ("keypoints" not in left_out)
+    if "keypoints" not in left_out:
+        assert 0.05 < metrics["keypoint"]["AP"] < 0.95
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"keypoints": [1, 2, 2]}, "must be 12 finite numbers.*has 3"),
+        ({"keypoints": [float("nan")] * 12}, "must be 12 finite numbers"),
+        ({"keypoints": "none"}, "is 'none'"),
+        ({"keypoints": [1e7] * 12}, "more than 1e.06 pixels off"),
+    ],
+)
+def test_wrong_keypoints_of_a_results_file_get_one_line(change, words, trained, tmp_path, capsys):
+    results = moved_keypoints(json.loads((trained / "train.json").read_text()), np.random.default_rng(2))
+    results[1] |= change
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    data = ["--results", tmp_path / "results.json", "--data", trained / "train.json"]
+    assert re.search(words, refused(capsys, "evaluate", *data))
+
+
+def test_keypoints_that_the_data_lack_are_not_compared_and_told(trained, tmp_path, capsys):
+    document = json.loads((trained / "train.json").read_text())
+    results = moved_keypoints(document, np.random.default_rng(2))
+    for entry in document["categories"] + document["annotations"]:
+        for key in ("keypoints", "num_keypoints", "skeleton"):
+            entry.pop(key, None)
+    (tmp_path / "plain.json").write_text(json.dumps(document))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    arguments = ["evaluate", "--results", str(tmp_path / "results.json"), "--data"]
+    assert cli.main([*arguments, str(tmp_path / "plain.json")]) == 0
+    out, err = capsys.readouterr()
+    assert "keypoints are not compared: the data have none" in err and "\nkeypoint" not in out
+    alone = [{key: one[key] for key in ("image_id", "category_id", "keypoints", "score")} for one in results]
+    (tmp_path / "results.json").write_text(json.dumps(alone))
+    assert "keypoints alone" in refused(capsys, *arguments, tmp_path / "plain.json")
+    for one in alone:
+        one["keypoints"] = (np.array(one["keypoints"]).reshape(-1, 3)[:, [1, 0, 2]] * 3).ravel().tolist()
+    (tmp_path / "results.json").write_text(json.dumps(alone))
+    assert cli.main([*arguments, str(trained / "train.json")]) == 0
+    assert "keypoint AP is 0: " in "".join(capsys.readouterr())
 
 
 def test_keypoints_of_an_image_that_was_shrunk_are_in_its_own_pixels(trained, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 from minimask import backend
 from minimask import config as configuration
 from minimask._version import __version__
-from minimask.command import commands, process
+from minimask.command import commands, own_data, process
 from minimask.command.streams import UnfailingStream, unfailing_streams
 from minimask.errors import InputError, memory_story, one_line
 from minimask.training import distributed
@@ -186,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(run, text: str, epilog: str = "") -> argparse.ArgumentParser:
         description = textwrap.fill(" ".join((run.__doc__ or "").split()), 96)
-        added = subparsers.add_parser(run.__name__, help=text, description=description, epilog=epilog)
+        name = run.__name__.replace("_", "-")
+        added = subparsers.add_parser(name, help=text, description=description, epilog=epilog)
         # Where --debug is absent here, it must not undo one that stands before the command.
         added.set_defaults(run=run)
         added.add_argument("--debug", **SHARED["debug"], default=argparse.SUPPRESS)
@@ -197,6 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(command)
     _add_predict(command)
     _add_export(command)
+    _add_convert(command)
+    _add_check_data(command)
     gradcheck = command(
         commands.gradcheck,
         text="check the hand-derived gradients",
@@ -259,11 +262,13 @@ def _add_evaluate(command) -> None:
     evaluate = command(
         commands.evaluate,
         text="COCO's average precision of boxes, masks and keypoints",
-        epilog="example:\n"
-        "  minimask evaluate --weights run/checkpoint.npz --data val.json --images images --output results",
+        epilog="examples:\n"
+        "  minimask evaluate --weights run/checkpoint.npz --data val.json --images images --output results\n"
+        "  minimask evaluate --results detections.json --data val.json",
     )
     add = evaluate.add_argument
-    _take(evaluate, "weights")
+    add("--weights", type=_name, metavar="FILE", help="a checkpoint that train wrote")
+    add("--results", type=_name, metavar="FILE", help="instead of weights: COCO results of another program")
     add(
         "--data",
         required=True,
@@ -274,7 +279,11 @@ def _add_evaluate(command) -> None:
     _take(evaluate, "images")
     text = "most detections an image, in the results and in the metrics (model.detections, as trained)"
     add("--max-detections", type=_whole(1, configuration.DETECTIONS_MOST), metavar="N", help=text)
-    _take(evaluate, "strict", "device", "output")
+    add("--per-class", action="store_true", help="also AP, AP50 and the number of objects of each class")
+    text = "of --results: what category ids are: the data's (as-given), or its classes counted from 0 or 1"
+    add("--category-ids", choices=("as-given", "from-0", "from-1"), help=text)
+    _take(evaluate, "strict", "device")
+    add("--output", type=_name, metavar="DIR", help="made if it does not exist; --results does without")
 
 
 def _add_predict(command) -> None:
@@ -311,6 +320,63 @@ def _add_export(command) -> None:
     export.add_argument("target", type=_name, metavar="FILE", help=text)
     text = "a checkpoint that train wrote, or a file of torch, detectron2 or safetensors"
     export.add_argument("--weights", required=True, type=_name, metavar="FILE", help=text)
+
+
+def _add_convert(command) -> None:
+    convert = command(
+        own_data.convert,
+        text="make COCO JSON of label maps, labelme or YOLO",
+        epilog="examples:\n"
+        "  minimask convert photos --output train.json\n"
+        "  minimask convert masks --images photos --classes nucleus --output train.json\n"
+        "  minimask convert camvid --colours table.txt --output train.json\n"
+        "  minimask convert yolo-set --split train --output train.json\n\n"
+        "docs/own_data.md goes from photos to a trained model.",
+    )
+    add = convert.add_argument
+    add("source", type=_name, metavar="SOURCE", help="folder of the annotations, and of the images")
+    add("--images", type=_name, metavar="DIR", help="folder of the images, if it is another one")
+    add("--format", choices=("label-maps", "labelme", "yolo"), help="found out by default")
+    text = (
+        "names with commas between them (perhaps numbered: 7=cat,24=dog), or a .txt, data.yaml or COCO .json"
+    )
+    add("--classes", type=_name, metavar="NAMES_OR_FILE", help=text)
+    text = (
+        "label maps: each value an object (instances), or a class: each region an object (classes), or all "
+    )
+    text += "of a class in an image (classes-whole)"
+    add("--values", choices=("instances", "classes", "classes-whole"), help=text)
+    text = "label maps in colours: rows such as '128,0,0 cat'"
+    add("--colours", "--colors", type=_name, metavar="FILE", help=text)
+    add(
+        "--ignore",
+        action="append",
+        type=_whole(0, 2**31 - 1),
+        metavar="VALUE",
+        help="label maps: background, as 0 is; may be repeated",
+    )
+    add("--boxes", action="store_true", help="YOLO: take boxes for rectangular masks")
+    add("--split", type=_name, metavar="FOLDER", help="only what lies in folders of this name (train)")
+    add("--output", required=True, type=_name, metavar="FILE", help="the COCO JSON to be written")
+
+
+def _add_check_data(command) -> None:
+    check = command(
+        own_data.check_data,
+        text="what will hurt in a data set, with the mend",
+        epilog="example:\n"
+        "  minimask check-data --data train.json --images photos --val val.json --output check",
+    )
+    add = check.add_argument
+    add(
+        "--data", required=True, type=_name, metavar="FILE", help="COCO instance JSON, to train on; or nuclei"
+    )
+    _take(check, "images")
+    add("--val", type=_name, metavar="FILE", help="the same, to evaluate on")
+    add("--val-images", type=_name, metavar="DIR", help="folder of its images, if not that of --images")
+    add("--config", type=_name, metavar="FILE_OR_NAME", help="of the training that is planned, as for train")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="one of its options, as for train")
+    _take(check, "output")
 
 
 def _add_misalign(command) -> None:

@@ -93,18 +93,25 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Predict every image of a COCO instance file at its own size, and compare by pycocotools. The output
-    directory gets detections.json (COCO results) and metrics.json.
+    """Predict every image of a COCO instance file at its own size, and compare by pycocotools; or compare
+    results that another program wrote (--results). The output directory gets detections.json (COCO results)
+    and metrics.json; for --results metrics.json alone, and it may be left out. Where AP is -1 or 0, it says
+    why.
     """
+    from minimask.command.own_data import check_evaluate, evaluate_results
     from minimask.files import check_inputs_are_kept, check_output_directory
     from minimask.results.evaluate import FILES
 
+    check_evaluate(arguments)
+    if arguments.results:
+        return evaluate_results(arguments)
     output, weights = check_output_directory(arguments.output), arguments.weights
     check_inputs_are_kept([arguments.data, weights], [output / name for name in FILES])
     dataset = sources.open_dataset(arguments.data, arguments.images, "val", arguments.strict)
     for line in dataset.notes:
         note(line)
-    _evaluate_checkpoint(weights, dataset, arguments.max_detections, output, arguments.device)
+    most = arguments.max_detections
+    _evaluate_checkpoint(weights, dataset, most, output, arguments.device, arguments.per_class)
     return 0
 
 
@@ -220,10 +227,16 @@ def _draw_losses(output: Path) -> None:
 
 
 def _evaluate_checkpoint(
-    weights: str | Path, dataset: Any, most: int | None, output: Path, device: str
+    weights: str | Path,
+    dataset: Any,
+    most: int | None,
+    output: Path,
+    device: str,
+    per_class: bool = False,
 ) -> None:
     """Evaluate, write and tell, the last also where nothing can be written; `most` as in `load_detector`."""
     from minimask.command.demo import MARK
+    from minimask.command.own_data import tell_evaluation
     from minimask.files import output_directory
     from minimask.models.detector import load_detector
     from minimask.results.evaluate import FILES, beyond_limit
@@ -240,10 +253,9 @@ def _evaluate_checkpoint(
         (output / MARK).unlink(missing_ok=True)  # from here on not all in it is a demo's
         evaluation = run(detector.model, dataset, most, lambda indices: each(indices, "evaluating"))
         try:
-            evaluation.write(output)
+            evaluation.write(output, per_class)
         finally:
-            print(f"{evaluation.images} images, {evaluation.objects} objects, {most} detections an image:\n")
-            print(f"{evaluation.table()}\n")
+            tell_evaluation(dataset.coco_document(), evaluation, per_class)
     tell(", ".join(str(output / name) for name in FILES))
 
 

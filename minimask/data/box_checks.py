@@ -12,14 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from minimask.data.checks import Annotation
-from minimask.data.fields import numbers, of_all
-from minimask.errors import InputError
+from minimask.data.fields import Fault, Faults, numbers, refuse
 
 _NEARLY_ALL = 0.9  # of the annotations
 
 
 def check_boxes(
-    path: Path, rows: list[Annotation], boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray
+    path: Path,
+    rows: list[Annotation],
+    boxes: np.ndarray,
+    extents: np.ndarray,
+    sizes: np.ndarray,
+    faults: Faults | None = None,
 ) -> None:
     """Refuse boxes that are not x, y, width, height in pixels, or not of the same scale as the polygons.
 
@@ -33,18 +37,27 @@ def check_boxes(
         The tight boxes of the masks, x1, y1, x2, y2; zeros where a mask is empty.
     sizes : (A, 2) int
         Width and height of each annotation's image.
+    faults : Faults, optional
+        Takes what would be raised.
     """
     if not rows:
         return
     outlines = np.array([row.outline or (np.nan,) * 4 for row in rows])  # (A, 4); NaN for an RLE
-    _check_normalised(path, rows, boxes, outlines, sizes)
-    _check_corners(path, rows, boxes, extents, sizes)
-    _check_centres(path, rows, boxes, extents, sizes)
-    _check_scale(path, rows, boxes, outlines)
+    _check_normalised(path, rows, boxes, outlines, sizes, faults)
+    if faults is not None and any(found.kind.startswith("normalised") for found in faults.found):
+        return
+    _check_corners(path, rows, boxes, extents, sizes, faults)
+    _check_centres(path, rows, boxes, extents, sizes, faults)
+    _check_scale(path, rows, boxes, outlines, faults)
 
 
 def _check_normalised(
-    path: Path, rows: list[Annotation], boxes: np.ndarray, outlines: np.ndarray, sizes: np.ndarray
+    path: Path,
+    rows: list[Annotation],
+    boxes: np.ndarray,
+    outlines: np.ndarray,
+    sizes: np.ndarray,
+    faults: Faults | None,
 ) -> None:
     drawn = ~np.isnan(outlines[:, 0])
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
@@ -54,20 +67,23 @@ def _check_normalised(
         if small.sum() > _NEARLY_ALL * known.sum() and fractions.any():
             first = int(fractions.argmax())
             shown = numbers(rows[first].bbox) if what == "bbox" else f"from {numbers(outlines[first])}"
-            raise InputError(
+            text = (
                 f"{path}: {rows[first].label}: {what} {shown} looks normalised to 0..1; COCO means pixels: "
                 f"multiply x by the image's width {sizes[first, 0]}, y by its height {sizes[first, 1]}"
-                f"{of_all(int(small.sum()), len(rows), 'annotations')}"
             )
+            _refuse(faults, Fault(text, f"normalised {what}"), rows, small)
 
 
-def _check_corners(
-    path: Path, rows: list[Annotation], boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray
-) -> None:
-    """Refuse boxes given as x1, y1, x2, y2, where width and height cannot be meant.
+def _refuse(faults: Faults | None, fault: Fault, rows: list[Annotation], wrong: np.ndarray) -> None:
+    examples = [rows[a].label for a in np.flatnonzero(wrong)[: Faults.MOST]]
+    refuse(faults, fault, int(wrong.sum()), len(rows), "annotations", examples)
 
-    They cannot if nearly all boxes could be corners, and half of them are those of their masks (a single box
-    must stick out of the image besides, read as x, y, width, height), or half of three or more stick out.
+
+def like_corners(
+    boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which boxes could be x1, y1, x2, y2; which of them fit their masks as such, and not as x, y, width,
+    height; and which stick out of the image if they are not: (A,) bool each. Parameters as in `check_boxes`.
     """
     a, b, slack = boxes[:, :2], boxes[:, 2:], _slack(extents)
     fits = partial(_fits, extents)
@@ -75,21 +91,48 @@ def _check_corners(
     as_meant = fits(np.clip(a, 0, sizes), np.clip(a + b, 0, sizes))  # a box may extend beyond the border
     as_corners = possible & ~as_meant & fits(a, b)
     sticks_out = possible & ~as_meant & (a + b > sizes + slack).any(axis=1)
-    fit = as_corners.mean() >= 0.5 and (len(rows) > 1 or sticks_out.all())
-    stick_out = sticks_out.mean() >= 0.5 and len(rows) > 2
-    if possible.mean() >= _NEARLY_ALL and (fit or stick_out):
+    return possible, as_corners, sticks_out
+
+
+def nearly_all_corners(possible: np.ndarray, as_corners: np.ndarray, sticks_out: np.ndarray) -> bool:
+    """Whether width and height cannot be meant, by what `like_corners` returns of a file.
+
+    They cannot if nearly all boxes could be corners, and half of them are those of their masks (a single box
+    must stick out of the image besides, read as x, y, width, height), or half of three or more stick out.
+    """
+    fit = as_corners.mean() >= 0.5 and (len(possible) > 1 or sticks_out.all())
+    stick_out = sticks_out.mean() >= 0.5 and len(possible) > 2
+    return bool(possible.mean() >= _NEARLY_ALL and (fit or stick_out))
+
+
+def _check_corners(
+    path: Path,
+    rows: list[Annotation],
+    boxes: np.ndarray,
+    extents: np.ndarray,
+    sizes: np.ndarray,
+    faults: Faults | None,
+) -> None:
+    """Refuse boxes given as x1, y1, x2, y2, where width and height cannot be meant."""
+    possible, as_corners, sticks_out = like_corners(boxes, extents, sizes)
+    if nearly_all_corners(possible, as_corners, sticks_out):
         wrong = as_corners | sticks_out
         row = rows[int(wrong.argmax())]
         x1, y1, x2, y2 = row.bbox
-        raise InputError(
+        text = (
             f"{path}: {row.label}: bbox {numbers(row.bbox)} reads like x1, y1, x2, y2; COCO means "
             f"x, y, width, height: write {numbers((x1, y1, x2 - x1, y2 - y1))}"
-            f"{of_all(int(wrong.sum()), len(rows), 'annotations')}"
         )
+        _refuse(faults, Fault(text, "corners"), rows, wrong)
 
 
 def _check_centres(
-    path: Path, rows: list[Annotation], boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray
+    path: Path,
+    rows: list[Annotation],
+    boxes: np.ndarray,
+    extents: np.ndarray,
+    sizes: np.ndarray,
+    faults: Faults | None,
 ) -> None:
     """Refuse boxes whose x and y are those of their centres, as YOLO has them.
 
@@ -103,11 +146,11 @@ def _check_centres(
     if len(rows) > 1 and as_centres.mean() >= _NEARLY_ALL and wrong.mean() >= 0.5:
         row = rows[int(wrong.argmax())]
         x, y, w, h = row.bbox
-        raise InputError(
+        text = (
             f"{path}: {row.label}: bbox {numbers(row.bbox)} reads like the centre's x, y, then width, "
             f"height; COCO means the upper left corner: write {numbers((x - w / 2, y - h / 2, w, h))}"
-            f"{of_all(int(wrong.sum()), len(rows), 'annotations')}"
         )
+        _refuse(faults, Fault(text, "centres"), rows, wrong)
 
 
 def _slack(extents: np.ndarray) -> np.ndarray:
@@ -121,7 +164,9 @@ def _fits(extents: np.ndarray, x1y1: np.ndarray, x2y2: np.ndarray) -> np.ndarray
     return ((abs(x1y1 - extents[:, :2]) <= slack) & (abs(x2y2 - extents[:, 2:]) <= slack)).all(axis=1)
 
 
-def _check_scale(path: Path, rows: list[Annotation], boxes: np.ndarray, outlines: np.ndarray) -> None:
+def _check_scale(
+    path: Path, rows: list[Annotation], boxes: np.ndarray, outlines: np.ndarray, faults: Faults | None
+) -> None:
     """Refuse polygons that are their boxes times a factor: drawn in a picture of another size."""
     drawn = np.flatnonzero(~np.isnan(outlines[:, 0]))
     if not len(drawn):
@@ -138,8 +183,10 @@ def _check_scale(path: Path, rows: list[Annotation], boxes: np.ndarray, outlines
     if scaled.mean() >= _NEARLY_ALL and wrong.mean() >= 0.5:
         row = drawn[int(wrong.argmax())]
         factors = " and ".join(f"{f:.3g}" for f in (factor if np.ptp(factor) > 0.05 else factor[:1]))
-        raise InputError(
+        text = (
             f"{path}: {rows[row].label}: the polygon lies in {numbers(outlines[row])} (x1, y1, x2, y2), "
             f"which is its bbox {numbers(rows[row].bbox)} times {factors}; give both in pixels of this image"
-            f"{of_all(int(scaled.sum()), len(rows), 'annotations')}"
         )
+        which = np.zeros(len(rows), bool)
+        which[drawn] = scaled
+        _refuse(faults, Fault(text, "scale"), rows, which)

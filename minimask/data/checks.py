@@ -15,8 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from minimask.data.fields import Fault, finite_numbers, integer, label, of_all, read_all, show, value
-from minimask.data.formats import HEAD, instead
+from minimask.data import formats
+from minimask.data.fields import (
+    Fault,
+    Faults,
+    finite_numbers,
+    integer,
+    label,
+    read_all,
+    refuse,
+    show,
+    value,
+)
 from minimask.data.image_entries import ImageRecord
 from minimask.data.keypoint_checks import check_keypoints
 from minimask.data.mask_checks import check_mask
@@ -29,6 +39,7 @@ class Annotation:
     """An entry of the JSON's `annotations`, checked; the mask is a compressed RLE, whatever it was before."""
 
     id: int  # 0 if the JSON has none
+    has_id: bool
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]  # x, y, width, height
@@ -39,24 +50,13 @@ class Annotation:
     outline: tuple[float, float, float, float] | None
     label: str  # for messages: "annotation 17 (image 4)"
     keypoints: list[float] | None = None  # x, y, visibility, ... as in the JSON; None if there are none
+    num_keypoints: float | None = None  # of them, as in the JSON
+    unread_keypoints: bool = False  # it has some, of which its category has no names
 
 
 def read_document(path: Path) -> dict:
     """The content of the JSON file: an object with the lists images, annotations and categories."""
-    text = _read_text(path)
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        if other := instead(text[:HEAD].encode(), path):
-            raise InputError(f"{path}: {other}") from None
-        end = "; the file seems cut off" if error.pos >= len(text.rstrip()) else ""
-        raise InputError(f"{path}: is not JSON ({error.msg}, line {error.lineno}{end})") from None
-    except RecursionError:
-        raise InputError(
-            f"{path}: is not JSON that can be read (thousands of brackets in brackets)"
-        ) from None
-    except ValueError:
-        raise InputError(f"{path}: is not JSON that can be read (a number of thousands of digits)") from None
+    document = read_json(path)
     if isinstance(document, list):
         raise InputError(
             f"{path}: is a list (a results file?), not COCO instances, which is an object with the lists "
@@ -74,7 +74,42 @@ def read_document(path: Path) -> dict:
     return document
 
 
-def _read_text(path: Path) -> str:
+def read_json(path: Path, instead: str = "COCO instances") -> Any:
+    """The content of a JSON file, whatever it is; `instead` as in `read_text`.
+
+    Raises
+    ------
+    InputError
+    """
+    text = read_text(path, instead)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if other := formats.instead(text[: formats.HEAD].encode(), path):
+            raise InputError(f"{path}: {other}") from None
+        end = "; the file seems cut off" if error.pos >= len(text.rstrip()) else ""
+        raise InputError(f"{path}: is not JSON ({error.msg}, line {error.lineno}{end})") from None
+    except RecursionError:
+        raise InputError(
+            f"{path}: is not JSON that can be read (thousands of brackets in brackets)"
+        ) from None
+    except ValueError:
+        raise InputError(f"{path}: is not JSON that can be read (a number of thousands of digits)") from None
+
+
+def read_text(path: Path, instead: str = "COCO instances") -> str:
+    """The text of a UTF-8 file.
+
+    Parameters
+    ----------
+    path : Path
+    instead : str
+        Which JSON is asked for where the file is not even text; empty where it need not be JSON.
+
+    Raises
+    ------
+    InputError
+    """
     try:
         with open_regular(path) as file:
             content = file.read()
@@ -82,7 +117,7 @@ def _read_text(path: Path) -> str:
         why = "; an address of the web is not read: download it" if is_address(path) else ""
         raise InputError(f"{path}: no such file{why}") from None
     except IsADirectoryError:
-        raise InputError(f"{path}: is a directory; give the JSON file itself") from None
+        raise InputError(f"{path}: is a directory; give the file itself") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     try:
@@ -90,10 +125,12 @@ def _read_text(path: Path) -> str:
             return content.decode("utf-8-sig")  # some editors put a byte order mark in front
     except UnicodeDecodeError:
         pass
-    raise InputError(f"{path}: {_of_another_encoding(content, path)}")
+    if not instead:
+        raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8")
+    raise InputError(f"{path}: {_of_another_encoding(content, path, instead)}")
 
 
-def _of_another_encoding(content: bytes, path: Path) -> str:
+def _of_another_encoding(content: bytes, path: Path, instead: str) -> str:
     """What to say of a file that is not UTF-8: JSON that was saved otherwise, or none."""
     wide = json.detect_encoding(content)
     if wide != "utf-8" and content.decode(wide, "replace").lstrip("\ufeff \t\r\n").startswith(("{", "[")):
@@ -101,12 +138,12 @@ def _of_another_encoding(content: bytes, path: Path) -> str:
     try:
         json.loads(content.decode("latin-1"))
     except (ValueError, RecursionError):
-        unknown = "is not JSON (not even UTF-8 text); give a COCO instances file"
-        return instead(content[:HEAD], path) or unknown
+        unknown = f"is not JSON (not even UTF-8 text); give a file of {instead}"
+        return formats.instead(content[: formats.HEAD], path) or unknown
     return "is not UTF-8 text, but perhaps of Windows (cp1252); save it as UTF-8"
 
 
-def read_categories(entries: list, path: Path) -> dict[int, str]:
+def read_categories(entries: list, path: Path, faults: Faults | None = None) -> dict[int, str]:
     """Id -> name, sorted by id. Names are stripped of spaces, and can be printed in one line."""
     if not entries:
         raise InputError(f"{path}: 'categories' is empty; each class needs an id and a name")
@@ -116,15 +153,19 @@ def read_categories(entries: list, path: Path) -> dict[int, str]:
         return integer(entry, "id", place), _name(value(entry, "name", place), place)
 
     names: dict[int, str] = {}
-    for category_id, name in read_all(entries, read, "categories"):
+    for category_id, name in read_all(entries, read, "categories", faults):
         if category_id in names:
-            raise InputError(f"{path}: category {category_id} occurs twice; category ids must be unique")
+            text = f"{path}: category {category_id} occurs twice; category ids must be unique"
+            refuse(faults, Fault(text, "id twice"), total=len(entries), what="categories")
+            continue
         if name in names.values():
             other = next(other for other, same in names.items() if same == name)
-            raise InputError(
+            text = (
                 f"{path}: categories {other} and {category_id} are both named {show(name)}; rename one, or "
                 "make them one category"
             )
+            refuse(faults, Fault(text, "name twice"), total=len(entries), what="categories")
+            continue
         names[category_id] = name
     return dict(sorted(names.items()))
 
@@ -145,11 +186,12 @@ def read_annotations(
     path: Path,
     records: Iterable[ImageRecord],
     category_ids: Iterable[int],
-    keypoints: dict[int, int] | None = None,
+    keypoints: dict[int, int | None] | None = None,
+    faults: Faults | None = None,
 ) -> list[Annotation]:
-    """The annotations in the order of the file, each checked by itself.
+    """The annotations in the order of the file, each checked by itself; `faults` take what else is raised.
 
-    `keypoints` has the number of keypoints of the categories that have any.
+    `keypoints` has the number of keypoints of the categories that have any, None where it is not known.
     """
     sizes = {record.id: (record.height, record.width) for record in records}
     categories = dict.fromkeys(category_ids, 0) | (keypoints or {})
@@ -158,17 +200,16 @@ def read_annotations(
         place = label(path, "annotation", entry, index)
         return _read_annotation(entry, place, path, sizes, categories, needed)
 
-    rows = read_all(entries, read, "annotations")
+    rows = read_all(entries, read, "annotations", faults)
+    numbered = [row for row in rows if row.has_id]
     seen: set[int] = set()
-    for entry, row in zip(entries, rows):
-        if "id" in entry and row.id in seen:
-            count = sum("id" in entry for entry in entries) - len({row.id for row in rows if row.id})
-            raise InputError(
-                f"{path}: annotation {row.id} occurs twice; annotation ids must be unique"
-                f"{of_all(count, len(rows), 'annotations')}"
-            )
-        if "id" in entry:
-            seen.add(row.id)
+    for row in numbered:
+        if row.id in seen:
+            text = f"{path}: annotation {row.id} occurs twice; annotation ids must be unique"
+            count = len(numbered) - len({row.id for row in numbered})
+            refuse(faults, Fault(text, "id twice"), count, len(rows), "annotations")
+            break
+        seen.add(row.id)
     return rows
 
 
@@ -177,12 +218,13 @@ def _read_annotation(
     place: str,
     path: Path,
     sizes: dict[int, tuple[int, int]],
-    categories: dict[int, int],
+    categories: dict[int, int | None],
     needed: bool,
 ) -> Annotation | None:
     """One annotation, or None if it is not needed.
 
-    `sizes` has height and width of the images by id, `categories` how many keypoints each has.
+    `sizes` has height and width of the images by id, `categories` how many keypoints each has,
+    None where that is not known.
     """
     number = integer(entry, "id", place) if "id" in entry else 0
     image_id = integer(entry, "image_id", place)
@@ -213,6 +255,7 @@ def _read_annotation(
         return None
     return Annotation(
         id=number,
+        has_id="id" in entry,
         image_id=image_id,
         category_id=category_id,
         bbox=tuple(map(float, bbox)),
@@ -222,6 +265,8 @@ def _read_annotation(
         outline=mask and mask.outline,
         label=place.removeprefix(f"{path}: "),
         keypoints=keypoints,
+        num_keypoints=entry.get("num_keypoints") if keypoints else None,
+        unread_keypoints=bool(entry.get("keypoints")) and categories[category_id] == 0,
     )
 
 

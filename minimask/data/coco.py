@@ -14,6 +14,7 @@ import numpy as np
 
 from minimask.data import checks, keypoint_checks, rle
 from minimask.data.box_checks import check_boxes
+from minimask.data.fields import Faults, Note, of_all
 from minimask.data.image_entries import ImageRecord, read_images, wrong_size
 from minimask.data.images import PixelCache, decode, to_float_within
 from minimask.data.sample import PixelBox, Sample, cut, cut_keypoints
@@ -25,7 +26,7 @@ DIGESTED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
+class Table:
     """Annotations column by column, grouped by image; within an image in the order of the file."""
 
     ids: np.ndarray  # (A,) int64; 0 where the file has none
@@ -39,9 +40,9 @@ class _Table:
     extents: np.ndarray  # (A, 4) int64: x1, y1, x2, y2 of the mask
     keypoints: np.ndarray  # (A, K, 3) float64: x, y, visibility; K is 0 in files without keypoints
 
-    def select(self, rows) -> "_Table":
+    def select(self, rows) -> "Table":
         """The rows of a slice, an index array or a bool array."""
-        return _Table(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return Table(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 class CocoDataset:
@@ -71,7 +72,7 @@ class CocoDataset:
         path: Path,
         records: list[ImageRecord],
         categories: dict[int, str],
-        table: _Table,
+        table: Table,
         notes: list[str],
         skeleton: Skeleton | None = None,
     ):
@@ -86,6 +87,16 @@ class CocoDataset:
         self._table = table
         self._starts = np.searchsorted(table.images, np.arange(len(records) + 1))
         self._cache = PixelCache(CACHE_BYTES)
+
+    @property
+    def records(self) -> list[ImageRecord]:
+        """The images in order: id, file and size."""
+        return self._records
+
+    @property
+    def table(self) -> Table:
+        """The annotations, crowds included, in order of the images."""
+        return self._table
 
     def __len__(self) -> int:
         return len(self._records)
@@ -186,7 +197,7 @@ class CocoDataset:
             ],
         }
 
-    def _annotations(self, index: int) -> _Table:
+    def _annotations(self, index: int) -> Table:
         """The annotations of one image."""
         index = range(len(self))[index]  # takes negative indices, raises IndexError
         return self._table.select(slice(self._starts[index], self._starts[index + 1]))
@@ -205,7 +216,7 @@ class CocoDataset:
 
 
 def read_coco(
-    json_path: str | Path, images_dir: str | Path, strict: bool = False, allow_empty: bool = True
+    json_path: str | Path, images_dir: str | Path | None, strict: bool = False, allow_empty: bool = True
 ) -> CocoDataset:
     """Read and check a COCO instances file.
 
@@ -218,8 +229,9 @@ def read_coco(
     json_path : str or Path
         Has the lists images, annotations and categories. Masks are polygons, RLE or compressed RLE; category
         ids may have gaps; images may have no objects. Keypoints are read where the categories name them.
-    images_dir : str or Path
-        The folder that the images' file_name is relative to.
+    images_dir : str, Path or None
+        The folder that the images' file_name is relative to. None looks for no files: such a data set can be
+        compared with results, and has no pixels.
     strict : bool
         Raise an error where an annotation would be dropped.
     allow_empty : bool
@@ -230,40 +242,121 @@ def read_coco(
     InputError
         One line that names the file and the annotation or image id, and says what to do.
     """
-    path = Path(json_path)
-    notes: list[str] = []
+    path, notes = Path(json_path), []
     document = checks.read_document(path)
-    records = read_images(document["images"], path, Path(images_dir), notes)
+    records = read_images(document["images"], path, None if images_dir is None else Path(images_dir), notes)
     categories = checks.read_categories(document["categories"], path)
     skeletons = keypoint_checks.read_skeletons(document["categories"], path)
     counts = {i: len(skeleton.names) for i, skeleton in skeletons.items()}
     rows = checks.read_annotations(document["annotations"], path, records, categories, counts)
+    skeleton = next(iter(skeletons.values()), None)
+    dataset = _assembled(rows, path, records, categories, skeleton, strict, notes)
+    _check_objects(dataset.table, len(records), path, allow_empty, dataset.notes)
+    return dataset
+
+
+def survey_coco(
+    json_path: str | Path, images_dir: str | Path
+) -> tuple[CocoDataset | None, Faults, list[str]]:
+    """As `read_coco`, but go on behind what that refuses.
+
+    Returns
+    -------
+    dataset : CocoDataset or None
+        Of what is not at fault; None where no image or no category is left. Annotations of an image or a
+        category that is at fault are left out, which is no fault of theirs.
+    faults : Faults
+    notes : list of str
+        As `CocoDataset.notes`; those of which there may be many in a file are `fields.Note`.
+
+    Raises
+    ------
+    InputError
+        If the file is no COCO instances JSON, or there is no such folder.
+    """
+    path, faults, notes = Path(json_path), Faults(), []
+    document = checks.read_document(path)
+    records = read_images(document["images"], path, Path(images_dir), notes, faults)
+    categories = checks.read_categories(document["categories"], path, faults)
+    if not records or not categories:
+        return None, faults, notes
+    # An annotation is checked though its image's file is missing, or its category's name is at fault, and
+    # left out then. One of an image whose size is in doubt cannot be.
+    found, folder = {record.id for record in records}, Path(images_dir)
+    sized = read_images(document["images"], path, None, [], Faults())
+    sized = [record for record in sized if record.id in found or not (folder / record.path).exists()]
+    lost = _ids(document["images"]) - {record.id for record in sized}
+    entries = [
+        entry
+        for entry in document["annotations"]
+        if not (isinstance(entry, dict) and _is_number(entry.get("image_id")) and entry["image_id"] in lost)
+    ]
+    skeleton, counts = _survey_skeletons(document["categories"], path, categories, faults)
+    rows = checks.read_annotations(entries, path, sized, _ids(document["categories"]), counts, faults)
+    rows = [row for row in rows if row.image_id in found and row.category_id in categories]
+    return _assembled(rows, path, records, categories, skeleton, False, notes, faults), faults, notes
+
+
+def _survey_skeletons(
+    entries: list, path: Path, categories: dict[int, str], faults: Faults
+) -> tuple[Skeleton | None, dict[int, int | None]]:
+    """The skeleton of all categories, None where they differ; and how many keypoints each category has."""
+    sound = [e for e in entries if isinstance(e, dict) and _is_number(e.get("id")) and e["id"] in categories]
+    skeletons = keypoint_checks.read_skeletons(sound, path, faults)
+    counts: dict[int, int | None] = {entry["id"]: None for entry in sound if entry.get("keypoints")}
+    counts |= {i: len(skeleton.names) for i, skeleton in skeletons.items()}
+    kinds = set(skeletons.values())
+    return kinds.pop() if len(kinds) == 1 else None, counts
+
+
+def _ids(entries: list) -> set:
+    return {entry["id"] for entry in entries if isinstance(entry, dict) and _is_number(entry.get("id"))}
+
+
+def _is_number(number: Any) -> bool:
+    return type(number) in (int, float)
+
+
+def _assembled(
+    rows: list[checks.Annotation],
+    path: Path,
+    records: list[ImageRecord],
+    categories: dict[int, str],
+    skeleton: Skeleton | None,
+    strict: bool,
+    notes: list[str],
+    faults: Faults | None = None,
+) -> CocoDataset:
+    """The data set of images, categories and annotations that have been checked one by one."""
     index = {record.id: i for i, record in enumerate(records)}
     rows.sort(key=lambda row: index[row.image_id])  # stable: the file's order within an image
+    read = rows
 
     flat = np.array([row.counts is None for row in rows], bool)
-    _note_dropped(rows, flat, "box has no area or lies outside the image", path, strict, notes)
+    why = "box has no area or lies outside the image"
+    _note_dropped(rows, flat, why, "degenerate box", path, strict, notes)
     rows = [row for row in rows if row.counts is not None]
-    table = _make_table(rows, index, list(categories), records, max(counts.values(), default=0))
+    table = _make_table(rows, index, list(categories), records, len(skeleton.names) if skeleton else 0)
     width_height = np.array([(r.width, r.height) for r in records])[table.images]  # (A, 2)
-    check_boxes(path, rows, table.boxes, table.extents, width_height)
-    keypoint_checks.check_together(path, table.keypoints, table.boxes)
-    notes += keypoint_checks.notes(document, path, skeletons, table.keypoints)
+    check_boxes(path, rows, table.boxes, table.extents, width_height, faults)
+    keypoint_checks.check_together(path, table.keypoints, table.boxes, faults)
+    _note_keypoints(read, table, path, notes)
     _note_apart(rows, table, path, notes)
-    _note_dropped(rows, table.pixels == 0, "mask has no pixel", path, strict, notes)
+    _note_dropped(rows, table.pixels == 0, "mask has no pixel", "empty mask", path, strict, notes)
     unknown = sum(row.area is None for row in rows)
     if unknown:
-        notes.append(
+        text = (
             f"{path}: area is 0 or missing in {unknown} of {len(rows)} annotations; measured from their masks"
         )
+        notes.append(Note(text, "no area given", unknown))
     table = table.select(table.pixels > 0)
-    _check_objects(table, len(records), path, allow_empty, notes)
     if (table.ids < 1).any():
-        notes.append(f"{path}: annotation ids below 1 or missing; numbered anew for the evaluation")
-    return CocoDataset(path, records, categories, table, notes, next(iter(skeletons.values()), None))
+        text = f"{path}: annotation ids below 1 or missing; numbered anew for the evaluation"
+        notes.append(Note(text, "ids below 1", int((table.ids < 1).sum())))
+    return CocoDataset(path, records, categories, table, notes, skeleton)
 
 
-def _check_objects(table: _Table, images: int, path: Path, allow_empty: bool, notes: list[str]) -> None:
+def _check_objects(table: Table, images: int, path: Path, allow_empty: bool, notes: list[str]) -> None:
     """Refuse or note a file in which no annotation is an object."""
     crowds = len(table.crowd) if table.crowd.all() else 0
     only = (
@@ -275,7 +368,7 @@ def _check_objects(table: _Table, images: int, path: Path, allow_empty: bool, no
         why = f": {only}" if crowds else "; annotate some"
         raise InputError(f"{path}: no object is left to learn from in {images} images{dropped}{why}")
     if crowds:
-        notes.append(f"{path}: {only}")
+        notes.append(one_line(f"{path}: {only}"))
 
 
 def shared_files(one: Any, other: Any) -> str | None:
@@ -322,7 +415,13 @@ def _digest(paths: list[Path]) -> str:
 
 
 def _note_dropped(
-    rows: list[checks.Annotation], bad: np.ndarray, why: str, path: Path, strict: bool, notes: list[str]
+    rows: list[checks.Annotation],
+    bad: np.ndarray,
+    why: str,
+    kind: str,
+    path: Path,
+    strict: bool,
+    notes: list[str],
 ) -> None:
     """Note that the annotations for which `bad` (A,) is True are dropped; with `strict`, an InputError."""
     if not bad.any():
@@ -330,19 +429,39 @@ def _note_dropped(
     what = f"{bad.sum()} of {len(rows)} annotations, whose {why}: {_first(rows, bad)}"
     if strict:
         raise InputError(f"{path}: {what}; correct or remove them, or read it without strict")
-    notes.append(f"{path}: dropped {what}")
+    notes.append(Note(f"{path}: dropped {what}", kind, int(bad.sum())))
 
 
-def _note_apart(rows: list[checks.Annotation], table: _Table, path: Path, notes: list[str]) -> None:
+def _note_apart(rows: list[checks.Annotation], table: Table, path: Path, notes: list[str]) -> None:
     """Note masks that have nothing in common with their boxes."""
     low = np.maximum(table.boxes[:, :2], table.extents[:, :2])
     high = np.minimum(table.boxes[:, :2] + table.boxes[:, 2:], table.extents[:, 2:])
     apart = (table.pixels > 0) & (low >= high).any(axis=1)
     if apart.any():
-        notes.append(
+        text = (
             f"{path}: {apart.sum()} of {len(rows)} annotations have their mask outside of their box: "
             f"{_first(rows, apart)}"
         )
+        notes.append(Note(text, "mask outside box", int(apart.sum())))
+
+
+def _note_keypoints(rows: list[checks.Annotation], table: Table, path: Path, notes: list[str]) -> None:
+    """Note what may surprise about the keypoints of all annotations in the file; the table has those kept."""
+    unread = sum(row.unread_keypoints for row in rows)
+    if unread:
+        text = (
+            f"{path}: the keypoints of {unread} of {len(rows)} annotations are not read, since their "
+            "categories name none; give the categories a list 'keypoints'"
+        )
+        notes.append(Note(text, "keypoints without names", unread))
+    found = [row for row in rows if row.keypoints]
+    wrong = sum(row.num_keypoints not in (None, sum(v > 0 for v in row.keypoints[2::3])) for row in found)
+    if wrong:
+        number = of_all(wrong, len(rows), "annotations") or f" (in 1 of {len(rows)} annotations)"
+        text = f"{path}: num_keypoints is not the number of labelled keypoints{number}; counted anew"
+        notes.append(Note(text, "number of keypoints", wrong))
+    if table.keypoints.shape[1] and not (table.keypoints[..., 2] > 0).any():
+        notes.append(Note(f"{path}: its categories have keypoints, but not one is labelled", "no keypoint"))
 
 
 def _first(rows: list[checks.Annotation], chosen: np.ndarray) -> str:
@@ -357,7 +476,7 @@ def _make_table(
     category_ids: list[int],
     records: list[ImageRecord],
     num_keypoints: int,
-) -> _Table:
+) -> Table:
     images = np.array([index[row.image_id] for row in rows], np.int64)
     label = {category_id: k for k, category_id in enumerate(category_ids, start=1)}
     masks = [
@@ -367,7 +486,7 @@ def _make_table(
     areas = [float(count) if row.area is None else row.area for row, count in zip(rows, pixels)]
     counts = np.empty(len(rows), object)
     counts[:] = [row.counts for row in rows]
-    return _Table(
+    return Table(
         ids=np.array([row.id for row in rows], np.int64),
         images=images,
         labels=np.array([label[row.category_id] for row in rows], np.int64),
@@ -377,7 +496,9 @@ def _make_table(
         counts=counts,
         pixels=pixels,
         extents=extents,
-        keypoints=keypoint_checks.as_array((row.keypoints for row in rows), num_keypoints),
+        keypoints=keypoint_checks.as_array(
+            [row.keypoints if num_keypoints else None for row in rows], num_keypoints
+        ),
     )
 
 
@@ -387,7 +508,7 @@ def _corners(boxes: np.ndarray, record: ImageRecord) -> np.ndarray:
 
 
 def _cut_objects(
-    table: _Table, record: ImageRecord, window: PixelBox, **options
+    table: Table, record: ImageRecord, window: PixelBox, **options
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Boxes (G, 4), labels (G,), masks (G, h, w) and keypoints (G, K, 3) that a window shows of objects.
 
@@ -398,7 +519,7 @@ def _cut_objects(
     return boxes[keep], table.labels[keep], masks[keep], cut_keypoints(table.keypoints[keep], window)
 
 
-def _decode_masks(table: _Table, height: int, window: PixelBox) -> np.ndarray:
+def _decode_masks(table: Table, height: int, window: PixelBox) -> np.ndarray:
     """The parts of masks in a window that all of them reach into: (A, h, w) uint8, 0 or 1."""
     masks = np.zeros((len(table.ids), window.y2 - window.y1, window.x2 - window.x1), np.uint8)
     begins = np.maximum(table.extents[:, :2], window[:2]).tolist()

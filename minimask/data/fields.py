@@ -6,6 +6,7 @@ A `Fault` is what is wrong with one entry; `read_all` says how many others share
 import math
 import reprlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,78 @@ class Fault(InputError):
         self.kind = kind
 
 
-def read_all(entries: list, read: Callable[[int, Any, bool], Any], what: str) -> list:
+class Note(str):
+    """A line of what reading dropped or changed, or of what may surprise.
+
+    Attributes
+    ----------
+    kind : str
+    count : int
+        Of entries that it speaks of.
+    """
+
+    def __new__(cls, text: str, kind: str, count: int = 1):
+        note = super().__new__(cls, text)
+        note.kind, note.count = kind, count
+        return note
+
+
+@dataclass
+class Found:
+    """Faults of one kind in a file."""
+
+    kind: str
+    text: str  # the first one's line
+    count: int
+    total: int  # entries, with and without the fault
+    what: str  # what they are called
+    examples: list[str]
+
+
+class Faults:
+    """Takes faults that would else be raised, and reading goes on without the entries that have them."""
+
+    MOST = 5  # examples of a kind
+
+    def __init__(self):
+        self._of_kind: dict[str, Found] = {}
+
+    @property
+    def found(self) -> list[Found]:
+        """By kind, in the order in which they were met."""
+        return list(self._of_kind.values())
+
+    def add(
+        self,
+        fault: InputError,
+        kind: str,
+        total: int,
+        what: str,
+        count: int = 1,
+        examples: Iterable[str] = (),
+    ) -> None:
+        found = self._of_kind.setdefault(kind, Found(kind, str(fault), 0, total, what, []))
+        found.count += count
+        found.examples += list(examples)[: self.MOST - len(found.examples)]
+
+
+def refuse(
+    faults: Faults | None,
+    fault: Fault,
+    count: int = 1,
+    total: int = 1,
+    what: str = "entries",
+    examples: Iterable[str] = (),
+) -> None:
+    """Raise an InputError that says in how many of `total` entries a fault is; or add it to `faults`."""
+    if faults is None:
+        raise InputError(f"{fault}{of_all(count, total, what)}")
+    faults.add(fault, fault.kind, total, what, count, examples)
+
+
+def read_all(
+    entries: list, read: Callable[[int, Any, bool], Any], what: str, faults: Faults | None = None
+) -> list:
     """``[read(index, entry, True) for ...]``; at the first `Fault` an InputError that counts its like.
 
     Parameters
@@ -32,16 +104,32 @@ def read_all(entries: list, read: Callable[[int, Any, bool], Any], what: str) ->
         Takes index, entry, and whether the result is needed: the entries behind a fault are only counted.
     what : str
         The entries' name in the plural.
+    faults : Faults, optional
+        Takes all faults; the result lacks the entries that have them.
     """
     rows = []
     for index, entry in enumerate(entries):
         try:
             rows.append(read(index, entry, True))
         except Fault as fault:
+            if faults is not None:
+                faults.add(
+                    fault, fault.kind, len(entries), what, examples=[_place(fault, entry, index, what)]
+                )
+                continue
             later = range(index + 1, len(entries))
             count = 1 + sum(_shares(lambda i=i: read(i, entries[i], False), fault.kind) for i in later)
             raise InputError(f"{fault}{of_all(count, len(entries), what)}") from None
     return rows
+
+
+def _place(fault: Fault, entry: Any, index: int, what: str) -> str:
+    """What an example is called: "annotation 17 (image 4)"."""
+    kind = {"categories": "category"}.get(what, what.removesuffix("s"))
+    if not isinstance(entry, dict) or entry.get("id") is None:
+        return f"{kind} number {index + 1}"
+    image = f" (image {show(entry['image_id'])})" if "image_id" in entry else ""
+    return f"{kind} {show(entry['id'])}{image}"
 
 
 def _shares(read: Callable[[], Any], kind: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from minimask.data import images
-from minimask.data.fields import Fault, integer, label, of_all, read_all, show, value
+from minimask.data.fields import Fault, Faults, Note, integer, label, read_all, refuse, show, value
 from minimask.errors import InputError, one_line
 
 _LOOKED_AT = 3  # images of 16 bits that are decoded, to see how many of their bits are used
@@ -28,11 +28,17 @@ class ImageRecord:
     width: int
 
 
-def read_images(entries: list, path: Path, images_dir: Path, notes: list[str]) -> list[ImageRecord]:
-    """The images sorted by id; every file exists inside `images_dir` and has the annotated size."""
+def read_images(
+    entries: list, path: Path, images_dir: Path | None, notes: list[str], faults: Faults | None = None
+) -> list[ImageRecord]:
+    """The images sorted by id; every file exists inside `images_dir` and has the annotated size.
+
+    Where that is None, nobody looks for files. Where there are `faults`, they take what would be raised, and
+    the images that are at fault are left out.
+    """
     if not entries:
         raise InputError(f"{path}: 'images' is empty; there is nothing to use")
-    if not _holds(images_dir.is_dir):
+    if images_dir is not None and not _holds(images_dir.is_dir):
         why = "is not a directory" if _holds(images_dir.exists) else "no such directory"
         raise InputError(f"{images_dir}: {why}; give the folder that the images of {path} are in")
 
@@ -40,22 +46,42 @@ def read_images(entries: list, path: Path, images_dir: Path, notes: list[str]) -
         return _read_image(entry, label(path, "image", entry, index), images_dir)
 
     records: dict[int, ImageRecord] = {}
-    for record in read_all(entries, read, "images"):
+    for record in read_all(entries, read, "images", faults):
         if record.id in records:
-            raise InputError(f"{path}: image {record.id} occurs twice; image ids must be unique")
-        records[record.id] = record
+            text = f"{path}: image {record.id} occurs twice; image ids must be unique"
+            refuse(faults, Fault(text, "id twice"), total=len(entries), what="images")
+        records.setdefault(record.id, record)
     found = list(records.values())
-    _check_files(found, path, images_dir)
-    headers = [images.examine(record.path) for record in found]
-    _check_sizes(found, headers, path, notes)
+    if images_dir is None:
+        return sorted(found, key=lambda record: record.id)
+    found = _check_files(found, path, images_dir, faults)
+    headers = _examined(found, faults)
+    found = [record for record in found if record.id in headers]
+    found = _check_sizes(found, headers, path, notes, faults)
+    headers = [headers[record.id] for record in found]
     _note_twice(found, path, notes)
     _note_later_pictures(found, headers, path, notes)
     _note_unused_bits(found, headers, path, notes)
     return sorted(found, key=lambda record: record.id)
 
 
-def _read_image(entry: dict, name: str, images_dir: Path) -> ImageRecord:
+def _examined(records: list[ImageRecord], faults: Faults | None) -> dict[int, images.Header]:
+    """The headers of the files by image id; a file that is no image is an error, or a fault."""
+    headers = {}
+    for record in records:
+        try:
+            headers[record.id] = images.examine(record.path)
+        except InputError as error:
+            if faults is None:
+                raise
+            faults.add(error, "no image", len(records), "images", examples=[f"image {record.id}"])
+    return headers
+
+
+def _read_image(entry: dict, name: str, images_dir: Path | None) -> ImageRecord:
     image_id = integer(entry, "id", name)
+    if images_dir is None:
+        entry, images_dir = {"file_name": f"image {image_id}"} | entry, Path()
     file_name = value(entry, "file_name", name)
     if not isinstance(file_name, str) or not file_name:
         raise Fault(f"{name}: file_name must be a name, is {show(file_name)}", "file_name")
@@ -87,18 +113,28 @@ def _holds(test: Callable[[], bool]) -> bool:
         return False
 
 
-def _check_files(records: list[ImageRecord], path: Path, images_dir: Path) -> None:
-    """Every image is a regular file; whether Pillow can read it is another question."""
+def _check_files(
+    records: list[ImageRecord], path: Path, images_dir: Path, faults: Faults | None
+) -> list[ImageRecord]:
+    """The images that are regular files: all of them; whether Pillow can read one is another question."""
     missing = [record for record in records if not _holds(record.path.is_file)]
     if not missing:
-        return
+        return records
     first = missing[0]
     name = show(first.file_name)
     count = f"{len(missing)} of {len(records)} images are missing, " if len(missing) > 1 else ""
     what = "a directory, not a file, is" if _holds(first.path.is_dir) else "there is no file"
     there = _file_there(first.file_name, images_dir)
     mend = f"; {there}" if there else f" in {images_dir}; is it the right folder?"
-    raise InputError(f"{path}: {count}image {first.id}: {what} {name}{mend}")
+    fault = Fault(f"{path}: {count}image {first.id}: {what} {name}{mend}", "missing")
+    if faults is None:
+        raise fault
+    faults.add(fault, fault.kind, len(records), "images", len(missing), map(_called, missing))
+    return [record for record in records if record not in missing]
+
+
+def _called(record: ImageRecord) -> str:
+    return one_line(f"image {record.id} ({record.file_name})")
 
 
 _RESPELLED: tuple[tuple[str, Callable[[str], str]], ...] = (
@@ -146,11 +182,16 @@ def _files_below(folder: Path) -> list[str]:
 
 
 def _check_sizes(
-    records: list[ImageRecord], headers: list[images.Header], path: Path, notes: list[str]
-) -> None:
-    """Every image has the annotated size, upright or, which is noted, as stored without its EXIF rotation."""
+    records: list[ImageRecord],
+    headers: dict[int, images.Header],
+    path: Path,
+    notes: list[str],
+    faults: Faults | None,
+) -> list[ImageRecord]:
+    """Those that have the annotated size: all, upright or, which is noted, as stored without EXIF's turn."""
     as_stored, wrong = [], []
-    for record, header in zip(records, headers):
+    for record in records:
+        header = headers[record.id]
         upright = (header.width, header.height) if header.turned else (header.height, header.width)
         if (record.height, record.width) == upright:
             continue
@@ -160,13 +201,16 @@ def _check_sizes(
             wrong.append((record, header))
     if wrong:
         record, header = wrong[0]
-        error = wrong_size(path, record, header.height, header.width)
-        raise InputError(f"{error}{of_all(len(wrong), len(records), 'images')}")
+        fault = Fault(wrong_size(path, record, header.height, header.width), "image size")
+        refuse(faults, fault, len(wrong), len(records), "images", [_called(r) for r, _ in wrong])
     if as_stored:
-        notes.append(
+        text = (
             f"{path}: {len(as_stored)} of {len(records)} images are annotated as stored, without their EXIF "
             f"rotation, and read so: image {_ids(as_stored)}"
         )
+        notes.append(Note(text, "as stored", len(as_stored)))
+    lost = {record.id for record, _ in wrong}
+    return [record for record in records if record.id not in lost]
 
 
 def wrong_size(path: Path, record: ImageRecord, height: int, width: int) -> InputError:
@@ -188,10 +232,11 @@ def _note_twice(records: list[ImageRecord], path: Path, notes: list[str]) -> Non
     twice = [same for same in entries.values() if len(same) > 1]
     if twice:
         first, more = twice[0], f", and {len(twice) - 1} other files" if len(twice) > 1 else ""
-        notes.append(
+        text = (
             f"{path}: images {_ids(first)} are one file, {one_line(first[0].file_name)}{more}; what only one "
             "entry has annotated counts as background in the other: give each file one entry"
         )
+        notes.append(Note(text, "one file twice", len(twice)))
 
 
 def _note_later_pictures(
@@ -199,10 +244,11 @@ def _note_later_pictures(
 ) -> None:
     several = [record for record, header in zip(records, headers) if header.several]
     if several:
-        notes.append(
+        text = (
             f"{path}: {len(several)} of {len(records)} images are animations or have several pages, of which "
             f"the first alone is read: image {_ids(several)}; save the others as files of their own"
         )
+        notes.append(Note(text, "several pages", len(several)))
 
 
 def _note_unused_bits(
@@ -217,7 +263,7 @@ def _note_unused_bits(
             return
     note = unused_bits(greatest) if deep else None
     if note:
-        notes.append(f"{path}: image {_ids(deep)}: {note}")
+        notes.append(Note(f"{path}: image {_ids(deep)}: {note}", "unused bits", len(deep)))
 
 
 def unused_bits(greatest: int) -> str | None:

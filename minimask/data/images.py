@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -53,12 +53,15 @@ class Header(NamedTuple):
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Pillow's image, not yet decoded; whatever is wrong with the file is raised as an InputError."""
+def _opened(path: Path, content: IO[bytes] | None = None) -> Iterator[Any]:
+    """Pillow's image, not yet decoded; whatever is wrong with the file is raised as an InputError.
+
+    Where the `content` is given, `path` is only what messages call it.
+    """
     from PIL import Image
 
     try:
-        file = open_regular(path)
+        file = open_regular(path) if content is None else content
     except FileNotFoundError:
         why = "; your shell did not replace the *: name the files" if "*" in str(path) else ""
         why = "; an address of the web is not read: download it" if is_address(path) else why
@@ -135,15 +138,17 @@ def _is_grey(image: Any) -> bool:
     return image.mode in ("1", "L") and "transparency" not in image.info
 
 
-def examine(path: Path) -> Header:
+def examine(path: Path, content: IO[bytes] | None = None) -> Header:
     """What an image file's header says; no pixels are decoded.
+
+    Where the file's `content` is given, `path` is only what messages call it.
 
     Raises
     ------
     InputError
         If the file is missing, is not an image that is read, or is too large to be decoded.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         return Header(
             height=image.height,
             width=image.width,
@@ -198,6 +203,51 @@ def decode(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     if size == stored and size != upright.shape[:2]:
         return pixels
     return np.ascontiguousarray(upright)
+
+
+def decode_values(path: Path, content: IO[bytes] | None = None) -> np.ndarray:
+    """The values that an image file stores, as a label map means them.
+
+    Where the file's `content` is given, `path` is only what messages call it.
+
+    Unlike `decode`, nothing is made of them: an index into a palette stays that index, no transparency is
+    laid over white, and EXIF turns nothing.
+
+    Returns
+    -------
+    (H, W) uint8, uint16 or int32, or (H, W, 3) uint8
+        Of 1 bit 0 and 1.
+
+    Raises
+    ------
+    InputError
+        As `decode`; also for values that are no whole numbers, and for pixels that are partly transparent.
+    """
+    with _opened(path, content) as image:
+        image.load()
+        if image.mode == "F":
+            raise InputError(f"{path}: has fractions for values; save the label map as PNG of 8 or 16 bits")
+        if image.mode in ("LA", "PA", "RGBA"):
+            if np.asarray(image.getchannel("A")).min() < 255:
+                raise InputError(f"{path}: has transparent pixels; save the label map without transparency")
+            image = image.convert({"LA": "L", "PA": "P"}.get(image.mode, "RGB"))
+        if image.mode in ("1", "L", "P", "I", "RGB") or image.mode.startswith("I;16"):
+            values = np.asarray(image)
+            if image.mode == "1":
+                return values.astype(np.uint8)
+            return values.astype(np.uint16) if image.mode.startswith("I;16") else values
+        raise InputError(
+            f"{path}: is of mode {image.mode}, not grey, palette or RGB; save the label map as PNG"
+        )
+
+
+def palette_colours(path: Path) -> np.ndarray | None:
+    """The colours of a picture with a palette, (N, 3) uint8; None of any other."""
+    with _opened(path) as image:
+        image.load()
+        if image.mode != "P":
+            return None
+        return np.array(image.convert("P").getpalette("RGB"), np.uint8).reshape(-1, 3)
 
 
 def _pixels(image: Any, path: Path) -> np.ndarray:

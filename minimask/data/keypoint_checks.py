@@ -9,9 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from minimask.data.fields import Fault, finite_numbers, integer, label, of_all, read_all, show
+from minimask.data.fields import (
+    Fault,
+    Faults,
+    finite_numbers,
+    integer,
+    label,
+    read_all,
+    refuse,
+    show,
+)
 from minimask.data.skeleton import Skeleton
-from minimask.errors import InputError, one_line
+from minimask.errors import one_line
 
 MOST = 1000
 """Most keypoints of an object: each is a map of 56 x 56 cells for every object."""
@@ -19,25 +28,27 @@ MOST = 1000
 _VISIBILITY = "0 not labelled, 1 labelled but hidden, 2 visible"
 
 
-def read_skeletons(entries: list, path: Path) -> dict[int, Skeleton]:
-    """The skeletons of the categories that have keypoints, all the same, by the category's id.
+def read_skeletons(entries: list, path: Path, faults: Faults | None = None) -> dict[int, Skeleton]:
+    """The skeletons of the categories that have keypoints, by the category's id.
 
-    The entries have an id and a name, as `checks.read_categories` has seen.
+    All are the same, unless `faults` take that some are not. The entries have an id and a name, as
+    `checks.read_categories` has seen.
     """
 
     def read(index: int, entry: Any, _: bool) -> tuple[int, Skeleton | None]:
         place = label(path, "category", entry, index)
         return integer(entry, "id", place), _skeleton(entry, place)
 
-    found = {i: skeleton for i, skeleton in read_all(entries, read, "categories") if skeleton}
+    found = {i: skeleton for i, skeleton in read_all(entries, read, "categories", faults) if skeleton}
     kinds = list(dict.fromkeys(found.values()))
     if len(kinds) > 1:
         one, other = (next(i for i, skeleton in found.items() if skeleton == kind) for kind in kinds[:2])
         what = "names of keypoints" if kinds[0].names != kinds[1].names else "skeletons"
-        raise InputError(
+        text = (
             f"{path}: categories {one} and {other} have different {what}; a model has one list of keypoints "
             "for all classes: give each category the names of all, and 0, 0, 0 to those an object has not"
         )
+        refuse(faults, Fault(text, "different keypoints"), total=len(entries), what="categories")
     return found
 
 
@@ -129,7 +140,9 @@ def coco_entries(keypoints: np.ndarray) -> dict[str, Any]:
     return {"keypoints": flat.tolist(), "num_keypoints": int((keypoints[..., 2] > 0).sum())}
 
 
-def check_together(path: Path, keypoints: np.ndarray, boxes: np.ndarray) -> None:
+def check_together(
+    path: Path, keypoints: np.ndarray, boxes: np.ndarray, faults: Faults | None = None
+) -> None:
     """Refuse keypoints in shares of the image's sides.
 
     Parameters
@@ -138,32 +151,13 @@ def check_together(path: Path, keypoints: np.ndarray, boxes: np.ndarray) -> None
         As `as_array` gives them.
     boxes : (A, 4)
         In pixels.
+    faults : Faults, optional
+        Takes what would be raised.
     """
     labelled = keypoints[keypoints[..., 2] > 0]
     if len(labelled) and labelled[:, :2].max() <= 1.5 and boxes.max() > 2:
-        raise InputError(
+        text = (
             f"{path}: all keypoints lie in 0..1, so they look normalised; multiply x by the image's width "
             "and y by its height"
         )
-
-
-def notes(document: dict, path: Path, skeletons: dict[int, Skeleton], keypoints: np.ndarray) -> list[str]:
-    """What may surprise about a file's keypoints, a line each."""
-    entries, lines = document["annotations"], []
-    unnamed = sum(bool(e.get("keypoints")) and e.get("category_id") not in skeletons for e in entries)
-    if unnamed:
-        lines.append(
-            f"{path}: the keypoints of {unnamed} of {len(entries)} annotations are not read, since their "
-            "categories name none; give the categories a list 'keypoints'"
-        )
-    wrong = sum(
-        e.get("num_keypoints") not in (None, sum(v > 0 for v in e["keypoints"][2::3]))
-        for e in entries
-        if e.get("keypoints") and e.get("category_id") in skeletons
-    )
-    if wrong:
-        number = of_all(wrong, len(entries), "annotations") or f" (in 1 of {len(entries)} annotations)"
-        lines.append(f"{path}: num_keypoints is not the number of labelled keypoints{number}; counted anew")
-    if skeletons and not (keypoints[..., 2] > 0).any():
-        lines.append(f"{path}: its categories have keypoints, but not one is labelled")
-    return lines
+        refuse(faults, Fault(text, "normalised keypoints"))

@@ -126,3 +126,12 @@ def encode_runs(runs: list[int], height: int, width: int) -> bytes:
     from pycocotools import mask as coco_mask
 
     return coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
+
+
+def union(counts: list[bytes], height: int, width: int) -> bytes:
+    """The compressed string of the union of masks of one size, of which there is at least one."""
+    from pycocotools import mask as coco_mask
+
+    if len(counts) == 1:
+        return counts[0]
+    return coco_mask.merge([{"size": [height, width], "counts": text} for text in counts])["counts"]

@@ -1,24 +1,38 @@
 """COCO's average precision of boxes, masks and keypoints, by pycocotools, for any number of detections."""
 
-import importlib.util
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from minimask.data.keypoint_checks import to_coco
+from minimask.errors import one_line
 from minimask.files import write_json
 from minimask.results.large import predict_at
 from minimask.results.oks import oks_sigmas
+from minimask.results.precision import areas_by, coco_precision
 
 FILES = ("detections.json", "metrics.json")
 METRICS = ("AP", "AP50", "AP75", "small", "medium", "large")
+NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+"""What COCO's kinds of evaluation are called here."""
 KEYPOINT_DETECTIONS = 20
 """Most detections an image in COCO's evaluation of keypoints."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How well one class is found: AP and AP50 of each kind, -1 where there is no object."""
+
+    category_id: int
+    name: str
+    objects: int
+    box: tuple[float, float] | None = None
+    mask: tuple[float, float] | None = None
+    keypoint: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,8 @@ class Evaluation:
 
     Attributes
     ----------
-    box, mask, keypoint : dict of str to float, or None where the model does not find such
+    box, mask, keypoint : dict of str to float, or None
+        None of the kinds that the model, the results or the data have not.
         `METRICS`: AP is the mean over the IoU thresholds 0.50, 0.55, ..., 0.95 and the classes; AP50 and
         AP75 are at one threshold; small, medium and large are the AP of objects with an area below 32**2
         pixels, from there to 96**2, and above. -1 where the data has no such object. Keypoints are compared
@@ -41,9 +56,11 @@ class Evaluation:
         COCO results: image_id, category_id, bbox (x, y, width, height), score, segmentation (RLE), keypoints.
     sigmas : str
         What the tolerance of keypoints rests on; empty without keypoints.
+    classes : tuple of ClassScore
+        In the order of the categories.
     """
 
-    box: dict[str, float]
+    box: dict[str, float] | None
     mask: dict[str, float] | None
     max_detections: int
     images: int
@@ -51,10 +68,11 @@ class Evaluation:
     detections: list[dict]
     keypoint: dict[str, float] | None = None
     sigmas: str = ""
+    classes: tuple[ClassScore, ...] = ()
 
     @property
     def kinds(self) -> dict[str, dict[str, float]]:
-        """The metrics by kind, of what the model finds."""
+        """The metrics by kind, of the kinds that were compared."""
         metrics = {"box": self.box, "mask": self.mask, "keypoint": self.keypoint}
         return {kind: values for kind, values in metrics.items() if values is not None}
 
@@ -71,13 +89,34 @@ class Evaluation:
             rows.append(f"{self.sigmas}; small objects count among all, but not by themselves")
         return "\n".join(rows)
 
-    def write(self, directory: Path) -> None:
+    def class_table(self) -> str:
+        """AP, AP50 and the number of objects of each class as a text table."""
+        width = max([5, *(len(one_line(score.name, 30)) for score in self.classes)])
+        widths = {kind: max(10, len(kind) + 5) for kind in self.kinds}
+        heads = "".join(f"{f'{kind} AP':>{wide}}{'AP50':>8}" for kind, wide in widths.items())
+        rows = [f"{'class':<{width}}{'objects':>9}{heads}"]
+        for score in self.classes:
+            shown = ""
+            for kind, wide in widths.items():
+                ap, ap50 = ("-" if value < 0 else f"{value:.3f}" for value in getattr(score, kind))
+                shown += f"{ap:>{wide}}{ap50:>8}"
+            rows.append(f"{one_line(score.name, 30):<{width}}{score.objects:>9}{shown}")
+        return "\n".join(rows)
+
+    def write(self, directory: Path, per_class: bool = False, with_detections: bool = True) -> None:
         """Write detections.json, COCO results that other tools read, and metrics.json."""
         detections, metrics = FILES
-        write_json(directory / detections, self.detections)
-        written = {name: value for name, value in vars(self).items() if value not in (None, "")}
-        values = {name: value for name, value in written.items() if name != "detections"}
+        if with_detections:
+            write_json(directory / detections, self.detections)
+        values = _present(vars(self) | {"classes": [_present(vars(score)) for score in self.classes]})
+        left_out = ("detections",) if per_class else ("detections", "classes")
+        values = {name: value for name, value in values.items() if name not in left_out}
         write_json(directory / metrics, values, indent=2)
+
+
+def _present(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what was not compared."""
+    return {name: value for name, value in values.items() if value not in (None, "")}
 
 
 def evaluate(
@@ -191,6 +230,7 @@ def score(
     detections: list[dict],
     max_detections: int = 100,
     kinds: Sequence[str] = ("bbox", "segm"),
+    areas_of: str | None = None,
 ) -> Evaluation:
     """Compare COCO results with a COCO document.
 
@@ -199,103 +239,57 @@ def score(
     document : dict
         images, annotations (with area and iscrowd, ids from 1 up) and categories.
     detections : list of dict
-        COCO results with bbox, and segmentation and keypoints for these kinds; may be empty.
+        COCO results with what the kinds compare: bbox, segmentation (RLE), keypoints; may be empty.
     kinds : of "bbox", "segm" and "keypoints"
-        What is compared.
+        What is compared, and what all detections have.
+    areas_of : one of `kinds`, optional
+        By what detections are small or large in all metrics: `COCO.loadRes` takes the first kind that results
+        have. By default each kind measures its own, as in detectron2 and mmdetection.
     """
-    from pycocotools import mask as rle_masks
-
-    # A detection is small or large by the area of its box in one metric, of its mask in another, and of the
-    # box around its keypoints in the third.
-    areas = {
-        "bbox": lambda result: result["bbox"][2] * result["bbox"][3],
-        # One by one: pycocotools 2.0.11 refuses the area of more than 255 masks at once.
-        "segm": lambda result: rle_masks.area(result["segmentation"]),
-        "keypoints": lambda result: np.prod(np.ptp(np.reshape(result["keypoints"], (-1, 3))[:, :2], axis=0)),
-    }
     sigmas, told = oks_sigmas(document) if "keypoints" in kinds else (None, "")
-    found: dict[str, dict | None] = dict.fromkeys(("bbox", "segm", "keypoints"))
+    precisions = {}
     for kind in kinds:
         most = min(max_detections, KEYPOINT_DETECTIONS) if kind == "keypoints" else max_detections
-        measured = [areas[kind](result) for result in detections]
-        found[kind] = _average_precision(document, detections, measured, kind, most, sigmas)
+        areas = areas_by(areas_of or kind, detections)
+        precisions[kind] = coco_precision(document, detections, areas, kind, most, sigmas)
+    metrics = {kind: _metrics(values) for kind, values in precisions.items()}
+    objects = Counter(a["category_id"] for a in document["annotations"] if not a["iscrowd"])
+    names = {category["id"]: category["name"] for category in document["categories"]}
+    classes = []
+    for k, number in enumerate(sorted(names)):  # as COCOeval orders them
+        pairs = {NAMES[kind]: _pair(values[:, :, k, 0]) for kind, values in precisions.items()}
+        classes.append(ClassScore(number, names[number], objects[number], **pairs))
     return Evaluation(
-        box=found["bbox"],
-        mask=found["segm"],
+        box=metrics.get("bbox"),
+        mask=metrics.get("segm"),
         max_detections=max_detections,
         images=len(document["images"]),
-        objects=sum(not annotation["iscrowd"] for annotation in document["annotations"]),
+        objects=sum(objects.values()),
         detections=detections,
-        keypoint=found["keypoints"],
+        keypoint=metrics.get("keypoints"),
         sigmas=told,
+        classes=tuple(classes),
     )
 
 
-def _average_precision(
-    document: dict,
-    detections: list[dict],
-    areas: list[float],
-    kind: str,
-    max_detections: int,
-    sigmas: np.ndarray | None = None,
-) -> dict[str, float]:
-    """The `METRICS` from COCOeval's precisions, whose own summary is fixed to 100 detections and prints.
-
-    Parameters
-    ----------
-    areas : list of float
-        Of each detection, in pixels.
-    kind : "bbox", "segm" or "keypoints"
-    sigmas : (K,) float, optional
-        Of keypoints.
-    """
-    # COCO.loadRes fails without results and writes into those given; the same annotations are made here.
-    results = [
-        result | {"id": number, "area": float(area), "iscrowd": 0}
-        for number, (result, area) in enumerate(zip(detections, areas), start=1)
-    ]
-    truth, found = _indexed(document), _indexed(document | {"annotations": results})
-    comparison = _silent("cocoeval").COCOeval(truth, found, kind)
-    comparison.params.maxDets = [max_detections]
-    if kind == "keypoints":
-        comparison.params.kpt_oks_sigmas = sigmas
-    comparison.evaluate()
-    comparison.accumulate()
-    # (T thresholds, R recalls, K classes, areas, 1); -1 where there is no object
-    precision = comparison.eval["precision"]
-    by_area = dict(zip(comparison.params.areaRngLbl, np.moveaxis(precision[..., 0], 3, 0)))  # (T, R, K) each
-    any_size, thresholds = by_area.pop("all"), comparison.params.iouThrs
+def _metrics(precision: np.ndarray) -> dict[str, float]:
+    """The `METRICS` of (T, R, K, areas) precisions; the thresholds are 0.50, 0.55, ..., 0.95."""
+    any_size, *sizes = np.moveaxis(precision, 3, 0)  # (T, R, K) each
     return {
         "AP": _mean(any_size),
-        "AP50": _mean(any_size[np.isclose(thresholds, 0.50)]),
-        "AP75": _mean(any_size[np.isclose(thresholds, 0.75)]),
-        **{name: _mean(values) for name, values in by_area.items()},  # small, which keypoints lack; ...
+        "AP50": _mean(any_size[:1]),
+        "AP75": _mean(any_size[5:6]),
+        # small, which keypoints lack, medium, large
+        **{name: _mean(values) for name, values in zip(METRICS[-len(sizes) :], sizes)},
     }
+
+
+def _pair(precision: np.ndarray) -> tuple[float, float]:
+    """AP and AP50 of (T, R) precisions."""
+    return _mean(precision), _mean(precision[:1])
 
 
 def _mean(precision: np.ndarray) -> float:
     """Over the entries for which there are objects; -1 without any."""
     known = precision[precision > -1]
     return float(known.mean()) if known.size else -1.0
-
-
-def _indexed(document: dict):
-    """A pycocotools COCO of a document in memory; its annotations are copies: COCOeval writes into them."""
-    coco = _silent("coco").COCO()
-    coco.dataset = document | {"annotations": [dict(annotation) for annotation in document["annotations"]]}
-    coco.createIndex()
-    return coco
-
-
-@cache
-def _silent(name: str) -> ModuleType:
-    """A copy of our own of a module of pycocotools, in which ``print`` prints nothing.
-
-    Its classes tell of every step they take. Taking ``sys.stdout`` away from them takes it away from all
-    threads, and leaves it so where two of them score at once.
-    """
-    specification = importlib.util.find_spec(f"pycocotools.{name}")
-    module = importlib.util.module_from_spec(specification)
-    module.print = lambda *values, **options: None  # found before the built-in one
-    specification.loader.exec_module(module)
-    return module
