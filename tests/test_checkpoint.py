@@ -94,7 +94,7 @@ def test_the_new_file_has_the_mode_of_the_umask_and_a_link_stays_a_link(tmp_path
     assert target.stat().st_mode & 0o777 == 0o640
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path_factory, place, bit):
     folder = tmp_path_factory.getbasetemp()
