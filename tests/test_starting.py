@@ -151,3 +151,38 @@ def test_weights_of_another_network_change_nothing(run):
     with pytest.raises(InputError, match=r"checkpoint\.npz: does not fit this network: .* \(and \d+ more\)"):
         fill(model, start, lambda line: None)
     assert len(state) and all(np.array_equal(a, before[n]) for n, a in model.state_dict().items())
+
+
+def test_evaluate_takes_weights_from_elsewhere_whose_classes_have_other_numbers(run, tmp_path, capsys):
+    """The same weights with a class more, in front: by names they find the same."""
+    ours = main(["evaluate", "--weights", str(run), "--data", "nuclei", "--output", str(tmp_path / "a")])
+    weights, labels = read_weights(run), [0, 0, 1]  # background, a class like it, and nuclei
+    state = dict(weights)
+    for name, rows in (
+        ("box_predictor.cls_score", 1),
+        ("box_predictor.bbox_pred", 4),
+        ("mask_predictor.mask_fcn_logits", 1),
+    ):
+        for kind in ("weight", "bias"):
+            whole = state[f"roi_heads.{name}.{kind}"]
+            parts = whole.reshape(2, rows, *whole.shape[1:])[labels]
+            state[f"roi_heads.{name}.{kind}"] = parts.reshape(3 * rows, *whole.shape[1:])
+    bias = state["roi_heads.box_predictor.cls_score.bias"]
+    bias[1] = -1e4  # never
+    names = {"class_names": '["other", "nucleus"]', "category_ids": "[7, 9]"}
+    write_safetensors(
+        tmp_path / "b.safetensors",
+        state,
+        names | {"model": "maskrcnn_small", "config": weights.metadata["config"]},
+    )
+    arguments = ["evaluate", "--weights", str(tmp_path / "b.safetensors"), "--data", "nuclei"]
+    assert main([*arguments, "--output", str(tmp_path / "b")]) == ours == 0
+    a, b = (json.loads((tmp_path / name / "detections.json").read_text()) for name in "ab")
+    columns = "image_id", "category_id", "bbox"
+    assert a and [[d[c] for c in columns] for d in a] == [[d[c] for c in columns] for d in b]
+    write_safetensors(
+        tmp_path / "c.safetensors", state, {"class_names": '["cat", "dog"]', "category_ids": "[1, 2]"}
+    )
+    arguments[2] = str(tmp_path / "c.safetensors")
+    assert main([*arguments, "--output", str(tmp_path / "c")]) == 2
+    assert "does not know (nucleus)" in capsys.readouterr().err

@@ -243,15 +243,15 @@ def _evaluate_checkpoint(
     from minimask.results.evaluate import evaluate as run
     from minimask.training.progress import each
 
-    detector = load_detector(weights, device, detections=most)
-    most = detector.config.model.detections
-    sources.check_classes(dataset, detector.class_names, f"{weights} was trained on")
+    detector = load_detector(weights, device, note, detections=most)
+    most, ids = detector.detections, sources.category_ids(detector, dataset, weights)
     sources.check_keypoints(dataset, detector.skeleton, f"{weights} was trained on")
     if line := beyond_limit(dataset, most):
         note(line)
     with output_directory(output):
         (output / MARK).unlink(missing_ok=True)  # from here on not all in it is a demo's
-        evaluation = run(detector.model, dataset, most, lambda indices: each(indices, "evaluating"))
+        shown = lambda indices: each(indices, "evaluating")  # noqa: E731
+        evaluation = run(detector.model, dataset, most, shown, ids)
         try:
             evaluation.write(output, per_class)
         finally:

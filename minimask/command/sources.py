@@ -121,6 +121,33 @@ def check_classes(dataset: Any, class_names: Sequence[str], whose: str) -> None:
         )
 
 
+def category_ids(detector: Any, dataset: Any, weights: str | Path) -> list[int] | None:
+    """The ids that a data set has for a detector's labels, by the names of its classes.
+
+    Returns
+    -------
+    list of int or None
+        -1 for classes that the data set has not; None where it was trained on just these, in this order.
+
+    Raises
+    ------
+    InputError
+        If the data set has a class that the detector does not know.
+    """
+    if detector.config is not None:
+        return check_classes(dataset, detector.class_names, f"{weights} was trained on")
+    ids = dict(zip(dataset.class_names, dataset.category_ids))
+    unknown = [name for name in ids if name not in detector.class_names]
+    if len(unknown) == len(ids) == len(detector.class_names) and detector.class_names[0] == "class 1":
+        return None  # nothing is known of the weights' classes but their number, which is right
+    if unknown:
+        names = ", ".join(unknown[:5])
+        raise InputError(
+            f"{dataset.name}: has classes that {weights} does not know ({names}); give weights that do"
+        )
+    return [ids.get(name, -1) for name in detector.class_names]
+
+
 def check_keypoints(dataset: Any, skeleton: Any, whose: str) -> None:
     """Check that a data set has the keypoints of a `skeleton`, if both have any; `whose` as above."""
     ours = getattr(dataset, "skeleton", None)

@@ -124,6 +124,7 @@ def evaluate(
     dataset: Any,
     max_detections: int | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
+    category_ids: Sequence[int] | None = None,
 ) -> Evaluation:
     """Predict every image of a data set, at its own size, and compare with its annotations.
 
@@ -138,17 +139,21 @@ def evaluate(
         as many as the model gives at most (``box_detections_per_img``), or 100 where it does not say.
     progress : callable
         Wraps the range of image indices, to show progress.
+    category_ids : sequence of int, optional
+        Of the model's labels 1, 2, ...; the data set's by default. Detections of others are dropped.
 
     Returns
     -------
     Evaluation
     """
+    ids, known = category_ids or dataset.category_ids, set(dataset.category_ids)
     if max_detections is None:
         max_detections = _most_of(model)
     detections: list[dict] = []
     for index in progress(range(len(dataset))):
         prediction = predict_at(model, dataset, index)
-        found = coco_results(prediction, dataset.image_ids[index], dataset.category_ids)
+        found = coco_results(prediction, dataset.image_ids[index], ids)
+        found = [result for result in found if result["category_id"] in known]
         detections += sorted(found, key=lambda result: -result["score"])[:max_detections]
     kinds = ["bbox"]
     kinds += ["segm"] if getattr(model, "mask_head", True) is not None else []
