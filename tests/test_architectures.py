@@ -196,4 +196,5 @@ def test_every_network_that_a_configuration_can_name_is_built_from_its_name():
     assert set(names) == set(NETWORKS)
     for name in names:
         network = NETWORKS[name]
-        assert network.build(3, seed=None).transform.conventions == network.conventions
+        more = {"num_keypoints": 5} if network.keypoints else {}
+        assert network.build(3, seed=None, **more).transform.conventions == network.conventions

@@ -82,6 +82,13 @@ def corners_of(number):
     return change
 
 
+def centres(documents, images):
+    """A change: all boxes by their centres, as YOLO has them."""
+    for annotation in documents["train"]["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["bbox"] = [x + w / 2, y + h / 2, w, h]
+
+
 def twice(**fields):
     def change(documents, images):
         first = documents["train"]["annotations"][0]
@@ -227,6 +234,7 @@ PLANTED = {
     ),
     "box outside": (entry(*FIRST, bbox=[200, 5, 9, 9]), (), HARMFUL, "degenerate box", 1, ["remove"]),
     "corners everywhere": (corners_of(1000), (), REFUSED, "corners", None, ["x1, y1, x2, y2", "write ["]),
+    "centres everywhere": (centres, (), REFUSED, "centres", None, ["the centre's x, y", "write ["]),
     "corners in some": (
         corners_of(4),
         (),

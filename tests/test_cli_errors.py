@@ -270,7 +270,7 @@ def test_weights_that_cannot_be_used_are_refused(good, tmp_path, capsys):
     for path, words in [
         (good / "cut.npz", "damaged"),
         (good / "two.npz", "another model"),
-        (good / "train.json", "damaged or not a checkpoint"),
+        (good / "train.json", "is JSON, not weights"),
         (tmp_path / "other.npz", "not a checkpoint of minimask"),
         (tmp_path / "none.npz", "No such file"),
         (tmp_path, "Is a directory"),

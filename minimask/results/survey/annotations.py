@@ -21,11 +21,12 @@ _LOOSE = 2.0  # times as wide or high as its mask: no longer a box drawn by hand
 _MARGIN = 4.0  # pixels by which it is larger, besides
 _INSIDE = 2.0  # pixels by which a mask may reach beyond its box
 
-_OF_ALL_BOXES = ("corners", "normalised bbox", "normalised polygon", "scale")
+_OF_ALL_BOXES = ("corners", "centres", "normalised bbox", "normalised polygon", "scale")
 # Mends of faults whose line has none, by kind.
 _MENDS = {
     "category_id": "add the category, or correct the id",
     "corners": "convert all of them: width is x2 - x1, height is y2 - y1",
+    "centres": "convert all of them: take half the width from x, half the height from y",
     "normalised bbox": "multiply by the width and height of each image",
     "normalised polygon": "multiply by the width and height of each image",
 }
