@@ -317,15 +317,18 @@ def reference(name: str):
 
 
 def agree(result: dict, d) -> None:
-    """The five best detections are the reference's, and their masks but for 2 % of the pixels."""
+    """The five best detections are the reference's, and their masks wherever rounding does not decide."""
     np.testing.assert_array_equal(result["labels"][:5], d["det_labels"][:5] + 1)
     np.testing.assert_allclose(result["scores"][:5], d["det_scores"][:5], rtol=1e-4)
-    np.testing.assert_allclose(result["boxes"][:5], d["det_boxes"][:5], atol=0.01)
+    np.testing.assert_allclose(result["boxes"][:5], d["det_boxes"][:5], atol=2e-3)
     assert len(result["scores"]) == len(d["det_scores"])
     width = d["image"].shape[2]
     want = np.unpackbits(d["det_masks"], axis=-1)[:5, :, :width].astype(bool)
-    got = result["masks"].numpy()[:5, 0] > 0.5
-    assert want.any() and (want != got).sum() <= 0.002 * want.sum()
+    probabilities = result["masks"].numpy()[:5, 0]
+    # Boxes agree to 5e-4 pixels, which moves a pasted probability by up to 1e-3.
+    certain = np.abs(probabilities - 0.5) > 2e-3
+    np.testing.assert_array_equal((probabilities > 0.5)[certain], want[certain])
+    assert want.any() and (~certain).sum() < 0.05 * want.sum()
 
 
 NAMES = {  # of detectron2's losses
