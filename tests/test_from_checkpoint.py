@@ -368,6 +368,50 @@ def test_detectron2s_detections_losses_and_gradients(name):
     np.testing.assert_allclose(norms, d["grad_norms"], rtol=2e-3)
 
 
+@pytest.mark.slow
+def test_detectron2s_keypoints_and_losses():
+    d, state, size, image = reference("d2_keypoint_rcnn_R_50_FPN")
+    counts = dict(rpn_pre_nms_top_n_test=500, rpn_post_nms_top_n_test=200, **FEW)
+    all_of_them = dict(rpn_batch_size_per_image=50000, box_batch_size_per_image=10000)
+    model = models.from_checkpoint(state, box_score_thresh=0.0, **size, **counts, **all_of_them)
+    (result,) = model.predict([image])
+    assert len(result["scores"]) == len(d["det_scores"])
+    np.testing.assert_allclose(result["scores"][:5], d["det_scores"][:5], rtol=1e-4)
+    np.testing.assert_allclose(result["boxes"][:5], d["det_boxes"][:5], atol=2e-3)
+    np.testing.assert_allclose(result["keypoints"][:5, :, :2], d["det_keypoints"][:5, :, :2], atol=2e-3)
+    target = dict(boxes=d["target_boxes"], labels=d["target_labels"] + 1, keypoints=d["target_keypoints"])
+    losses = model([image], [target])
+    for key in (key for key in d.files if key.startswith("loss_")):
+        ours = key.removeprefix("loss_")
+        assert float(losses[NAMES.get(ours, ours)]) == pytest.approx(float(d[key]), rel=2e-5), key
+
+
+@pytest.mark.slow
+def test_torchvisions_keypoints_losses_and_gradients():
+    d = np.load(REFERENCE / "keypointrcnn_resnet50_fpn.npz")
+    image = d["image"].astype(np.float32) / 255
+    sizes = dict(num_classes=2, min_size=256, max_size=320, trainable_backbone_layers=5)
+    few = dict(rpn_pre_nms_top_n_test=500, rpn_post_nms_top_n_test=200, box_score_thresh=0.0)
+    (result,) = fill(models.keypointrcnn_resnet50_fpn(**sizes, **few)).predict([image])
+    np.testing.assert_allclose(result["scores"], d["det_scores"], rtol=1e-3)
+    np.testing.assert_allclose(result["keypoints"][:5, :, :2], d["det_keypoints"][:5, :, :2], atol=0.02)
+    all_of_them = dict(rpn_batch_size_per_image=10**6, box_batch_size_per_image=10**6, **FEW)
+    model = fill(models.keypointrcnn_resnet50_fpn(**sizes, **all_of_them))
+    target = dict(boxes=d["target_boxes"], labels=d["target_labels"], keypoints=d["target_keypoints"])
+    losses = model([image], [target])
+    for key in (key for key in d.files if key.startswith("loss_")):
+        assert float(losses[key.removeprefix("loss_")]) == pytest.approx(float(d[key]), rel=1e-5), key
+    sum(losses.values()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    for name, norm in zip(d["grad_norm_names"].tolist(), d["grad_norms"].tolist()):
+        found = np.linalg.norm(gradients[name].astype(np.float64))
+        if name == "roi_heads.keypoint_predictor.kps_score_lowres.bias":
+            # A softmax over all positions does not see it: in both systems there is rounding alone.
+            assert found < 1e-6 and norm < 1e-6
+        else:
+            assert found == pytest.approx(norm, rel=2e-3), name
+
+
 def stem_of(state: dict) -> dict:
     """The entries by which detectron2's files are known, which have no gradient."""
     return {name: array for name, array in state.items() if "stem.conv1.weight" in name}
