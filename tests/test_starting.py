@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from minimask import models
+from minimask.command import sources
 from minimask.command.cli import main
 from minimask.config import Config, read_config, with_settings
 from minimask.data import Shapes, nuclei_sample
 from minimask.errors import InputError
 from minimask.models import from_checkpoint
-from minimask.models.detector import load_detector
+from minimask.models.detector import Detector, load_detector
 from minimask.models.networks import build_model
 from minimask.models.starting import fill, start_from
 from minimask.training.loop import train
@@ -129,6 +130,27 @@ def test_a_classifiers_weights_fill_the_backbone_alone(tmp_path):
     assert len(notes) == 1
 
 
+def test_a_classifiers_depth_says_which_network_it_is_for(tmp_path):
+    for name, build in {
+        "maskrcnn_resnet101_fpn": models.maskrcnn_resnet101_fpn,
+        "maskrcnn_resnext101_32x8d_fpn": models.maskrcnn_resnext101_32x8d_fpn,
+    }.items():
+        whole = build(num_classes=2, seed=None).state_dict()
+        path, body = tmp_path / f"{name}.safetensors", "backbone.body."
+        write_safetensors(path, {n.removeprefix(body): a for n, a in whole.items() if n.startswith(body)})
+        given = with_settings(Config(), [f"train.backbone_weights={path}"])
+        config, start = start_from(given, lambda line: None)
+        assert config.model.name == name
+        fill(build_model(config, 2), start, lambda line: None)
+        path.unlink()
+
+
+def test_what_is_given_anew_goes_before_what_a_run_was_trained_with(run):
+    settings = [f"train.weights={run}", "model.detections=7", "model.max_size=500"]
+    config, _ = start_from(with_settings(Config(), settings), lambda line: None)
+    assert (config.model.detections, config.model.max_size, config.model.mask_loss) == (7, 500, "softmax")
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -151,6 +173,16 @@ def test_weights_of_another_network_change_nothing(run):
     with pytest.raises(InputError, match=r"checkpoint\.npz: does not fit this network: .* \(and \d+ more\)"):
         fill(model, start, lambda line: None)
     assert len(state) and all(np.array_equal(a, before[n]) for n, a in model.state_dict().items())
+
+
+def test_the_classes_of_weights_from_elsewhere_are_matched_by_name():
+    data = nuclei_sample("val")
+    known = Detector(None, ["cell", "nucleus", "dog"], [1, 2, 3])
+    assert sources.category_ids(known, data, "a.pth") == [-1, data.category_ids[0], -1]
+    nameless = Detector(None, ["class 1"], [1])
+    assert sources.category_ids(nameless, data, "a.pth") is None
+    with pytest.raises(InputError, match=r"does not know \(nucleus\)"):
+        sources.category_ids(Detector(None, ["class 1", "class 2"], [1, 2]), data, "a.pth")
 
 
 def test_evaluate_takes_weights_from_elsewhere_whose_classes_have_other_numbers(run, tmp_path, capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +67,12 @@ def start_from(config: Config, note: Callable[[str], None]) -> tuple[Config, Sta
         raise InputError("train.backbone_weights: train.weights has a backbone already; give one of the two")
     path = local_weights(train.weights or train.backbone_weights, note)
     arrays = read_weights(path)
-    frozen = {"norm": model.norm or "frozen", "trainable_layers": model.trainable_layers}
-    frozen["trainable_layers"] = 3 if model.trainable_layers is None else model.trainable_layers
+    layers = 3 if model.trainable_layers is None else model.trainable_layers
+    frozen = {"norm": model.norm or "frozen", "trainable_layers": layers}
     if train.backbone_weights:
         state = _classifier(arrays, path)
         if model.name.endswith("_small"):
-            model = replace(model, name="maskrcnn_resnet50_fpn")
+            model = replace(model, name=_network_on(state, path))
         found = Start(path, state, None, "a ResNet's weights, for the backbone")
         return replace(config, model=replace(model, **frozen)), found
     try:
@@ -80,9 +80,9 @@ def start_from(config: Config, note: Callable[[str], None]) -> tuple[Config, Sta
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     start, own = Start(path, state, origin, origin.note), own_options(arrays)
-    if own is not None:  # all that it was trained with, but for what it reports
-        kept = {"score_threshold": model.score_threshold, "detections": model.detections}
-        return replace(config, model=replace(own, **kept)), start
+    if own is not None:  # all that it was trained with, but for what is given anew
+        given = {f.name: getattr(model, f.name) for f in fields(model) if getattr(model, f.name) != f.default}
+        return replace(config, model=replace(own, **given)), start
     name = model.name if model.name in _alternatives(origin) else _network(origin, path)
     if is_small(origin.architecture):
         return replace(config, model=replace(model, name=name)), start
@@ -101,6 +101,24 @@ def _classifier(arrays: Mapping, path: Path) -> dict[str, np.ndarray]:
             "weights of a whole detector are given by --weights"
         )
     return {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def _network_on(state: Mapping, path: Path) -> str:
+    """The Mask R-CNN on a classifier's ResNet, which its third stage tells."""
+    blocks = len({name.split(".")[3] for name in state if name.startswith(f"{_BODY}layer3.")})
+    conv = state.get(f"{_BODY}layer1.0.conv2.weight")
+    grouped = conv is not None and conv.shape[1:2] == (8,)  # 8 channels a group
+    known = {
+        (6, False): "maskrcnn_resnet50_fpn",
+        (23, False): "maskrcnn_resnet101_fpn",
+        (23, True): "maskrcnn_resnext101_32x8d_fpn",
+    }
+    if (blocks, grouped) not in known:
+        raise InputError(
+            f"{path}: is a ResNet with {blocks} blocks in its third stage; train knows those with 6 and 23 "
+            "(ResNet-50 and -101, ResNeXt-101 32x8d)"
+        )
+    return known[blocks, grouped]
 
 
 def _network(origin: Origin, path: Path) -> str:
