@@ -412,7 +412,15 @@ def test_keypoints_outside_of_the_picture_do_no_harm():
     keypoints = np.array([[[-50, 5, 2], [90, 5, 2], [5, -1e6, 2]]], np.float64)
     skeleton = Skeleton(("a", "b", "c"), ((0, 1), (1, 2)))
     boxes, labels = np.array([[1.0, 1, 19, 19]]), np.array([1])
-    draw_instances(image, boxes, labels, None, ["cup"], keypoints=keypoints, skeleton=skeleton)
+    drawn = draw_instances(
+        image, boxes, labels, None, ["cup"], keypoints=keypoints, skeleton=skeleton, zoom=1.0
+    )
+    bare = draw_instances(image, boxes, labels, None, ["cup"], zoom=1.0)
+    changed = (np.asarray(drawn) != np.asarray(bare)).any(axis=2)
+    assert (
+        drawn.size == bare.size and changed[5, 10]
+    )  # the line between the two that are to the left and right
+    assert not changed[12:20, 8:].any()  # and nothing where no line passes
 
 
 def test_improbable_keypoints_are_not_drawn():

@@ -98,7 +98,7 @@ class RPNSamples:
 class RPNHeadNet(Module):
     """The weights of the explicit Function `rpn_head`, shared by all levels.
 
-    All begin with a standard deviation of 0.01, as in the Fast R-CNN that the paper builds upon.
+    All begin with a standard deviation of 0.01 (Ren et al. 2015, Faster R-CNN, section 3.1.3).
 
     Parameters
     ----------
