@@ -88,7 +88,7 @@ def test_a_published_name_is_its_address_and_tells_the_licence(server, monkeypat
     [
         ("/net-00000000.pth", "is not the file that its name promises"),
         ("/missing/net.pth", "cannot be fetched (404 Not Found)"),
-        ("/cut/net.pth", "cannot be fetched"),
+        ("/cut/net.pth", "cannot be fetched (the connection was cut)"),
         ("/moved/net.pth", "cannot be fetched"),
     ],
 )
@@ -100,9 +100,22 @@ def test_what_is_wrong_is_named_and_nothing_is_kept(server, tmp_path, path, told
     gc.collect()
 
 
+def test_export_fetches_what_it_writes(server, tmp_path, capsys):
+    from minimask.command.cli import main
+
+    url = f"{server}/weights.pth"
+    assert main(["export", "--weights", url, str(tmp_path / "a.safetensors")]) == 2
+    assert (
+        "is none of the kinds that are read" in capsys.readouterr().err
+    )  # the server's bytes are no weights
+    assert Server.asked == ["/weights.pth"] and not (tmp_path / "a.safetensors").exists()
+
+
 def test_without_a_network_the_mend_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIMASK_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(InputError, match="give its path"):
+    with pytest.raises(
+        InputError, match=r"cannot be fetched \(no connection to 127\.0\.0\.1\)\..* give its path"
+    ):
         local_weights("http://127.0.0.1:9/net.pth")  # nobody listens there
     assert kept(tmp_path) == []
 

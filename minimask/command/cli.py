@@ -318,8 +318,7 @@ def _add_export(command) -> None:
     )
     text = "the file to write; its ending decides: .safetensors, or .pth, which torch.load opens"
     export.add_argument("target", type=_name, metavar="FILE", help=text)
-    text = "a checkpoint that train wrote, or a file of torch, detectron2 or safetensors"
-    export.add_argument("--weights", required=True, type=_name, metavar="FILE", help=text)
+    _take(export, "weights")
 
 
 def _add_convert(command) -> None:

@@ -150,9 +150,11 @@ def export(arguments: argparse.Namespace) -> int:
     """
     from minimask.command.exporting import check_target, how_to_load, write
     from minimask.weights import read_weights
+    from minimask.weights.download import local_weights
 
-    source, target = Path(arguments.weights), Path(arguments.target)
-    check_target(target, source)
+    target = Path(arguments.target)
+    check_target(target, Path(arguments.weights))
+    source = local_weights(arguments.weights, note)
     weights = read_weights(source)
     write(weights, target)
     numbers = sum(array.size for array in weights.values())

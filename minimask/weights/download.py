@@ -112,7 +112,7 @@ def _fetch(url: str, path: Path) -> None:
                 f"{shown}: cannot be fetched ({reason}); look whether the address is right"
             ) from error
         except (requests.RequestException, UnicodeError) as error:
-            reason = one_line(error, 160)
+            reason = _reason(error, url)
             raise InputError(
                 f"{shown}: cannot be fetched ({reason}). See to the network, or download the file elsewhere "
                 "and give its path"
@@ -123,6 +123,20 @@ def _fetch(url: str, path: Path) -> None:
                 f"{shown}: is not the file that its name promises (SHA-256 {digest[:12]}..., not "
                 f"{wanted[1]}...); nothing was kept. Try again, or fetch it from elsewhere"
             )
+
+
+def _reason(error: Exception, url: str) -> str:
+    """Why there was no answer, in a few words: the error's own text names classes and memory addresses."""
+    import requests
+
+    host = urlsplit(url).hostname
+    if isinstance(error, requests.Timeout):
+        return f"{host} does not answer"
+    if isinstance(error, requests.ConnectionError):
+        return f"no connection to {host}"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection was cut"
+    return one_line(error, 160)
 
 
 class _Hashing:
