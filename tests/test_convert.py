@@ -159,7 +159,7 @@ def test_maps_with_one_value_or_one_class_painted_white(two_regions, capsys):
     assert [len(sample.masks) for sample in dataset] == [3, 3] and dataset.class_names == ("cell",)
 
 
-@pytest.mark.parametrize("source", ["nuclei", "shapes"])
+@pytest.mark.parametrize("source", [pytest.param("nuclei", marks=pytest.mark.slow), "shapes"])
 def test_labelme_polygons_come_back(source, tmp_path, capsys):
     truth, names = samples(source)
     for number, sample in enumerate(truth):
@@ -174,7 +174,7 @@ def test_labelme_polygons_come_back(source, tmp_path, capsys):
     assert isinstance(segmentation, list), "polygons stay polygons"
 
 
-@pytest.mark.parametrize("source", ["nuclei", "shapes"])
+@pytest.mark.parametrize("source", [pytest.param("nuclei", marks=pytest.mark.slow), "shapes"])
 def test_yolo_polygons_come_back(source, tmp_path, capsys):
     truth, names = samples(source)
     for number, sample in enumerate(truth):

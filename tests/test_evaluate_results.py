@@ -20,9 +20,10 @@ from minimask.results.evaluate import METRICS, coco_results, score
 from minimask.results.reasons import reasons
 
 DATA = os.environ.get("MINIMASK_DATA")
+needs_data = pytest.mark.skipif(not DATA, reason="no MINIMASK_DATA")
 SETS = [
-    pytest.param(name, marks=pytest.mark.skipif(not DATA, reason="no MINIMASK_DATA"))
-    for name in ("nuclei", "coco200")
+    pytest.param("nuclei", marks=[needs_data, pytest.mark.slow]),  # 30 seconds
+    pytest.param("coco200", marks=needs_data),
 ]
 
 

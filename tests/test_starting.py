@@ -130,6 +130,7 @@ def test_a_classifiers_weights_fill_the_backbone_alone(tmp_path):
     assert len(notes) == 1
 
 
+@pytest.mark.slow
 def test_a_classifiers_depth_says_which_network_it_is_for(tmp_path):
     for name, build in {
         "maskrcnn_resnet101_fpn": models.maskrcnn_resnet101_fpn,
