@@ -106,6 +106,26 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(trained, tmp_path, caps
         np.testing.assert_array_equal(ours.parameters[name], array)
 
 
+def test_a_run_may_have_masks_and_keypoints(tmp_path, capsys):
+    write_figures(tmp_path)
+    data = ["--data", tmp_path / "train.json", "--images", tmp_path / "images"]
+    options = settings(NETWORK, *FEW, "model.with_masks=true")
+    run(capsys, "train", *data, "--val", tmp_path / "train.json", *options, "--output", tmp_path / "run")
+    losses = read_losses(tmp_path / "run/losses.csv")
+    assert np.isfinite([losses["loss_keypoint"], losses["loss_mask"]]).all()
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert {"box", "mask", "keypoint"} <= metrics.keys()
+    run(capsys, "export", "--weights", tmp_path / "run/checkpoint.npz", tmp_path / "model.safetensors")
+    weights = ["--weights", tmp_path / "model.safetensors"]
+    run(capsys, "train", *data, *weights, *settings(*FEW), "--output", tmp_path / "tuned")
+    tuned = load_checkpoint(tmp_path / "tuned/checkpoint.npz").config["model"]
+    assert (tuned["name"], tuned["with_masks"]) == ("keypointrcnn_small", True)
+    err = refused(
+        capsys, "train", "--data", "shapes", *settings("model.with_masks=true"), "--output", tmp_path / "r"
+    )
+    assert "model.with_masks: maskrcnn_small has no such choice" in err
+
+
 def test_a_checkpoint_without_keypoints_says_nothing_of_them(tmp_path):
     config = with_settings(Config(), ["train.steps=1", "data.crop=48", "train.batch_size=1"])
     # figures have keypoints, but maskrcnn_small does not look for any

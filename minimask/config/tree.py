@@ -72,6 +72,7 @@ class ModelConfig:
     )
     class_agnostic_mask: bool = option(False, "one mask an object, instead of one for each class")
     class_agnostic_box: bool = option(False, "one box an object, instead of one for each class")
+    with_masks: bool = option(False, "of a network with keypoints: a mask head as well")
     score_threshold: float = option(0.05, "detections that score less are dropped", low=0, high=1)
     nms_threshold: float = option(
         0.5, "of two boxes of a class with more IoU than this, one goes", low=0, high=1

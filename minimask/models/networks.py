@@ -93,6 +93,7 @@ def _resnet(
 
 
 _OF_MASKS = ("mask_loss", "mask_branch", "class_agnostic_mask")
+_OF_KEYPOINTS = ("with_masks",)
 _OF_RESNETS = ("norm", "trainable_layers", "conventions")
 _c4 = partial(_resnet, conventions=DETECTRON2, without=("mask_branch",))  # its branch is the last stage
 NETWORKS = {
@@ -121,7 +122,7 @@ def resolved(config: Config) -> Config:
         For an option that the network does not have.
     """
     network = NETWORKS[config.model.name]
-    for name in network.without:
+    for name in network.without + (() if network.keypoints else _OF_KEYPOINTS):
         if getattr(config.model, name) not in (None, False):
             raise InputError(f"model.{name}: {config.model.name} has no such choice; leave it out")
     scratch = {k: v for k, v in network.from_scratch.items() if getattr(config.model, k) is None}
@@ -216,6 +217,7 @@ def builder_arguments(options: ModelConfig) -> dict[str, Any]:
     given = {"min_size": options.min_size, "max_size": options.max_size, "conventions": conventions}
     given |= alternatives(options, conventions or network.conventions)
     given |= {"norm": norm, "trainable_backbone_layers": options.trainable_layers}
+    given |= {"with_masks": options.with_masks or None}
     limits = {
         "box_score_thresh": options.score_threshold,
         "box_nms_thresh": options.nms_threshold,

@@ -84,11 +84,13 @@ def start_from(config: Config, note: Callable[[str], None]) -> tuple[Config, Sta
         given = {f.name: getattr(model, f.name) for f in fields(model) if getattr(model, f.name) != f.default}
         return replace(config, model=replace(own, **given)), start
     name = model.name if model.name in _alternatives(origin) else _network(origin, path)
+    both = name.startswith("keypointrcnn") and origin.architecture.masks
+    model = replace(model, name=name, with_masks=model.with_masks or both)
     if is_small(origin.architecture):
-        return replace(config, model=replace(model, name=name)), start
+        return replace(config, model=model), start
     if origin.architecture.head_norm is not None:
         frozen["norm"] = model.norm or "batch"
-    changed = replace(model, name=name, conventions=model.conventions or _conventions(origin), **frozen)
+    changed = replace(model, conventions=model.conventions or _conventions(origin), **frozen)
     return replace(config, model=changed), start
 
 
