@@ -9,7 +9,8 @@ import pytest
 from minimask import InputError, Tensor
 from minimask.anchors import AnchorGenerator
 from minimask.lessons import exercises
-from minimask.lessons.exercises.exercise import EXERCISES, OVERWRITTEN, same
+from minimask.lessons.exercises.comparing import same
+from minimask.lessons.exercises.exercise import EXERCISES, OVERWRITTEN
 
 SOLUTIONS = Path(__file__).parent.parent / "tutorials" / "solutions"
 
@@ -308,10 +309,10 @@ def test_mistakes_differ_from_the_answer_and_from_one_another_in_some_case(name)
     cases = [*exercise.cases(np.random.default_rng(0)).values()]
     with np.errstate(all="ignore"):
         given = {
-            mistake: [exercise._by_name(exercise.mistaken(mistake, inputs)) for inputs in cases]
-            for mistake in exercise.mistakes
+            mistake: [exercise.by_name(exercise.mistaken(mistake, inputs)) for inputs in cases]
+            for mistake in exercise.variants()
         }
-    given["right"] = [exercise._by_name(exercise.answer(*inputs)) for inputs in cases]
+    given["right", 0] = [exercise.by_name(exercise.answer(*inputs)) for inputs in cases]
 
     def equal(one, other):
         return all(

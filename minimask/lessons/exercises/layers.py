@@ -31,14 +31,21 @@ class Call(NamedTuple):
 
 def _tapes(rng) -> dict[str, tuple]:
     x, w, gy = rng.normal(size=(3, 4))
-    product = Call(("x", "w"), "a", lambda g: (g * w, g * x))
+
+    def times(one, other):
+        return lambda g: (g * other.astype(g.dtype), g * one.astype(g.dtype))
+
+    product = Call(("x", "w"), "a", times(x, w))
     total = Call(("a", "x"), "b", lambda g: (g, g))
     aside = Call(("b",), "c", lambda g: (-g,))
-    again = Call(("b", "a"), "d", lambda g: (g * x, g * w))
+    again = Call(("b", "a"), "d", times(w, x))
     both = Call(("d", "b"), "y", lambda g: (g, g))
+    square = Call(("y", "y"), "z", times(x, x))
     return {
         "values used twice": ([product, total, again, both], "y", gy),
         "a call that leads nowhere": ([product, total, aside, again, both], "y", gy),
+        "calls after the output": ([product, total, again, both, square], "b", gy),
+        "twice the same input": ([product, total, again, both, square], "z", gy),
         "no calls": ([], "y", gy),
     }
 
@@ -57,10 +64,27 @@ def _overwrite(_, g):
     return g
 
 
+def _keep(g, _):
+    return g
+
+
+def _walk_all(tape, output, gradient):
+    """Everything, also what does not lead to the output: a gradient that is missing counts as 0."""
+    gradients = {output: gradient}
+    for call in reversed(tape):
+        g_output = gradients.get(call.output, 0 * gradient)
+        for name, g in zip(call.inputs, call.backward(g_output)):
+            gradients[name] = gradients.get(name, 0) + g
+    return gradients
+
+
 @exercise(
     _tapes,
     {
-        "overwritten: a value used twice gets a gradient from each use": partial(_walk, add=_overwrite),
+        "overwritten: a value used twice gets a gradient from each use": [
+            partial(_walk, add=_overwrite),
+            partial(_walk, add=_keep),
+        ],
         "added in place, into another value's gradient: make a new sum": partial(_walk, add=operator.iadd),
         "walked forwards: the last call comes first": partial(_walk, order=1),
     },
@@ -84,11 +108,16 @@ def tape_backward(tape, output, gradient):
 
 
 @exercise(
-    lambda rng: {"normal numbers": tuple(rng.normal(size=(2, 3, 4))), "no rows": (np.zeros((0, 4)),) * 2},
+    lambda rng: {
+        "normal numbers": tuple(rng.normal(size=(2, 3, 4))),
+        "zeros": (rng.normal(size=(2, 3)), np.array([[0.0, -0.0, 2.0], [-3.0, 0.0, 0.0]])),
+        "no rows": (np.zeros((0, 4)),) * 2,
+    },
     {
         "gy left out: the chain rule multiplies the slope by it": dict(gy=lambda a: a.gy**0),
         "the mask is taken from gy: it says where x was positive": dict(x=lambda a: a.gy),
         "let through where x is negative": dict(x=lambda a: -a.x),
+        "let through where x is 0: there, too, nothing passes": lambda gy, x: gy * (x >= 0),
         "this is the forward pass": lambda gy, x: np.maximum(x, 0),
     },
 )
@@ -103,9 +132,14 @@ def relu_backward(gy, x):
     return gradients(F.relu, gy, x)[0]
 
 
-def _cross_entropy(gy, logits, labels, axis: int = 1, at_label: float = 1.0):
+def _cross_entropy(gy, logits, labels, axis: int = 1, at_label: float = 1.0, softmax=softmax_array):
     is_label = np.arange(logits.shape[1]) == labels[:, None]  # (R, K)
-    return gy * (softmax_array(logits, axis) - at_label * is_label) / len(logits)
+    return gy * (softmax(logits, axis) - at_label * is_label) / len(logits)
+
+
+def _careless_softmax(logits, axis):
+    e = np.exp(logits)
+    return e / e.sum(axis=axis, keepdims=True)
 
 
 @exercise(
@@ -118,6 +152,12 @@ def _cross_entropy(gy, logits, labels, axis: int = 1, at_label: float = 1.0):
         "gy left out": dict(gy=lambda a: a.gy**0),
         "1 is not subtracted at the labels": partial(_cross_entropy, at_label=0.0),
         "softmax along the wrong axis": partial(_cross_entropy, axis=0),
+        "divided by the number of classes, not of rows": (
+            lambda gy, logits, labels: _cross_entropy(gy, logits, labels) * len(logits) / logits.shape[1]
+        ),
+        "exp of large logits overflows: subtract each row's maximum first": partial(
+            _cross_entropy, softmax=_careless_softmax
+        ),
     },
 )
 def softmax_cross_entropy_backward(gy, logits, labels):
@@ -143,12 +183,40 @@ def _padded_behind(x, padding: int):
     return np.pad(x, ((0, 0), (0, 0), (0, 2 * padding), (0, 2 * padding)))
 
 
+def _stride_left_out(x, kernel, stride, padding):
+    """As many windows as there should be, but each one pixel after the other."""
+    p, q = im2col(x, kernel, stride, padding).shape[4:]
+    return im2col(x, kernel, 1, padding)[..., :p, :q]
+
+
+def _rounded_up(length: int, kernel: int, stride: int, padding: int) -> int:
+    """A length with which a last, partial window is counted, too."""
+    return length + (-(length + 2 * padding - kernel)) % stride
+
+
+def _with_partial_windows(x, kernel, stride, padding):
+    """x with zeros behind, so that partial windows at its end become whole ones."""
+    sides = zip(x.shape[2:], kernel)
+    return np.pad(x, ((0, 0), (0, 0), *((0, _rounded_up(n, k, stride, padding) - n) for n, k in sides)))
+
+
+STRIDE = "the stride left out: window p begins at p stride - padding"
+NOT_PADDED = "not padded: zeros belong around x"
+PARTIAL = "rounded up: a window that reaches beyond the padding does not count"
+
+
 def _convolutions(rng, *wanted: str) -> dict[str, tuple]:
     cases = {}
-    for name, n, stride, padding in (("stride 2", 2, 2, 1), ("no padding", 1, 1, 0), ("no images", 0, 1, 1)):
-        x, w, b = rng.normal(size=(n, 3, 7, 7)), rng.normal(size=(4, 3, 3, 3)), rng.normal(size=4)
+    for name, n, size, kernel, stride, padding in (  # height is not width, and strides leave rows over
+        ("stride 2", 2, (8, 10), (3, 3), 2, 1),
+        ("a wide kernel", 2, (7, 8), (2, 4), 1, 2),
+        ("no padding", 1, (4, 6), (2, 3), 1, 0),
+        ("stride beyond the kernel", 2, (8, 6), (2, 1), 3, 1),
+        ("no images", 0, (5, 6), (3, 2), 1, 1),
+    ):
+        x, w, b = rng.normal(size=(n, 3, *size)), rng.normal(size=(6, 3, *kernel)), rng.normal(size=6)
         gy = rng.normal(size=F.conv2d(x, w, b, stride, padding).shape)
-        known = dict(x=x, w=w, b=b, gy=gy, kernel=(3, 3), stride=stride, padding=padding)
+        known = dict(x=x, w=w, b=b, gy=gy, kernel=kernel, stride=stride, padding=padding)
         cases[name] = tuple(known[k] for k in wanted)
     return cases
 
@@ -158,6 +226,9 @@ def _convolutions(rng, *wanted: str) -> dict[str, tuple]:
     {
         ONE_SIDED: dict(x=lambda a: _padded_behind(a.x, a.padding), padding=lambda a: 0),
         "the kernel's elements upside down": lambda *a: im2col(*a)[:, :, ::-1, ::-1],
+        STRIDE: _stride_left_out,
+        PARTIAL: dict(x=lambda a: _with_partial_windows(a.x, a.kernel, a.stride, a.padding)),
+        NOT_PADDED: dict(padding=lambda a: 0),
     },
 )
 def im2col(x, kernel, stride, padding):
@@ -173,6 +244,15 @@ def im2col(x, kernel, stride, padding):
     return plain.im2col(x, Geometry.of(x.shape, (1, x.shape[1], *kernel), stride, padding, 1, 1))
 
 
+def _product_without_stride(x, w, b, stride, padding):
+    p, q = conv2d_forward(x, w, b, stride, padding).shape[2:]
+    return conv2d_forward(x, w, b, 1, padding)[..., :p, :q]
+
+
+def _one_channel(x, w, b, stride, padding):
+    return conv2d_forward(x[:, -1:], w[:, -1:], b, stride, padding)
+
+
 @exercise(
     lambda rng: _convolutions(rng, "x", "w", "b", "stride", "padding"),
     {
@@ -180,6 +260,10 @@ def im2col(x, kernel, stride, padding):
         "the kernel's rows and columns swapped": dict(w=lambda a: a.w.swapaxes(2, 3)),
         "the bias left out": dict(b=lambda a: 0 * a.b),
         ONE_SIDED: dict(x=lambda a: _padded_behind(a.x, a.padding), padding=lambda a: 0),
+        STRIDE: _product_without_stride,
+        PARTIAL: dict(x=lambda a: _with_partial_windows(a.x, a.w.shape[2:], a.stride, a.padding)),
+        NOT_PADDED: dict(padding=lambda a: 0),
+        "the channels not added up: each output reads all of them": _one_channel,
     },
 )
 def conv2d_forward(x, w, b, stride, padding):
@@ -206,6 +290,39 @@ def _gradients_of_flipped(gy, x, w, stride, padding):
     return gx, gw[FLIPPED], gb
 
 
+def _gradients_without_stride(gy, x, w, stride, padding):
+    p, q = conv2d_forward(x, w, w[:, 0, 0, 0], 1, padding).shape[2:]
+    behind = ((0, 0), (0, 0), (0, p - gy.shape[2]), (0, q - gy.shape[3]))
+    return conv2d_backward(np.pad(gy, behind), x, w, 1, padding)
+
+
+def _without_rows_left_over(gy, x, w, stride, padding, cut: int):
+    """gx as long as the windows reach, which is shorter than x where pixels are left over."""
+    gx, *others = conv2d_backward(gy, x, w, stride, padding)
+    rows, columns = ((n - 1) * stride + k - cut * padding for n, k in zip(gy.shape[2:], w.shape[2:]))
+    return gx[:, :, :rows, :columns], *others
+
+
+def _bias_gradient(axes: tuple[int, ...]) -> Callable:
+    """The right gradients but for the bias's, which is summed over these axes only."""
+
+    def wrong(gy, x, w, stride, padding):
+        return *conv2d_backward(gy, x, w, stride, padding)[:2], gy.sum(axis=axes)
+
+    return wrong
+
+
+def _of_last_position(gy, x, w, stride, padding):
+    """Assigned for each output position, the last one's product is left."""
+    last = np.zeros_like(gy)
+    last[..., -1:, -1:] = gy[..., -1:, -1:]
+    return conv2d_backward(last, x, w, stride, padding)
+
+
+def _of_image(i: slice) -> dict:
+    return dict(gy=lambda a: a.gy[i], x=lambda a: a.x[i])
+
+
 def _windows_of_pixel(gy, x, w, stride, padding):
     """In how many windows each pixel of x lies."""
     return conv2d_backward(gy[:, :1] ** 0, x, w[:1] ** 0, stride, padding)[0]
@@ -218,7 +335,16 @@ def _windows_of_pixel(gy, x, w, stride, padding):
         "the kernel's rows and columns swapped": dict(w=lambda a: a.w.swapaxes(2, 3)),
         ONE_SIDED: _gradients_padded_behind,
         "a mean over the images: their gradients add up": dict(gy=lambda a: a.gy / max(len(a.gy), 1)),
-        "overwritten by the last image": dict(gy=lambda a: a.gy[-1:], x=lambda a: a.x[-1:]),
+        "overwritten by the last image: those of all images add up": _of_image(slice(-1, None)),
+        "of the first image only: those of all images add up": _of_image(slice(0, 1)),
+        "overwritten by the last output position: those of all positions add up": _of_last_position,
+        STRIDE: _gradients_without_stride,
+        "the bias is added in every image, at every position: sum over all of these": [
+            _bias_gradient(axes) for axes in ((0,), (2, 3), (0, 2), (0, 3), (1, 2, 3), (0, 1))
+        ],
+        "pixels left over, which no window reads, are missing: gx has the shape of x": [
+            partial(_without_rows_left_over, cut=cut) for cut in (0, 1, 2)
+        ],
     },
     contributions={"gx": _windows_of_pixel},
 )
@@ -250,14 +376,55 @@ def _spread_evenly(gy, x, kernel, stride):
     return _to_all_maxima(gy / kernel**2, 0 * x, kernel, stride)  # of zeros, each is a maximum
 
 
+def _shared_by_maxima(gy, x, kernel, stride):
+    """Each of several equal maxima gets its share."""
+    equals, gx = np.empty_like(gy), np.zeros_like(x)
+    for p, q in np.ndindex(gy.shape[2:]):
+        window = (..., slice(p * stride, p * stride + kernel), slice(q * stride, q * stride + kernel))
+        of_window = x[window] == x[window].max(axis=(2, 3), keepdims=True)
+        equals[:, :, p, q] = of_window.sum(axis=(2, 3))
+        gx[window] += (gy / equals)[:, :, p, q, None, None] * of_window
+    return gx
+
+
+def _to_last_maximum(gy, x, kernel, stride):
+    """The last of equals: the first of x upside down."""
+    reach = [(n - 1) * stride + kernel for n in gy.shape[2:]]  # what the windows read
+    turned = (..., slice(None, None, -1), slice(None, None, -1))
+    gx = np.zeros_like(x)
+    read = (..., slice(reach[0]), slice(reach[1]))
+    gx[read] = max_pool_backward(gy[turned], x[read][turned], kernel, stride)[turned]
+    return gx
+
+
+def _windows_apart(gy, x, kernel, stride):
+    """Window p looked for at p kernel, as if windows never overlapped, as far as the image reaches."""
+    gx = np.zeros_like(x)
+    for n, c, p, q in np.ndindex(gy.shape):
+        window = x[n, c, p * kernel : (p + 1) * kernel, q * kernel : (q + 1) * kernel]
+        if window.size:
+            i, j = np.unravel_index(window.argmax(), window.shape)
+            gx[n, c, p * kernel + i, q * kernel + j] += gy[n, c, p, q]
+    return gx
+
+
 @exercise(
     lambda rng: {
-        "windows overlap": (rng.normal(size=(2, 3, 3, 3)), rng.normal(size=(2, 3, 7, 7)), 3, 2),
-        "equal values": (rng.normal(size=(1, 2, 3, 3)), np.maximum(rng.normal(size=(1, 2, 6, 6)), 0), 2, 2),
+        "windows overlap": (rng.normal(size=(2, 3, 4, 3)), rng.normal(size=(2, 3, 10, 8)), 3, 2),
+        "equal values": (rng.normal(size=(1, 2, 4, 3)), np.maximum(rng.normal(size=(1, 2, 8, 7)), 0), 2, 2),
+        "all negative, pixels left over": (
+            rng.normal(size=(1, 2, 2, 3)),
+            -rng.random((1, 2, 6, 8)) - 1,
+            2,
+            3,
+        ),
     },
     {
         "each of several equal maxima gets the gradient: only the first does": _to_all_maxima,
+        "several equal maxima share the gradient: only the first gets it": _shared_by_maxima,
+        "the last of equal maxima gets the gradient: the first does": _to_last_maximum,
         "spread, as average pooling does": _spread_evenly,
+        "window p begins at p kernel: it begins at p stride": _windows_apart,
     },
     contributions={"gx": lambda gy, *rest: max_pool_backward(gy**0, *rest)},
 )
@@ -275,16 +442,34 @@ def max_pool_backward(gy, x, kernel, stride):
 
 
 def _as_if_constant(gy, x, weight, groups, eps, statistic: str):
-    """The gradients with "mean" or "variance" taken for a constant: without the term of gx that it adds."""
+    """The gradients with "mean", "variance" or "both" taken for constants: without the terms they add."""
     rows = x.reshape(len(x), groups, -1)  # (N, groups, elements of a group)
     x_hat = (rows - rows.mean(axis=2, keepdims=True)) / np.sqrt(rows.var(axis=2, keepdims=True) + eps)
     g = (gy * weight[:, None, None]).reshape(rows.shape) / np.sqrt(rows.var(axis=2, keepdims=True) + eps)
-    if statistic == "mean":
-        left_out = g.mean(axis=2, keepdims=True)
-    else:
-        left_out = x_hat * (g * x_hat).mean(axis=2, keepdims=True)
+    left_out = 0
+    if statistic != "variance":
+        left_out = left_out + g.mean(axis=2, keepdims=True)
+    if statistic != "mean":
+        left_out = left_out + x_hat * (g * x_hat).mean(axis=2, keepdims=True)
     gx, *others = group_norm_backward(gy, x, weight, groups, eps)
     return gx + np.broadcast_to(left_out, rows.shape).reshape(x.shape), *others
+
+
+def _summed_over(axes: tuple[int, ...]) -> Callable:
+    """The right gradients but for those of weight and bias, which are summed over these axes only."""
+
+    def wrong(gy, x, weight, groups, eps):
+        gx = group_norm_backward(gy, x, weight, groups, eps)[0]
+        rows = x.reshape(len(x), groups, -1)
+        x_hat = (rows - rows.mean(2, keepdims=True)) / np.sqrt(rows.var(2, keepdims=True) + eps)
+        return gx, (gy * x_hat.reshape(x.shape)).sum(axis=axes), gy.sum(axis=axes)
+
+    return wrong
+
+
+def _of_x_itself(gy, x, weight, groups, eps):
+    gx, _, g_bias = group_norm_backward(gy, x, weight, groups, eps)
+    return gx, (gy * x).sum(axis=(0, 2, 3)), g_bias
 
 
 IN_IT = "taken for a constant: every x of the group is in it"
@@ -292,14 +477,22 @@ IN_IT = "taken for a constant: every x of the group is in it"
 
 @exercise(
     lambda rng: {
-        "two groups": (*rng.normal(size=(2, 2, 4, 3, 3)), rng.uniform(0.5, 2, 4), 2, 1e-5),
-        "one group": (*rng.normal(size=(2, 1, 3, 2, 2)), rng.uniform(0.5, 2, 3), 1, 0.1),
+        "two groups": (*rng.normal(size=(2, 2, 4, 3, 5)), rng.uniform(0.5, 2, 4), 2, 1e-5),
+        "one group": (*rng.normal(size=(2, 1, 3, 2, 4)), rng.uniform(0.5, 2, 3), 1, 0.1),
     },
     {
+        f"mean and variance {IN_IT.replace('a constant', 'constants').replace('in it', 'in both')}": partial(
+            _as_if_constant, statistic="both"
+        ),
         f"the mean {IN_IT}": partial(_as_if_constant, statistic="mean"),
         f"the variance {IN_IT}": partial(_as_if_constant, statistic="variance"),
         "weight left out": dict(weight=lambda a: a.weight**0),
         "mean and variance of a channel, not of its group": dict(groups=lambda a: a.x.shape[1]),
+        "eps left out": dict(eps=lambda a: 0.0),
+        "the weight's gradient is that of x: weight multiplies x_hat": _of_x_itself,
+        "weight and bias serve every image and position: sum over all of these": [
+            _summed_over(axes) for axes in ((0,), (2, 3), (0, 2), (0, 3))
+        ],
     },
 )
 def group_norm_backward(gy, x, weight, groups, eps):

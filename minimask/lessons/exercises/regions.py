@@ -1,6 +1,6 @@
-"""Exercises about boxes, RoI layers and masks: the answers come from minimask's own functions.
+"""Exercises about boxes: the answers come from minimask's own functions.
 
-Shapes: A, B, R boxes; N images, C channels, H x W pixels, output PH x PW, masks M x M, K classes.
+Shapes: A, B, R boxes; H x W cells; K anchors a cell.
 """
 
 from __future__ import annotations
@@ -10,18 +10,12 @@ from functools import partial
 import numpy as np
 
 from minimask import boxes as box_ops
-from minimask import functions as F
-from minimask import masks
-from minimask.autograd import Tensor
-from minimask.kernels.roi_align import Plan, Sampling
-from minimask.lessons.exercises.exercise import exercise, gradients
+from minimask.lessons.exercises.exercise import exercise
 
 SWAPPED = [1, 0, 3, 2]  # x1, y1, x2, y2 -> y1, x1, y2, x2
 ONE = np.array([0, 0, 1, 1], np.float32)  # a box + ONE reaches a pixel farther
 AXES = "axes swapped: x runs along a row, y down a column"
 PLUS_ONE = "+1: a box from x1 to x2 is x2 - x1 wide"
-NO_HALF_PIXEL = "no half pixel: pixel i has its centre at i + 1/2"
-ROUNDED = "the box rounded to whole pixels"
 
 
 def _boxes(rng, n: int, within: float = 30.0):
@@ -29,18 +23,38 @@ def _boxes(rng, n: int, within: float = 30.0):
     return np.concatenate([corner, corner + size], axis=1)
 
 
-# ------------------------------------------------------------------------------------------------- boxes
-
-
-def _iou_of_negative_sides(a, b):
-    inter = (np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])).prod(axis=2)
+def _iou_of_negative_sides(a, b, clamp=lambda area, sides: area):
+    sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
+    inter = clamp(sides.prod(axis=2), sides)
     union = box_ops.box_area(a)[:, None] + box_ops.box_area(b) - inter
     return inter / np.where(union, union, 1)
+
+
+def _area_clamped(area, sides):
+    return np.maximum(area, 0)
+
+
+def _zero_by_zero(a, b):
+    """0 / 0 where it is not looked for."""
+    areas = box_ops.box_area(a)[:, None] + box_ops.box_area(b)
+    return np.where(areas > 0, box_iou(a, b), np.nan)
+
+
+def _overlaps(a, b, union):
+    """The intersection over something else than the union."""
+    iou, areas = box_iou(a, b), (box_ops.box_area(a)[:, None], box_ops.box_area(b))
+    inter = iou * (areas[0] + areas[1]) / (1 + iou)
+    return inter / np.where(iou > 0, union(*areas, inter), 1)
 
 
 @exercise(
     lambda rng: {
         "boxes near and far": (_boxes(rng, 5, 18), _boxes(rng, 6, 18)),
+        "apart along one axis, and along both": (
+            np.array([[0.0, 0, 4, 3], [20, 1, 23, 6]]),
+            np.array([[1.0, 2, 6, 9], [10, 1, 12, 5], [1, 10, 3, 12], [9, 8, 14, 11], [4, 3, 7, 7]]),
+        ),
+        "boxes smaller than a pixel": (_boxes(rng, 3) / 50, _boxes(rng, 4) / 50),
         "boxes without area": (np.array([[1.0, 1, 1, 1], [0, 0, 2, 2]]), np.array([[1.0, 1, 1, 1]])),
         "no boxes": (np.zeros((0, 4)), _boxes(rng, 2)),
     },
@@ -48,6 +62,14 @@ def _iou_of_negative_sides(a, b):
         PLUS_ONE: dict(a=lambda a: a.a + ONE, b=lambda a: a.b + ONE),
         "the intersection is twice in the union": lambda *a: box_iou(*a) / (1 + box_iou(*a)),
         "negative sides not cut off at 0: two of them make a positive area": _iou_of_negative_sides,
+        "the area cut off at 0, not the sides: two negative ones make a positive area": partial(
+            _iou_of_negative_sides, clamp=_area_clamped
+        ),
+        "the intersection, not divided by the union": partial(_overlaps, union=lambda a, b, inter: 1.0),
+        "divided by the smaller area, not by the union": partial(
+            _overlaps, union=lambda a, b, inter: np.minimum(a, b)
+        ),
+        "0 / 0: a pair without area has 0": _zero_by_zero,
     },
 )
 def box_iou(a, b):
@@ -61,14 +83,44 @@ def box_iou(a, b):
     return box_ops.box_iou(a, b)
 
 
+def _sizes(boxes):
+    return boxes[:, 2:] - boxes[:, :2]
+
+
 def _encode_corners(boxes, anchors):
-    shift = (boxes - anchors)[:, :2] / (anchors[:, 2:] - anchors[:, :2])
+    shift = (boxes - anchors)[:, :2] / _sizes(anchors)
     return np.concatenate([shift, box_encode(boxes, anchors)[:, 2:]], axis=1)
+
+
+def _encode_with(shift_by=lambda boxes, anchors: 1.0, size_by=lambda boxes, anchors: 1.0):
+    """The right answer with dx and dy, and the sizes of which the logarithm is taken, times something."""
+
+    def wrong(boxes, anchors):
+        deltas = box_encode(boxes, anchors)
+        shift, size = (
+            deltas[:, :2] * shift_by(boxes, anchors),
+            np.exp(deltas[:, 2:]) * size_by(boxes, anchors),
+        )
+        return np.concatenate([shift, np.log(size)], axis=1)
+
+    return wrong
+
+
+def _width_by_height(boxes, anchors):
+    return _sizes(anchors) / _sizes(anchors)[:, ::-1]
+
+
+def _boxes_width_by_height(boxes, anchors):
+    return _sizes(boxes)[:, ::-1] / _sizes(boxes)
+
+
+def _anchor_size(boxes, anchors):
+    return _sizes(anchors)
 
 
 def _encode_without_log(boxes, anchors):
     deltas = box_encode(boxes, anchors)
-    return np.where(ONE > 0, np.exp(deltas), deltas)  # of dw and dh
+    return np.concatenate([deltas[:, :2], np.exp(deltas[:, 2:])], axis=1)
 
 
 @exercise(
@@ -79,6 +131,19 @@ def _encode_without_log(boxes, anchors):
         "coded against the box, not against the anchor": lambda *a: box_encode(*a[::-1]),
         "from corner to corner: dx and dy lead from centre to centre": _encode_corners,
         "no logarithm": _encode_without_log,
+        "dx and dy not divided by the anchor's width and height": _encode_with(shift_by=_anchor_size),
+        "dw and dh not divided by the anchor's width and height": _encode_with(size_by=_anchor_size),
+        "nothing is divided by the anchor's width and height": _encode_with(_anchor_size, _anchor_size),
+        "width and height swapped: dx and dw go with the width, dy and dh with the height": [
+            _encode_with(shift_by=_width_by_height),
+            _encode_with(size_by=_width_by_height),
+            _encode_with(_width_by_height, _width_by_height),
+            _encode_with(size_by=_boxes_width_by_height),
+            lambda *a: box_encode(*a)[:, [0, 1, 3, 2]],
+        ],
+        "divided by the box's own size, not by the anchor's": _encode_with(
+            shift_by=lambda boxes, anchors: _sizes(anchors) / _sizes(boxes)
+        ),
     },
 )
 def box_encode(boxes, anchors):
@@ -94,7 +159,16 @@ def box_encode(boxes, anchors):
 
 def _decode_from_corner(deltas, anchors, limit):
     boxes = box_decode(deltas, anchors, limit)
-    return boxes + np.tile(boxes[:, 2:] - boxes[:, :2], 2) / 2
+    return boxes + np.tile(_sizes(boxes), 2) / 2
+
+
+def _shift_not_multiplied(deltas, anchors, limit):
+    boxes = box_decode(deltas, anchors, limit)
+    return boxes + np.tile(deltas[:, :2] * (1 - _sizes(anchors)), 2)
+
+
+def _shift_from_corner(deltas, anchors, limit):
+    return box_decode(deltas, anchors, limit) - np.tile(_sizes(anchors), 2) / 2
 
 
 @exercise(
@@ -108,6 +182,14 @@ def _decode_from_corner(deltas, anchors, limit):
         PLUS_ONE: lambda deltas, anchors, limit: box_decode(deltas, anchors + ONE, limit) - ONE,
         AXES: dict(deltas=lambda a: a.deltas[:, SWAPPED]),
         "the centre taken for a corner: half of the size is on each side": _decode_from_corner,
+        "dx and dy not times the anchor's width and height": _shift_not_multiplied,
+        "dx and dy lead away from the anchor's corner: they start at its centre": _shift_from_corner,
+        "limited on both sides: only large numbers make exp overflow": dict(
+            deltas=lambda a: np.concatenate([a.deltas[:, :2], np.maximum(a.deltas[:, 2:], -a.limit)], axis=1)
+        ),
+        "width and height swapped: dx and dw go with the width, dy and dh with the height": dict(
+            deltas=lambda a: a.deltas[:, [0, 1, 3, 2]]
+        ),
     },
 )
 def box_decode(deltas, anchors, limit):
@@ -122,15 +204,25 @@ def box_decode(deltas, anchors, limit):
     return box_ops.BoxCoder(bbox_xform_clip=limit).decode(deltas, anchors)[:, 0]
 
 
-def _nms(boxes, scores, threshold, suppresses=np.greater, by_suppressed=False):
+APART = np.array(  # along both axes, and thin ones along one
+    [[0.0, 0, 4, 4], [7, 7, 11, 11], [1, 0, 5, 4], [0, 20, 1, 30], [1.5, 20, 2.5, 30], [20, 0, 30, 1]]
+    + [[20, 1.5, 30, 2.5]]
+)
+
+
+def _nms(boxes, scores, threshold, suppresses=np.greater, by_suppressed=False, iou=box_ops.box_iou):
     """The right answer, or a wrong one: with another comparison, or where suppressed boxes suppress."""
     kept, seen = [], []
     for i in np.argsort(-scores, kind="stable"):
-        overlaps = box_ops.box_iou(boxes[[i]], boxes[seen if by_suppressed else kept])
+        overlaps = iou(boxes[[i]], boxes[seen if by_suppressed else kept])
         if not suppresses(overlaps, threshold).any():
             kept.append(i)
         seen.append(i)
-    return np.array(kept)
+    return np.array(kept, dtype=np.int64)
+
+
+def _last_of_equals_first(boxes, scores, threshold):
+    return len(scores) - 1 - _nms(boxes[::-1], scores[::-1], threshold)
 
 
 def _ranks(boxes, scores, threshold):
@@ -141,7 +233,8 @@ def _ranks(boxes, scores, threshold):
     lambda rng: {
         "a crowd": (_boxes(rng, 40), rng.permutation(40) / 40, 0.3),
         "at the threshold": (np.array([[0.0, 0, 2, 2], [0, 0, 2, 1]]), np.array([0.9, 0.8]), 0.5),
-        "equal scores": (_boxes(rng, 12), np.repeat([0.5, 0.9], 6), 0.3),
+        "equal scores": (_boxes(rng, 60, 90), rng.integers(1, 4, 60) / 4, 0.3),
+        "boxes that lie apart": (APART, np.array([0.5, 0.9, 0.8, 0.4, 0.7, 0.2, 0.3]), 0.3),
         "no boxes": (np.zeros((0, 4)), np.zeros(0), 0.5),
     },
     {
@@ -151,6 +244,10 @@ def _ranks(boxes, scores, threshold):
         "positions after sorting, not in the list you were given": _ranks,
         "in the order of the list, not by falling score": lambda *a: np.sort(nms(*a)),
         "just the threshold suppresses: only more does": partial(_nms, suppresses=np.greater_equal),
+        "of equal scores, the last goes first: the first does": _last_of_equals_first,
+        "negative sides not cut off at 0: two of them make a positive area": partial(
+            _nms, iou=_iou_of_negative_sides
+        ),
     },
 )
 def nms(boxes, scores, threshold):
@@ -165,13 +262,36 @@ def nms(boxes, scores, threshold):
     return box_ops.nms(boxes, scores, threshold)
 
 
-def _anchors(sizes, ratios, stride, height, width, offset=0.5, keep_area=True, axes=(0, 1, 2, 3)):
+def _anchors(
+    sizes, ratios, stride, height, width, offset=0.5, keep_area=True, axes=(0, 1, 2, 3), sizes_first=False
+):
     """The right answer, or a wrong one; `axes` is the order of rows, columns, anchors, coordinates."""
     r, s = np.repeat(ratios, len(sizes)), np.tile(sizes, len(ratios))
+    if sizes_first:
+        r, s = np.tile(ratios, len(sizes)), np.repeat(sizes, len(ratios))
     half = np.stack([s / np.sqrt(r), s * np.sqrt(r)] if keep_area else [s, s * r], axis=1) / 2  # (K, 2)
     y, x = np.meshgrid(*((np.arange(n) + offset) * stride for n in (height, width)), indexing="ij")
     middle = np.stack([x, y], axis=2)[:, :, None]  # (H, W, 1, 2)
     return np.concatenate([middle - half, middle + half], axis=3).transpose(axes).reshape(-1, 4)
+
+
+def _rows_for_columns(sizes, ratios, stride, height, width):
+    return _anchors(sizes, ratios, stride, width, height)
+
+
+def _moved(sizes, ratios, stride, height, width, move):
+    """The right answer, with each anchor's centre (x, y) at `move` of what it should be."""
+    right = _anchors(sizes, ratios, stride, height, width)
+    center = right[:, :2] + _sizes(right) / 2
+    return right + np.tile(move(center) - center, 2)
+
+
+def _stride_of_one(sizes, ratios, stride, height, width):
+    return _moved(sizes, ratios, stride, height, width, lambda center: center / stride)
+
+
+def _half_a_pixel(sizes, ratios, stride, height, width):
+    return _moved(sizes, ratios, stride, height, width, lambda center: center - stride / 2 + 0.5)
 
 
 @exercise(
@@ -181,6 +301,13 @@ def _anchors(sizes, ratios, stride, height, width, offset=0.5, keep_area=True, a
         "the ratio taken for width over height": dict(ratios=lambda a: 1 / np.array(a.ratios)),
         "the area changes with the ratio: use its root on both sides": partial(_anchors, keep_area=False),
         "axes swapped: columns before rows": partial(_anchors, axes=(1, 0, 2, 3)),
+        "the sizes before the ratios: all sizes of a ratio come together": partial(
+            _anchors, sizes_first=True
+        ),
+        "x and y swapped: x = (j + 1/2) stride runs along a row": lambda *a: _anchors(*a)[:, SWAPPED],
+        "width and height swapped in number: there are height rows of width cells": _rows_for_columns,
+        "the stride left out: cells are stride pixels apart": _stride_of_one,
+        "the middle of a cell moved by half a pixel, not by half a cell": _half_a_pixel,
     },
 )
 def anchors(sizes, ratios, stride, height, width):
@@ -195,194 +322,3 @@ def anchors(sizes, ratios, stride, height, width):
     (i, j) are centred at x = (j + 1/2) stride, y = (i + 1/2) stride.
     """
     return _anchors(sizes, ratios, stride, height, width)
-
-
-# -------------------------------------------------------------------------------------------- RoI layers
-
-
-def _to_map(a):
-    return np.array([1, *[a.scale] * 4])  # times a RoI: the RoI in feature pixels
-
-
-def _clipped(a):
-    """The RoIs, clipped to the image."""
-    height, width = (a.x_shape if hasattr(a, "x_shape") else a.x.shape)[2:]
-    return np.clip(a.rois, 0, [np.inf, *np.array([width, height] * 2) / a.scale])
-
-
-ROI_MISTAKES = {
-    "no batch index: column 0 says which image a RoI reads": dict(rois=lambda a: a.rois * [0, 1, 1, 1, 1]),
-    AXES: dict(rois=lambda a: a.rois[:, [0, 2, 1, 4, 3]]),
-    "the scale left out: RoIs are in image pixels": dict(scale=lambda a: 1.0),
-}
-ALIGN_MISTAKES = ROI_MISTAKES | {
-    NO_HALF_PIXEL: dict(rois=lambda a: a.rois + [0, *[0.5 / a.scale] * 4]),
-    PLUS_ONE: dict(rois=lambda a: a.rois + [0, *ONE]),
-    ROUNDED: dict(rois=lambda a: np.rint(a.rois * _to_map(a)) / _to_map(a)),
-    "clipped twice: points are moved into the map, the box is not": dict(rois=_clipped),
-}
-
-
-def _roi_cases(rng, *wanted: str) -> dict[str, tuple]:
-    cases = {}
-    for name, n, size, scale, ratio in (
-        ("two images", 5, (2, 3), 0.25, 2),
-        ("3 x 3 points", 2, (2, 2), 0.5, 3),
-        ("no RoIs", 0, (2, 2), 0.25, 2),
-    ):
-        corner, sides = rng.uniform(-4, 14, (n, 2)), rng.uniform(6, 20, (n, 2))
-        rois = np.concatenate([np.arange(n)[:, None] % 2, corner, corner + sides], axis=1)
-        known = dict(x=rng.normal(size=(2, 3, 6, 7)), rois=rois, gy=rng.normal(size=(n, 3, *size)))
-        known |= dict(output_size=size, x_shape=(2, 3, 6, 7), scale=scale, sampling_ratio=ratio)
-        cases[name] = tuple(known[k] for k in wanted)
-    return cases
-
-
-@exercise(
-    lambda rng: _roi_cases(rng, "x", "rois", "output_size", "scale"),
-    ROI_MISTAKES
-    | {
-        "the last pixel left out: x2 - x1 + 1 belong in": dict(rois=lambda a: a.rois - [0, *ONE / a.scale]),
-        "rounded down, not to the nearest": dict(rois=lambda a: np.floor(a.rois * _to_map(a)) / _to_map(a)),
-    },
-)
-def roi_pool(x, rois, output_size, scale):
-    """RoIPool (Fast R-CNN): the maximum of each bin's pixels, box and bins rounded to whole pixels.
-
-    x : (N, C, H, W) float
-    rois : (R, 5) float, image index, x1, y1, x2, y2 in image pixels
-    output_size : (PH, PW)
-    scale : float, feature pixels per image pixel
-
-    Give y : (R, C, PH, PW). The box's edges times scale are rounded to the nearest pixel, halves away from 0.
-    Both edge pixels belong to it, so it is max(x2 - x1 + 1, 1) pixels wide. Bin j of PW begins at
-    floor(j width / PW) and ends before ceil((j + 1) width / PW), both from x1 on and clipped to the map; an
-    empty bin gives 0.
-    """
-    return F.roi_pool(x, rois, output_size, scale).data
-
-
-@exercise(lambda rng: _roi_cases(rng, "x", "rois", "output_size", "scale", "sampling_ratio"), ALIGN_MISTAKES)
-def roi_align_forward(x, rois, output_size, scale, sampling_ratio):
-    """RoIAlign (Mask R-CNN, section 3): the average of bilinear samples, nothing rounded.
-
-    x : (N, C, H, W) float
-    rois : (R, 5) float, image index, x1, y1, x2, y2 in image pixels
-    output_size : (PH, PW)
-    scale : float, feature pixels per image pixel
-    sampling_ratio : int, n: n x n points a bin, at (k + 1/2) / n of it
-
-    Give y : (R, C, PH, PW). In feature pixels, pixel i has its centre at i + 1/2 (aligned=True). A point more
-    than a pixel outside the outermost centres reads 0; any other is moved between them if it lies outside,
-    and reads its four neighbours.
-    """
-    return F.roi_align(x, rois, output_size, scale, sampling_ratio, aligned=True).data
-
-
-def _points_of_pixel(gy, rois, x_shape, scale, sampling_ratio):
-    """How many points read each pixel of x."""
-    sampling = Sampling(gy.shape[2:], sampling_ratio, True, aggregation="max")  # a row for each point
-    matrix = Plan.build(rois, None, [x_shape], (scale,), sampling, gy.dtype).matrix
-    counts = np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1])
-    return counts.reshape(x_shape[0], 1, *x_shape[2:])
-
-
-@exercise(
-    lambda rng: _roi_cases(rng, "gy", "rois", "x_shape", "scale", "sampling_ratio"),
-    ALIGN_MISTAKES
-    | {"not divided by the points: a bin is their average": dict(gy=lambda a: a.gy * a.sampling_ratio**2)},
-    contributions={"gx": _points_of_pixel},
-)
-def roi_align_backward(gy, rois, x_shape, scale, sampling_ratio):
-    """The gradient of RoIAlign's feature map: each bilinear weight sends its share of gy back.
-
-    gy : (R, C, PH, PW) float, gradient of y
-    rois : (R, 5) float, image index, x1, y1, x2, y2 in image pixels
-    x_shape : (N, C, H, W)
-    scale : float
-    sampling_ratio : int
-
-    Give gx : (N, C, H, W). See roi_align_forward for where the points lie.
-    """
-    x, size = np.zeros(x_shape, gy.dtype), gy.shape[2:]
-    return gradients(lambda x: F.roi_align(x, rois, size, scale, sampling_ratio, aligned=True), gy, x)[0]
-
-
-# ------------------------------------------------------------------------------------------------- masks
-
-
-def _mask_loss(logits, labels, targets, loss_of=F.mask_loss, scale=1.0):
-    """The loss and its gradient."""
-    x = Tensor(logits, True)
-    loss = loss_of(x, labels, targets) * scale
-    loss.backward()
-    return loss.data, x.grad
-
-
-def _summed_loss(logits, labels, targets):
-    return _mask_loss(logits, labels, targets, scale=float(targets.size))
-
-
-def _softmax_loss(x, labels, targets):
-    p = F.softmax(x, axis=1)[np.arange(len(labels)), labels]
-    return (F.log(p) * targets + F.log(1.0 - p) * (1.0 - targets)).mean() * -1.0
-
-
-def _all_channels_loss(x, labels, targets):
-    return F.sigmoid_cross_entropy(x, np.broadcast_to(targets[:, None], x.shape))
-
-
-@exercise(
-    lambda rng: {
-        "four classes": (rng.normal(size=(3, 5, 4, 4)), np.array([2, 4, 1]), np.rint(rng.random((3, 4, 4)))),
-        "large logits": (np.full((2, 3, 2, 2), -800.0), np.array([1, 2]), np.zeros((2, 2, 2))),
-        "no RoIs": (np.zeros((0, 3, 2, 2)), np.zeros(0, np.int64), np.zeros((0, 2, 2))),
-    },
-    {
-        "summed, not averaged": _summed_loss,
-        "the channel before the label's: channel 0 is the background's": dict(labels=lambda a: a.labels - 1),
-        "a softmax: masks do not compete, each has its sigmoid": partial(_mask_loss, loss_of=_softmax_loss),
-        "all channels: only the true class's has a loss": partial(_mask_loss, loss_of=_all_channels_loss),
-    },
-)
-def mask_loss(logits, labels, targets):
-    """L_mask (Mask R-CNN, section 3): binary cross-entropy of the one mask that belongs to the true class.
-
-    logits : (R, K + 1, M, M) float; channel 0 is the background's, and never read; may be large
-    labels : (R,) int in [1, K]
-    targets : (R, M, M) float, 0 or 1
-
-    Give loss, gradient : a number, the mean over RoIs and pixels (0 for no RoIs); its gradient, like logits.
-    """
-    return _mask_loss(logits, labels, targets)
-
-
-def _box_within_image(a):
-    return np.clip(a.box, 0, [*a.image_size[::-1]] * 2)
-
-
-@exercise(
-    lambda rng: {
-        "a box that reaches out": (rng.random((5, 5)), np.array([-3.2, 2.5, 6.3, 11.7]), (8, 9)),
-        "a box within": (rng.random((4, 4)), np.array([2.3, 1.6, 9.1, 6.4]), (9, 12)),
-    },
-    {
-        NO_HALF_PIXEL: dict(box=lambda a: a.box + 0.5),
-        PLUS_ONE: dict(box=lambda a: a.box + ONE),
-        AXES: dict(box=lambda a: a.box[SWAPPED]),
-        ROUNDED: dict(box=lambda a: np.rint(a.box)),
-        "clipped twice: a box that reaches out is pasted in part, not squeezed": dict(box=_box_within_image),
-    },
-)
-def paste_mask(mask, box, image_size):
-    """A predicted mask in its place in the image.
-
-    mask : (M, M) float, probabilities
-    box : (4,) float, x1, y1, x2, y2 in image pixels; not whole numbers, and it may reach beyond the image
-    image_size : (H, W)
-
-    Give image : (H, W). Pixel i has its centre at i + 1/2; the centre of mask cell j lies at (j + 1/2) / M of
-    the box. Between the cells' centres the mask is bilinear; beyond the outermost it falls linearly to 0, one
-    cell out.
-    """
-    return masks.paste_masks(mask[None], box[None], image_size, masks.FLOAT)[0, 0]
