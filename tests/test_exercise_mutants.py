@@ -7,15 +7,13 @@ taken is listed here, with the reason why it is right.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from minimask.lessons import exercises
 from minimask.lessons.exercises.exercise import EXERCISES
+from tests.exercise_mistakes import SOLUTIONS, function
 from tests.mutants_of_code import mutants
-
-SOLUTIONS = Path(__file__).parent.parent / "tutorials" / "solutions"
 
 ORDER = "the order of axes in a sum or maximum, or of terms, does not matter"
 BEHIND = "zeros behind what the last window reads"
@@ -83,9 +81,9 @@ EQUIVALENT["roi_align_backward"] = EQUIVALENT["roi_align_forward"]
 
 
 def verdict_on(name: str, text: str):
-    namespace: dict = {}
-    exec(compile(text, f"{name}.py", "exec"), namespace)
-    return replace(EXERCISES[name], mistakes={}).check(namespace[name])  # none is to be named: that is faster
+    return replace(EXERCISES[name], mistakes={}).check(
+        function(name, text)
+    )  # none is to be named: that is faster
 
 
 @pytest.mark.parametrize("name", exercises.names())

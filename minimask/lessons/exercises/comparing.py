@@ -100,7 +100,7 @@ def difference(mine: np.ndarray, right: np.ndarray) -> str:
     places = [str(hit[0]) if len(hit) == 1 < n else ":" for hit, n in zip(affected, wrong.shape)]
     where = f", all in [{', '.join(places)}]" if set(places) > {":"} else ""
     if wrong.ndim == 0:
-        return f"is {_two(mine[()], right[()])}"
+        return f"is wrong: {_two(mine[()], right[()])}"
     return (
         f"has {wrong.sum()} of {wrong.size} elements wrong{where}; the worst at {list(worst)}: "
         f"{_two(mine[worst], right[worst])}"

@@ -173,24 +173,25 @@ class Exercise:
             missing = f"your function gives {a(ran.result)}{hint}; wanted: {', '.join(wanted)}"
             return Finding(missing, self._named(suspects, given, wanted, inputs))
         for name, right in wanted.items():
-            found = self._compare_result(name, given[name], np.asarray(right), inputs, suspects)
+            named_by = given if isinstance(ran.result, dict) else {name: given[name]}  # a dict is one result
+            found = self._compare_result(name, named_by, np.asarray(right), inputs, suspects)
             if found.problem:
                 return Finding(f"{name} {found.problem}", found.mistakes)
             notes += found.notes
         return Finding(notes=notes)
 
-    def _compare_result(self, name: str, given, right: np.ndarray, inputs: tuple, suspects: list) -> Finding:
-        """The same for one of the results."""
-        mine, problem = comparing.as_array(given, right)
+    def _compare_result(self, name: str, given: dict, right: np.ndarray, inputs, suspects: list) -> Finding:
+        """The same for one of the results; the mistakes are those that give all of `given`."""
+        mine, problem = comparing.as_array(given[name], right)
         if problem:
             return Finding(f"is {problem}")
         if problem := comparing.dtype_problem(mine, right):
             return Finding(f"is {problem}")
         if not (same(mine, right) or comparing.of_nothing(mine, right)):
-            mistakes = self._named(suspects, {name: mine}, [name], inputs)
+            mistakes = self._named(suspects, given, given, inputs)
             mistakes = mistakes or self._overwritten(name, mine, right, inputs)
             return Finding(comparing.difference(mine, right), mistakes or comparing.of_any(mine, right))
-        return Finding(notes=tuple(filter(None, [comparing.note(name, given, mine, right)])))
+        return Finding(notes=tuple(filter(None, [comparing.note(name, given[name], mine, right)])))
 
     def _named(self, suspects: list, results: dict, names, inputs: tuple) -> tuple[str, ...]:
         """The mistakes that give these results, each once."""

@@ -296,10 +296,10 @@ def _gradients_without_stride(gy, x, w, stride, padding):
     return conv2d_backward(np.pad(gy, behind), x, w, 1, padding)
 
 
-def _without_rows_left_over(gy, x, w, stride, padding, cut: int):
+def _without_rows_left_over(gy, x, w, stride, padding):
     """gx as long as the windows reach, which is shorter than x where pixels are left over."""
     gx, *others = conv2d_backward(gy, x, w, stride, padding)
-    rows, columns = ((n - 1) * stride + k - cut * padding for n, k in zip(gy.shape[2:], w.shape[2:]))
+    rows, columns = ((n - 1) * stride + k - 2 * padding for n, k in zip(gy.shape[2:], w.shape[2:]))
     return gx[:, :, :rows, :columns], *others
 
 
@@ -342,9 +342,7 @@ def _windows_of_pixel(gy, x, w, stride, padding):
         "the bias is added in every image, at every position: sum over all of these": [
             _bias_gradient(axes) for axes in ((0,), (2, 3), (0, 2), (0, 3), (1, 2, 3), (0, 1))
         ],
-        "pixels left over, which no window reads, are missing: gx has the shape of x": [
-            partial(_without_rows_left_over, cut=cut) for cut in (0, 1, 2)
-        ],
+        "pixels left over, which no window reads, are missing: gx is as large as x": _without_rows_left_over,
     },
     contributions={"gx": _windows_of_pixel},
 )

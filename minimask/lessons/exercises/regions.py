@@ -23,11 +23,11 @@ def _boxes(rng, n: int, within: float = 30.0):
     return np.concatenate([corner, corner + size], axis=1)
 
 
-def _iou_of_negative_sides(a, b, clamp=lambda area, sides: area):
+def _iou_of_negative_sides(a, b, clamp=lambda area, sides: area, guarded=False):
     sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
     inter = clamp(sides.prod(axis=2), sides)
     union = box_ops.box_area(a)[:, None] + box_ops.box_area(b) - inter
-    return inter / np.where(union, union, 1)
+    return np.where(union > 0 if guarded else union != 0, inter / np.where(union, union, 1), 0)
 
 
 def _area_clamped(area, sides):
@@ -61,10 +61,12 @@ def _overlaps(a, b, union):
     {
         PLUS_ONE: dict(a=lambda a: a.a + ONE, b=lambda a: a.b + ONE),
         "the intersection is twice in the union": lambda *a: box_iou(*a) / (1 + box_iou(*a)),
-        "negative sides not cut off at 0: two of them make a positive area": _iou_of_negative_sides,
-        "the area cut off at 0, not the sides: two negative ones make a positive area": partial(
-            _iou_of_negative_sides, clamp=_area_clamped
-        ),
+        "negative sides not cut off at 0: two of them make a positive area": [
+            partial(_iou_of_negative_sides, guarded=guarded) for guarded in (False, True)
+        ],
+        "the area cut off at 0, not the sides: two negative ones make a positive area": [
+            partial(_iou_of_negative_sides, clamp=_area_clamped, guarded=guarded) for guarded in (False, True)
+        ],
         "the intersection, not divided by the union": partial(_overlaps, union=lambda a, b, inter: 1.0),
         "divided by the smaller area, not by the union": partial(
             _overlaps, union=lambda a, b, inter: np.minimum(a, b)
@@ -290,6 +292,10 @@ def _stride_of_one(sizes, ratios, stride, height, width):
     return _moved(sizes, ratios, stride, height, width, lambda center: center / stride)
 
 
+def _centres_swapped(sizes, ratios, stride, height, width):
+    return _moved(sizes, ratios, stride, height, width, lambda center: center[:, ::-1])
+
+
 def _half_a_pixel(sizes, ratios, stride, height, width):
     return _moved(sizes, ratios, stride, height, width, lambda center: center - stride / 2 + 0.5)
 
@@ -304,8 +310,8 @@ def _half_a_pixel(sizes, ratios, stride, height, width):
         "the sizes before the ratios: all sizes of a ratio come together": partial(
             _anchors, sizes_first=True
         ),
-        "x and y swapped: x = (j + 1/2) stride runs along a row": lambda *a: _anchors(*a)[:, SWAPPED],
-        "width and height swapped in number: there are height rows of width cells": _rows_for_columns,
+        "x and y swapped: x = (j + 1/2) stride runs along a row": _centres_swapped,
+        "height and width swapped: there are height rows of width cells": _rows_for_columns,
         "the stride left out: cells are stride pixels apart": _stride_of_one,
         "the middle of a cell moved by half a pixel, not by half a cell": _half_a_pixel,
     },

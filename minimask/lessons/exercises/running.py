@@ -96,7 +96,9 @@ def _where(error: BaseException, mine: Callable) -> str:
     """The line of the reader's function that led to an exception; "" where it cannot be known."""
     path = getattr(getattr(mine, "__code__", None), "co_filename", None)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-    return f" in line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
+    if not frames:
+        return ""
+    return f" in line {frames[-1].lineno}" + (f": {frames[-1].line}" if frames[-1].line else "")
 
 
 def _raised(error: BaseException, mine: Callable, parameters: list[str]) -> str:
