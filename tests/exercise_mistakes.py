@@ -230,6 +230,12 @@ MISTAKES = {
             "the last of equal maxima",
             ("window.argmax()", "window.size - 1 - window.ravel()[::-1].argmax()"),
         ),
+        (
+            "the first of equal maxima by column",
+            ("window.argmax(), window.shape", "window.T.argmax(), window.shape[::-1]"),
+            ("left + j]", "left + i]"),
+            ("top + i", "top + j"),
+        ),
         ("window p begins at p kernel", ("p * stride, q * stride", "p * kernel, q * kernel")),
     ],
     "group_norm_backward": [

@@ -63,22 +63,22 @@ def dtype_problem(mine: np.ndarray, right: np.ndarray) -> str:
     return f"of {mine.dtype}, not of {right.dtype}" if float_for_int or int_for_float or half else ""
 
 
-def note(name: str, given, mine: np.ndarray, right: np.ndarray) -> str:
-    """What a right result costs, or lacks; "" if nothing."""
+def note(given, mine: np.ndarray, right: np.ndarray) -> str:
+    """What a right result costs, or lacks, with {} for its name; "" if nothing."""
     if mine.shape != right.shape:
         return (
-            f"{name} of nothing has the shape {mine.shape}, not {right.shape}: code that reads a column "
-            f"of it will fail. np.zeros({right.shape}) keeps the columns"
+            f"where there is nothing, {{}} has the shape {mine.shape}, not {right.shape}: code that reads a "
+            f"column of it will fail. np.zeros({right.shape}) has the columns"
         )
     if not isinstance(given, (np.ndarray, np.generic)) or {mine.dtype.kind, right.dtype.kind} != {"f"}:
         return ""  # a number or list of Python's has no precision to keep
     if mine.dtype.itemsize > right.dtype.itemsize:
         return (
-            f"float32 came in, and {name} is float64: twice the memory, and all that is computed "
+            "float32 came in, float64 comes out ({}): right, but twice the memory, and all that is computed "
             "from it is slower. np.zeros, for one, makes float64 unless told dtype="
         )
     if mine.dtype.itemsize < right.dtype.itemsize:
-        return f"float64 came in, and {name} is float32: too few digits for a gradient check"
+        return "float64 came in, float32 comes out ({}): right, but too few digits for a gradient check"
     return ""
 
 

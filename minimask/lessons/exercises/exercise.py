@@ -50,11 +50,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one case says: what is wrong ("" if nothing), the mistakes that give it, and remarks."""
+    """What one case says: what is wrong ("" if nothing), the mistakes that give it, and remarks.
+
+    A remark is a text, with {} for the results that it is made on, and the name of one of them.
+    """
 
     problem: str = ""
     mistakes: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,21 +103,19 @@ class Exercise:
 
     def check(self, mine: Callable) -> Verdict:
         """Run a reader's function on all cases, then on the first in float32; stop where it is wrong."""
-        name, cases, notes = self.answer.__name__, self.all_cases(), ()
+        name, cases, notes = self.answer.__name__, self.all_cases(), []
         suspects = list(self.variants())
         with limited_prints() as left_out:
             for case, inputs in cases.items():
                 found = self._judge(mine, inputs, suspects)
                 if found.problem:
                     said = f"{name}: not yet right. Case {case!r}: {found.problem}."
-                    looks = "".join(f"\n  It looks like a usual mistake: {m}." for m in found.mistakes)
-                    notes = (*found.notes, *filter(None, [left_out()]))
-                    return Verdict(False, said + looks + _as_lines(notes), found.mistakes, notes)
-                notes = tuple(dict.fromkeys((*notes, *found.notes)))
+                    said += "".join(f"\n  It looks like a usual mistake: {m}." for m in found.mistakes)
+                    return _verdict(False, said, found.mistakes, [*found.notes, (left_out(), "")])
+                notes += found.notes
                 suspects = self._not_ruled_out(suspects, inputs)
-            notes = (*notes, *filter(None, [left_out()]))
-        said = f"{name}: right, in {len(cases)} cases ({'; '.join(cases)})"
-        return Verdict(True, said + _as_lines(notes), notes=notes)
+            notes.append((left_out(), ""))
+        return _verdict(True, f"{name}: right, in {len(cases)} cases ({'; '.join(cases)})", (), notes)
 
     def variants(self) -> dict[tuple[str, int], Callable | dict]:
         """Each mistake in each place where it can be made: {(mistake, number): what it gives}."""
@@ -155,7 +156,7 @@ class Exercise:
     def _judge(self, mine: Callable, inputs: tuple, suspects: list) -> Finding:
         """What is to be said of the function on these inputs."""
         ran = run(mine, self.parameters, inputs)
-        warned = tuple(f"Python warns: {w}" for w in ran.warned)
+        warned = tuple((f"Python warns: {w}", "") for w in ran.warned)
         if ran.problem:
             return Finding(ran.problem, notes=warned)
         try:
@@ -191,7 +192,7 @@ class Exercise:
             mistakes = self._named(suspects, given, given, inputs)
             mistakes = mistakes or self._overwritten(name, mine, right, inputs)
             return Finding(comparing.difference(mine, right), mistakes or comparing.of_any(mine, right))
-        return Finding(notes=tuple(filter(None, [comparing.note(name, given[name], mine, right)])))
+        return Finding(notes=((comparing.note(given[name], mine, right), name),))
 
     def _named(self, suspects: list, results: dict, names, inputs: tuple) -> tuple[str, ...]:
         """The mistakes that give these results, each once."""
@@ -233,8 +234,14 @@ def gradients(function: Callable, gy, *inputs) -> tuple:
     return tuple(x.grad for x in tensors)
 
 
-def _as_lines(notes: tuple[str, ...]) -> str:
-    return "".join(f"\n  Note: {text}." for text in notes)
+def _verdict(right: bool, said: str, mistakes: tuple[str, ...], notes: list[tuple[str, str]]) -> Verdict:
+    """The verdict, with each note once, whatever number of results it is made on."""
+    of: dict[str, list[str]] = {}
+    for text, name in notes:
+        of.setdefault(text, []).append(name)
+    of.pop("", None)
+    lines = tuple(text.replace("{}", ", ".join(dict.fromkeys(names))) for text, names in of.items())
+    return Verdict(right, said + "".join(f"\n  Note: {line}." for line in lines), mistakes, lines)
 
 
 def _narrow(x):

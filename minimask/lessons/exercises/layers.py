@@ -395,6 +395,11 @@ def _to_last_maximum(gy, x, kernel, stride):
     return gx
 
 
+def _by_column(gy, x, kernel, stride):
+    """The first of equals by column: the first by row of the transposed."""
+    return max_pool_backward(gy.swapaxes(2, 3), x.swapaxes(2, 3), kernel, stride).swapaxes(2, 3)
+
+
 def _windows_apart(gy, x, kernel, stride):
     """Window p looked for at p kernel, as if windows never overlapped, as far as the image reaches."""
     gx = np.zeros_like(x)
@@ -409,7 +414,7 @@ def _windows_apart(gy, x, kernel, stride):
 @exercise(
     lambda rng: {
         "windows overlap": (rng.normal(size=(2, 3, 4, 3)), rng.normal(size=(2, 3, 10, 8)), 3, 2),
-        "equal values": (rng.normal(size=(1, 2, 4, 3)), np.maximum(rng.normal(size=(1, 2, 8, 7)), 0), 2, 2),
+        "equal values": (rng.normal(size=(1, 2, 4, 3)), rng.integers(0, 3, (1, 2, 8, 7)) / 2, 2, 2),
         "all negative, pixels left over": (
             rng.normal(size=(1, 2, 2, 3)),
             -rng.random((1, 2, 6, 8)) - 1,
@@ -421,6 +426,7 @@ def _windows_apart(gy, x, kernel, stride):
         "each of several equal maxima gets the gradient: only the first does": _to_all_maxima,
         "several equal maxima share the gradient: only the first gets it": _shared_by_maxima,
         "the last of equal maxima gets the gradient: the first does": _to_last_maximum,
+        "the first of equal maxima by column: the first by row gets the gradient": _by_column,
         "spread, as average pooling does": _spread_evenly,
         "window p begins at p kernel: it begins at p stride": _windows_apart,
     },

@@ -301,7 +301,10 @@ def _half_a_pixel(sizes, ratios, stride, height, width):
 
 
 @exercise(
-    lambda rng: {"sizes and ratios": ((16, 32), (0.5, 1.0, 3.0), 8, 3, 4), "one": ((64,), (2.0,), 16, 2, 2)},
+    lambda rng: {
+        "sizes and ratios": ((16, 32), (0.5, 1.0, 3.0), 8, 3, 4),
+        "one shape, odd stride": ((64,), (2.0,), 7, 2, 1),
+    },
     {
         "no half pixel: cell i has its middle at (i + 1/2) stride": partial(_anchors, offset=0.0),
         "the ratio taken for width over height": dict(ratios=lambda a: 1 / np.array(a.ratios)),

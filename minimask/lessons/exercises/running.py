@@ -118,7 +118,7 @@ def _raised(error: BaseException, mine: Callable, parameters: list[str]) -> str:
 
 def _warned(caught: list, mine: Callable) -> tuple[str, ...]:
     path = getattr(getattr(mine, "__code__", None), "co_filename", None)
-    lines = [f"{one_line(w.message)}{f' in line {w.lineno}' if w.filename == path else ''}" for w in caught]
+    lines = [f"{one_line(w.message)}{f' (line {w.lineno})' if w.filename == path else ''}" for w in caught]
     return tuple(dict.fromkeys(lines))
 
 
