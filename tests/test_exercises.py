@@ -35,7 +35,9 @@ IN_NOTEBOOKS = {  # what the first tries find there
 def test_the_solution_is_right(name, capsys):
     verdict = exercises.check(name, solution(name))
     assert verdict and verdict.mistakes == () and verdict.notes == ()
-    assert capsys.readouterr().out == verdict.text + "\n" and verdict.text.startswith(f"{name}: right, in ")
+    assert verdict.text.startswith(f"{name}: right, in ")
+    printed = capsys.readouterr().out
+    assert printed.split() == verdict.text.split() and max(map(len, printed.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}, {row[1][:25]}")
@@ -69,6 +71,25 @@ def test_the_mistake_of_each_notebooks_first_try_is_named(row):
     exec(compile(text, f"{name}.py", "exec"), namespace)
     verdict = exercises.check(name, namespace[mine])
     assert not verdict and len(verdict.mistakes) == 1, verdict.text
+
+
+def test_the_first_try_at_roi_pool_has_the_two_mistakes_that_its_notebook_tells_of():
+    [text] = [text for _, name, _, text in FIRST_TRIES if name == "roi_pool"]
+    longer = text
+    for side in ("y2 - y1", "x2 - x1"):
+        longer = longer.replace(f"({side})", f"max({side} + 1, 1)")
+    rounded = "np.trunc(roi[1:] * scale + np.copysign(0.5, roi[1:] * scale))"
+    right = longer.replace("np.round(roi[1:] * scale)", rounded)
+    verdicts = []
+    for tried in (text, longer, right):
+        namespace = dict(IN_NOTEBOOKS)
+        exec(compile(tried, "roi_pool.py", "exec"), namespace)
+        verdicts.append(exercises.check("roi_pool", namespace["my_roi_pool"]))
+    assert [v.mistakes[0][:25] for v in verdicts[:2]] == [
+        "the last pixel left out: ",
+        "halves rounded to even, a",
+    ]
+    assert verdicts[2]
 
 
 def test_the_notebooks_have_a_first_try_for_each_exercise():

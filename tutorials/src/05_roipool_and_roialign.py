@@ -855,7 +855,8 @@ if not why_not:
 #
 # ## Exercises
 #
-# **1.** RoIPool, forward. The text of the task says how it rounds. The try below is the natural one.
+# **1.** RoIPool, forward. The text of the task says how it rounds. The try below is the natural one, and has
+# two mistakes; the check meets one after the other.
 
 # %%
 exercises.describe("roi_pool")

@@ -7,11 +7,14 @@ element, and which usual mistake it looks like. `names` lists the exercises, `de
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Callable
 
 from minimask.errors import InputError
 from minimask.lessons.exercises import layers, regions, rois  # noqa: F401  (they fill EXERCISES, in this order)
 from minimask.lessons.exercises.exercise import EXERCISES, Exercise, Verdict
+
+_WIDTH = 100  # characters a line, which a notebook shows without wrapping them
 
 __all__ = ["check", "describe", "names"]
 
@@ -53,7 +56,8 @@ def check(name: str, mine: Callable) -> Verdict:
         For an unknown name. Whatever the function does wrong is printed, not raised.
     """
     verdict = _find(name).check(mine)
-    print(verdict.text)
+    for line in verdict.text.splitlines():
+        print(textwrap.fill(line, _WIDTH, subsequent_indent=" " * 4, break_long_words=False))
     return verdict
 
 

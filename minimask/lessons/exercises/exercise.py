@@ -29,7 +29,7 @@ class Verdict:
     ----------
     right : bool
     text : str
-        What `check` printed.
+        What `check` printed; there, long lines are wrapped.
     mistakes : tuple of str
         The usual mistakes that would give what the function gave.
     notes : tuple of str
