@@ -329,6 +329,22 @@ def test_a_mask_for_indices_is_told_how_to_become_one():
     assert "kept is of bool, not of int64; np.nonzero gives the indices" in verdict.text
 
 
+def test_the_inputs_that_went_wrong_can_be_tried():
+    verdict = exercises.check("relu_backward", lambda gy, x: gy * (x >= 0))
+    gy, x = verdict.inputs
+    assert "Case 'zeros'" in verdict.text and (x == 0).any() and gy.shape == x.shape
+    assert exercises.check("relu_backward", solution("relu_backward")).inputs == ()
+
+
+def test_a_huge_result_or_one_of_many_axes_takes_neither_memory_nor_time():
+    verdict = exercises.check("relu_backward", lambda gy, x: np.broadcast_to(0.0, (10**6, 10**6)))
+    assert "gx has the shape (1000000, 1000000), not (3, 4)" in verdict.text
+    verdict = exercises.check("relu_backward", lambda gy, x: np.broadcast_to(True, (1,) * 30 + x.shape))
+    assert "gx is of bool" in verdict.text
+    verdict = exercises.check("relu_backward", lambda gy, x: x.reshape((1,) * 30 + x.shape))
+    assert "gx has the shape (1, 1, " in verdict.text
+
+
 def test_a_side_taken_for_the_other_is_named():
     def square(gy, x, kernel, stride):
         return np.zeros((*x.shape[:2], x.shape[2], x.shape[2]))

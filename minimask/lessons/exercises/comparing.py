@@ -38,7 +38,7 @@ def as_array(mine, right: np.ndarray) -> tuple[np.ndarray | None, str]:
         hint = " (is a return missing?)" if mine is None else ""
         return None, f"{a(mine)}{hint}, not an array"
     try:
-        array = np.array(mine)  # a plain one, of whatever class it was
+        array = np.asarray(mine)  # a plain one, of whatever class it was
     except Exception:  # rows of different lengths, elements that NumPy cannot take
         return None, f"{a(mine)}, which does not make an array: are its rows equally long?"
     if array.dtype.kind not in "biuf":
@@ -46,7 +46,7 @@ def as_array(mine, right: np.ndarray) -> tuple[np.ndarray | None, str]:
     if array.dtype.kind == "b" != right.dtype.kind and array.size:
         hint = "; np.nonzero gives the indices" if right.dtype.kind == "i" else ""
         return None, f"of {array.dtype}, not of {right.dtype}{hint}"
-    return array.astype(np.int8) if array.dtype.kind == "b" else array, ""
+    return array.view(np.int8) if array.dtype.kind == "b" else array, ""
 
 
 def _kind(array: np.ndarray) -> str:
@@ -123,8 +123,9 @@ def of_any(mine: np.ndarray, right: np.ndarray) -> tuple[str, ...]:
                 return (words.get(round(factor, 9), f"a factor of {factor:.6g}"),)
             if (np.abs(mine - right) <= 1e-5 * np.abs(right).max()).all():
                 return (NEARLY,)
-    for axes in itertools.permutations(range(mine.ndim)):
-        if right.size and list(axes) != sorted(axes) and same(mine.transpose(axes), right):
+    reordered = sorted(mine.shape) == sorted(right.shape) and right.size
+    for axes in itertools.permutations(range(mine.ndim)) if reordered else ():
+        if list(axes) != sorted(axes) and same(mine.transpose(axes), right):
             return (f"axes swapped: your result's transpose{axes} is right",)
     if mine.ndim == right.ndim >= 2 and mine.shape[:-2] == right.shape[:-2]:
         height, width = right.shape[-2:]

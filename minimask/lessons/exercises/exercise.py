@@ -34,12 +34,15 @@ class Verdict:
         The usual mistakes that would give what the function gave.
     notes : tuple of str
         What else is to be said: of a right function, what it costs; of a wrong one, what NumPy warned of.
+    inputs : tuple
+        Of the case that went wrong, to try the function on; empty if none did.
     """
 
     right: bool
     text: str
     mistakes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    inputs: tuple = field(default=(), repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return self.right
@@ -111,11 +114,12 @@ class Exercise:
                 if found.problem:
                     said = f"{name}: not yet right. Case {case!r}: {found.problem}."
                     said += "".join(f"\n  It looks like a usual mistake: {m}." for m in found.mistakes)
-                    return _verdict(False, said, found.mistakes, [*found.notes, (left_out(), "")])
+                    return _verdict(False, said, found.mistakes, [*found.notes, (left_out(), "")], inputs)
                 notes += found.notes
                 suspects = self._not_ruled_out(suspects, inputs)
             notes.append((left_out(), ""))
-        return _verdict(True, f"{name}: right, in {len(cases)} cases ({'; '.join(cases)})", (), notes)
+        said = f"{name}: right, in {len(cases)} cases ({'; '.join(cases)})"
+        return _verdict(True, said, (), notes, ())
 
     def variants(self) -> dict[tuple[str, int], Callable | dict]:
         """Each mistake in each place where it can be made: {(mistake, number): what it gives}."""
@@ -234,14 +238,14 @@ def gradients(function: Callable, gy, *inputs) -> tuple:
     return tuple(x.grad for x in tensors)
 
 
-def _verdict(right: bool, said: str, mistakes: tuple[str, ...], notes: list[tuple[str, str]]) -> Verdict:
+def _verdict(right: bool, said: str, mistakes: tuple, notes: list[tuple[str, str]], inputs: tuple) -> Verdict:
     """The verdict, with each note once, whatever number of results it is made on."""
     of: dict[str, list[str]] = {}
     for text, name in notes:
         of.setdefault(text, []).append(name)
     of.pop("", None)
     lines = tuple(text.replace("{}", ", ".join(dict.fromkeys(names))) for text, names in of.items())
-    return Verdict(right, said + "".join(f"\n  Note: {line}." for line in lines), mistakes, lines)
+    return Verdict(right, said + "".join(f"\n  Note: {line}." for line in lines), mistakes, lines, inputs)
 
 
 def _narrow(x):

@@ -23,15 +23,12 @@ def _boxes(rng, n: int, within: float = 30.0):
     return np.concatenate([corner, corner + size], axis=1)
 
 
-def _iou_of_negative_sides(a, b, clamp=lambda area, sides: area, guarded=False):
+def _iou_of_negative_sides(a, b, least=-np.inf, guarded=False):
+    """Without a limit of the sides; `least` limits the area, and a guarded division needs a positive union."""
     sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
-    inter = clamp(sides.prod(axis=2), sides)
+    inter = np.maximum(sides.prod(axis=2), least)
     union = box_ops.box_area(a)[:, None] + box_ops.box_area(b) - inter
     return np.where(union > 0 if guarded else union != 0, inter / np.where(union, union, 1), 0)
-
-
-def _area_clamped(area, sides):
-    return np.maximum(area, 0)
 
 
 def _zero_by_zero(a, b):
@@ -41,10 +38,14 @@ def _zero_by_zero(a, b):
 
 
 def _overlaps(a, b, union):
-    """The intersection over something else than the union."""
-    iou, areas = box_iou(a, b), (box_ops.box_area(a)[:, None], box_ops.box_area(b))
-    inter = iou * (areas[0] + areas[1]) / (1 + iou)
-    return inter / np.where(iou > 0, union(*areas, inter), 1)
+    """The intersection over something else than the union: a function of both areas."""
+    iou, area_a, area_b = box_iou(a, b), box_ops.box_area(a)[:, None], box_ops.box_area(b)
+    inter = iou * (area_a + area_b) / (1 + iou)
+    return inter / np.where(iou > 0, union(area_a, area_b), 1)
+
+
+def _one(area_a, area_b):
+    return 1.0
 
 
 @exercise(
@@ -65,12 +66,10 @@ def _overlaps(a, b, union):
             partial(_iou_of_negative_sides, guarded=guarded) for guarded in (False, True)
         ],
         "the area cut off at 0, not the sides: two negative ones make a positive area": [
-            partial(_iou_of_negative_sides, clamp=_area_clamped, guarded=guarded) for guarded in (False, True)
+            partial(_iou_of_negative_sides, least=0, guarded=guarded) for guarded in (False, True)
         ],
-        "the intersection, not divided by the union": partial(_overlaps, union=lambda a, b, inter: 1.0),
-        "divided by the smaller area, not by the union": partial(
-            _overlaps, union=lambda a, b, inter: np.minimum(a, b)
-        ),
+        "the intersection, not divided by the union": partial(_overlaps, union=_one),
+        "divided by the smaller area, not by the union": partial(_overlaps, union=np.minimum),
         "0 / 0: a pair without area has 0": _zero_by_zero,
     },
 )
@@ -99,10 +98,8 @@ def _encode_with(shift_by=lambda boxes, anchors: 1.0, size_by=lambda boxes, anch
 
     def wrong(boxes, anchors):
         deltas = box_encode(boxes, anchors)
-        shift, size = (
-            deltas[:, :2] * shift_by(boxes, anchors),
-            np.exp(deltas[:, 2:]) * size_by(boxes, anchors),
-        )
+        shift = deltas[:, :2] * shift_by(boxes, anchors)
+        size = np.exp(deltas[:, 2:]) * size_by(boxes, anchors)
         return np.concatenate([shift, np.log(size)], axis=1)
 
     return wrong

@@ -79,12 +79,12 @@ def _towards_zero(v):
     return np.trunc(v + np.copysign(0.5, v))
 
 
-def _pool(x, rois, output_size, scale, rounded=_towards_zero, longer=1, end=np.ceil, reduce=np.max, least=1):
+def _pool(x, rois, output_size, scale, rounded=_towards_zero, longer=1, end=np.ceil, reduce=np.max):
     """The right answer, or a wrong one, in loops."""
     y = np.zeros((len(rois), x.shape[1], *output_size), x.dtype)
     for r, (n, *box) in enumerate(rois):
         first, last = rounded(np.array(box) * scale).reshape(2, 2)[:, ::-1]  # (y, x)
-        size = np.maximum(last - first + longer, least) / output_size
+        size = np.maximum(last - first + longer, 1) / output_size
         for bin in np.ndindex(*output_size):
             low, high = first + np.floor(bin * size), first + end((np.array(bin) + 1) * size)
             (top, left), (bottom, right) = np.clip([low, high], 0, x.shape[2:]).astype(int)
