@@ -24,7 +24,7 @@ def _boxes(rng, n: int, within: float = 30.0):
 
 
 def _iou_of_negative_sides(a, b, least=-np.inf, guarded=False):
-    """Without a limit of the sides; `least` limits the area, and a guarded division needs a positive union."""
+    """Sides without a limit; `least` limits the area, and a guarded division needs a positive union."""
     sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
     inter = np.maximum(sides.prod(axis=2), least)
     union = box_ops.box_area(a)[:, None] + box_ops.box_area(b) - inter
