@@ -357,6 +357,7 @@ MISTAKES = {
             ),
         ),
         ("in the order of the list", ("return np.array(kept,", "return np.array(sorted(kept),")),
+        ("nothing is suppressed", ("<= threshold", "< 2")),
         ("just the threshold", ("<= threshold", "< threshold")),
         (
             "of equal scores",

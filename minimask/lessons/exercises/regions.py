@@ -243,6 +243,7 @@ def _ranks(boxes, scores, threshold):
         "positions after sorting, not in the list you were given": _ranks,
         "in the order of the list, not by falling score": lambda *a: np.sort(nms(*a)),
         "just the threshold suppresses: only more does": partial(_nms, suppresses=np.greater_equal),
+        "nothing is suppressed": dict(threshold=lambda a: 1.0),
         "of equal scores, the last goes first: the first does": _last_of_equals_first,
         "negative sides not cut off at 0: two of them make a positive area": partial(
             _nms, iou=_iou_of_negative_sides

@@ -105,7 +105,7 @@ def _raised(error: BaseException, mine: Callable, parameters: list[str]) -> str:
     """An exception of the reader's function in words."""
     where = _where(error, mine)
     if isinstance(error, KeyboardInterrupt):
-        return f"you stopped it{where or ''}. Does a loop never end?"
+        return f"you stopped it{where} (does a loop never end?)"
     if isinstance(error, SystemExit):
         return f"your function ends the program (sys.exit or exit){where}; give the result with return"
     if isinstance(error, RecursionError):
