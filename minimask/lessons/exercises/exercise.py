@@ -136,7 +136,7 @@ class Exercise:
 
     def _run(self, mine: Callable, inputs: tuple) -> tuple[Any, str]:
         """What the function gives, and "" or, in words, why that is nothing to judge."""
-        copies = [x.copy() if isinstance(x, np.ndarray) else x for x in inputs]
+        copies = [_each_array(np.copy, x) for x in inputs]
         try:
             result = mine(*copies)
         except Exception as error:
@@ -144,7 +144,7 @@ class Exercise:
                 return None, f"give a function of ({', '.join(self.parameters)}): {error}"
             return None, _raised(error, mine)
         for name, old, new in zip(self.parameters, inputs, copies):
-            if isinstance(old, np.ndarray) and not np.array_equal(old, new, equal_nan=True):
+            if not _unchanged(old, new):
                 return None, f"your function changes its input {name}, which others still read: copy it"
         return result, ""
 
@@ -202,8 +202,21 @@ def _differs(mine, right):
     return ~(np.abs(mine - right) <= tolerance * max(np.abs(right).max(initial=0), 1e-30))
 
 
+def _each_array(change: Callable, x):
+    """An input with its array, or each array of a dict, changed; other inputs as they are."""
+    if isinstance(x, dict):
+        return {name: _each_array(change, value) for name, value in x.items()}
+    return change(x) if isinstance(x, np.ndarray) else x
+
+
+def _unchanged(old, new) -> bool:
+    if isinstance(old, dict):
+        return old.keys() == new.keys() and all(_unchanged(old[name], new[name]) for name in old)
+    return not isinstance(old, np.ndarray) or np.array_equal(old, new, equal_nan=True)
+
+
 def _narrow(x):
-    return x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+    return _each_array(lambda a: a.astype(np.float32) if a.dtype.kind == "f" else a, x)
 
 
 def _a(thing) -> str:
