@@ -334,9 +334,8 @@ assert all(np.array_equal(array, state[name]) for name, array in same_number.sta
 # $$\lVert p - e_t \rVert^2 = (1 - \tfrac1C)^2 + (C - 1) \tfrac1{C^2} = 1 - \tfrac1C ,$$
 #
 # on *every* RoI, those of the background included: for $C = 3$ the norm is $0.82$. So $\partial L / \partial W$ is as large as it will ever be. One reads that
-# a new head therefore shakes the trained layers below it. Look at the third formula: what reaches them has a factor $W$, and
-# `cls_score` begins with a standard deviation of 0.01. **In the first step the trained layers hear almost nothing of the new
-# head.** The danger comes later: $W$ has grown, and if it grew in a wrong direction, that is what it passes on. A warm-up of the learning rate is for this.
+# a new head therefore shakes the trained layers below it to pieces. Look at the third formula: what reaches them has a factor $W$, and
+# `cls_score` begins with a standard deviation of 0.01.
 #
 # We measure the norm of the class loss's gradient, alone, at the class scores and at the layer below them.
 
@@ -375,6 +374,10 @@ assert abs(spread["new head, our photos"] - np.sqrt(2 / 3)) < 0.1
 assert new < 0.5 * trained
 
 # %% [markdown]
+# The new head's own gradient is many times that of a trained one. Of it, a far smaller share goes on to the layer below: the small first weights are a damper, and
+# this is what they are small for. Ten steps later $W$ has grown and passes on as large a share as a trained head does, but by then $p - e_t$ has fallen. So do not begin a new
+# head with large weights; and begin with a low learning rate (a warm-up), for what comes through all the same.
+#
 # And whether the formulas are what the code computes: the class loss as a function of features and weights, against finite differences.
 # The two slopes of notebook 01 meet.
 
@@ -463,6 +466,9 @@ back = {name: np.min(values, axis=0)[1] for name, values in seconds.items()}
 assert FAST or back["backbone frozen"] < back["everything trains"]
 
 # %% [markdown]
+# The forward pass costs what it did; the backward pass ends where nothing trains any more. What is kept does not fall to nothing, because both
+# heads keep theirs for every RoI.
+#
 # Order matters. Freeze the *last* stage and train the first, and the backward pass must still go through the frozen stage to reach the first: the weights' gradients
 # are saved, the pass is not. That is why one freezes from the pixels up, and why builders count trainable layers
 # from the other end:
@@ -786,11 +792,11 @@ assert FAST or gains[0] > gains[1] + 0.05
 # is *said* of them. With every third image, validation is too high by far, in both draws, and it does three kinds of harm:
 #
 # 1. The number is wrong, and you will hear of it when the model is used.
-# 2. It rises with the steps much more than the truth does: most of the progress that it shows is learning by heart. Who chooses the number of steps by it trains too long; who compares two
+# 2. It rises with the steps much more than the truth does: much of the progress that it shows is learning by heart. Who chooses the number of steps by it trains too long; who compares two
 #    settings by it takes the one that remembers better.
 # 3. More shots of the same scenes make it rise further, so it rewards the wrong work.
 #
-# By scene, validation is too high by half as much, or less. That is no leak, but what we measured above: four scenes are *four* draws, not twelve, the rough standard error of
+# By scene, validation is too high by about half as much, in both draws. There is no leak; it is what we measured above: four scenes are *four* draws, not twelve, the rough standard error of
 # each point is $\sqrt{0.25 / 12} = 0.14$ (three objects a scene), and small sets flatter. An honest split can be unlucky; it is not wrong on purpose, and more scenes mend it. More scenes do not mend a leak.
 #
 # The network did not cheat. It learnt that the violet thing in front of the green wall is an arrow, which was true in validation, too. **A split is by what will be new when the model is used**: another scene,
@@ -883,7 +889,7 @@ exercises.check("grouped_split", my_grouped_split)
 #
 # <details><summary>Answer</summary>
 #
-# We found 0.02 with two draws, which is within their spread: to be sure of that much takes some ten draws. With more steps it is more, because then the five are learnt by heart.
+# Whatever two draws say, compare it with how far they are apart: a gain of half their spread takes some ten draws to be seen. With more steps mirroring is worth more, because then the five are learnt by heart.
 #
 # </details>
 #
