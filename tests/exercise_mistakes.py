@@ -541,4 +541,56 @@ MISTAKES = {
         ("the outermost cells' centres", ("* cells - 0.5", "* (cells - 1)")),
         ("no half cell", ("* cells - 0.5", "* cells")),
     ],
+    "transfer_weights": [
+        (
+            "by place",
+            (
+                "def transfer_weights(mine, theirs):",
+                "def transfer_weights(mine, theirs):\n    theirs = dict(zip(mine, theirs.values()))",
+            ),
+        ),
+        (
+            "an array of another shape was taken",
+            ("fits = name in theirs and theirs[name].shape == array.shape", "fits = name in theirs"),
+        ),
+        (
+            "an array of another shape was broadcast",
+            (
+                "theirs[name].shape == array.shape",
+                "theirs[name].shape in (array.shape, (1,))",
+            ),
+            ("theirs[name] if fits", "np.broadcast_to(theirs[name], array.shape) if fits"),
+        ),
+        (
+            "an array of another shape was cut",
+            ("theirs[name].shape == array.shape", "theirs[name][: len(array)].shape == array.shape"),
+            ("theirs[name] if fits", "theirs[name][: len(array)] if fits"),
+        ),
+        (
+            "all or nothing",
+            ("fits = name in theirs and", "fits = mine.keys() == theirs.keys() and"),
+        ),
+        ("anew turned round", ("append(not fits)", "append(fits)")),
+    ],
+    "grouped_split": [
+        (
+            "a group is parted",
+            (
+                "validation[groups == group] = 1",
+                "validation[np.flatnonzero(groups == group)[: wanted - validation.sum()]] = 1",
+            ),
+        ),
+        (
+            "wanted counts images",
+            ("for group in order:", "for group in order[:wanted]:"),
+            ("validation.sum() >= wanted", "False"),
+        ),
+        ("training and validation", ("return validation", "return 1 - validation")),
+        ("a group too many", (">= wanted", "> wanted")),
+        (
+            "a group too few",
+            ("validation.sum() >= wanted", "validation.sum() + (groups == group).sum() > wanted"),
+        ),
+        ("not in the given order", ("in order:", "in np.sort(order):")),
+    ],
 }

@@ -340,6 +340,13 @@ ZERO = {
         lambda data: truth(segmentation=lambda s: blank(40, 60)),
         ["mask AP is 0: the boxes fit, but the masks do not"],
     ),
+    "boxes by chance": (
+        lambda data: [
+            *truth(segmentation=lambda s: blank(40, 60), score=lambda s: 0.1),
+            *truth(bbox=lambda b: [60, 40, 12, 15], segmentation=lambda s: blank(40, 60)) * 30,
+        ],
+        ["mask AP is 0: the boxes hardly fit, either (AP50 0.0"],
+    ),
     "corners": (
         lambda data: [{k: v for k, v in r.items() if k != "segmentation"} for r in truth(bbox=far_corners)],
         ["box AP is 0: the boxes look like x1, y1, x2, y2"],

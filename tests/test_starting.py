@@ -1,7 +1,9 @@
 """From a file of weights to a model that predicts, and to a training that starts from it."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +18,11 @@ from minimask.models import from_checkpoint
 from minimask.models.detector import Detector, load_detector
 from minimask.models.networks import build_model
 from minimask.models.starting import fill, start_from
+from minimask.training.log import read_losses
 from minimask.training.loop import train
 from minimask.weights import read_weights, write_pth, write_safetensors
 from minimask.weights.checkpoint import load_checkpoint
+from tests.model_data import weights_by_name
 
 QUICK = ["train.steps=2", "data.crop=64", "train.batch_size=1"]
 
@@ -219,3 +223,37 @@ def test_evaluate_takes_weights_from_elsewhere_whose_classes_have_other_numbers(
     arguments[2] = str(tmp_path / "c.safetensors")
     assert main([*arguments, "--output", str(tmp_path / "c")]) == 2
     assert "does not know (nucleus)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_torchvisions_format_is_fine_tuned_on_coco_saved_used_and_exported_with_the_same_bits(
+    tmp_path, capsys
+):
+    if "MINIMASK_DATA" not in os.environ:
+        pytest.skip("MINIMASK_DATA is not set: coco200 is not here")
+    coco = Path(os.environ["MINIMASK_DATA"]) / "coco200"
+    shapes = {k: v.shape for k, v in models.maskrcnn_resnet50_fpn(91, seed=None).state_dict().items()}
+    write_pth(tmp_path / "rule.pth", weights_by_name(shapes))
+    run, data = tmp_path / "run", ["--data", str(coco / "train.json"), "--images", str(coco / "images")]
+    few = [
+        "model.min_size=128",
+        "model.max_size=192",
+        "data.crop=0",
+        "train.steps=20",
+        "train.warmup_steps=5",
+    ]
+    settings = [part for setting in few for part in ("--set", setting)]
+    start = ["--weights", str(tmp_path / "rule.pth"), *settings]
+    assert main(["train", *data, *start, "--output", str(run)]) == 0
+    assert "rule.pth: torchvision's Mask R-CNN" in capsys.readouterr().err
+    loss = read_losses(run / "losses.csv")["loss"]
+    assert len(loss) == 20 and np.mean(loss[-5:]) < 0.8 * np.mean(loss[:5])
+
+    checkpoint = str(run / "checkpoint.npz")
+    photo = str(next((coco / "images").iterdir()))
+    assert main(["predict", "--weights", checkpoint, photo, "--json", "--output", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+    trained = from_checkpoint(checkpoint)
+    for name in ("model.pth", "model.safetensors"):
+        assert main(["export", "--weights", checkpoint, str(tmp_path / name)]) == 0
+        assert same_bits(from_checkpoint(tmp_path / name), trained)

@@ -8,6 +8,9 @@ from minimask.boxes import box_iou
 from minimask.results.elsewhere import looks_like_corners
 from minimask.results.evaluate import Evaluation
 
+HARDLY = 0.05
+"""Boxes with a lower AP50 are hits by chance, and say nothing of masks."""
+
 
 def reasons(document: dict, evaluation: Evaluation) -> list[str]:
     """What to say beside a table in which an AP is -1 or 0; nothing where none is.
@@ -47,6 +50,9 @@ def _why_zero(document: dict, evaluation: Evaluation, zero: list[str]) -> str:
         return "the boxes look like x1, y1, x2, y2; COCO means x, y, width, height: convert them"
     same, other = _overlaps(objects, found)
     if "box" not in zero and ("box" in evaluation.kinds or same >= 0.5):
+        boxes = evaluation.box
+        if boxes and boxes["AP50"] < HARDLY:
+            return f"the boxes hardly fit, either (AP50 {boxes['AP50']:.3f}); longer training may help"
         swapped = {"mask": "rows and columns", "keypoint": "x and y, or left and right,"}
         wrong = " and ".join(f"{kind}s" for kind in zero)
         return f"the boxes fit, but the {wrong} do not; draw some: are {swapped[zero[0]]} swapped?"

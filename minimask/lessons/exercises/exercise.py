@@ -249,4 +249,6 @@ def _verdict(right: bool, said: str, mistakes: tuple, notes: list[tuple[str, str
 
 
 def _narrow(x):
+    if isinstance(x, dict):
+        return {name: _narrow(value) for name, value in x.items()}
     return x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x

@@ -44,7 +44,7 @@ def run(mine: Callable, parameters: list[str], inputs: tuple) -> Run:
     """Call the reader's function with copies of the inputs."""
     if not callable(mine):
         return Run(problem=f"give the function itself, of ({', '.join(parameters)}), not {a(mine)}")
-    copies = [x.copy() if isinstance(x, (np.ndarray, list)) else x for x in inputs]
+    copies = [copied(x) for x in inputs]
     with warnings.catch_warnings(record=True) as caught, np.errstate(all="warn", under="ignore"):
         warnings.simplefilter("default")  # each place once: a loop may warn a million times
         try:
@@ -59,7 +59,16 @@ def run(mine: Callable, parameters: list[str], inputs: tuple) -> Run:
     return Run(result, warned=_warned(caught, mine))
 
 
+def copied(x):
+    """An input, or a dict of inputs, that may be changed."""
+    if isinstance(x, dict):
+        return {name: copied(value) for name, value in x.items()}
+    return x.copy() if isinstance(x, (np.ndarray, list)) else x
+
+
 def _changed(old, new) -> bool:
+    if isinstance(old, dict):
+        return old.keys() != new.keys() or any(_changed(old[name], new[name]) for name in old)
     if isinstance(old, list):
         return len(old) != len(new) or any(one is not other for one, other in zip(old, new))
     return isinstance(old, np.ndarray) and not (
