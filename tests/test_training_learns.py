@@ -53,8 +53,8 @@ def test_four_images_are_learnt_to_a_mask_ap_of_three_quarters(tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_whole_set_of_nuclei_is_learnt_in_1500_steps(tmp_path, seed):
+@pytest.mark.parametrize(("seed", "least"), [(0, 0.434), (1, 0.406)])
+def test_the_whole_set_of_nuclei_is_learnt_in_1500_steps(tmp_path, seed, least):
     if "MINIMASK_DATA" not in os.environ:
         pytest.skip("MINIMASK_DATA is not set: the whole set of nuclei is not here")
     nuclei = Path(os.environ["MINIMASK_DATA"]) / "nuclei"
@@ -64,12 +64,12 @@ def test_the_whole_set_of_nuclei_is_learnt_in_1500_steps(tmp_path, seed):
     validation = read_coco(nuclei / "val.json", nuclei / "images")
     evaluation = evaluate(load_detector(outcome.checkpoint, detections=400).model, validation, 400)
     print(f"seed {seed}: box {evaluation.box}, mask {evaluation.mask}")
-    assert evaluation.mask["AP"] >= 0.38
+    assert evaluation.mask["AP"] >= least
     assert evaluation.mask["AP50"] >= 0.72
 
 
 @pytest.mark.full
-def test_the_demo_reaches_a_mask_ap50_of_a_half_as_the_median_of_three_seeds(tmp_path):
+def test_the_demo_reaches_a_mask_ap50_of_0_65_as_the_median_of_three_seeds(tmp_path):
     found = []
     for seed in range(3):
         config = read_config("demo")
@@ -78,4 +78,4 @@ def test_the_demo_reaches_a_mask_ap50_of_a_half_as_the_median_of_three_seeds(tmp
         model = load_detector(outcome.checkpoint).model
         found.append(evaluate(model, nuclei_sample("val")).mask["AP50"])
     print(f"mask AP50 of three seeds: {found}")
-    assert sorted(found)[1] >= 0.5
+    assert sorted(found)[1] >= 0.65
