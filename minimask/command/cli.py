@@ -66,6 +66,7 @@ def _run(argv: list[str], debug: bool, streams: Sequence[UnfailingStream]) -> in
         stream.muted = not distributed.is_first()
     try:
         arguments = _parser().parse_args(argv)
+        arguments.argv = argv
         rank = distributed.world().rank
         with distributed.together(), _muted(streams, rank > 0):
             if distributed.world().size > 1 and arguments.run is not commands.train:
