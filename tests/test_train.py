@@ -350,7 +350,8 @@ def test_another_number_of_processes_is_said(tmp_path, unbroken):
 
 
 def test_the_directory_tells_all_about_the_run(unbroken):
-    assert sorted(path.name for path in unbroken.iterdir()) == ["checkpoint.npz", "config.toml", "losses.csv"]
+    files = ["checkpoint.npz", "config.toml", "log.jsonl", "losses.csv"]
+    assert sorted(path.name for path in unbroken.iterdir()) == files
     checkpoint = load_checkpoint(unbroken / "checkpoint.npz")
     assert checkpoint.config == to_dict(resolved(config())) and checkpoint.class_names == [
         "circle",

@@ -92,7 +92,8 @@ def trained(
 ) -> Story:
     """What is told of a run: its log, its curves, what was trained on what."""
     rows = read_run_log(output / LOG)
-    steps = f"{outcome.step} of {config.train.batch_size} images, seed {config.train.seed}"
+    batch = config.train.batch_size
+    steps = f"{outcome.step} of {batch} image{'s' * (batch > 1)}, seed {config.train.seed}"
     if outcome.early:
         steps += f"; ended early, of {config.train.steps}, for want of a better validation"
     starts = [

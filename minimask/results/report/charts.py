@@ -27,9 +27,9 @@ class Series:
     dots: bool = False
 
 
-def text(value: object) -> str:
-    """Anything as text of a page: one line, escaped."""
-    return escape(one_line(value, 200), quote=True)
+def text(value: object, most: int = 200) -> str:
+    """Anything as text of a page: one line of at most so many characters, escaped."""
+    return escape(one_line(value, most), quote=True)
 
 
 def line_chart(
@@ -89,8 +89,8 @@ def _thinned(line: Series) -> Series:
 
 
 def _range(low: float, high: float) -> tuple[float, float]:
-    if high - low < 1e-12 * max(1.0, abs(high)):
-        return low - 0.5 * max(abs(low), 1e-3), high + 0.5 * max(abs(high), 1e-3)
+    if high - low < 1e-12 * max(1.0, abs(high)):  # one value, of which 0 is most often an AP's
+        return (low, low + 1) if low == 0 else (low - 0.5 * abs(low), high + 0.5 * abs(high))
     return low, high + 0.04 * (high - low)
 
 

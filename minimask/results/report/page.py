@@ -98,13 +98,15 @@ def _cell(cell: str) -> str:
     return cell if cell.startswith("<td") else f"<td>{cell}</td>"
 
 
-def _name(value: object) -> str:
-    """A name that others gave, which may be written from right to left."""
-    return f"<bdi>{text(value)}</bdi>"
+def _name(value: object, most: int = 200) -> str:
+    """What others wrote, perhaps from right to left."""
+    return f"<bdi>{text(value, most)}</bdi>"
 
 
 def _head(story: Story) -> Iterator[str]:
-    rows = "".join(f"<tr><td>{text(name)}</td><td>{_name(value)}</td></tr>" for name, value in story.facts)
+    rows = "".join(
+        f"<tr><td>{text(name)}</td><td>{_name(value, 4000)}</td></tr>" for name, value in story.facts
+    )
     yield f'<table class="facts"><tbody>{rows}</tbody></table>'
 
 
@@ -335,5 +337,5 @@ def _count(counts: np.ndarray, r: int, c: int) -> str:
 
 def _configuration(story: Story) -> Iterator[str]:
     if story.configuration:
-        lines = "\n".join(map(text, story.configuration.splitlines()))
+        lines = "\n".join(text(line, 4000) for line in story.configuration.split("\n"))
         yield f"<h2>Configuration</h2><details><summary>All options</summary><pre>{lines}</pre></details>"
