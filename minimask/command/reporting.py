@@ -142,12 +142,10 @@ def _settings(config: configuration.Config) -> list[tuple[str, str]]:
 
 def _here() -> list[tuple[str, str]]:
     facts = backend.describe()
-    machine = ", ".join(facts[name] for name in ("processor", "blas") if name in facts)
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] != '1')}"
+    machine = ", ".join([*(facts[name] for name in ("processor", "blas") if name in facts), threads])
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return [
-        ("machine", f"{machine}, {facts.get('threads', '?')} threads"),
-        ("written", f"{now}, minimask {__version__}"),
-    ]
+    return [("machine", machine), ("written", f"{now}, minimask {__version__}")]
 
 
 def _duration(seconds: float) -> str:

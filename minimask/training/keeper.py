@@ -169,6 +169,11 @@ class Keeper:
                 "predict and evaluate can use it, but it cannot be resumed"
             )
         check_fit(head, self.path, self.model)
+        if self.optimizer.velocity and not head.momentum:
+            raise InputError(
+                f"{self.path}: holds weights without momentum, as best.npz does, and cannot be gone on with; "
+                "begin another run with --weights"
+            )
 
     def _has_changed(self, then: dict[str, str], key: str) -> bool:
         """Whether the data differ from then; False where it was not yet recorded, or cannot be known."""

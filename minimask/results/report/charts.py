@@ -14,6 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 42
 COLOURS = ("#0072B2", "#D55E00", "#008060", "#B0558F", "#7A6A00", "#555555")
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 2", "1 4")
 MOST_POINTS = 400
+FARTHEST = 1e100  # values beyond are left out: differences of those that diverge are infinite
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ def line_chart(
 
 
 def _known(line: Series, logarithmic: bool) -> Series:
-    keep = np.isfinite(line.y) & ((line.y > 0) | (not logarithmic))
+    keep = (np.abs(line.y) < FARTHEST) & ((line.y > 0) | (not logarithmic))  # False for NaN
     return Series(line.name, np.asarray(line.x)[keep], np.asarray(line.y)[keep], line.faint, line.dots)
 
 

@@ -19,7 +19,7 @@ from minimask.results.visualize import smooth, validated
 SHOWN_ABOVE = 0.5  # the score of detections that are drawn and judged; the metrics take all
 IMAGES, ERRORS = 3, 6  # best and worst images; pictures of each kind of error
 CLASSES = 12  # the most of which the whole table of confusions is shown
-LARGE_SIDE, SMALL_SIDE = 340, 170  # display pixels
+LARGE_SIDE, SMALL_SIDE = 422, 165  # display pixels
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 

@@ -70,29 +70,29 @@ class Scenes:
         return PixelBox(0, 0, self.images[index]["width"], self.images[index]["height"])
 
     def around(self, index: int, bbox: Sequence[float], least: int = 48) -> PixelBox:
-        """A square region about twice as large as a COCO box, inside the image as far as there is one."""
+        """A square region twice as large as a COCO box, which is in its middle; it may leave the image."""
         x, y, w, h = bbox
-        width, height = self.images[index]["width"], self.images[index]["height"]
         side = max(least, round(2 * max(w, h)))
-
-        def span(middle: float, length: int) -> tuple[int, int]:
-            low = int(np.clip(round(middle - side / 2), 0, max(length - side, 0)))
-            return low, min(low + side, length)
-
-        (x1, x2), (y1, y2) = span(x + w / 2, width), span(y + h / 2, height)
-        return PixelBox(x1, y1, x2, y2)
+        # An annotated box may reach beyond the image; its middle is looked for inside.
+        middle = np.clip((x + w / 2, y + h / 2), 0, self.whole(index)[2:])
+        x1, y1 = (round(float(m) - side / 2) for m in middle)
+        return PixelBox(x1, y1, x1 + side, y1 + side)
 
     def draw(
         self, index: int, region: PixelBox, kinds: Sequence[Sequence[dict]], side: int
     ) -> list["Image.Image"]:
         """The region once for each list of COCO entries, `side` display pixels along its longer side."""
-        x1, y1, x2, y2 = region
+        whole = self.whole(index)
+        x1, y1 = max(region.x1, 0), max(region.y1, 0)
+        x2, y2 = min(region.x2, whole.x2), min(region.y2, whole.y2)
         if hasattr(self.dataset, "pixels"):
             image = to_float(self.dataset.pixels(index)[y1:y2, x1:x2])
         else:
             image = self.dataset.image(index)[:, y1:y2, x1:x2]
         gain = float(np.clip(0.9 / max(np.quantile(image, 0.995), 1e-6), 1, 8))  # as in `comparison`
-        return [self._drawn(gain * image, region, entries, side) for entries in kinds]
+        margins = ((0, 0), (y1 - region.y1, region.y2 - y2), (x1 - region.x1, region.x2 - x2))
+        image = np.pad(gain * image, margins, constant_values=0.93)  # of the colour beside the image
+        return [self._drawn(image, region, entries, side) for entries in kinds]
 
     def _drawn(
         self, image: np.ndarray, region: PixelBox, entries: Sequence[dict], side: int
