@@ -235,7 +235,7 @@ def test_a_checkpoint_that_does_not_fit_is_not_resumed(tmp_path, unbroken):
             "was trained on the classes cat; shapes .* has circle, square, triangle",
         ),
         ({"step": 7}, "has done 7 steps, more than train.steps, 6"),
-        ({"momentum": {}}, "optimizer"),
+        ({"momentum": {}}, "holds weights without momentum"),
         ({"data": {}}, r"has no data.images, .* it cannot be resumed"),
         ({"parameters": {}}, "another model"),
         ({"config": to_dict(config()) | {"old": {}}}, r"no section \[old\]"),

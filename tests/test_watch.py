@@ -17,6 +17,7 @@ from minimask.data import Batches, Shapes
 from minimask.errors import InputError
 from minimask.results import validation
 from minimask.results.validation import Part, kept, save_sheet, sheet, spread
+from minimask.training import loop
 from minimask.training.loop import goes_on, train
 from minimask.training.run_log import RunLog, read_run_log
 from minimask.training.watch import Rarely, Watch
@@ -220,10 +221,30 @@ def test_a_best_that_is_lost_is_said_and_the_next_one_is_kept(watched, tmp_path)
     assert "log.jsonl lacks 6 of the 6 steps" in told and "best.npz is of step 4, of which the log" in told
 
 
-def test_patience_without_validation_is_said_to_be_of_no_use(tmp_path):
+@pytest.mark.parametrize(
+    "settings, watch, words",
+    [
+        (["train.patience=2"], None, "train.patience does nothing: there is no data.val to validate on"),
+        (EVERY, None, "train.validate_every does nothing: there is no data.val"),
+        (["train.patience=2"], Watch(Scores({})), "train.patience does nothing: train.validate_every is 0"),
+    ],
+)
+def test_what_does_nothing_without_validation_is_said(settings, watch, words, tmp_path):
     notes = []
-    train(config("train.patience=2", "train.steps=1"), SHAPES, tmp_path, note=notes.append)
-    assert any("train.patience is 2, and there is no data.val" in line for line in notes)
+    train(config(*settings, "train.steps=1"), SHAPES, tmp_path, note=notes.append, watch=watch)
+    assert any(words in line for line in notes)
+
+
+def test_curves_are_drawn_after_saves_and_change_no_bit(plain, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(loop, "Rarely", lambda call: call)
+
+    def draw():
+        drawn.append(watching.draw_curves(tmp_path).read_bytes())
+
+    train(config(), SHAPES, tmp_path, note=lambda line: None, watch=Watch(draw=draw))
+    assert len(drawn) == 2 and drawn[0] != drawn[1] and drawn[0].startswith(b"\x89PNG")
+    same_weights(tmp_path / "checkpoint.npz", plain / "checkpoint.npz")
 
 
 def test_an_error_in_a_validation_names_it_and_loses_nothing(tmp_path):

@@ -96,10 +96,9 @@ def trained(
     steps = f"{outcome.step} of {batch} image{'s' * (batch > 1)}, seed {config.train.seed}"
     if outcome.early:
         steps += f"; ended early, of {config.train.steps}, for want of a better validation"
-    starts = [
-        (row["step"], row["start"].get("command")) for row in rows if isinstance(row.get("start"), dict)
-    ]
-    facts = [(f"command, at step {step}" if step else "command", str(line)) for step, line in starts if line]
+    starts = [row for row in rows if isinstance(row.get("start"), dict)]
+    typed = dict.fromkeys((row["step"], str(row["start"].get("command", ""))) for row in starts)
+    facts = [(f"command, at step {step}" if step else "command", line) for step, line in typed if line]
     facts += [("trained on", _size(dataset)), ("evaluated on", _size(validation)), ("steps", steps)]
     if outcome.best:
         found = outcome.best["validation"]

@@ -79,9 +79,10 @@ class Validations:
         self.options, self.keeper, self.log, self.progress = options, keeper, log, progress
         self.validate = watch.validate if options.validate_every else None
         self.stopping, self.best, self.lacking = stopping, None, False
-        if options.patience and not self.validate:
+        asked = [name for name in ("validate_every", "patience") if getattr(options, name)]
+        if asked and not self.validate:
             why = "train.validate_every is 0" if watch.validate else "there is no data.val to validate on"
-            note(f"train.patience is {options.patience}, and {why}: training never stops early")
+            note(f"train.{asked[0]} does nothing: {why}")
         if self.validate and keeper.world.rank == 0:
             self._take_up(note)
 

@@ -239,8 +239,8 @@ def _images(judged: Sequence[Judged], scenes: Scenes) -> Iterator[str]:
         pairs = []
         for image in images:
             name, right = scenes.name(image.index), int((image.match >= 0).sum())
-            caption = f"{_name(name)}: quality {image.quality:.2f}; {len(image.truth)} objects, "
-            caption += f"{len(image.found)} detections, {right} matched"
+            counts = f"{len(image.truth)} annotated, {len(image.found)} detected, {right} matched"
+            caption = f"{_name(name)}: quality {image.quality:.2f}; {counts}"
             pairs.append(_pair(scenes, image, None, caption, f"image {name}"))
         yield f'<div class="pairs">{"".join(pairs)}</div>'
 
