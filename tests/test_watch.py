@@ -1,11 +1,13 @@
 """Watching a run changes nothing of it, survives every kind of end, and ends it early when asked to."""
 
+import io
 import json
 import multiprocessing
 import os
 import re
 import shutil
 import signal
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +21,7 @@ from minimask.results import validation
 from minimask.results.validation import Part, kept, save_sheet, sheet, spread
 from minimask.training import loop
 from minimask.training.loop import goes_on, train
+from minimask.training.progress import Progress
 from minimask.training.run_log import RunLog, read_run_log
 from minimask.training.watch import Rarely, Watch
 from minimask.weights.checkpoint import load_checkpoint
@@ -473,3 +476,21 @@ def test_crowd_regions_are_ignored_and_are_no_background():
     crowd = model.loss([image], [nothing | {"crowd_boxes": np.array([[-64, -64, 128, 128]], np.float32)}])
     assert float(background["loss_objectness"].data) > 0 and float(background["loss_classifier"].data) > 0
     assert float(crowd["loss_objectness"].data) == 0 and float(crowd["loss_classifier"].data) == 0
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_validation_is_told_above_the_bar_and_takes_no_time_of_the_steps(terminal, monkeypatch):
+    class Output(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    monkeypatch.setattr(sys, "stderr", Output())
+    with Progress(10, "training") as progress:
+        progress.update(1)
+        began = progress.began
+        progress.show("validating 3/9")
+        progress.pause(50.0)
+        progress.say("validation after step 1: mask AP 0.100")
+        assert progress.began == began + 50.0
+    said = sys.stderr.getvalue()
+    assert "validation after step 1: mask AP 0.100\n" in said and ("validating 3/9" in said) == terminal

@@ -242,7 +242,7 @@ def _best_of(outcome: Any, validator: Any) -> tuple[Path, Any]:
 
 def _ended_early(outcome: Any, config: configuration.Config) -> str:
     waited, best = config.train.patience, outcome.best
-    found = f"{best['validation']['by']} {best['validation']['score']:.3f}"
+    found = f"{best['validation'].get('by', 'score')} {best['validation']['score']:.3f}"
     return (
         f"ended early, at step {outcome.step} of {config.train.steps}: {waited} validations in a row were no "
         f"better than that after step {best['step']} ({found}); to go on, --resume with a greater "
