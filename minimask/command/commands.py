@@ -244,8 +244,8 @@ def _ended_early(outcome: Any, config: configuration.Config) -> str:
     waited, best = config.train.patience, outcome.best
     found = f"{best['validation'].get('by', 'score')} {best['validation']['score']:.3f}"
     return (
-        f"ended early, at step {outcome.step} of {config.train.steps}: {waited} validations in a row were no "
-        f"better than that after step {best['step']} ({found}); to go on, --resume with a greater "
+        f"ended early, at step {outcome.step} of {config.train.steps}: {waited} validations in a row were "
+        f"worse than that after step {best['step']} ({found}); to go on, --resume with a greater "
         "train.patience"
     )
 
