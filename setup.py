@@ -35,6 +35,7 @@ setup(
     package_data={
         "minimask": [
             "lessons/explorer.html",
+            "results/report/*.css",
             "kernels/*.cu",
             "kernels/*/*.cu",
             "config/*.toml",

@@ -53,9 +53,11 @@ def test_training_leaves_checkpoint_configuration_losses_and_metrics(trained):
         "checkpoint.npz",
         "config.toml",
         "losses.csv",
-        "losses.png",
+        "log.jsonl",
+        "curves.png",
         "detections.json",
         "metrics.json",
+        "report.html",
     }
     config = read_config(str(trained / "run" / "config.toml"))
     assert config.train.steps == 3 and config.data.train == str(trained / "train.json")

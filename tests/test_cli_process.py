@@ -112,7 +112,7 @@ def test_no_encoding_and_no_name_of_a_directory_ends_work_that_is_done(encoding,
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     status, out, err = finished(train(data, output, env=environment, encoding=encoding.split(":")[0]))
     assert status == 0, err
-    assert "AP50" in out and (output / "metrics.json").exists() and (output / "losses.png").exists()
+    assert "AP50" in out and (output / "metrics.json").exists() and (output / "curves.png").exists()
     assert "\\x1b[31m \\n x\\xe9" in out and "\x1b" not in out + err
     arguments = ["predict", data / "images" / "1.png", "--weights", output / "checkpoint.npz"]
     options = {"env": environment, "encoding": encoding.split(":")[0]}
@@ -142,7 +142,9 @@ def test_a_stream_that_is_closed_or_full_ends_nothing(closing, data, tmp_path):
     assert done.returncode == (2 if "full" in closing else 0), done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
     assert load_checkpoint(tmp_path / "run" / "checkpoint.npz").step == 2
-    assert {"metrics.json", "losses.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"metrics.json", "report.html", "curves.png"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
     if closing == "2>&-":
         assert "AP50" in done.stdout
 
@@ -181,7 +183,7 @@ def test_what_libraries_write_to_standard_error_is_not_shown_but_with_debug(data
 def test_files_are_drawn_whatever_backend_the_environment_names(backend, data, tmp_path):
     environment = os.environ | {"MPLBACKEND": backend}
     status, _, err = finished(train(data, tmp_path / "run", env=environment))
-    assert status == 0 and "not drawn" not in err and (tmp_path / "run" / "losses.png").exists(), err
+    assert status == 0 and "not drawn" not in err and (tmp_path / "run" / "curves.png").exists(), err
     arguments = [data / "images" / "1.png", "--weights", data / "run" / "checkpoint.npz"]
     status, _, err = finished(command("predict", *arguments, "--output", tmp_path / "out", env=environment))
     assert status == 0 and (tmp_path / "out" / "1-instances.png").exists(), err
@@ -229,4 +231,4 @@ def test_the_evaluation_comes_before_the_drawing_and_is_told_though_that_fails(d
     arguments = [*source(data), "--val", data / "train.json", *FEW, "--output", tmp_path / "run"]
     status, out, err = finished(python(code, "train", *arguments))
     assert status == 0 and "AP50" in out
-    assert err.endswith("minimask: note: losses.png is not drawn (no font); all else is done\n")
+    assert err.endswith("minimask: note: curves.png is not drawn (no font); all else is done\n")

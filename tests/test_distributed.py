@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from minimask.training import distributed
 from minimask.training.log import read_losses
 from minimask.training.loop import augmentation, learning_rate, train
 from minimask.training.optim import SGD, clip_gradients
+from minimask.training.run_log import read_run_log
+from minimask.training.watch import Watch
 from minimask.weights.checkpoint import load_checkpoint
 from tests.cli_data import make_dataset
 
@@ -64,6 +67,7 @@ def worker() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--signal", type=int)
     parser.add_argument("--average", type=int, nargs="*")
+    parser.add_argument("--validate", action="store_true")
     given = parser.parse_args()
     if given.average:
         np.savez(given.output / "average.npz", **averaging(given.average))
@@ -74,9 +78,17 @@ def worker() -> None:
         sys.modules["minimask.training.loop"].build_model = lambda config, *rest: build_model(
             with_settings(config, [f"train.seed={rank}"]), *rest
         )
-    outcome = train(configuration(*given.set), dataset, given.output, resume=given.resume)
+    watch = Watch(worse_and_worse) if given.validate else None
+    outcome = train(configuration(*given.set), dataset, given.output, resume=given.resume, watch=watch)
     gradients = {f"gradient {name}": p.grad for name, p in outcome.model.named_parameters()}
     np.savez(given.output / f"rank-{rank}.npz", step=outcome.step, **outcome.model.state_dict(), **gradients)
+
+
+def worse_and_worse(model, step, go_on) -> dict:
+    """A validation, for which the other ranks wait."""
+    assert distributed.world().rank == 0 and go_on(0, 1)
+    time.sleep(0.5)
+    return {"by": "mask AP", "score": -float(step)}
 
 
 def averaging(sizes: list[int]) -> dict[str, np.ndarray]:
@@ -167,6 +179,17 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path):
     assert done.returncode == 0, done.stderr
     step = equal_ranks(tmp_path, 2)["step"]
     assert step == load_checkpoint(tmp_path / "checkpoint.npz").step and step < 60
+
+
+@needs_mpi
+def test_rank_0_validates_and_all_end_early_at_the_same_step(tmp_path):
+    settings = ["train.steps=9", "train.validate_every=1", "train.patience=2"]
+    done = mpiexec(2, __file__, tmp_path, "--validate", "--set", *settings)
+    assert done.returncode == 0, done.stderr
+    assert equal_ranks(tmp_path, 2)["step"] == 3
+    assert load_checkpoint(tmp_path / "best.npz").step == 1
+    rows = read_run_log(tmp_path / "log.jsonl")
+    assert [row["step"] for row in rows if "validation" in row] == [1, 2, 3]
 
 
 @needs_mpi

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a training, its evaluation and the demo: once resumed, all is as without."""
+"""kill -9 at random moments of training, validation and the demo: once resumed, all is as without."""
 
 import random
 import signal
@@ -9,10 +9,14 @@ import time
 import numpy as np
 import pytest
 
+from minimask.training.run_log import read_run_log
 from minimask.weights.checkpoint import load_checkpoint
 
 TRAIN = ["train", "--data", "shapes", "--val", "shapes"]
-for setting in ("train.steps=12", "train.save_every=3", "data.crop=64", "train.batch_size=1"):
+SETTINGS = ["train.steps=12", "train.save_every=3", "data.crop=64", "train.batch_size=1"]
+# Validations take about as long as all else, so that kills fall into them and around best.npz.
+SETTINGS += ["train.validate_every=2", "train.validation_images=8", "model.score_threshold=0"]
+for setting in SETTINGS:
     TRAIN += ["--set", setting]
 DEMO = ["demo", "--quick"]
 
@@ -29,15 +33,24 @@ def run(arguments: list[str], output) -> float:
     return time.monotonic() - began
 
 
+def validations(directory) -> list[tuple[int, dict]]:
+    """The steps after which a run was validated, and what that gave, but for the time it took."""
+    rows = [row for row in read_run_log(directory / "log.jsonl") if "validation" in row]
+    return [(row["step"], row["validation"] | {"seconds": 0}) for row in rows]
+
+
 def assert_as_unbroken(output, whole) -> None:
     ours, theirs = (load_checkpoint(directory / "checkpoint.npz") for directory in (output, whole))
     assert ours.step == theirs.step
     for group in ("parameters", "momentum"):
         for name, array in getattr(theirs, group).items():
             assert np.array_equal(getattr(ours, group)[name], array), name
-    for name in ("losses.csv", "metrics.json", "detections.json"):
+    for name in ("best.npz", "losses.csv", "metrics.json", "detections.json"):
         if (whole / name).exists():
             assert (output / name).read_bytes() == (whole / name).read_bytes(), name
+    assert validations(output) == validations(whole)
+    sheets = [sorted(path.name for path in (d / "validation").glob("*")) for d in (output, whole)]
+    assert sheets[0] == sheets[1]
     left = {path.name for path in output.iterdir()} - {path.name for path in whole.iterdir()}
     assert not left, f"left behind: {left}"
 

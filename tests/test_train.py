@@ -235,7 +235,7 @@ def test_a_checkpoint_that_does_not_fit_is_not_resumed(tmp_path, unbroken):
             "was trained on the classes cat; shapes .* has circle, square, triangle",
         ),
         ({"step": 7}, "has done 7 steps, more than train.steps, 6"),
-        ({"momentum": {}}, "optimizer"),
+        ({"momentum": {}}, "holds weights without momentum"),
         ({"data": {}}, r"has no data.images, .* it cannot be resumed"),
         ({"parameters": {}}, "another model"),
         ({"config": to_dict(config()) | {"old": {}}}, r"no section \[old\]"),
@@ -350,7 +350,8 @@ def test_another_number_of_processes_is_said(tmp_path, unbroken):
 
 
 def test_the_directory_tells_all_about_the_run(unbroken):
-    assert sorted(path.name for path in unbroken.iterdir()) == ["checkpoint.npz", "config.toml", "losses.csv"]
+    files = ["checkpoint.npz", "config.toml", "log.jsonl", "losses.csv"]
+    assert sorted(path.name for path in unbroken.iterdir()) == files
     checkpoint = load_checkpoint(unbroken / "checkpoint.npz")
     assert checkpoint.config == to_dict(resolved(config())) and checkpoint.class_names == [
         "circle",

@@ -66,6 +66,7 @@ def _run(argv: list[str], debug: bool, streams: Sequence[UnfailingStream]) -> in
         stream.muted = not distributed.is_first()
     try:
         arguments = _parser().parse_args(argv)
+        arguments.argv = argv
         rank = distributed.world().rank
         with distributed.together(), _muted(streams, rank > 0):
             if distributed.world().size > 1 and arguments.run is not commands.train:
@@ -232,6 +233,8 @@ def _add_train(command) -> None:
         text="train on your own images",
         epilog="examples:\n"
         "  minimask train --data train.json --images images --val val.json --output run\n"
+        "  minimask train --data train.json --images images --val val.json --output run \\\n"
+        "      --set train.validate_every=500 --set train.patience=5\n"
         "  minimask train --data shapes --set train.steps=300 --set data.crop=0 --output shapes-run\n"
         "  minimask train --resume --output run\n\n"
         "options for --set and for TOML files, with their defaults:\n" + "\n".join(options),

@@ -6,6 +6,7 @@ wrong argument are answered at once.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,15 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """Train on images annotated in COCO's instance format. The output directory gets checkpoint.npz,
-    config.toml, losses.csv, losses.png and, with --val, metrics.json and detections.json. Ctrl-C and
-    SIGTERM finish the step, save, and say how to resume; a resumed run equals an unbroken one to the last
-    bit, on the same machine with as many threads. Started by mpiexec -n N, N processes share each batch,
-    on GPUs one a GPU (extra mpi).
+    config.toml, losses.csv, log.jsonl and curves.png, which is drawn anew while it trains; with --val also
+    metrics.json, detections.json and report.html, and with train.validate_every best.npz and a sheet of
+    predictions in validation/ each time. Ctrl-C and SIGTERM finish the step, save, and say how to resume; a
+    resumed run equals an unbroken one to the last bit, on the same machine with as many threads. Started by
+    mpiexec -n N, N processes share each batch, on GPUs one a GPU (extra mpi).
     """
+    from minimask.command import reporting
     from minimask.command.demo import MARK
+    from minimask.command.watching import watching
     from minimask.files import check_output_directory
     from minimask.models.starting import start_from
     from minimask.training.distributed import world
@@ -76,28 +80,35 @@ def train(arguments: argparse.Namespace) -> int:
         config, start = start_from(config, note)
     if world().rank == 0:
         (output / MARK).unlink(missing_ok=True)  # from here on it is more than a demo's
-    outcome = run(config, dataset, output, arguments.resume, False, note, arguments.device, start)
+    device, command = arguments.device, reporting.command_line(arguments.argv)
+    watch = watching(config, validation, output, command, note)
+    outcome = run(config, dataset, output, arguments.resume, False, note, device, start, watch)
     if outcome.stopped_by is not None:
         return _stopped(outcome, config, output)
     if world().rank:
         return 0  # process 0 evaluates and draws
     tell(f"{outcome.step} steps done: {outcome.checkpoint}")
+    if outcome.early:
+        tell(_ended_early(outcome, config))
     try:
         if validation is not None:
-            _evaluate_checkpoint(outcome.checkpoint, validation, None, output, arguments.device)
+            weights, known = _best_of(outcome, watch.validate)
+            story = lambda _: reporting.trained(output, config, outcome, dataset, validation, device)  # noqa: E731
+            reporting.evaluate_weights(weights, validation, None, output, device, story, known=known)
     except Exception:
-        _draw_losses(output)
+        _draw_curves(output)
         raise
-    _draw_losses(output)
+    _draw_curves(output)
     return 0
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Predict every image of a COCO instance file at its own size, and compare by pycocotools; or compare
-    results that another program wrote (--results). The output directory gets detections.json (COCO results)
-    and metrics.json; for --results metrics.json alone, and it may be left out. Where AP is -1 or 0, it says
-    why.
+    results that another program wrote (--results). The output directory gets detections.json (COCO results),
+    metrics.json and report.html; for --results metrics.json alone, and it may be left out. Where AP is -1 or
+    0, it says why.
     """
+    from minimask.command import reporting
     from minimask.command.own_data import check_evaluate, evaluate_results
     from minimask.files import check_inputs_are_kept, check_output_directory
     from minimask.results.evaluate import FILES
@@ -106,12 +117,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.results:
         return evaluate_results(arguments)
     output, weights = check_output_directory(arguments.output), arguments.weights
-    check_inputs_are_kept([arguments.data, weights], [output / name for name in FILES])
+    check_inputs_are_kept([arguments.data, weights], [output / name for name in (*FILES, reporting.REPORT)])
     dataset = sources.open_dataset(arguments.data, arguments.images, "val", arguments.strict)
     for line in dataset.notes:
         note(line)
     most = arguments.max_detections
-    _evaluate_checkpoint(weights, dataset, most, output, arguments.device, arguments.per_class)
+    story = partial(reporting.evaluated, weights, dataset, arguments.argv)
+    reporting.evaluate_weights(weights, dataset, most, output, arguments.device, story, arguments.per_class)
     return 0
 
 
@@ -217,48 +229,32 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _draw_losses(output: Path) -> None:
-    from minimask.results.visualize import loss_curves
-    from minimask.training.log import read_losses
-    from minimask.training.loop import LOSSES
+def _best_of(outcome: Any, validator: Any) -> tuple[Path, Any]:
+    """The weights that a run is judged by, the best or else the last, and their evaluation if it is known."""
+    from minimask.training.loop import BEST
 
-    picture = output / "losses.png"
-    with drawing(picture):
-        loss_curves(read_losses(output / LOSSES), picture)
-        tell(f"{picture}: how the losses fell")
+    if outcome.best is None:
+        return outcome.checkpoint, None
+    tell(f"the best in validation were those after step {outcome.best['step']}, which are evaluated now")
+    step, evaluation = validator.best or (None, None)
+    return outcome.checkpoint.with_name(BEST), evaluation if step == outcome.best["step"] else None
 
 
-def _evaluate_checkpoint(
-    weights: str | Path,
-    dataset: Any,
-    most: int | None,
-    output: Path,
-    device: str,
-    per_class: bool = False,
-) -> None:
-    """Evaluate, write and tell, the last also where nothing can be written; `most` as in `load_detector`."""
-    from minimask.command.demo import MARK
-    from minimask.command.own_data import tell_evaluation
-    from minimask.files import output_directory
-    from minimask.models.detector import load_detector
-    from minimask.results.evaluate import FILES, beyond_limit
-    from minimask.results.evaluate import evaluate as run
-    from minimask.training.progress import each
+def _ended_early(outcome: Any, config: configuration.Config) -> str:
+    waited, best = config.train.patience, outcome.best
+    found = f"{best['validation'].get('by', 'score')} {best['validation']['score']:.3f}"
+    return (
+        f"ended early, at step {outcome.step} of {config.train.steps}: {waited} validations in a row were "
+        f"worse than that after step {best['step']} ({found}); to go on, --resume with a greater "
+        "train.patience"
+    )
 
-    detector = load_detector(weights, device, note, detections=most)
-    most, ids = detector.detections, sources.category_ids(detector, dataset, weights)
-    sources.check_keypoints(dataset, detector.skeleton, f"{weights} was trained on")
-    if line := beyond_limit(dataset, most):
-        note(line)
-    with output_directory(output):
-        (output / MARK).unlink(missing_ok=True)  # from here on not all in it is a demo's
-        shown = lambda indices: each(indices, "evaluating")  # noqa: E731
-        evaluation = run(detector.model, dataset, most, shown, ids)
-        try:
-            evaluation.write(output, per_class)
-        finally:
-            tell_evaluation(dataset.coco_document(), evaluation, per_class)
-    tell(", ".join(str(output / name) for name in FILES))
+
+def _draw_curves(output: Path) -> None:
+    from minimask.command.watching import CURVES, draw_curves
+
+    with drawing(output / CURVES):
+        tell(f"{draw_curves(output)}: how the losses fell")
 
 
 def _stopped(outcome: Any, config: configuration.Config, output: Path) -> int:

@@ -16,12 +16,12 @@ from minimask.results.evaluate import Evaluation, evaluate
 from minimask.results.predict import confident
 from minimask.results.visualize import comparison, loss_curves, save_picture
 from minimask.training.log import read_losses
-from minimask.training.loop import CHECKPOINT, CONFIG, LOSSES, Outcome, train
+from minimask.training.loop import CHECKPOINT, CONFIG, LOG, LOSSES, Outcome, train
 from minimask.training.progress import each
 
 PICTURES = 4  # validation images in the comparison
 LOSSES_DRAWN, PREDICTIONS = "losses.png", "predictions.png"
-FILES = (CHECKPOINT, CONFIG, LOSSES, "metrics.json", "detections.json", LOSSES_DRAWN, PREDICTIONS)
+FILES = (CHECKPOINT, CONFIG, LOSSES, LOG, "metrics.json", "detections.json", LOSSES_DRAWN, PREDICTIONS)
 MARK = ".minimask-demo"  # the file that tells a demo's directory from others; a training there removes it
 SHOWN_ABOVE = 0.5  # the score of what is drawn; the metrics take all
 

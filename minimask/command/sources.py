@@ -22,7 +22,7 @@ def train_config(arguments: argparse.Namespace, output: Path) -> configuration.C
     """
     from minimask.files import check_inputs_are_kept
     from minimask.models.networks import checkpoint_config
-    from minimask.training.loop import CHECKPOINT, CONFIG, LOSSES, check_resume
+    from minimask.training.loop import BEST, CHECKPOINT, CONFIG, LOG, LOSSES, check_resume
     from minimask.weights.checkpoint import CheckpointFile
 
     check_resume(output, arguments.resume)
@@ -43,7 +43,8 @@ def train_config(arguments: argparse.Namespace, output: Path) -> configuration.C
     config = replace(config, data=data, train=train)
     # A resumed run writes its configuration anew, as it was or as it was changed: that is no loss.
     read = [config.data.train, config.data.val, *([arguments.config] if not arguments.resume else [])]
-    written = (CHECKPOINT, CONFIG, LOSSES, "losses.png", "detections.json", "metrics.json")
+    written = (CHECKPOINT, BEST, CONFIG, LOSSES, LOG, "curves.png")
+    written += ("detections.json", "metrics.json", "report.html")
     check_inputs_are_kept(filter(None, read), [output / name for name in written])
     return config
 

@@ -106,6 +106,9 @@ class DataConfig:
     scale: tuple[float, float] = option(
         (1.0, 1.0), "least and greatest random magnification", low=0.01, high=100
     )
+    group_by_aspect: bool = option(
+        False, "wide and tall images in batches of their own: less padding of whole images (crop 0)"
+    )
     flip_horizontal: bool = option(True, "mirror left to right, half of the time")
     flip_vertical: bool = option(False, "mirror top to bottom, half of the time")
     rotate90: bool = option(False, "turn by a random multiple of 90 degrees")
@@ -140,6 +143,13 @@ class TrainConfig:
     clip_norm: float = option(10.0, "gradients with a greater norm are scaled down to it; 0: never", low=0)
     seed: int = option(0, "of the initial weights, the order of the images and all random changes", low=0)
     save_every: int = option(100, "steps between checkpoints", low=1)
+    validate_every: int = option(
+        0, "steps between evaluations on data.val, of which best.npz is kept; 0: one at the end", low=0
+    )
+    validation_images: int = option(0, "how many images these evaluations take, evenly spaced; 0: all", low=0)
+    patience: int = option(
+        0, "stop after so many of these evaluations in a row without a new best; 0: never", low=0
+    )
     deterministic: bool = option(False, "on a GPU: the same bits in every run, a little slower")
     tf32: bool = option(False, "on a GPU: faster products of float32, with 10 bits of mantissa instead of 23")
     gpu_memory_limit: float = option(

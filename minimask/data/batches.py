@@ -33,6 +33,9 @@ class Batches:
     seed : int, >= 0
     part : range, optional
         The places in the batch that this process takes, where several share it; all by default.
+    by_aspect : bool
+        Whether wide and tall images go into batches of their own, which need less padding. In an epoch one
+        batch is of what is left over of both, and another of two epochs. Of data sets that have ``outline``.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Batches:
         augmentation: Augmentation | None = None,
         seed: int = 0,
         part: range | None = None,
+        by_aspect: bool = False,
     ):
         if len(dataset) == 0:
             raise InputError(f"{getattr(dataset, 'name', 'dataset')}: has no images to train on")
@@ -52,16 +56,33 @@ class Batches:
         self.augmentation = augmentation or Augmentation()
         self.seed = seed
         self.part = part or range(batch_size)
+        self.wide = _wide(dataset) if by_aspect and hasattr(dataset, "outline") else None  # (N,) bool
 
     def indices(self, step: int) -> list[int]:
         """Indices into the dataset of the images of a step; steps count from 0."""
         n = len(self.dataset)
         places = [step * self.batch_size + place for place in self.part]
-        orders = {
-            epoch: Draws(self.seed, epoch).rng(Purpose.ORDER).permutation(n)
-            for epoch in range(places[0] // n, places[-1] // n + 1)
-        }
+        orders = {epoch: self._order(epoch) for epoch in range(places[0] // n, places[-1] // n + 1)}
         return [int(orders[place // n][place % n]) for place in places]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The images of an epoch, each once: (N,) int."""
+        rng = Draws(self.seed, epoch).rng(Purpose.ORDER)
+        order = rng.permutation(len(self.dataset))
+        if self.wide is None:
+            return order
+        size = self.batch_size
+        first = min(-epoch * len(order) % size, len(order))  # what the last epoch's last batch lacks
+        last = first + (len(order) - first) // size * size  # where a batch of two epochs begins
+        whole, rest = [], []
+        for group in (True, False):
+            mine = order[first:last][self.wide[order[first:last]] == group]
+            full = len(mine) // size * size
+            whole += list(mine[:full].reshape(-1, size))
+            rest.append(mine[full:])
+        whole += list(np.concatenate(rest).reshape(-1, size))
+        mixed = [whole[i] for i in rng.permutation(len(whole))]  # else all wide ones would come first
+        return np.concatenate([order[:first], *mixed, order[last:]])
 
     def describe(self, step: int) -> str:
         """The images of a step, for messages."""
@@ -79,6 +100,12 @@ class Batches:
             return augment(self.dataset[index], self.augmentation, rng)
         plan = draw_plan(self.augmentation, *self.dataset.outline(index), rng)
         return carry_out(self.dataset.load(index, plan.window), plan)
+
+
+def _wide(dataset) -> np.ndarray:
+    """Which images are wider than they are high: (N,) bool."""
+    sizes = (dataset.outline(index)[:2] for index in range(len(dataset)))
+    return np.array([width > height for height, width in sizes])
 
 
 class Loader:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,9 @@ class Evaluation:
         What the tolerance of keypoints rests on; empty without keypoints.
     classes : tuple of ClassScore
         In the order of the categories.
+    curves : dict of str to (T, R, K) array
+        By kind, the precision at T IoU thresholds 0.50, 0.55, ..., R recalls 0, 0.01, ..., 1, and K classes;
+        -1 where there is no object.
     """
 
     box: dict[str, float] | None
@@ -69,6 +72,7 @@ class Evaluation:
     keypoint: dict[str, float] | None = None
     sigmas: str = ""
     classes: tuple[ClassScore, ...] = ()
+    curves: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def kinds(self) -> dict[str, dict[str, float]]:
@@ -109,7 +113,7 @@ class Evaluation:
         if with_detections:
             write_json(directory / detections, self.detections)
         values = _present(vars(self) | {"classes": [_present(vars(score)) for score in self.classes]})
-        left_out = ("detections",) if per_class else ("detections", "classes")
+        left_out = ("detections", "curves") if per_class else ("detections", "curves", "classes")
         values = {name: value for name, value in values.items() if name not in left_out}
         write_json(directory / metrics, values, indent=2)
 
@@ -274,6 +278,7 @@ def score(
         keypoint=metrics.get("keypoints"),
         sigmas=told,
         classes=tuple(classes),
+        curves={NAMES[kind]: values[..., 0] for kind, values in precisions.items()},
     )
 
 

@@ -182,24 +182,54 @@ def _compared(sample: Any, found: dict, class_names: Sequence[str], size: int) -
     return [_with_caption(plain, caption), truth, guess]
 
 
-def loss_curves(log: dict[str, np.ndarray], path: str | Path) -> None:
-    """Plot the losses of a training run over its steps, as PNG.
+def loss_curves(
+    log: dict[str, np.ndarray], path: str | Path, validations: Sequence[dict[str, Any]] = ()
+) -> None:
+    """Plot the losses of a training run over its steps, as PNG; and what validations found on the way.
 
     Parameters
     ----------
     log : dict of str to (steps,) array
         ``step``, ``loss`` (the sum), and each ``loss_...``; other columns are not shown. NaN where there is
         none; what is empty or absent is drawn without a curve.
+    validations : sequence of dict
+        The lines of log.jsonl that have one.
     """
-    figure = new_figure(figsize=(12, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    panels = 3 if validations else 2
+    figure = new_figure(figsize=(6 * panels, 4.2), layout="constrained")
+    left, right, *more = figure.subplots(1, panels)
     _plot_sum(left, log)
     _plot_parts(right, log)
-    for axes in (left, right):
+    for axes in more:
+        _plot_validations(axes, validations)
+    for axes in (left, right, *more):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=110)
+
+
+def _plot_validations(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    for number, kind in enumerate(("mask", "box", "keypoint")):
+        for metric, style in (("AP", "-"), ("AP50", "--")):
+            points = [(row["step"], validated(row, kind, metric)) for row in rows]
+            steps, values = zip(*points)
+            if np.isfinite(values).any():
+                colour = PALETTE[(number + 4) % len(PALETTE)]
+                axes.plot(
+                    steps, values, style, marker="o", markersize=4, color=colour, label=f"{kind} {metric}"
+                )
+    axes.set(title="validation", xlabel="step", ylabel="average precision")
+    axes.set_ylim(bottom=0)
+    if axes.lines:
+        axes.legend(frameon=False)
+
+
+def validated(row: dict[str, Any], kind: str, metric: str) -> float:
+    """A number of a validation in log.jsonl; NaN where there is none, as where there was no object."""
+    values = row["validation"].get(kind)
+    value = values.get(metric) if isinstance(values, dict) else None
+    return float(value) if isinstance(value, (int, float)) and 0 <= value <= 1 else float("nan")
 
 
 def _curve(log: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -212,7 +242,7 @@ def _curve(log: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarra
 def _plot_sum(axes: Any, log: dict[str, np.ndarray]) -> None:
     steps, sums = _curve(log, "loss")
     axes.plot(steps, sums, color="#B0B0B0", linewidth=0.6, label="each step")
-    axes.plot(steps, _smooth(sums), color="black", linewidth=1.8, label="running mean")
+    axes.plot(steps, smooth(sums), color="black", linewidth=1.8, label="running mean")
     axes.set(title="sum of the losses", xlabel="step", ylabel="loss")
     if len(sums):
         axes.set_ylim(bottom=0, top=float(np.quantile(sums, 0.99)) * 1.1 + 1e-12)
@@ -228,7 +258,7 @@ def _plot_parts(axes: Any, log: dict[str, np.ndarray]) -> None:
         steps, values = _curve(log, name)
         axes.plot(
             steps,
-            _smooth(values),
+            smooth(values),
             color=PALETTE[(index + 4) % len(PALETTE)],
             linestyle=styles[index % len(styles)],
             linewidth=1.8,
@@ -498,7 +528,7 @@ def _with_caption(picture: "Image.Image", caption: str) -> "Image.Image":
     return framed
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """Running mean over the last steps (a 40th of all, at least 5), without a bias from where it starts."""
     keep = np.exp(-1.0 / max(5.0, len(values) / 40))
     total, weight, means = 0.0, 0.0, []

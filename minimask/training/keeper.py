@@ -4,6 +4,7 @@ import hashlib
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class Keeper:
         check_classes(dataset.class_names, dataset.category_ids, dataset.name)
         self.path, self.config, self.dataset, self.world = path, config, dataset, world
         self.model, self.optimizer, self.done, self.saved = model, optimizer, 0, 0
+        self.before: Config | None = None  # what a resumed run was trained with until now
         self._gives_finite_loss: Callable[[], bool] = lambda: True
         images = "\n".join(dataset.describe(i) for i in range(len(dataset)))
         names = hashlib.sha256(images.encode("utf-8", "surrogatepass"))
@@ -86,7 +88,21 @@ class Keeper:
             raise TrainingStopped(self.failure(self.done, "a weight is not finite after the update"))
         if not self._gives_finite_loss():
             raise TrainingStopped(self.failure(self.done, "after the update the loss is not finite"))
-        checkpoint = Checkpoint(
+        if self.world.rank == 0:
+            save_checkpoint(self.path, self._checkpoint())
+        self.saved = self.done
+
+    @property
+    def best_path(self) -> Path:
+        """Beside the checkpoint: the weights that did best in validation."""
+        return self.path.with_name("best.npz")
+
+    def save_best(self) -> None:
+        """Write the weights of the steps done as the best ones: to be used, not gone on with."""
+        save_checkpoint(self.best_path, replace(self._checkpoint(), momentum={}))
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
             parameters=self.model.state_dict(),
             momentum=self.optimizer.state_dict(),
             step=self.done,
@@ -98,9 +114,6 @@ class Keeper:
             environment=self._environment(),
             **self._skeleton(),
         )
-        if self.world.rank == 0:
-            save_checkpoint(self.path, checkpoint)
-        self.saved = self.done
 
     def _skeleton(self) -> dict[str, list]:
         """The names of the data's keypoints, as a checkpoint has them, where the network finds keypoints."""
@@ -122,11 +135,12 @@ class Keeper:
             checkpoint = file.read()
         fit(checkpoint, self.path, self.model, self.optimizer)
         self.done = self.saved = checkpoint.step
+        self.before = checkpoint_config(checkpoint, str(self.path))
         if self.saved > self.config.train.steps:
             raise InputError(
                 f"{self.path}: has done {self.saved} steps, more than train.steps, {self.config.train.steps}"
             )
-        changes = differences(checkpoint_config(checkpoint, str(self.path)), self.config)
+        changes = differences(self.before, self.config)
         changes += [what for key, what in _DATA.items() if self._has_changed(checkpoint.data, key)]
         if changes:
             note(f"from here on this is another run than the one begun: {'; '.join(changes)}")
@@ -155,6 +169,11 @@ class Keeper:
                 "predict and evaluate can use it, but it cannot be resumed"
             )
         check_fit(head, self.path, self.model)
+        if self.optimizer.velocity and not head.momentum:
+            raise InputError(
+                f"{self.path}: holds weights without momentum, as best.npz does, and cannot be gone on with; "
+                "begin another run with --weights"
+            )
 
     def _has_changed(self, then: dict[str, str], key: str) -> bool:
         """Whether the data differ from then; False where it was not yet recorded, or cannot be known."""

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from minimask import backend
+from minimask._version import __version__
 from minimask.autograd import no_grad
 from minimask.config import Config, DataConfig, TrainConfig, to_toml
 from minimask.data import Augmentation, Batches, Loader, Sample
@@ -26,9 +28,12 @@ from minimask.training.lock import locked
 from minimask.training.log import LossLog
 from minimask.training.optim import SGD, LearningRate, clip_gradients, scaled_learning_rate
 from minimask.training.progress import Progress
+from minimask.training.run_log import RunLog
 from minimask.training.stopping import StopSignals
+from minimask.training.watch import Rarely, Validations, Watch
 
 CHECKPOINT, CONFIG, LOSSES = "checkpoint.npz", "config.toml", "losses.csv"
+BEST, LOG = "best.npz", "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,18 @@ class Outcome:
     stopped_by : int or None
         The signal that stopped it.
     checkpoint : Path
+    early : bool
+        Whether it ended for want of a better validation (``train.patience``).
+    best : dict or None
+        The line of log.jsonl of the validation whose weights are in best.npz, on process 0.
     """
 
     model: Any
     step: int
     stopped_by: int | None
     checkpoint: Path
+    early: bool = False
+    best: dict[str, Any] | None = None
 
 
 @distributed.together()
@@ -62,8 +73,9 @@ def train(
     note: Callable[[str], None] = lambda line: print(one_line(line), file=sys.stderr),
     device: str = "cpu",
     start: Start | None = None,
+    watch: Watch | None = None,
 ) -> Outcome:
-    """Train a model, leaving checkpoint.npz, config.toml and losses.csv in a directory.
+    """Train a model, leaving checkpoint.npz, config.toml, losses.csv and log.jsonl in a directory.
 
     Parameters
     ----------
@@ -83,6 +95,8 @@ def train(
     device : "cpu" or "cuda"
     start : Start, optional
         Weights to begin with (`minimask.models.starting.start_from`); not looked at when resuming.
+    watch : Watch, optional
+        Validates and draws on the way, and changes nothing of the weights; leaves best.npz.
 
     Raises
     ------
@@ -98,7 +112,7 @@ def train(
     if line := without_a_fall(config.train):
         note(line)
     with locked(output) if world.rank == 0 else contextlib.nullcontext():
-        return _train(config, dataset, output, resume, note, device, world, start)
+        return _train(config, dataset, output, resume, note, device, world, start, watch or Watch())
 
 
 def _train(
@@ -110,47 +124,93 @@ def _train(
     device: str,
     world: distributed.World,
     start: Start | None,
+    watch: Watch,
 ) -> Outcome:
     options = config.train
-    world.use(device)
-    skeleton = getattr(dataset, "skeleton", None)
-    keypoints = len(skeleton.names) if skeleton else 0
-    model = build_model(config, len(dataset.class_names) + 1, device, keypoints)
-    if start and not resume:
-        fill(model, start, note)
-    optimizer = make_optimizer(model, options)
-    part = world.part(options.batch_size)
-    batches = Batches(dataset, options.batch_size, augmentation(config.data), options.seed, part)
-    keeper = Keeper(output / CHECKPOINT, config, dataset, model, optimizer, world)
+    keeper, batches = _prepared(config, dataset, output, None if resume else start, note, device, world)
+    model, optimizer, part = keeper.model, keeper.optimizer, batches.part
     first = _begin(keeper, output / CONFIG, resume, note)
-    rate, stopped_by = learning_rate(options), 0
+    rate, stopped_by, early = learning_rate(options), 0, False
     model.train()
     with (
         np.errstate(all="ignore"),  # overflow shows as a loss or gradient that is not finite, which stops us
         backend.deterministic(options.deterministic),
         StopSignals(tell=world.rank == 0) as stop,
-        LossLog(output / LOSSES, first, world.rank == 0, note) as log,
+        LossLog(output / LOSSES, first, world.rank == 0, note) as losses,
+        RunLog(output / LOG, first, world.rank == 0, note) as log,
         Progress(options.steps, "training", first, shown=world.rank == 0) as progress,
         keeper.rescuing(),
         Loader(batches, first, options.steps) as loader,
     ):
-        for index, samples in loader:
+        log.write(first, {"start": _start(keeper, device, watch)})
+        draw = Rarely(watch.draw if world.rank == 0 else None)
+        validations = Validations(options, watch, keeper, log, progress, lambda: bool(stop.signal), note)
+        early, began = validations.after(first), time.monotonic()
+        for index, samples in () if early else loader:
             step, draws = index + 1, Draws(options.seed, index, part.start)  # steps done: counted from 1
             with keeper.explaining(partial(batches.describe, index)):
                 row = training_step(model, optimizer, samples, draws, rate(index), options.clip_norm, world)
             keeper.advance(step, partial(gives_finite_loss, model, samples, draws))
-            log.write(step, row)
+            losses.write(step, row)
+            log.write(step, _timed(row, options.batch_size, time.monotonic() - began))
             progress.update(options.batch_size, _shown(row))
             if index == first:
                 _note_memory(note, device)
             stopped_by = world.highest(stop.signal or 0)  # one process's signal stops all, at the same step
-            if step % options.save_every == 0 or step == options.steps or stopped_by:
+            due = validations.are_due(step)
+            if step % options.save_every == 0 or step == options.steps or stopped_by or due:
+                losses.sync()
                 log.sync()
                 keeper.save()
-            if stopped_by:
+                draw()
+            if due:  # left at once if the run is to stop; a resumed one makes up for it
+                early = validations.after(step)
+                stopped_by = world.highest(stop.signal or 0)
+            if stopped_by or early:
                 break
-    finished = keeper.saved == options.steps  # a signal in the very last step stops nothing
-    return Outcome(model, keeper.saved, None if finished else stopped_by, keeper.path)
+            began = time.monotonic()
+    # A signal in the very last step stops nothing but the validation after it.
+    finished = early or (keeper.saved == options.steps and not validations.lacking)
+    ended = None if finished else stopped_by
+    return Outcome(model, keeper.saved, ended, keeper.path, early, validations.best)
+
+
+def _prepared(
+    config: Config,
+    dataset: Any,
+    output: Path,
+    start: Start | None,
+    note: Callable[[str], None],
+    device: str,
+    world: distributed.World,
+) -> tuple[Keeper, Batches]:
+    """The model and its optimizer, in a keeper, and the images of each step."""
+    world.use(device)
+    skeleton = getattr(dataset, "skeleton", None)
+    keypoints = len(skeleton.names) if skeleton else 0
+    model = build_model(config, len(dataset.class_names) + 1, device, keypoints)
+    if start:
+        fill(model, start, note)
+    options, changes = config.train, augmentation(config.data)
+    optimizer, part = make_optimizer(model, options), world.part(options.batch_size)
+    by_aspect = config.data.group_by_aspect
+    if by_aspect and (config.data.crop or config.data.rotate90):
+        note("data.group_by_aspect does nothing for images that are cropped (data.crop) or turned (rotate90)")
+        by_aspect = False
+    batches = Batches(dataset, options.batch_size, changes, options.seed, part, by_aspect)
+    return Keeper(output / CHECKPOINT, config, dataset, model, optimizer, world), batches
+
+
+def _start(keeper: Keeper, device: str, watch: Watch) -> dict[str, Any]:
+    """What the log says of a start: what was typed, and what runs."""
+    about = {"minimask": __version__, "device": device, "images": len(keeper.dataset)}
+    return about | ({"command": watch.command} if watch.command else {})
+
+
+def _timed(row: dict[str, float], images: int, seconds: float) -> dict[str, float]:
+    """A step's values for the log, with the time that it took, its wait for images included."""
+    speed = {"seconds": round(seconds, 4), "images_per_second": round(images / max(seconds, 1e-4), 2)}
+    return speed | row
 
 
 def check_resume(output: str | Path, resume: bool, overwrite: bool = False) -> None:
@@ -172,6 +232,8 @@ def _begin(keeper: Keeper, config_path: Path, resume: bool, note: Callable[[str]
     """Restore the run or save a new one, and give every process the same weights; returns the steps done."""
     if resume:
         keeper.restore(note)
+        if line := goes_on(keeper.before.train, keeper.config.train, keeper.done):
+            note(line)
     keeper.world.share_(keeper.model.state_dict(), keeper.optimizer.state_dict())
     # Until here every process has read what there is; from here on process 0 may write.
     done = keeper.world.highest(keeper.saved)
@@ -258,6 +320,20 @@ def without_a_fall(options: TrainConfig) -> str | None:
         return None
     why = f"lie behind the last step, {options.steps}" if options.milestones else "is empty"
     return f"train.schedule is 'step', and train.milestones {why}: the learning rate never falls"
+
+
+def goes_on(before: TrainConfig, now: TrainConfig, done: int) -> str | None:
+    """A line that says what another number of steps makes of the learning rate, after `done`; or None."""
+    if before.steps == now.steps or not 0 < done < now.steps:
+        return None
+    last, following = learning_rate(before)(done - 1), learning_rate(now)(done)
+    told = (
+        f"train.steps is {now.steps}, was {before.steps}: the learning rate was {last:.3g} in step {done}, "
+    )
+    if math.isclose(last, following, rel_tol=0.01):
+        return f"{told}and is {following:.3g} in step {done + 1}"
+    told += f"and {'rises' if following > last else 'falls'} to {following:.3g} in step {done + 1}"
+    return told + (f", to fall to 0 by step {now.steps}" if now.schedule == "cosine" else "")
 
 
 def learning_rate(options: TrainConfig) -> LearningRate:

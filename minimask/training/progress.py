@@ -47,6 +47,22 @@ class Progress:
     def __exit__(self, *exception) -> None:
         self.bar.close()
 
+    def pause(self, seconds: float) -> None:
+        """Leave out so many seconds, in which something else was done, of the time that steps take."""
+        self.began += seconds
+
+    def show(self, values: str) -> None:
+        """Show something beside the bar, until the next step; nothing where there is no bar."""
+        if self.terminal:
+            self.bar.set_postfix_str(values)
+
+    def say(self, line: str) -> None:
+        """Write a line above the bar."""
+        if self.terminal:
+            self.bar.write(line, file=sys.stderr)
+        elif self.shown:
+            print(line, file=sys.stderr, flush=True)
+
     def update(self, images: int, values: str = "") -> None:
         """Count one more step of so many images, and show some values beside it."""
         self.done += 1
