@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable
 
 from minimask.errors import InputError
-from minimask.lessons.exercises import layers, regions  # noqa: F401  (they fill EXERCISES, in this order)
+from minimask.lessons.exercises import layers, regions, skeletons  # noqa: F401  (they fill EXERCISES, in this order)
 from minimask.lessons.exercises.exercise import EXERCISES, Exercise, Verdict
 
 __all__ = ["check", "describe", "names"]
