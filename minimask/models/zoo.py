@@ -321,7 +321,7 @@ def keypointrcnn_small(
     keypoint_options, with_masks
         As for `keypointrcnn_resnet50_fpn`.
     **others
-        As for `maskrcnn_small`.
+        As for `maskrcnn_small`, but 64 RoIs an image by default.
 
     Raises
     ------
@@ -343,10 +343,10 @@ def keypointrcnn_small(
         keypoint_convs=keypoint_convs,
         keypoint_norm=GroupNorm,
     )
-    alternatives = Alternatives(roi_layer)
-    return _small(
-        architecture, num_classes, min_size, max_size, alternatives, keypoint_options, seed, rpn_and_box
-    )
+    # Heat maps cost more than masks: 16 RoIs with an object are enough for the few that a small image shows.
+    rois = dict(box_batch_size_per_image=64) | rpn_and_box
+    sizes, layer = (min_size, max_size), Alternatives(roi_layer)
+    return _small(architecture, num_classes, *sizes, layer, keypoint_options, seed, rois)
 
 
 def _small(
