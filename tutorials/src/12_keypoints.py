@@ -175,7 +175,7 @@ for size in (0.0, 0.05, 0.1, 0.2):
 assert 0 < lost[0.0] < lost[0.05] < lost[0.1] < lost[0.2]
 
 # %% [markdown]
-# Even in the *true* box a few corners have no cell: a hidden one may lie outside of it, since the box is that of what can be seen. When edges are off by a fifth, which is an ordinary proposal, many are lost.
+# Even in the *true* box a few corners have no cell: a hidden one may lie outside of it, since the box is that of what can be seen. When edges are off by a fifth, many are lost: a proposal that is too small teaches little about corners.
 #
 # The named points of these figures lie *inside* the corners, a fifth of the way to the figure's middle, as a wrist lies inside the end of a sleeve. Does that matter? Move them to the corners themselves, and count again, in the true boxes.
 
