@@ -593,4 +593,48 @@ MISTAKES = {
         ),
         ("not in the given order", ("in order:", "in np.sort(order):")),
     ],
+    "keypoint_loss_backward": [
+        ("not divided", (" / max(valid.sum(), 1)", "")),
+        ("divided by all keypoints", ("max(valid.sum(), 1)", "valid.size")),
+        ("gy left out", ("gy * gx", "gx")),
+        (
+            "keypoints that are not valid",
+            ("gx * valid[:, :, None]", "gx"),
+            ("max(valid.sum(), 1)", "valid.size"),
+        ),
+        ("1 is not subtracted", ("-= 1", "-= 0")),
+        (
+            "one softmax for each row",
+            (
+                "np.exp(flat - flat.max(axis=2, keepdims=True))",
+                "np.exp(logits - logits.max(axis=3, keepdims=True))",
+            ),
+            (
+                "gx = e / e.sum(axis=2, keepdims=True)",
+                "gx = (e / e.sum(axis=3, keepdims=True)).reshape(flat.shape)",
+            ),
+        ),
+        (
+            "one softmax over all keypoints",
+            ("flat.max(axis=2, keepdims=True)", "flat.max(axis=(1, 2), keepdims=True)"),
+            ("e.sum(axis=2, keepdims=True)", "e.sum(axis=(1, 2), keepdims=True)"),
+        ),
+        (
+            "sigmoids",
+            ("    gx = e / e.sum(axis=2, keepdims=True)", "    gx = 0.5 * (1 + np.tanh(flat / 2))"),
+        ),
+        ("x and y swapped", ("gx[roi, keypoint, cells]", "gx[roi, keypoint, cells % m * m + cells // m]")),
+        ("the sign", ("gy * gx", "-gy * gx")),
+    ],
+    "oks": [
+        ("sigma not doubled", ("(2 * sigmas)", "sigmas")),
+        ("the 2 before the area", ("(2 * areas[j]", "(areas[j]")),
+        ("area is the scale squared", ("areas[j] *", "areas[j] ** 2 *")),
+        ("the square root of the area", ("areas[j] *", "np.sqrt(areas[j]) *")),
+        ("the distance not squared", (".sum(axis=1)", ".sum(axis=1) ** 0.5")),
+        ("all keypoints counted", ("each[labelled]", "each")),
+        ("all keypoints counted", ("each[labelled].mean()", "each[labelled].sum() / len(sigmas)")),
+        ("hidden keypoints left out", ("true[:, 2] > 0", "true[:, 2] == 2")),
+        ("axes swapped", ("return similarity", "return similarity.T")),
+    ],
 }

@@ -36,6 +36,7 @@ EQUIVALENT = {
         "height + 3 * padding": BEHIND,
         "width + 3 * padding": BEHIND,
     },
+    "oks": {"np.ones((len(found)": "every element is assigned"},
     "group_norm_backward": {
         "len(gy)": "gy has the shape of x",
         "groups, -2": "any negative number says: as many as there are",

@@ -204,7 +204,7 @@ def test_a_change_of_any_input_is_noticed(name):
             if isinstance(inputs[i], list):
                 inputs[i].reverse()
             else:
-                inputs[i][...] += 1
+                inputs[i][...] = ~inputs[i] if inputs[i].dtype == bool else inputs[i] + 1
             return result
 
         verdict = exercises.check(name, spoiling)

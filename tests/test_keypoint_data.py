@@ -13,6 +13,7 @@ from minimask.data.figures import SKELETON
 from minimask.data.keypoint_checks import from_coco, to_coco
 from minimask.data.sample import PixelBox, crop
 from minimask.errors import InputError
+from minimask.keypoints import keypoints_to_heatmap
 from minimask.results.oks import COCO
 
 HEIGHT, WIDTH = 24, 32
@@ -314,6 +315,18 @@ def test_figures_have_all_classes_and_kinds_of_visibility():
     tail = SKELETON.names.index("tail")
     assert not keypoints[labels == 1, tail].any() and (keypoints[labels == 2, tail, 2] > 0).mean() > 0.8
     assert keypoints.dtype == np.float32 and keypoints[..., :2].max() <= 128
+
+
+def test_keypoints_lie_in_the_boxes_of_their_figures_and_on_them_where_visible():
+    inside, visible = [], []
+    for sample in Figures(80, seed=6):
+        labelled = sample.keypoints[..., 2] > 0
+        inside.append(keypoints_to_heatmap(sample.keypoints, sample.boxes, 56)[1][labelled])
+        for mask, keypoints in zip(sample.masks, sample.keypoints):
+            x, y = keypoints[keypoints[:, 2] == 2, :2].astype(int).T
+            visible.append(mask[y, x])
+    # In the box of what is visible: of a hidden point nothing may be.
+    assert np.concatenate(inside).mean() > 0.98 and np.concatenate(visible).mean() > 0.98
 
 
 def test_a_hidden_corner_lies_under_another_figure():

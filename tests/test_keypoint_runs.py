@@ -379,6 +379,39 @@ def test_cocos_sigmas_are_those_of_pycocotools():
     np.testing.assert_allclose(list(oks.COCO.values()), Params("keypoints").kpt_oks_sigmas, rtol=1e-12)
 
 
+def test_the_similarity_is_that_of_pycocotools():
+    rng = np.random.default_rng(4)
+    true = np.concatenate([rng.uniform(5, 60, (3, 4, 2)), np.full((3, 4, 1), 2.0)], axis=2)
+    true[0, 1], true[1, 2, 2] = 0, 1
+    found = np.concatenate(
+        [true[[2, 0], :, :2] + rng.normal(0, 1, (2, 4, 2)), np.full((2, 4, 1), 2.0)], axis=2
+    )
+    areas, sigmas = np.array([300.0, 900.0, 500.0]), rng.uniform(0.03, 0.1, 4)
+    common = {"image_id": 1, "category_id": 1}
+    document = {"info": {}, "images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": []}
+    for i, points in enumerate(true):
+        document["annotations"].append(
+            common
+            | {"id": i + 1, "iscrowd": 0, "area": areas[i], "bbox": [0, 0, 60, 60], "num_keypoints": 4}
+            | {"keypoints": points.reshape(-1).tolist()}
+        )
+    results = [
+        common | {"score": 1 - 0.1 * i, "keypoints": p.reshape(-1).tolist()} for i, p in enumerate(found)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = document
+        coco.createIndex()
+        comparison = COCOeval(coco, coco.loadRes(results), "keypoints")
+        comparison.params.kpt_oks_sigmas = sigmas
+        comparison.evaluate()
+    ours = oks.similarity(found[..., :2], true, areas, sigmas)
+    np.testing.assert_allclose(ours, comparison.ious[1, 1], rtol=1e-9)
+    assert ours.argmax(axis=1).tolist() == [2, 0]
+    nothing = np.zeros_like(true[:1])
+    assert not oks.similarity(found[..., :2], nothing, areas[:1], sigmas).any()
+
+
 def test_the_truth_of_the_figures_as_detections_has_ap_1_and_moved_corners_less():
     figures = Figures(12, seed=9)
     exact, moved = [], []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from minimask.command.sources import open_dataset
 from minimask.config import read_config
 from minimask.data import nuclei_sample, read_coco
 from minimask.models.detector import load_detector
@@ -50,6 +51,16 @@ def test_four_images_are_learnt_to_a_mask_ap_of_three_quarters(tmp_path):
     outcome = train(replace(config, data=data, train=settings), four, tmp_path)
     evaluation = evaluate(load_detector(outcome.checkpoint, detections=300).model, four, 300)
     assert evaluation.mask["AP"] >= 0.75
+
+
+@pytest.mark.full
+def test_figures_are_learnt_to_a_keypoint_ap_of_a_half(tmp_path):
+    outcome = train(read_config("figures"), open_dataset("figures", None, "train", False), tmp_path)
+    evaluation = evaluate(
+        load_detector(outcome.checkpoint).model, open_dataset("figures", None, "val", False)
+    )
+    print(f"box {evaluation.box}, keypoint {evaluation.keypoint}")
+    assert evaluation.keypoint["AP"] >= 0.5
 
 
 @pytest.mark.full

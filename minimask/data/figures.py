@@ -17,6 +17,13 @@ CORNERS = {
     "arrow": ((0.0, -1.0), (0.75, 0.8), (0.0, 0.25), (-0.75, 0.8)),
 }
 
+INSET = 0.8
+"""Where the named point of a corner lies between the figure's middle, 0, and the corner itself, 1.
+
+At 1 two thirds of them would be outside of the figure's box, which is that of the pixels whose centres the
+figure covers; and a keypoint outside of its RoI has no cell. A joint, too, lies inside of the limb's end.
+"""
+
 MIN_VISIBLE = 0.5
 """A figure is not placed where it would leave a smaller share of another one visible."""
 
@@ -24,9 +31,10 @@ MIN_VISIBLE = 0.5
 class Figures(Shapes):
     """A dataset of `count` pictures: triangles, kites and arrows of any colour, turned and overlapping.
 
-    A picture depends only on the seed and its number. A corner that another figure covers is labelled and
-    hidden (visibility 1); one outside of the picture is not labelled, nor is the tail of a triangle, which
-    has three corners. Which corner is left follows from where the tip is, not from colour or place.
+    A picture depends only on the seed and its number. The keypoints lie just inside the corners (`INSET`).
+    One that another figure covers is labelled and hidden (visibility 1); one outside of the picture is not
+    labelled, nor is the tail of a triangle, which has three corners. Which corner is left follows from where
+    the tip is, not from colour or place.
 
     Parameters
     ----------
@@ -49,41 +57,43 @@ class Figures(Shapes):
         rng = Draws(self.seed).rng(Purpose.FIGURES, index)
         image = self._background(rng)
         labels: list[int] = []
-        corners: list[np.ndarray] = []  # of the figures placed so far, each (4, 3)
+        named: list[np.ndarray] = []  # points of the figures placed so far, each (4, 3)
         whole: list[np.ndarray] = []  # their masks, each (size, size) bool
         visible: list[np.ndarray] = []  # what later figures leave of them
         for _ in range(rng.integers(*self.objects, endpoint=True)):
             label = int(rng.integers(len(CORNERS))) + 1
-            points = self._corners(self.class_names[label - 1], rng)  # (4, 2)
-            figure = self._figure(points)
+            corners, points = self._corners(self.class_names[label - 1], rng)  # (4, 2) each
+            figure = self._figure(corners)
             rest = [mask & ~figure for mask in visible]
             hides = any(after.sum() < MIN_VISIBLE * before.sum() for after, before in zip(rest, whole))
             if hides or figure.sum() < MIN_PIXELS:
                 continue
             image[:, figure] = self._colour(rng)
-            corners = [self._hidden(known, points) for known in corners]
-            corners.append(self._labelled(points, self.class_names[label - 1]))
+            named = [self._hidden(known, corners) for known in named]
+            named.append(self._labelled(points, self.class_names[label - 1]))
             labels.append(label)
             whole.append(figure)
             visible = [*rest, figure]
         image = np.clip(image + rng.normal(0.0, NOISE, image.shape), 0.0, 1.0).astype(np.float32)
         masks = np.array(visible, np.uint8).reshape(-1, self.size, self.size)
         nothing = np.zeros((0, 4), np.float32), np.zeros((0, self.size, self.size), np.uint8)
-        keypoints = np.array(corners, np.float32).reshape(-1, len(SKELETON.names), 3)
+        keypoints = np.array(named, np.float32).reshape(-1, len(SKELETON.names), 3)
         boxes, numbers = tight_boxes(masks), np.array(labels, np.int64)
         return Sample(image, boxes, numbers, masks, *nothing, self.image_ids[index], keypoints, SKELETON)
 
-    def _corners(self, name: str, rng: np.random.Generator) -> np.ndarray:
-        """(4, 2) x, y in pixels: a figure of any size, proportion, turn and place."""
+    def _corners(self, name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A figure of any size, proportion, turn and place: corners and their named points, (4, 2) each."""
         points = np.array(CORNERS[name]) * (rng.uniform(0.75, 1.1), 1.0)
         turn = rng.uniform(0.0, 2.0 * np.pi)
         cos, sin = np.cos(turn), np.sin(turn)
         radius = rng.uniform(1 / 9, 1 / 4) * self.size
-        return points @ [[cos, sin], [-sin, cos]] * radius + rng.uniform(0.1, 0.9, 2) * self.size
+        arms = points @ [[cos, sin], [-sin, cos]] * radius
+        middle = rng.uniform(0.1, 0.9, 2) * self.size
+        return middle + arms, middle + INSET * arms
 
-    def _figure(self, points: np.ndarray) -> np.ndarray:
+    def _figure(self, corners: np.ndarray) -> np.ndarray:
         """(size, size) bool: pixels whose centre lies in one of the two triangles that the axis divides."""
-        tip, right, tail, left = points
+        tip, right, tail, left = corners
         y, x = np.mgrid[: self.size, : self.size] + 0.5
         return inside_triangle(x, y, tip, right, tail) | inside_triangle(x, y, tip, tail, left)
 
@@ -93,9 +103,9 @@ class Figures(Shapes):
         known[SKELETON.names.index("tail")] &= name != "triangle"
         return np.where(known[:, None], np.column_stack([points, np.full(len(points), 2)]), 0)
 
-    def _hidden(self, known: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Corners (4, 3) behind a figure with corners (4, 2): those that it covers are hidden."""
-        tip, right, tail, left = points
+    def _hidden(self, known: np.ndarray, corners: np.ndarray) -> np.ndarray:
+        """Points (4, 3) behind a figure with corners (4, 2): those that it covers are hidden."""
+        tip, right, tail, left = corners
         x, y, seen = known.T
         covered = inside_triangle(x, y, tip, right, tail) | inside_triangle(x, y, tip, tail, left)
         return np.column_stack([x, y, np.where(covered, np.minimum(seen, 1), seen)])

@@ -52,6 +52,7 @@ SMALL = Architecture(
     box_width=256,
     anchor_sizes=(8, 16, 32, 64, 128),
 )
+SMALL_KEYPOINTS = replace(SMALL, box_convs=2, head_norm=GroupNorm, keypoint_norm=GroupNorm)
 RESNET50_FPN_V2 = Architecture(rpn_convs=2, box_convs=4, head_norm=BatchNorm2d)
 """torchvision's second version, after Li et al. 2021, Benchmarking Detection Transfer Learning with ViTs."""
 
@@ -307,7 +308,9 @@ def keypointrcnn_small(
     seed: int | None = 0,
     **rpn_and_box,
 ) -> MaskRCNN:
-    """A Keypoint R-CNN that a laptop trains from nothing: `maskrcnn_small` with another head.
+    """A Keypoint R-CNN that a laptop trains from nothing: `maskrcnn_small` with other heads.
+
+    The box head has two convolutions and one fully connected layer; it and the FPN have group norms.
 
     Parameters
     ----------
@@ -321,7 +324,7 @@ def keypointrcnn_small(
     keypoint_options, with_masks
         As for `keypointrcnn_resnet50_fpn`.
     **others
-        As for `maskrcnn_small`.
+        As for `maskrcnn_small`, but by default 32 anchors and 32 RoIs an image, half of them positive.
 
     Raises
     ------
@@ -332,7 +335,7 @@ def keypointrcnn_small(
     """
     check_whole("num_keypoints", num_keypoints, 1)
     architecture = replace(
-        SMALL,
+        SMALL_KEYPOINTS,
         channels=channels,
         fpn_channels=fpn_channels,
         box_width=box_width,
@@ -341,12 +344,12 @@ def keypointrcnn_small(
         num_keypoints=num_keypoints,
         keypoint_width=keypoint_width,
         keypoint_convs=keypoint_convs,
-        keypoint_norm=GroupNorm,
     )
-    alternatives = Alternatives(roi_layer)
-    return _small(
-        architecture, num_classes, min_size, max_size, alternatives, keypoint_options, seed, rpn_and_box
-    )
+    # Losses are divided by all that is sampled. Of 256 anchors around few objects some ten are positive, and
+    # boxes would weigh next to nothing; and heat maps cost more than masks.
+    few = dict(rpn_batch_size_per_image=32, box_batch_size_per_image=32, box_positive_fraction=0.5)
+    options = (min_size, max_size, Alternatives(roi_layer), keypoint_options, seed, few | rpn_and_box)
+    return _small(architecture, num_classes, *options)
 
 
 def _small(

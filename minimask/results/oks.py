@@ -32,6 +32,29 @@ UNIFORM = 0.05
 """The sigma of keypoints of which nobody measured how well people agree."""
 
 
+def similarity(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """Object keypoint similarity (OKS) of every detection with every object.
+
+    Parameters
+    ----------
+    found : (D, K, 2) float
+        x, y in pixels.
+    keypoints : (G, K, 3) float
+        x, y and visibility: 0 is not labelled.
+    areas : (G,) float
+        In pixels, of the objects.
+    sigmas : (K,) float
+
+    Returns
+    -------
+    (D, G), in 0..1; 0 for an object without a labelled keypoint.
+    """
+    squared = ((found[:, None] - keypoints[..., :2]) ** 2).sum(axis=3)  # (D, G, K): d^2
+    each = np.exp(-squared / (2 * areas[:, None] * (2 * sigmas.astype(areas.dtype)) ** 2))
+    labelled = keypoints[..., 2] > 0  # (G, K)
+    return (each * labelled).sum(axis=2) / np.maximum(labelled.sum(axis=1), 1).astype(areas.dtype)
+
+
 def oks_sigmas(document: dict) -> tuple[np.ndarray, str]:
     """The sigmas (K,) of a COCO document's keypoints, and what to say of them.
 
