@@ -1,4 +1,4 @@
-"""That training learns: four images to the pixel, and the packaged and the whole set of nuclei."""
+"""That training learns: four images to the pixel, the packaged and the whole set of nuclei, and figures."""
 
 import os
 from dataclasses import replace
