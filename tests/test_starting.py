@@ -150,6 +150,22 @@ def test_a_classifiers_depth_says_which_network_it_is_for(tmp_path):
         path.unlink()
 
 
+def test_heads_of_as_many_other_classes_are_kept_and_that_is_told(run, tmp_path):
+    write_pth(tmp_path / "theirs.pth", models.maskrcnn_small(2).state_dict())
+    kept = []
+    for weights in (run, tmp_path / "theirs.pth"):
+        for classes in (["nucleus"], ["cell"]):
+            notes = []
+            config, start = start_from(with_settings(Config(), [f"train.weights={weights}"]), notes.append)
+            fill(build_model(config, 2), start, notes.append, classes)
+            kept += [note.split("fits: ")[1] for note in notes if note.startswith("the heads are kept")]
+    assert kept == [
+        "nucleus; the data have cell",
+        "classes whose names the weights do not tell; the data have nucleus",
+        "classes whose names the weights do not tell; the data have cell",
+    ]
+
+
 def test_what_is_given_anew_goes_before_what_a_run_was_trained_with(run):
     settings = [f"train.weights={run}", "model.detections=7", "model.max_size=500"]
     config, _ = start_from(with_settings(Config(), settings), lambda line: None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -79,6 +79,8 @@ def start_from(config: Config, note: Callable[[str], None]) -> tuple[Config, Sta
         origin, state = recognise(arrays)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    if arrays.class_names:
+        origin = replace(origin, class_names=list(arrays.class_names))
     start, own = Start(path, state, origin, origin.note), own_options(arrays)
     if own is not None:  # all that it was trained with, but for what is given anew
         given = {f.name: getattr(model, f.name) for f in fields(model) if getattr(model, f.name) != f.default}
@@ -155,8 +157,11 @@ def _conventions(origin: Origin) -> str:
     return "detectron2" if of_detectron2 else "torchvision"
 
 
-def fill(model: MaskRCNN, start: Start, note: Callable[[str], None]) -> None:
+def fill(model: MaskRCNN, start: Start, note: Callable[[str], None], class_names: Sequence[str] = ()) -> None:
     """Give a model the weights that fit; heads of other classes keep their random ones, and are named.
+
+    Heads of as many classes are kept. Where these are not known to be `class_names`, the data's, `note` says
+    so, if these are given.
 
     Raises
     ------
@@ -181,3 +186,9 @@ def fill(model: MaskRCNN, start: Start, note: Callable[[str], None]) -> None:
     note(one_line(f"{start.path.name}: {start.note}"))
     if anew := sorted({".".join(name.split(".")[1:3]) for name in unfit}):
         note(f"begin anew, for other classes or because the weights have none: {', '.join(anew)}")
+    kept = class_names and f"{_HEADS}box_predictor.cls_score.weight" in fits
+    if kept and start.origin.class_names != list(class_names):
+        known = start.origin.class_names
+        theirs = one_line(", ".join(known), 150) if known else "classes whose names the weights do not tell"
+        ours = one_line(", ".join(class_names), 150)
+        note(f"the heads are kept, since their number of classes fits: {theirs}; the data have {ours}")

@@ -190,7 +190,7 @@ def _prepared(
     keypoints = len(skeleton.names) if skeleton else 0
     model = build_model(config, len(dataset.class_names) + 1, device, keypoints)
     if start:
-        fill(model, start, note)
+        fill(model, start, note, dataset.class_names)
     options, changes = config.train, augmentation(config.data)
     optimizer, part = make_optimizer(model, options), world.part(options.batch_size)
     by_aspect = config.data.group_by_aspect

@@ -310,8 +310,8 @@ for name, array in model.state_dict().items():
     assert np.array_equal(array, fresh[name] if name in unfit else state[name])
 
 # %% [markdown]
-# **The trap.** Shapes are all that is compared. Had we three classes, everything would fit, and nothing would be said: class 1
-# of the head would go on to mean "circle". As a beginning that is no disaster, since the head learns its new classes as it would from random
+# **The trap.** Shapes are all that is compared. Had we three classes, everything would fit: class 1 of the head would go on to
+# mean "circle" (`minimask train`, which knows the names of both, says so in a line). As a beginning that is no disaster, since the head learns its new classes as it would from random
 # numbers, but it is not *your* head, and used without training it calls kites circles.
 
 # %%
