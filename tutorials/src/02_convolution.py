@@ -18,7 +18,7 @@
 # 2. write a convolution as loops, as one matrix product, by blocks of rows, and on shifted views without any copy, and
 #    say what each costs;
 # 3. say what a transposed convolution ("deconvolution") is, why the mask head's has a 2 x 2 kernel, and why, in a
-#    fresh network, the squared gradient of some pixels is sixty times that of their neighbours.
+#    fresh network, the squared gradient of some pixels is 64 times that of others a few pixels away.
 
 # %%
 # Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.

@@ -62,8 +62,8 @@ to_batch = Transform(MINIMASK, min_size=None, max_size=1600)  # normalises, and 
 # %% [markdown]
 # ## The idea in a picture
 #
-# A ResNet is a stem and four stages. Each stage halves the grid: a cell of **C2** stands for 4 x 4 pixels, of C3
-# for 8 x 8, of C4 for 16 x 16, of **C5** for 32 x 32. On the right you see what a grid that coarse leaves of an
+# A ResNet is a stem, which divides the grid by 4, and four stages, of which all but the first halve it: a cell of
+# **C2** stands for 4 x 4 pixels, of C3 for 8 x 8, of C4 for 16 x 16, of **C5** for 32 x 32. On the right you see what a grid that coarse leaves of an
 # image of nuclei (means over the cells): at stride 4 one could trace the outlines, at stride 32 a nucleus is about
 # one number.
 #
@@ -355,8 +355,9 @@ assert not report and gradcheck(lambda *x: function(*x)[0], inputs)
 # %% [markdown]
 # ### Frozen batch norm
 #
-# Detection trains with one or two images a GPU. Statistics of two images are poor, and we shall see how poor. So
-# Mask R-CNN (section 3.1) starts from a ResNet trained for classification and *freezes* its norms: $\mu$, $\sigma$,
+# Detection trains with one or two images a GPU. Statistics of two images are poor, and we shall see how poor; the
+# ResNet paper (appendix A) has another reason, memory. So one starts from a ResNet trained for classification and
+# *freezes* its norms: $\mu$, $\sigma$,
 # and also $w$ and $b$, are constants. What is left is a scale and a shift,
 #
 # $$y = s\,x + t, \qquad s = \frac{w}{\sqrt{\sigma^2 + \varepsilon}}, \quad t = b - \mu s, \qquad\qquad \bar x = s\,\bar y .$$
@@ -894,9 +895,10 @@ print(f"best error of central differences {errors.best():.0e}")
 assert errors.best() < 1e-7
 
 # %% [markdown]
-# The rounding error is that of all layers together, and beyond a step of $10^{-6}$ or so some of the many thousand
-# ReLUs and max poolings switch. Between them is a valley of good steps, and it is narrow: the deeper a network, the
-# harder it is to check in one piece. So minimask checks every Function alone, and the whole only to see that the
+# The rounding error is that of all layers together, and beyond a step of $10^{-5}$ or so some of the many thousand
+# ReLUs and max poolings switch: here the error jumps at $3 \cdot 10^{-5}$ (five points, which reach farther) and at
+# $6 \cdot 10^{-5}$. Between them is a valley of good steps, and it is narrow: the deeper a network, the harder it is to
+# check in one piece. So minimask checks every Function alone, and the whole only to see that the
 # parts are put together right.
 #
 # ## Exercises

@@ -566,8 +566,8 @@ with no_grad():
 # ### Is it right? The error over the step
 #
 # Left: the two losses as functions of logits and deltas. Right: losses *of* the head of three levels, as a function
-# of the maps and of all weights. Cross-entropy is smooth; smooth L1 has a corner in its second derivative at
-# $\beta$, the head's ReLUs have corners in the first. Both show at large steps.
+# of the maps and of all weights. Cross-entropy is smooth; the first derivative of smooth L1 has a corner at $\beta$,
+# where the second jumps; the head's ReLUs have corners themselves. Both show at large steps.
 
 # %%
 some = np.sort(rng.choice(2 * 252, 40, replace=False))  # anchors of two images, 252 each, that are drawn
@@ -919,8 +919,8 @@ print(f"within t = ±0.01 the loss with new proposals moves by {spread:.4f}, wit
 # %% [markdown]
 # From afar it is noise: with every change of the order of scores or overlaps, NMS lets other boxes through, other
 # RoIs are drawn, other objects get matched. Where a derivative exists, near enough, it is the slope of one tiny
-# piece, and the piece ends at the next jump. It says nothing about where the loss goes for a step of a usual size.
-# So:
+# piece, and the piece ends at the next jump. It promises nothing about where the loss goes for a step of a usual
+# size: what happens at the jumps is not in it. So:
 #
 # * what *matters*, which proposals there are, has no derivative;
 # * what has one, the coordinates of a given proposal, is a half-truth: a moved RoI also gets moved targets, and the

@@ -156,7 +156,7 @@ assert P / B > 0.25  # adding two arrays waits for memory, on any machine of tod
 # So a ReLU can reach no more than a few percent of what the processor could compute, however cleverly it is written, and a 3 x 3 convolution could reach all of it. Two rules follow, and
 # the rest of the notebook is their application.
 #
-# * **Right of the corner**: turn the work into matrix products. They are the one thing for which somebody has already spent years per processor; BLAS reaches 90 % of $P$.
+# * **Right of the corner**: turn the work into matrix products. They are the one thing for which somebody has already spent years per processor: BLAS, whose speed we have just taken for $P$.
 # * **Left of the corner**: move less. Do what must be done to a number while it is in cache anyway.
 #
 # ## Step by step: one convolution
@@ -765,7 +765,7 @@ print(f"best agreement with central differences: {fast.best():.0e} (fast), {plai
 assert max(fast.best(), plain.best()) < 1e-8
 
 # %% [markdown]
-# The same error, to the last place. (Central differences have no truncation error here, since the layer is linear between two corners of the ReLU: the errors follow the rounding line, until the step is so
+# The same error, to the last place. (Central differences have no truncation error here: between two corners of the ReLU the layer is a polynomial of the second degree, since $x$ and $w$ move together, and of that they are exact. The errors follow the rounding line, until the step is so
 # large that some ReLU switches.)
 #
 # ## A yardstick
