@@ -306,8 +306,8 @@ source(tape.run_backward, tape._add)
 #
 # Why a heap and a counter, when three lines of recursion ("send the gradient to my creators, and they to
 # theirs") look as if they would do? Because recursion does not wait. A call that is reached on two ways is
-# walked twice, and so is everything behind it; what is reached on two ways again, four times. Each way gives a
-# right part of the sum; there are just too many ways. Watch it: `x = x + x`, over and over.
+# walked twice, and so is everything behind it; what is reached on two ways again, four times. Each way gives
+# a right part of the sum; there are just too many ways. Watch it: `x = x + x`, over and over.
 
 
 # %%
@@ -716,9 +716,9 @@ if not FAST:
 
 # %% [markdown]
 # The network learns the spirals from a gradient that is off by 60 to 85 degrees, with lower layers that are
-# told random things. Watch the dashed lines for the reason: they begin beyond 90 degrees (at 108 to 113), which
-# is worse than no relation at all, and then *fall*. Nobody turns the feedback towards the weights; the weights turn towards
-# the feedback, because the last layer, whose gradient is right, finds use for whatever the layers below can
+# told random things. Watch the dashed lines for the reason: they begin beyond 90 degrees (at 108 to 113),
+# which is worse than no relation at all, and then *fall*. Nobody turns the feedback towards the weights; the
+# weights turn towards the feedback, because the last layer, whose gradient is right, finds use for whatever the layers below can
 # be taught. This is *feedback alignment* (Lillicrap et al., 2016).
 #
 # What it means for us: a small step in any direction within 90 degrees of the right one leads downhill. A

@@ -146,9 +146,9 @@ source(pool.box_pixels, pool.bin_edges)
 #   stride 16 with 7 bins.
 # * **RoIAlign**: 0.
 #
-# This holds for every box that is at least a cell wide and high, however large. A smaller one is made a cell wide,
-# and then its far edge can be off by up to a cell and a half, in RoIWarp as well: [2.5, 2.55] becomes [3, 4], which
-# at stride 16 is 23.2 pixels too far.
+# This holds for every box that is at least a cell wide and high, however large. A smaller one is made a cell
+# wide, and then its far edge can be off by up to a cell and a half, in RoIWarp as well: [2.5, 2.55] becomes
+# [3, 4], which at stride 16 is 23.2 pixels too far.
 #
 # A bound is worth something if it can be reached. Below, 20,000 random boxes; positions are not taken from
 # the formulas but *from what the layer reads* of a map that holds positions
