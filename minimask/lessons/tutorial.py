@@ -114,12 +114,18 @@ class StepErrors:
         return axes
 
     def _truncation(self, errors, order: int) -> int | None:
-        """The index of the largest step near which errors grow as step ** order; None if there is none."""
+        """The index of the largest step below which errors fall as step ** order; None if there is none.
+
+        They must do so over a factor of 16, or down to where rounding takes over: beyond the first kink that
+        a step reaches they wander, and two points alone have the right slope now and then.
+        """
         x, y = np.log(self.steps), np.log(errors)
+        clear = errors > 3 * self.rounding
         for i in range(len(x) - 1, -1, -1):
-            below = int(np.abs(x - x[i] + np.log(4)).argmin())  # the step nearest to a quarter of this one
-            if x[i] > x[below] and abs((y[i] - y[below]) / (x[i] - x[below]) - order) < 0.15:
-                return i if errors[below] > self.rounding[below] else None
+            at = [int(np.abs(x - x[i] + np.log(factor)).argmin()) for factor in (1, 4, 16)]
+            pairs = [(a, b) for a, b in zip(at, at[1:]) if x[a] > x[b] and clear[b]]
+            if pairs and all(abs((y[a] - y[b]) / (x[a] - x[b]) - order) < 0.2 for a, b in pairs):
+                return i
         return None
 
 

@@ -718,8 +718,8 @@ if not FAST:
 # The network learns the spirals from a gradient that is off by 60 to 85 degrees, with lower layers that are
 # told random things. Watch the dashed lines for the reason: they begin beyond 90 degrees (at 108 to 113),
 # which is worse than no relation at all, and then *fall*. Nobody turns the feedback towards the weights; the
-# weights turn towards the feedback, because the last layer, whose gradient is right, finds use for whatever the layers below can
-# be taught. This is *feedback alignment* (Lillicrap et al., 2016).
+# weights turn towards the feedback, because the last layer, whose gradient is right, finds use for whatever
+# the layers below can be taught. This is *feedback alignment* (Lillicrap et al., 2016).
 #
 # What it means for us: a small step in any direction within 90 degrees of the right one leads downhill. A
 # missing factor, a lost term, a gradient that is overwritten where it should be added: training goes on, a

@@ -216,7 +216,7 @@ assert smooth.best() < 1e-9 and whole.best() < 1e-6
 # picture of notebook 01, for a loss that went through the whole network.
 #
 # Right: the whole network at once. From the left, the same rounding. But near $h \approx 10^{-7}$ the error *jumps* by a factor of a thousand, and then climbs in
-# steps; and five points are no better than two. (No power of $h$ fits; the dotted line is where the plot found two points in a row that go with $h^2$.) Is that a bug?
+# steps; and five points are no better than two. (No power of $h$ fits, so there is no dotted line.) Is that a bug?
 #
 # ## Kinks
 #
