@@ -24,7 +24,8 @@ from pathlib import Path
 import nbformat
 from PIL import Image, ImageChops, ImageStat
 
-TUTORIALS = Path(__file__).parent.parent / "tutorials"
+ROOT = Path(__file__).parent.parent
+TUTORIALS = ROOT / "tutorials"
 MAX_BYTES = 1_000_000
 MAX_SECONDS = 240  # top to bottom; 40 in the fast setting
 METADATA = {
@@ -204,10 +205,25 @@ def _of_output(output) -> list[str]:
         stderr = ["writes to stderr"] if output.name == "stderr" else []
         return stderr + [f"shows {what}" for what, pattern in FOREIGN.items() if pattern.search(output.text)]
     text = "\n".join(value for kind, value in output.data.items() if kind.startswith("text/"))
+    plain = output.data.get("text/plain", "")
     problems = [f"shows {what}" for what, pattern in FOREIGN.items() if pattern.search(text)]
     if "image/png" in output.data and _is_empty(_picture(output.data["image/png"])):
         problems.append("shows an empty figure")
-    return problems
+    return problems + [f"shows {where} as it was: build the notebook anew" for where in _outdated(plain)]
+
+
+def _outdated(text: str) -> list[str]:
+    """Files whose text, as `tutorial.source` printed it, is theirs no longer."""
+    parts = re.split(r"^# (minimask/[\w/.]+)$", text, flags=re.MULTILINE)
+    found = []
+    for name, shown in zip(parts[1::2], parts[2::2]):
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        now = [line.strip() for line in text.splitlines()]
+        then = [line.strip() for line in shown.strip().splitlines()]
+        if then not in (now[i : i + len(then)] for i in range(len(now))):
+            found.append(name)
+    return found
 
 
 def _is_empty(picture: Image.Image) -> bool:
