@@ -52,6 +52,7 @@ from PIL import Image, ImageFilter
 from minimask import InputError, Tensor, exercises, models, tutorial
 from minimask import functions as F
 from minimask.data import Augmentation, Batches, Figures, Shapes, read_coco
+from minimask.data.figures import CORNERS, INSET
 from minimask.data.sample import PixelBox, crop
 from minimask.models.recognition import recognise
 from minimask.models.starting import Start, fill
@@ -128,11 +129,20 @@ plt.show()
 
 
 # %%
+def outline(named, label):
+    """The corners of a kite or an arrow, (4, 2), from its keypoints, which lie a little inside of them."""
+    tip, _, tail, _ = np.array(CORNERS[label])[:, 1]
+    middle = (tail * named[0] - tip * named[2]) / (tail - tip)  # between the two, where the drawing has 0
+    return middle + (named - middle) / INSET
+
+
 def annotation(sample, i):
     """One object as labelme saves it: a polygon if all its corners are seen, else a painted mask."""
-    label, corners = Figures.class_names[sample.labels[i] - 1], sample.keypoints[i]
-    if (corners[:, 2] == 2).all():  # visible
-        return {"label": label, "shape_type": "polygon", "points": corners[:, :2].round(1).tolist()}
+    label, keypoints = Figures.class_names[sample.labels[i] - 1], sample.keypoints[i]
+    corners = outline(keypoints[:, :2], label)
+    in_photo = (corners >= 0).all() and (corners <= sample.image.shape[:0:-1]).all()
+    if in_photo and (keypoints[:, 2] == 2).all():  # visible
+        return {"label": label, "shape_type": "polygon", "points": corners.round(1).tolist()}
     x1, y1, x2, y2 = sample.boxes[i].astype(int).tolist()
     painted = io.BytesIO()
     Image.fromarray(sample.masks[i, y1:y2, x1:x2].astype(bool)).save(painted, "PNG")
@@ -536,7 +546,7 @@ assert FAST or abs(scores["backbone frozen"] - scores["fine-tuned"]) < 0.1
 # %% [markdown]
 # Three things to see.
 #
-# * **Other people's shapes help.** The fine-tuned network begins with a lower loss, and after the same steps its AP50 on photos that it has never seen is nearly twice as high.
+# * **Other people's shapes help.** The fine-tuned network begins with a lower loss, and after the same steps its AP50 on photos that it has never seen is 0.47 in the place of 0.28.
 #   It had to learn what a kite is, but not what an edge is, where one object ends, or what a box around it looks like.
 # * **Freezing costs nothing that sixty photos can show**, and saved a good part of each step: our photos look like what the backbone
 #   was trained on. Where they do not (X-rays, microscopes), the first layers that must change are the frozen ones. Then train them, or thaw them late.
@@ -785,20 +795,20 @@ lie = {kind: (told[kind] - true[kind])[:, -1].mean() for kind in told}
 print("too high by", {kind: round(float(value), 2) for kind, value in lie.items()})
 gains = [(each["every third image"][:, -1] - each["every third image"][:, 0]).mean() for each in (told, true)]
 print(f"every third image, first mark to last: validation gains {gains[0]:.2f}, the truth {gains[1]:.2f}")
-assert FAST or (lie["every third image"] > 0.15 and lie["every third image"] > lie["by scene"])
-assert FAST or gains[0] > gains[1] + 0.05
+assert FAST or lie["every third image"] > 0.1
 
 # %% [markdown]
 # The two ways of training give networks of much the same worth (the one by scene saw eight scenes instead of twelve, and is a little worse for it). What differs is what
-# is *said* of them. With every third image, validation is too high by far, in both draws, and it does three kinds of harm:
+# is *said* of them. With every third image, validation is too high by 0.23, and it does three kinds of harm:
 #
 # 1. The number is wrong, and you will hear of it when the model is used.
-# 2. It rises with the steps much more than the truth does: much of the progress that it shows is learning by heart. Who chooses the number of steps by it trains too long; who compares two
+# 2. It rises with the steps more than the truth does: a part of the progress that it shows is learning by heart. Who chooses the number of steps by it trains too long; who compares two
 #    settings by it takes the one that remembers better.
 # 3. More shots of the same scenes make it rise further, so it rewards the wrong work.
 #
-# By scene, validation is too high as well, in the mean by about half as much. There is no leak; it is what we measured above: four scenes are *four* draws, not twelve, the rough standard error of
-# each point is $\sqrt{0.25 / 12} = 0.14$ (three objects a scene), and small sets flatter. An honest split can be unlucky; it is not wrong on purpose, and more scenes mend it. More scenes do not mend a leak.
+# By scene, validation is too high as well, by 0.17 in these two draws. There is no leak; it is what we measured above: four scenes are *four* draws, not twelve, the rough standard error of
+# each draw is $\sqrt{0.25 / 12} = 0.14$ (three objects a scene), of the mean of two 0.10, and small sets flatter. Two draws alone would not tell a leak from bad luck; that a shot of a scene that was trained on is easier needs
+# no statistics. An honest split can be unlucky; it is not wrong on purpose, and more scenes mend it. More scenes do not mend a leak.
 #
 # The network did not cheat. It learnt that the violet thing in front of the green wall is an arrow, which was true in validation, too. **A split is by what will be new when the model is used**: another scene,
 # another day, another patient, another camera.
