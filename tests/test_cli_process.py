@@ -220,7 +220,7 @@ def test_without_a_home_and_a_temporary_directory_the_work_is_done_and_one_note_
     assert status == 0 and "AP50" in out, err
     lines = [line for line in err.splitlines() if not line.startswith(("training", "evaluating"))]
     notes = [line for line in lines if "MiB" not in line]
-    assert len(notes) == 1 and notes[0].startswith("minimask: note: losses.png is not drawn ("), err
+    assert len(notes) == 1 and notes[0].startswith("minimask: note: curves.png is not drawn ("), err
     status, out, err = finished(train(data, tmp_path / "other", env=environment))  # HOME alone is missing
     assert status == 0 and "not drawn" not in err and "matplotlib" not in err.lower(), err
 
