@@ -76,7 +76,7 @@ def evaluate_weights(
 def evaluated(weights: str | Path, dataset: Any, argv: Sequence[str], detector: Detector) -> Story:
     """What is told of an evaluation by itself."""
     facts = [("command", command_line(argv)), ("weights", str(weights))]
-    if str(weights).endswith(".npz"):
+    if Path(weights).suffix == ".npz" and Path(weights).exists():  # a run's, and no address
         with CheckpointFile(Path(weights)) as file:
             facts.append(("trained", f"{file.head.step} steps, seed {file.head.seed}"))
     facts.append(("evaluated on", _size(dataset)))
