@@ -1,20 +1,20 @@
 """losses.csv, the record of a run: a row for each step."""
 
-import contextlib
 import csv
 import io
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from minimask.errors import InputError, one_line
 from minimask.files import open_regular, write_text
+from minimask.training.run_file import RunFile
 
 
-class LossLog:
+class LossLog(RunFile):
     """losses.csv: a row a step, floats written exactly, so that two equal runs have equal files.
 
     Parameters
@@ -40,10 +40,11 @@ class LossLog:
         writes: bool = True,
         note: Callable[[str], None] = lambda line: None,
     ):
-        self.path, self.columns, self.file = path, [], None
+        super().__init__(path)
+        self.columns: list[str] = []
         if writes:
             self._cut_back(step, note)
-            self._open()
+            self.open()
 
     def _cut_back(self, step: int, note: Callable[[str], None]) -> None:
         rows: list[list[str]] = []
@@ -58,18 +59,6 @@ class LossLog:
         filled = [row + [""] * (len(self.columns) - len(row)) for row in rows]
         write_text(self.path, "".join(map(_line, [self.columns, *filled] if self.columns else [])))
 
-    def _open(self) -> None:
-        with self._writing():
-            self.file = self.path.open("a", encoding="utf-8", newline="")
-
-    def __enter__(self) -> "LossLog":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if self.file:
-            with contextlib.suppress(OSError):  # told by `write` already
-                self.file.close()
-
     def write(self, step: int, row: dict[str, float]) -> None:
         """Append a step's values, for all to see at once.
 
@@ -81,32 +70,15 @@ class LossLog:
         if new:
             self._add_columns(new)
         values = [repr(float(row[name])) if name in row else "" for name in self.columns[1:]]
-        with self._writing():
-            self.file.write(_line([str(step), *values]))
-            self.file.flush()
+        self.append(_line([str(step), *values]))
 
     def _add_columns(self, names: Sequence[str]) -> None:
-        with self._writing():
+        with self.writing():
             self.file.close()
         rows = _read(self.path)[1] if self.columns else []
         self.columns = [*(self.columns or ["step"]), *names]
         self._replace(rows)
-        self._open()
-
-    def sync(self) -> None:
-        """See that what was written is on the disk, before a checkpoint that rests on it."""
-        if self.file:
-            with self._writing():
-                os.fsync(self.file.fileno())
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); make room, then go on with --resume"
-            ) from error
+        self.open()
 
 
 def read_losses(path: str | Path) -> dict[str, np.ndarray]:

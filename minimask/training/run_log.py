@@ -3,22 +3,23 @@
 losses.csv, which equal runs have equal, holds no time; this has the clock, and what came of validations.
 """
 
-import contextlib
 import datetime
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from minimask.errors import InputError, one_line
 from minimask.files import open_regular, write_text
+from minimask.training.run_file import RunFile
 
+_MEND = "put it right, or move it away: --resume then goes on without what it says of the steps up to there"
 _KINDS = ("validation", "start")  # a line with neither is of a step
 
 
-class RunLog:
+class RunLog(RunFile):
     """Writes log.jsonl: each line has ``step`` and ``time``, and one of these.
 
     A step: ``seconds``, ``images_per_second``, the learning rate, the losses. A validation, made after that
@@ -52,7 +53,7 @@ class RunLog:
         writes: bool = True,
         note: Callable[[str], None] = lambda line: None,
     ):
-        self.path, self.file = path, None
+        super().__init__(path)
         self.validations: list[dict[str, Any]] = []
         if not writes:
             return
@@ -62,16 +63,7 @@ class RunLog:
         if lacking > 0:
             note(f"{path} lacks {lacking} of the {step} steps done, and the validations among them")
         write_text(path, "".join(map(_line, rows)))
-        with self._writing():
-            self.file = path.open("a", encoding="utf-8", newline="")
-
-    def __enter__(self) -> "RunLog":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if self.file:
-            with contextlib.suppress(OSError):  # told by `write` already
-                self.file.close()
+        self.open()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append a line, for all to see at once."""
@@ -81,24 +73,7 @@ class RunLog:
         row = {"step": step, "time": now, **values}
         if "validation" in values:
             self.validations.append(row)
-        with self._writing():
-            self.file.write(_line(row))
-            self.file.flush()
-
-    def sync(self) -> None:
-        """See that what was written is on the disk, before a checkpoint that rests on it."""
-        if self.file:
-            with self._writing():
-                os.fsync(self.file.fileno())
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); make room, then go on with --resume"
-            ) from error
+        self.append(_line(row))
 
 
 def read_run_log(path: str | Path) -> list[dict[str, Any]]:
@@ -164,6 +139,3 @@ def _is_number(value: Any) -> bool:
 
 def _refused(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
-
-
-_MEND = "put it right, or move it away: --resume then goes on without what it says of the steps up to there"
