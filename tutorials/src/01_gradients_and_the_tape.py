@@ -692,6 +692,7 @@ def learn(kind, steps, seed):
 
 _, (left, right) = plt.subplots(1, 2, figsize=(11, 3.9), layout="constrained")
 seeds, steps, final = (0,) if FAST else (0, 1, 2), 300 if FAST else 2000, {}
+begun = []
 for kind, colour in (("right", BLUE), ("random", ORANGE), ("nothing", GREEN)):
     runs = [learn(kind, steps, seed) for seed in seeds]
     final[kind] = [float(run[1, -1]) for run in runs]
@@ -700,6 +701,7 @@ for kind, colour in (("right", BLUE), ("random", ORANGE), ("nothing", GREEN)):
         if kind == "random":
             right.plot(step, whole, color=ORANGE, label="all weights" if i == 0 else None)
             right.plot(step, middle, color=RED, ls="--", label="the middle layer's" if i == 0 else None)
+            begun.append(round(middle[0]))
             assert whole[1:].max() < 90  # so that a small step along it goes downhill
 left.set(xlabel="step", ylabel="share of points told right", ylim=(0.4, 1.02), title="learning with B ...")
 left.legend(loc="lower right")
@@ -711,6 +713,8 @@ right.set(
 right.legend(loc="lower left")
 plt.show()
 print(final)
+print("the middle layer's angle begins at", begun, "degrees")
+assert min(begun) > 90
 if not FAST:
     assert min(final["right"]) > 0.99 and min(final["random"]) > 0.95 and max(final["nothing"]) < 0.8
 
