@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from minimask.data import Augmentation, Batches, Loader, Shapes, augment, nuclei_sample
+from minimask.data import Augmentation, Batches, Loader, Shapes, augment, nuclei_sample, repeats_by_size
 from minimask.errors import InputError
 from minimask.randomness import Draws, Purpose
 
@@ -39,6 +39,34 @@ def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(batch_size):
 def test_another_seed_gives_another_order():
     dataset = Shapes(50, 0, size=32)
     assert Batches(dataset, 50, seed=0).indices(0) != Batches(dataset, 50, seed=1).indices(0)
+
+
+def test_images_that_repeat_occur_so_often_in_every_epoch_and_else_the_order_is_as_before():
+    dataset, repeats = Shapes(5, 0, size=32), np.array([1, 3, 1, 2, 1])
+    batches = Batches(dataset, 4, seed=5, repeats=repeats)
+    order = [index for step in range(8) for index in batches.indices(step)]
+    for epoch in range(4):
+        assert np.bincount(order[8 * epoch : 8 * epoch + 8]).tolist() == repeats.tolist()
+    once = Batches(dataset, 4, seed=5, repeats=np.ones(5, int))
+    assert [once.indices(step) for step in range(10)] == [
+        Batches(dataset, 4, seed=5).indices(step) for step in range(10)
+    ]
+
+
+def test_an_image_repeats_as_often_as_the_crop_goes_into_the_root_of_its_area():
+    class Sized:
+        sizes = ((256, 256), (520, 696), (603, 1272), (100, 120), (1024, 1024))
+
+        def __len__(self):
+            return len(self.sizes)
+
+        def outline(self, index):
+            return *self.sizes[index], np.zeros((0, 4))
+
+    assert repeats_by_size(Sized(), 256).tolist() == [1, 2, 3, 1, 4]
+    assert repeats_by_size(Sized(), 128).tolist() == [2, 5, 7, 1, 8]
+    assert repeats_by_size(Sized(), 0).tolist() == [1, 1, 1, 1, 1]
+    assert repeats_by_size([1, 2, 3], 64).tolist() == [1, 1, 1]  # nothing is known of their size
 
 
 def test_a_step_is_the_same_whatever_was_asked_for_before(nuclei):

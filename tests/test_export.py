@@ -111,10 +111,14 @@ def blocks() -> dict[str, str]:
     return {block.splitlines()[0]: block for block in found}
 
 
-def load(beginning: str) -> dict:
-    """Run lines of the page that build a model."""
+def load(beginning: str, *changed: tuple[str, str]) -> dict:
+    """Run lines of the page that build a model, with some text changed."""
     namespace: dict = {}
-    exec(compile(blocks()[beginning], "docs/weights.md", "exec"), namespace)
+    lines = blocks()[beginning]
+    for old, new in changed:
+        assert old in lines
+        lines = lines.replace(old, new)
+    exec(compile(lines, "docs/weights.md", "exec"), namespace)
     return namespace["model"].eval()
 
 
@@ -139,6 +143,16 @@ def test_torchvisions_parts_as_the_page_puts_them_together_detect_what_maskrcnn_
     pytest.importorskip("torchvision")
     assert cli.main(["export", "--weights", "checkpoint.npz", "model.pth"]) == 0
     compare(run, load("from collections import OrderedDict"), (160, 200))
+
+
+def test_the_same_lines_with_fine_detect_what_maskrcnn_fine_does(tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    monkeypatch.chdir(tmp_path)
+    model = spread(models.maskrcnn_fine(2, seed=1))
+    saved(tmp_path / "checkpoint.npz", model, "maskrcnn_fine")
+    assert cli.main(["export", "--weights", "checkpoint.npz", "model.pth"]) == 0
+    theirs = load("from collections import OrderedDict", ("(num_classes=2)", "(num_classes=2, fine=True)"))
+    compare(model, theirs, (160, 200))
 
 
 @pytest.mark.parametrize(

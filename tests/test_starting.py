@@ -11,7 +11,7 @@ import pytest
 from minimask import models
 from minimask.command import sources
 from minimask.command.cli import main
-from minimask.config import Config, read_config, with_settings
+from minimask.config import Config, with_settings
 from minimask.data import Shapes, nuclei_sample
 from minimask.errors import InputError
 from minimask.models import from_checkpoint
@@ -99,7 +99,7 @@ def test_a_training_starts_from_weights_and_resumes_without_them(run, tmp_path):
     weights = tmp_path / "weights.npz"
     weights.write_bytes(run.read_bytes())
     settings = [*QUICK, f"train.weights={weights}", "train.learning_rate=1e-9"]
-    config, start = start_from(with_settings(read_config("nuclei"), settings), lambda line: None)
+    config, start = start_from(with_settings(Config(), settings), lambda line: None)
     outcome = train(config, Shapes(6, seed=0), tmp_path / "run", note=lambda line: None, start=start)
     ours, theirs = load_checkpoint(outcome.checkpoint).parameters, load_checkpoint(run).parameters
     name = "backbone.body.layer1.0.conv1.weight"

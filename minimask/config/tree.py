@@ -31,6 +31,7 @@ class ModelConfig:
         "the network",
         choices=(
             "maskrcnn_small",
+            "maskrcnn_fine",
             "maskrcnn_resnet50_fpn",
             "maskrcnn_resnet50_fpn_v2",
             "maskrcnn_resnet101_fpn",
@@ -108,6 +109,9 @@ class DataConfig:
     )
     group_by_aspect: bool = option(
         False, "wide and tall images in batches of their own: less padding of whole images (crop 0)"
+    )
+    repeat_by_size: bool = option(
+        False, "an image occurs in an epoch as often as the crop's side goes into the root of its area"
     )
     flip_horizontal: bool = option(True, "mirror left to right, half of the time")
     flip_vertical: bool = option(False, "mirror top to bottom, half of the time")

@@ -10,7 +10,7 @@ an image with its objects is, then read `coco.py`.
 """
 
 from minimask.data.augmentation import Augmentation, augment
-from minimask.data.batches import Batches, Loader
+from minimask.data.batches import Batches, Loader, repeats_by_size
 from minimask.data.coco import CocoDataset, nuclei_sample, read_coco, shared_files
 from minimask.data.figures import Figures
 from minimask.data.images import read_image

@@ -1,5 +1,6 @@
 """Which images a training step sees, as a function of the step alone, and a thread that prepares them."""
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,9 +20,9 @@ PATIENCE = 0.25  # seconds
 class Batches:
     """``batches(step)`` is the list of samples of that step, whatever was asked for before.
 
-    In each epoch every image occurs once, in an order keyed by the seed and the epoch; the augmentation is
-    keyed by the seed, the step and the place in the batch. So a resumed run, or a loader that runs ahead,
-    sees what an uninterrupted run sees.
+    In each epoch every image occurs once, or as often as `repeats` says, in an order keyed by the seed and
+    the epoch; the augmentation is keyed by the seed, the step and the place in the batch. So a resumed run,
+    or a loader that runs ahead, sees what an uninterrupted run sees.
 
     Parameters
     ----------
@@ -36,6 +37,8 @@ class Batches:
     by_aspect : bool
         Whether wide and tall images go into batches of their own, which need less padding. In an epoch one
         batch is of what is left over of both, and another of two epochs. Of data sets that have ``outline``.
+    repeats : (N,) array of int, optional
+        How often each image occurs in an epoch; see `repeats_by_size`.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Batches:
         seed: int = 0,
         part: range | None = None,
         by_aspect: bool = False,
+        repeats: np.ndarray | None = None,
     ):
         if len(dataset) == 0:
             raise InputError(f"{getattr(dataset, 'name', 'dataset')}: has no images to train on")
@@ -56,19 +60,21 @@ class Batches:
         self.augmentation = augmentation or Augmentation()
         self.seed = seed
         self.part = part or range(batch_size)
+        once = np.arange(len(dataset))
+        self.images = once if repeats is None else np.repeat(once, repeats)  # of an epoch
         self.wide = _wide(dataset) if by_aspect and hasattr(dataset, "outline") else None  # (N,) bool
 
     def indices(self, step: int) -> list[int]:
         """Indices into the dataset of the images of a step; steps count from 0."""
-        n = len(self.dataset)
+        n = len(self.images)
         places = [step * self.batch_size + place for place in self.part]
         orders = {epoch: self._order(epoch) for epoch in range(places[0] // n, places[-1] // n + 1)}
         return [int(orders[place // n][place % n]) for place in places]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The images of an epoch, each once: (N,) int."""
+        """The images of an epoch, each as often as it occurs: int."""
         rng = Draws(self.seed, epoch).rng(Purpose.ORDER)
-        order = rng.permutation(len(self.dataset))
+        order = self.images[rng.permutation(len(self.images))]
         if self.wide is None:
             return order
         size = self.batch_size
@@ -100,6 +106,18 @@ class Batches:
             return augment(self.dataset[index], self.augmentation, rng)
         plan = draw_plan(self.augmentation, *self.dataset.outline(index), rng)
         return carry_out(self.dataset.load(index, plan.window), plan)
+
+
+def repeats_by_size(dataset, crop: int) -> np.ndarray:
+    """How often the crop's side goes into the root of each image's area, but at least once: (N,) int.
+
+    A crop shows a small part of a large image: once an epoch, its objects would be seen too seldom. As often
+    as crops cover it, it would crowd out the others, as its crops are much alike.
+    """
+    if not hasattr(dataset, "outline") or crop == 0:
+        return np.ones(len(dataset), np.int64)
+    sides = np.array([np.sqrt(math.prod(dataset.outline(index)[:2])) for index in range(len(dataset))])
+    return np.maximum(1, np.round(sides / crop)).astype(np.int64)
 
 
 def _wide(dataset) -> np.ndarray:

@@ -53,6 +53,8 @@ class Architecture:
     block : BasicBlock or Bottleneck
     stem : int
         Kernel size of the first convolution.
+    pool : bool
+        Whether a max pool follows it. Without, all levels have half the stride: P2..P6 2, 4, 8, 16 and 32.
     groups, width_per_group : int
         Of a bottleneck's 3x3 convolution (see `minimask.models.resnet.Bottleneck`).
     pyramid : bool
@@ -82,6 +84,7 @@ class Architecture:
     channels: tuple[int, ...] = (64, 128, 256, 512)
     block: Block = Bottleneck
     stem: int = 7
+    pool: bool = True
     groups: int = 1
     width_per_group: int = 64
     pyramid: bool = True
@@ -181,9 +184,8 @@ def assemble(
     norm = norm or partial(FrozenBatchNorm2d, eps=conventions.norm_eps)
     rng = None if seed is None else Draws(seed).rng(Purpose.WEIGHTS)
     stages = 4 if a.pyramid else 3
-    body = ResNet(
-        a.block, a.blocks[:stages], a.channels[:stages], norm, rng, a.stem, **_of_blocks(a, conventions)
-    )
+    of_stem, of_blocks = dict(stem=a.stem, pool=a.pool), _of_blocks(a, conventions)
+    body = ResNet(a.block, a.blocks[:stages], a.channels[:stages], norm, rng, **of_stem, **of_blocks)
     body.freeze(trainable_backbone_layers)
     transform = Transform(conventions, min_size, max_size, size_divisible=32 if a.pyramid else 1)
     if a.pyramid:
@@ -217,13 +219,16 @@ def _on_pyramid(
     """Everything behind the body: pyramid, RPN and heads, in torchvision's sizes."""
     conventions, channels = transform.conventions, a.fpn_channels
     rpn_options, box_options = stage_options(rpn_and_box, *_set_by(conventions))
-    strides = (4, 8, 16, 32, 64) if conventions.nominal_strides else None
-    anchors = _anchors(tuple((size,) for size in a.anchor_sizes), strides, conventions)
+    strides = (4, 8, 16, 32, 64) if a.pool else (2, 4, 8, 16, 32)
+    nominal = strides if conventions.nominal_strides else None
+    anchors = _anchors(tuple((size,) for size in a.anchor_sizes), nominal, conventions)
     pooler = partial(
         Pooler,
         roi_layer=alternatives.roi_layer_under(conventions),
         level_eps=conventions.level_eps,
         side_eps=conventions.side_eps,
+        strides=strides[:4],
+        canonical_scale=56.0 * strides[0],  # 224 pixels where P2 has stride 4
     )
     # Weights are drawn in the order in which the layers are made, so that order decides what a seed gives.
     backbone = Backbone(body, FPN(body.channels, channels, rng, a.head_norm))

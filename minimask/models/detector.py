@@ -1,7 +1,7 @@
 """From a checkpoint to a model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Detector:
         What it was trained with, if that is known.
     skeleton : Skeleton or None
         The names of its keypoints.
+    object_sides : list of float
+        See `Checkpoint`; empty where it is not known.
     """
 
     model: Any
@@ -38,6 +40,7 @@ class Detector:
     category_ids: list[int]
     config: Config | None = None
     skeleton: Skeleton | None = None
+    object_sides: list[float] = field(default_factory=list)
 
     @property
     def detections(self) -> int:
@@ -81,7 +84,8 @@ def load_detector(
     model.eval()
     names, edges = checkpoint.keypoint_names, checkpoint.skeleton
     skeleton = Skeleton(tuple(names), tuple((a, b) for a, b in edges)) if names else None
-    return Detector(model, checkpoint.class_names, checkpoint.category_ids, config, skeleton)
+    of_classes = checkpoint.class_names, checkpoint.category_ids
+    return Detector(model, *of_classes, config, skeleton, checkpoint.object_sides)
 
 
 _LIMITS = {"detections": "box_detections_per_img", "score_threshold": "box_score_thresh"}

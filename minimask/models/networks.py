@@ -29,6 +29,7 @@ from minimask.models.zoo import (
     fasterrcnn_resnet50_fpn_v2,
     keypointrcnn_resnet50_fpn,
     keypointrcnn_small,
+    maskrcnn_fine,
     maskrcnn_resnet50_c4,
     maskrcnn_resnet50_fpn,
     maskrcnn_resnet50_fpn_v2,
@@ -98,6 +99,7 @@ _OF_RESNETS = ("norm", "trainable_layers", "conventions")
 _c4 = partial(_resnet, conventions=DETECTRON2, without=("mask_branch",))  # its branch is the last stage
 NETWORKS = {
     "maskrcnn_small": Network(maskrcnn_small, SMALL_RECIPE, MINIMASK, without=_OF_RESNETS),
+    "maskrcnn_fine": Network(maskrcnn_fine, SMALL_RECIPE, MINIMASK, without=_OF_RESNETS),
     "maskrcnn_resnet50_fpn": _resnet(maskrcnn_resnet50_fpn),
     "maskrcnn_resnet50_fpn_v2": _resnet(maskrcnn_resnet50_fpn_v2, norm="batch"),
     "maskrcnn_resnet101_fpn": _resnet(maskrcnn_resnet101_fpn),

@@ -14,7 +14,7 @@ from minimask.errors import InputError
 from minimask.models.mask_rcnn import MaskRCNN
 from minimask.models.networks import NETWORKS, builder_arguments, resolved
 from minimask.models.recognition import Origin, is_small, recognise
-from minimask.models.zoo import keypointrcnn_small, maskrcnn_resnet50_fpn, maskrcnn_small
+from minimask.models.zoo import keypointrcnn_small, maskrcnn_fine, maskrcnn_resnet50_fpn, maskrcnn_small
 from minimask.weights import Weights, read_weights
 from minimask.weights.download import local_weights
 
@@ -96,7 +96,7 @@ def build(origin: Origin, **options) -> MaskRCNN:
     given = {"num_classes": origin.num_classes, "seed": None} | options
     if is_small(a):
         sizes = dict(channels=a.channels, fpn_channels=a.fpn_channels, box_width=a.box_width)
-        build_small = maskrcnn_small
+        build_small = maskrcnn_fine if a.head_norm else maskrcnn_small
         if a.num_keypoints:
             sizes |= dict(keypoint_width=a.keypoint_width, keypoint_convs=a.keypoint_convs)
             sizes |= dict(num_keypoints=a.num_keypoints, with_masks=a.masks)

@@ -132,6 +132,8 @@ class ResNet(Module):
     rng : numpy.random.Generator
     stem : int
         Kernel size of the first convolution: 7, as published, or 3.
+    pool : bool
+        Whether a max pool follows it, as published. Without, all stages have half the stride.
     **block_options
         Of every block: `groups`, `width_per_group` and `stride_in_1x1` of `Bottleneck`.
     """
@@ -144,14 +146,16 @@ class ResNet(Module):
         norm: MakeNorm,
         rng: np.random.Generator,
         stem: int = 7,
+        pool: bool = True,
         **block_options,
     ):
+        self.pool = pool
         self.conv1 = Conv2d(3, channels[0], stem, rng, stride=2, bias=False)
         self.bn1 = norm(channels[0])
         self.channels = [c * block.expansion for c in channels]
         before = channels[0]
         for i, (count, c, after) in enumerate(zip(blocks, channels, self.channels)):
-            stride = 2 if i > 0 else 1  # the max pool has brought the first stage to stride 4
+            stride = 2 if i > 0 else 1  # the stem has brought the first stage to its stride
             stage = residual_stage(block, count, before, c, stride, norm, rng, **block_options)
             setattr(self, f"layer{i + 1}", stage)
             before = after
@@ -172,9 +176,10 @@ class ResNet(Module):
             parameter.requires_grad = name.split(".")[0] in trained
 
     def forward(self, x):  # (N, 3, H, W) -> C2..C5, each (N, C_i, H/s, W/s)
-        x = self.bn1.after(self.conv1, x)  # stride 2
-        x, levels = F.max_pool2d(x, 3, stride=2, padding=1), []  # stride 4
+        x, levels = self.bn1.after(self.conv1, x), []  # stride 2
+        if self.pool:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)  # stride 4
         for stage in self.stages:
-            x = stage(x)  # strides 4, 8, 16, 32
+            x = stage(x)  # strides 4, 8, 16, 32; without the pooling half of these
             levels.append(x)
         return levels

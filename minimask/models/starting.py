@@ -139,7 +139,7 @@ def _alternatives(origin: Origin) -> list[str]:
     """Networks with this backbone, the one with these heads first."""
     a = origin.architecture
     if is_small(a):
-        names = ["maskrcnn_small", "keypointrcnn_small"]
+        names = ["maskrcnn_fine" if a.head_norm else "maskrcnn_small", "keypointrcnn_small"]
         return names[::-1] if a.num_keypoints else names
     with_masks, without = _NETWORKS.get((origin.backbone, a.head_norm is not None), (None, None))
     names = [with_masks, without] if a.masks else [without, with_masks]

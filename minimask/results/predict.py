@@ -15,6 +15,7 @@ from minimask.files import check_inputs_are_kept, output_directory, write_json
 from minimask.models.detector import Detector
 from minimask.results.evaluate import coco_results
 from minimask.results.large import predict_pixels
+from minimask.results.sizes import size_note
 from minimask.results.visualize import draw_instances, label_maps, likely_keypoints, save_picture
 
 _PASTED = 9  # bytes a pixel for one mask at the size of the image: as float32, thresholded, encoded
@@ -148,6 +149,8 @@ def predict_files(
             if dark:
                 note(one_line(f"{path}: {dark}"))
             found, image, seen = predict_pixels(detector.model, pixels)
+            if line := size_note(path, (height, width), found, detector):
+                note(one_line(line))
             picture, *maps = results_of(path, folder, with_label_maps)
             names = detector.class_names
             save_picture(picture, _drawn(image, seen, detector))

@@ -13,6 +13,7 @@ from minimask.config import Config, differences, from_dict, to_dict
 from minimask.errors import InputError, memory_story, one_line
 from minimask.models.networks import checkpoint_config, has_keypoints
 from minimask.training.distributed import World
+from minimask.training.object_sides import object_sides
 from minimask.training.optim import SGD
 from minimask.weights.checkpoint import (
     Checkpoint,
@@ -71,6 +72,7 @@ class Keeper:
         self.data = {"name": dataset.name, "images": names.hexdigest()}
         if hasattr(dataset, "digests"):
             self.data |= dataset.digests()
+        self.object_sides = object_sides(dataset, model.transform, config.data.crop)
 
     def advance(self, step: int, gives_finite_loss: Callable[[], bool]) -> None:
         """Note that a step is done, and how to find out whether the loss is finite with its weights."""
@@ -112,6 +114,7 @@ class Keeper:
             category_ids=list(self.dataset.category_ids),
             data=self.data,
             environment=self._environment(),
+            object_sides=self.object_sides,
             **self._skeleton(),
         )
 

@@ -16,7 +16,7 @@ from minimask import backend
 from minimask._version import __version__
 from minimask.autograd import no_grad
 from minimask.config import Config, DataConfig, TrainConfig, to_toml
-from minimask.data import Augmentation, Batches, Loader, Sample
+from minimask.data import Augmentation, Batches, Loader, Sample, repeats_by_size
 from minimask.errors import InputError, one_line
 from minimask.files import make_output_directory, real_path, write_text
 from minimask.models.networks import build_model, resolved
@@ -197,7 +197,8 @@ def _prepared(
     if by_aspect and (config.data.crop or config.data.rotate90):
         note("data.group_by_aspect does nothing for images that are cropped (data.crop) or turned (rotate90)")
         by_aspect = False
-    batches = Batches(dataset, options.batch_size, changes, options.seed, part, by_aspect)
+    repeats = repeats_by_size(dataset, config.data.crop) if config.data.repeat_by_size else None
+    batches = Batches(dataset, options.batch_size, changes, options.seed, part, by_aspect, repeats)
     return Keeper(output / CHECKPOINT, config, dataset, model, optimizer, world), batches
 
 

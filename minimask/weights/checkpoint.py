@@ -56,6 +56,9 @@ class Checkpoint:
         Empty without keypoints.
     skeleton : list of [int, int]
         Pairs of their indices, which lines join.
+    object_sides : list of float
+        What the network has seen: of the roots of the objects' box areas, in its pixels, the value that 1 %,
+        50 % and 99 % stay below. Empty where there were no objects, and in older checkpoints.
     """
 
     parameters: dict[str, np.ndarray]
@@ -69,6 +72,7 @@ class Checkpoint:
     environment: dict[str, str] = field(default_factory=dict)
     keypoint_names: list[str] = field(default_factory=list)
     skeleton: list[list[int]] = field(default_factory=list)
+    object_sides: list[float] = field(default_factory=list)
 
 
 _ARRAYS = ("parameters", "momentum")

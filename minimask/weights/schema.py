@@ -45,6 +45,11 @@ def _pairs(value: Any) -> bool:
     )
 
 
+def _rising(value: Any) -> bool:
+    numbers = isinstance(value, list) and all(type(x) in (int, float) for x in value)
+    return numbers and len(value) in (0, 3) and all(0 < x < 1e9 for x in value) and value == sorted(value)
+
+
 FIELDS = {
     "step": Rule(_whole(0, STEPS_MOST), "a whole number from 0 to 2^53"),
     "seed": Rule(_whole(0, 2**63 - 1), "a whole number from 0 to 2^63 - 1"),
@@ -59,6 +64,7 @@ FIELDS = {
 OPTIONAL = {
     "keypoint_names": Rule(_names, FIELDS["class_names"].words),
     "skeleton": Rule(_pairs, "a list of pairs of whole numbers from 0"),
+    "object_sides": Rule(_rising, "three rising numbers above 0"),
 }
 
 

@@ -49,9 +49,9 @@ part tests 170 "$python" -m pytest -m gpu -W default -p no:cacheprovider --maxfa
 SHOWN=60 part benchmarks-whole 110 "$python" -m tests.benchmarks.gpu whole roi nms memory profile \
     --json "$out/whole.json" --markdown "$out/whole.md"
 if [ -n "$data" ]; then
-    given=(--config nuclei --data "$data/train.json" --images "$data/images")
+    given=(--config nuclei --set model.name=maskrcnn_small --set train.steps=1500 --data "$data/train.json" --images "$data/images")
 else
-    given=(--config nuclei --data nuclei)
+    given=(--config nuclei --set model.name=maskrcnn_small --set train.steps=1500 --data nuclei)
 fi
 part training 170 "$python" -m minimask train --device cuda "${given[@]}" --output "$out/train"
 # The weights alone: half of the checkpoint, to be evaluated elsewhere.
