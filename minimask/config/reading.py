@@ -107,6 +107,12 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
     return config
 
 
+def set_by(settings: Sequence[str]) -> list[str]:
+    """The options that ``--set`` arguments set, by their names of today."""
+    keys = (setting.partition("=")[0].strip() for setting in settings)
+    return [RENAMED.get(key, key) for key in keys]
+
+
 def to_toml(config: Config) -> str:
     """The tree as TOML, each option with its meaning beside it; `read_config` reads it back the same."""
     lines = []

@@ -308,6 +308,16 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+OF_NETWORK = (
+    "model.name",
+    "model.magnification",
+    "model.max_size",
+    "model.anchor_sizes",
+    "model.canonical_scale",
+)
+"""Options that belong to trained weights: another choice would undo what they have learnt."""
+
+
 @dataclass(frozen=True)
 class Row:
     """An option, its value, and the reason for it."""
@@ -323,6 +333,10 @@ class Recipe:
 
     config: Config
     rows: tuple[Row, ...]
+
+    def document(self) -> dict[str, dict]:
+        """Value and reason by option, as JSON has them."""
+        return {row.option: {"value": row.value, "reason": row.reason} for row in self.rows}
 
     def table(self) -> str:
         """A line for each option that a rule has chosen, or the user instead."""
