@@ -75,7 +75,9 @@ def value_of(rule, statistics, *settings, network=SMALL):
         ([10.0], 256, 2.0),
         ([1.0], 256, 4.0),  # 4 pixels are the most that can be made of one
         ([1.0], 1500, 2.0),  # an image of 6000 would take too much memory
-        ([1.0], 9000, 1.0),
+        ([1.0], 9000, 0.3333),
+        ([30.0], 4096, 1.0),
+        ([30.0], 4097, 2 / 3),  # training and prediction must see the same
         ([150.0], 512, 1.0),
         ([151.0], 512, 0.5),
         ([1600.0], 4000, 0.0625),
@@ -101,6 +103,10 @@ def test_a_network_that_scales_images_itself_is_left_to_do_it():
 def test_prediction_shrinks_nothing_that_training_did_not(longest, factor, size):
     found, reason = chosen(recipe.max_size, data(image=(100, longest)), f"model.magnification={factor}")
     assert found["max_size"] == size and ("memory" in reason) == (size == 4096)
+
+
+def test_whole_images_are_shrunk_in_training_too():
+    assert chosen(recipe.max_size, data(image=(4000, 4000)), "data.crop=0")[0] == {}
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def network(data: Statistics) -> Choice:
 TOO_SMALL, ENOUGH = 12.0, 16.0  # pixels of the input: three and four cells of the finest map
 TOO_LARGE, AMPLE = 150.0, 100.0  # pixels of the input
 FACTORS = (1 / 16, 1 / 12, 1 / 8, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0, 1.5, 2.0, 3.0, 4.0)
-LONGEST = 4096  # pixels of the input, of an image that is magnified: some 3 GiB
+LONGEST = 4096  # pixels of the input, in prediction: some 3 GiB
 
 
 def magnification(data: Statistics, config: Config, network: Network) -> Choice:
@@ -51,23 +51,28 @@ def magnification(data: Statistics, config: Config, network: Network) -> Choice:
     if network.scales_itself or not len(data.boxes):
         return Choice("")
     middle, small = np.quantile(data.sides, [0.5, 0.1])
-    if TOO_SMALL <= middle <= TOO_LARGE:
-        reason = f"the median object has {middle:.3g} px, neither too small nor too large"
-        return Choice(reason, {"model.magnification": 1.0})
+    why = f"the median object has {middle:.3g} px"
     if middle < TOO_SMALL:
-        allowed = [f for f in FACTORS if 1 <= f <= max(1.0, LONGEST / data.sizes.max())]
-        factor = next((f for f in allowed if f * middle >= ENOUGH), allowed[-1])
-    else:  # but the smallest tenth must still be seen
+        factor = next((f for f in FACTORS if f >= 1 and f * middle >= ENOUGH), FACTORS[-1])
+    elif middle > TOO_LARGE:  # but the smallest tenth must still be seen
         allowed = [f for f in FACTORS if f <= 1 and f * small >= TOO_SMALL] or [1.0]
         factor = next((f for f in reversed(allowed) if f * middle <= AMPLE), allowed[0])
-    then = f"{factor * middle:.3g} to the network" if factor != 1 else "and no factor would help"
-    return Choice(f"the median object has {middle:.3g} px, {then}", {"model.magnification": round(factor, 4)})
+    else:
+        factor, why = 1.0, f"{why}, neither too small nor too large"
+    bearable = [f for f in FACTORS if f * data.sizes.max() <= LONGEST] or [FACTORS[0]]
+    if bearable[-1] < factor:
+        factor, why = bearable[-1], f"{why}, but an image {data.sizes.max()}: more would take too much memory"
+    elif factor != 1:
+        why = f"{why}, {factor * middle:.3g} to the network"
+    return Choice(why, {"model.magnification": round(factor, 4)})
 
 
 def max_size(data: Statistics, config: Config, network: Network) -> Choice:
     """Prediction must not shrink images of which training sees crops that are not shrunk."""
     if network.scales_itself:
         return Choice("")
+    if not config.data.crop:
+        return Choice("the network's: training shrinks whole images, too")
     factor = config.model.magnification or network.transform.magnification
     longest, own = int(np.ceil(factor * data.sizes.max())), network.transform.max_size
     if longest <= own:
@@ -92,15 +97,14 @@ def crop(data: Statistics, config: Config, network: Network) -> Choice:
     wanted = min(A_FEW, float(data.counts.mean()))
     fuller = [c for c in CROPS if c >= side and objects_in(data, c / factor) >= wanted]
     reason = f"95 % of the objects are shorter than {longest / factor:.3g} px"
+    if side < ROOM * longest:
+        reason += ", but larger crops would be slow"
     if fuller and fuller[0] > side:
-        side, reason = (
-            fuller[0],
-            f"a crop shows {objects_in(data, fuller[0] / factor):.2g} objects on average",
-        )
+        side = fuller[0]
+        reason = f"objects in a crop: {objects_in(data, side / factor):.2g} on average"
     if factor * data.sizes.max() <= 1.25 * side:
         return Choice(f"whole images, none longer than {data.sizes.max()} px", {"data.crop": 0})
-    crop = max(1, round(side / factor))
-    return Choice(reason, {"data.crop": crop})
+    return Choice(reason, {"data.crop": max(1, round(side / factor))})
 
 
 def objects_in(data: Statistics, crop: float) -> float:
@@ -160,7 +164,7 @@ FEW_ROIS, MANY_ROIS = 128, 512
 def rois(data: Statistics, config: Config, network: Network) -> Choice:
     """By the number of objects that are there to be sampled."""
     some, own = objects_in(data, config.data.crop), network.rois
-    what = f"{some:.2g} objects in a training image on average"
+    what = f"objects in a training image: {some:.2g} on average"
     if data.keypoints or not len(data.boxes):
         return Choice(f"the network's; {what}", {"model.rois": own})
     count = min(FEW_ROIS, own) if some <= 2 else own if some <= 32 else max(MANY_ROIS, own)
@@ -171,7 +175,7 @@ def detections(data: Statistics, config: Config, network: Network) -> Choice:
     """Room for a third more than the most objects in an image, since new images may have more."""
     most = int(data.counts.max())
     count = min(DETECTIONS_MOST, max(100, int(np.ceil(1.3 * most / 10)) * 10))
-    return Choice(f"an image has up to {most} objects", {"model.detections": count})
+    return Choice(f"objects in an image: {most} at most", {"model.detections": count})
 
 
 CROWD = 10  # objects an image, on average
@@ -271,8 +275,7 @@ def steps(data: Statistics, config: Config, network: Network) -> Choice:
     least = min(USUAL, max(LEAST, 150 * images))  # of one image there is not so much to learn
     count = int(np.clip(np.ceil(PASSES * images / config.train.batch_size / 100) * 100, least, MOST))
     passes = count * config.train.batch_size / images
-    reason = f"each of the {images:,} images is seen {passes:.3g} times"
-    return Choice(reason.replace("the 1 images", "one image"), {"train.steps": count})
+    return Choice(f"each image is seen {passes:.3g} times", {"train.steps": count})
 
 
 def warmup_steps(data: Statistics, config: Config, network: Network) -> Choice:
