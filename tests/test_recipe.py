@@ -91,6 +91,12 @@ def test_small_objects_are_magnified_and_large_ones_shrunk(sides, image, factor)
     assert found == pytest.approx(factor, abs=1e-4)
 
 
+def test_what_is_small_goes_by_the_cells_of_the_network():
+    fine = replace(SMALL, strides=(2, 4, 8, 16, 32))
+    assert value_of(recipe.magnification, data([6.0] * 9), network=fine) == 1
+    assert value_of(recipe.magnification, data([5.9] * 9), network=fine) == 1.5
+
+
 def test_a_network_that_scales_images_itself_is_left_to_do_it():
     for rule in (recipe.magnification, recipe.max_size):
         assert chosen(rule, data([3.0]), network=SCALING)[0] == {}
@@ -377,7 +383,7 @@ def test_one_way_of_scaling_is_enough():
 def test_options_reach_the_model():
     settings = ["anchor_sizes=5,10,20,40,80", "canonical_scale=112", "rois=40", "positive_share=0.5"]
     settings = [f"model.{text}" for text in [*settings, "magnification=1.5"]]
-    for name in ("maskrcnn_small", "keypointrcnn_small"):
+    for name in ("maskrcnn_small", "maskrcnn_fine", "keypointrcnn_small"):
         options = with_settings(Config(), [f"model.name={name}", *settings]).model
         points = {"num_keypoints": 3} if name.startswith("keypoint") else {}
         model = NETWORKS[name].build(2, seed=None, **builder_arguments(options), **points)

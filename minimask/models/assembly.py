@@ -79,8 +79,8 @@ class Architecture:
     anchor_sizes : numbers
         Sides of the square anchors, in pixels: one for each of P2..P6, or all of C4's.
     canonical_scale : number, optional
-        Side of a square box that the heads pool from P4, in pixels (see `minimask.models.box_head.Pooler`); by
-        default 224 where P2 has stride 4, and in proportion.
+        Side of a square box that the heads pool from P4, in pixels (see `minimask.models.box_head.Pooler`);
+        by default 224 where P2 has stride 4, and in proportion.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)

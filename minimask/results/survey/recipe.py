@@ -40,7 +40,7 @@ def network(data: Statistics) -> Choice:
     return Choice("learns from random weights, on any computer", {"model.name": "maskrcnn_small"})
 
 
-TOO_SMALL, ENOUGH = 12.0, 16.0  # pixels of the input: three and four cells of the finest map
+TOO_SMALL, ENOUGH = 3, 4  # cells of the finest map
 TOO_LARGE, AMPLE = 150.0, 100.0  # pixels of the input
 FACTORS = (1 / 16, 1 / 12, 1 / 8, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0, 1.5, 2.0, 3.0, 4.0)
 LONGEST = 4096  # pixels of the input, in prediction: some 3 GiB
@@ -52,10 +52,11 @@ def magnification(data: Statistics, config: Config, network: Network) -> Choice:
         return Choice("")
     middle, small = np.quantile(data.sides, [0.5, 0.1])
     why = f"the median object has {middle:.3g} px"
-    if middle < TOO_SMALL:
-        factor = next((f for f in FACTORS if f >= 1 and f * middle >= ENOUGH), FACTORS[-1])
+    cell = network.strides[0]
+    if middle < TOO_SMALL * cell:
+        factor = next((f for f in FACTORS if f >= 1 and f * middle >= ENOUGH * cell), FACTORS[-1])
     elif middle > TOO_LARGE:  # but the smallest tenth must still be seen
-        allowed = [f for f in FACTORS if f <= 1 and f * small >= TOO_SMALL] or [1.0]
+        allowed = [f for f in FACTORS if f <= 1 and f * small >= TOO_SMALL * cell] or [1.0]
         factor = next((f for f in reversed(allowed) if f * middle <= AMPLE), allowed[0])
     else:
         factor, why = 1.0, f"{why}, neither too small nor too large"
