@@ -356,7 +356,7 @@ PLANTED = {
         HARMFUL,
         "tiny objects",
         None,
-        ["--set model.min_size=256 --set data.crop=0"],
+        ["--set model.magnification=2)"],
     ),
     "objects below all anchors": (
         rescaled(4),
@@ -364,9 +364,16 @@ PLANTED = {
         HARMFUL,
         "anchors",
         None,
-        ["images scaled by 2.", "--set model.min_size=320"],
+        ["images scaled by 2.", "--set model.magnification=2."],
     ),
-    "objects above all anchors": (huge, ("data.crop=0",), HARMFUL, "anchors", None, ["anchor_sizes=("]),
+    "objects above all anchors": (
+        huge,
+        ("data.crop=0",),
+        HARMFUL,
+        "anchors",
+        None,
+        ["--set model.anchor_sizes="],
+    ),
     "objects that the crop cuts": (huge, (), HARMFUL, "crop", None, ["--set data.crop=928"]),
     "another scale in training": (
         lambda documents, images: None,

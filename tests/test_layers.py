@@ -38,7 +38,7 @@ LAYERS = (
     "__main__",
 )
 # The most code lines of each part; what stands in no other part is the system.
-BUDGETS = {"the system": 13600, "results and command": 4000, "lessons": 3500}
+BUDGETS = {"the system": 13600, "results and command": 4400, "lessons": 3500}
 PARTS = {
     "results": "results and command",
     "command": "results and command",

@@ -235,6 +235,7 @@ def _add_train(command) -> None:
         "  minimask train --data train.json --images images --val val.json --output run\n"
         "  minimask train --data train.json --images images --val val.json --output run \\\n"
         "      --set train.validate_every=500 --set train.patience=5\n"
+        "  minimask train --data train.json --images images --config auto --output run\n"
         "  minimask train --data shapes --set train.steps=300 --set data.crop=0 --output shapes-run\n"
         "  minimask train --resume --output run\n\n"
         "options for --set and for TOML files, with their defaults:\n" + "\n".join(options),
@@ -255,7 +256,8 @@ def _add_train(command) -> None:
     add("--weights", type=_name, metavar="FILE_OR_NAME", help=text)
     text = "start from a ResNet classifier's: torchvision:resnet50, or a file"
     add("--backbone-weights", type=_name, metavar="FILE_OR_NAME", help=text)
-    add("--config", type=_name, metavar="FILE_OR_NAME", help=f"a TOML file, or one of {names}")
+    text = f"a TOML file, or one of {names}; or auto: chosen by the data, and told with its reasons"
+    add("--config", type=_name, metavar="FILE_OR_NAME", help=text)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change an option; may be repeated")
     add("--resume", action="store_true", help="go on from the checkpoint in the output directory")
     _take(train, "strict", "device", "output")

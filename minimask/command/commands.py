@@ -60,12 +60,15 @@ def train(arguments: argparse.Namespace) -> int:
     """Train on images annotated in COCO's instance format. The output directory gets checkpoint.npz,
     config.toml, losses.csv, log.jsonl and curves.png, which is drawn anew while it trains; with --val also
     metrics.json, detections.json and report.html, and with train.validate_every best.npz and a sheet of
-    predictions in validation/ each time. Ctrl-C and SIGTERM finish the step, save, and say how to resume; a
-    resumed run equals an unbroken one to the last bit, on the same machine with as many threads. Started by
-    mpiexec -n N, N processes share each batch, on GPUs one a GPU (extra mpi).
+    predictions in validation/ each time. --config auto chooses the options by the data and prints each with
+    its reason; what --set sets stays (minimask check-data --config auto prints them without training). Ctrl-C
+    and SIGTERM finish the step, save, and say how to resume; a resumed run equals an unbroken one to the last
+    bit, on the same machine with as many threads. Started by mpiexec -n N, N processes share each batch, on
+    GPUs one a GPU (extra mpi).
     """
     from minimask.command import reporting
     from minimask.command.demo import MARK
+    from minimask.command.fitting import fitted, is_auto
     from minimask.command.watching import watching
     from minimask.files import check_output_directory
     from minimask.models.starting import start_from
@@ -78,6 +81,13 @@ def train(arguments: argparse.Namespace) -> int:
     start = None
     if not arguments.resume:
         config, start = start_from(config, note)
+    if is_auto(arguments.config):
+        recipe = fitted(config, dataset, arguments.set)
+        config = recipe.config
+        tell(f"a recipe for {dataset.name}:")
+        print(f"{recipe.table()}\n")
+    for line in sources.beyond_limits(config, dataset, validation):
+        note(line)
     if world().rank == 0:
         (output / MARK).unlink(missing_ok=True)  # from here on it is more than a demo's
     device, command = arguments.device, reporting.command_line(arguments.argv)

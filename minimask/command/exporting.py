@@ -3,8 +3,10 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from minimask.errors import InputError, one_line
+from minimask.models.pretrained import own_options
 from minimask.weights import Weights, write_pth, write_safetensors
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -38,6 +40,18 @@ def write(weights: Weights, target: Path) -> None:
         write_pth(target, weights)
 
 
+def _sizes(weights: Weights) -> dict[str, Any]:
+    """The builder's arguments that the run had of its own, of those that no shape of an array shows."""
+    try:
+        model = own_options(weights)
+    except InputError:  # the arrays are written, and as good without
+        return {}
+    given = {
+        name: getattr(model, name, None) for name in ("anchor_sizes", "canonical_scale", "magnification")
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def how_to_load(weights: Weights, target: Path) -> Iterator[str]:
     """Lines for a person who goes on with torch."""
     name = json.dumps(str(target), ensure_ascii=False)
@@ -47,7 +61,9 @@ def how_to_load(weights: Weights, target: Path) -> Iterator[str]:
         yield f"in torch: model.load_state_dict(torch.load({name}, weights_only=True))"
     if weights.class_names and "model" in weights.metadata:
         network, classes = one_line(weights.metadata["model"], 40), len(weights.class_names) + 1
-        yield f"where model is {network} with num_classes={classes}; docs/weights.md builds it in torchvision"
+        given = "".join(f", {name}={value}" for name, value in _sizes(weights).items())
+        how = "docs/weights.md builds it in torchvision"
+        yield f"where model is {network} with num_classes={classes}{given}; {how}"
     if weights.class_names and target.suffix != ".safetensors":
         shown = [one_line(name, 40) for name in weights.class_names[:_CLASSES_SHOWN]]
         more = len(weights.class_names) - len(shown)

@@ -79,32 +79,44 @@ def check_data(arguments: argparse.Namespace) -> int:
     """Read a data set as training would, and list all that would stop it, and all that it would suffer from,
     each with its mend: boxes, masks, classes, files, images that train and val share, and sizes of objects
     beside the network's anchors. The output directory gets report.json, sheet.png (images with their masks)
-    and sizes.png. The exit status is 1 if training would refuse the data, and 0 where there are only notes.
+    and sizes.png. With --config auto it looks for and prints the recipe that train would choose, each option
+    with its reason. The exit status is 1 if training would refuse the data, and 0 where there are only notes.
     """
     from minimask import config as configuration
+    from minimask.command.fitting import fitted_to_files, is_auto
     from minimask.files import check_inputs_are_kept, check_output_directory, output_directory, write_json
     from minimask.results.survey import FILES, survey
     from minimask.training.progress import each
 
     output = check_output_directory(arguments.output)
-    config = configuration.Config()
-    if arguments.config:
+    config, auto = configuration.Config(), is_auto(arguments.config)
+    if arguments.config and not auto:
         config = configuration.read_config(arguments.config, config)
     config = configuration.with_settings(config, arguments.set)
     train = _data(arguments.data, arguments.images, "train")
     val = _data(arguments.val, arguments.val_images or arguments.images, "val") if arguments.val else None
-    given = [train[0], *([val[0]] if val else []), *([arguments.config] if arguments.config else [])]
+    given = [
+        train[0],
+        *([val[0]] if val else []),
+        *([] if auto or not arguments.config else [arguments.config]),
+    ]
     check_inputs_are_kept(given, [output / name for name in FILES])
     with output_directory(output):
-        surveyed = survey(config, train, val, lambda items, title: each(items, title))
+        recipe = fitted_to_files(config, train, arguments.set, note) if auto else None
+        planned, document = recipe.config if recipe else config, {}
+        surveyed = survey(planned, train, val, lambda items, title: each(items, title))
+        if recipe:
+            document = {"recipe": recipe.document()}
         try:
-            write_json(output / "report.json", surveyed.report.document(), indent=2)
+            write_json(output / "report.json", surveyed.report.document() | document, indent=2)
             written = ["report.json"]
             for name in FILES[1:]:
                 with drawing(output / name):
                     written += [name] * surveyed.draw(output / name)
         finally:
             print(f"{surveyed.report.table()}\n")
+            if recipe:
+                print(f"a recipe for these, which train --config auto takes:\n{recipe.table()}\n")
     tell(", ".join(str(output / name) for name in written))
     return int(surveyed.report.refused)
 

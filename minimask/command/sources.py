@@ -1,12 +1,13 @@
 """Where a command's data and configuration come from: flags, files, and the run that is resumed."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minimask import config as configuration
+from minimask.command.fitting import is_auto
 from minimask.errors import InputError
 
 BUILT_IN = ("nuclei", "shapes", "figures")
@@ -26,11 +27,16 @@ def train_config(arguments: argparse.Namespace, output: Path) -> configuration.C
     from minimask.weights.checkpoint import CheckpointFile
 
     check_resume(output, arguments.resume)
+    auto = is_auto(arguments.config)
+    if auto and arguments.resume:
+        raise InputError(
+            "--config auto: a resumed run keeps the recipe it has; leave it out, or change options by --set"
+        )
     config, path = configuration.Config(), output / CHECKPOINT
     if arguments.resume:
         with CheckpointFile(path) as file:
             config = checkpoint_config(file.head, str(path))
-    if arguments.config:
+    if arguments.config and not auto:
         config = configuration.read_config(arguments.config, config)
     config = configuration.with_settings(config, arguments.set)
     # Absolute, so that the run can be resumed from another directory.
@@ -42,7 +48,7 @@ def train_config(arguments: argparse.Namespace, output: Path) -> configuration.C
     data, train = replace(config.data, **paths, **strict), replace(config.train, **weights)
     config = replace(config, data=data, train=train)
     # A resumed run writes its configuration anew, as it was or as it was changed: that is no loss.
-    read = [config.data.train, config.data.val, *([arguments.config] if not arguments.resume else [])]
+    read = [config.data.train, config.data.val, *([] if arguments.resume or auto else [arguments.config])]
     written = (CHECKPOINT, BEST, CONFIG, LOSSES, LOG, "curves.png")
     written += ("detections.json", "metrics.json", "report.html")
     check_inputs_are_kept(filter(None, read), [output / name for name in written])
@@ -68,7 +74,6 @@ def training_data(
         line says where it comes from.
     """
     from minimask.data import shared_files
-    from minimask.results.evaluate import beyond_limit
 
     data, whence = config.data, "of the resumed run" if arguments.resume else "of the configuration"
     if not data.train:
@@ -84,8 +89,6 @@ def training_data(
             raise InputError(f"data.{name} {whence}: {error}. Or give another file by {flag}") from error
         for line in dataset.notes:
             note(line)
-        if line := beyond_limit(dataset, config.model.detections):
-            note(line)
         return dataset
 
     dataset, validation = opened("train", data.images, "train", "--data"), None
@@ -96,6 +99,15 @@ def training_data(
         if line := shared_files(dataset, validation):
             note(line)
     return dataset, validation
+
+
+def beyond_limits(config: configuration.Config, *datasets: Any) -> Iterator[str]:
+    """A line for each data set, None among them, with more objects in an image than are ever found."""
+    from minimask.results.evaluate import beyond_limit
+
+    for dataset in datasets:
+        if dataset is not None and (line := beyond_limit(dataset, config.model.detections)):
+            yield line
 
 
 def open_dataset(source: str, images: str | None, split: str, strict: bool) -> Any:

@@ -4,7 +4,14 @@ Imports `errors` and `files`. Begin with `tree.py`, which has every option with 
 takes them from TOML files and from ``--set``.
 """
 
-from minimask.config.reading import from_dict, packaged_names, read_config, to_toml, with_settings
+from minimask.config.reading import (
+    from_dict,
+    packaged_names,
+    read_config,
+    set_by,
+    to_toml,
+    with_settings,
+)
 from minimask.config.tree import (
     DETECTIONS_MOST,
     Config,
@@ -30,6 +37,7 @@ __all__ = [
     "options",
     "packaged_names",
     "read_config",
+    "set_by",
     "shown",
     "to_dict",
     "to_toml",

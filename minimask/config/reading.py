@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from minimask.config import bounded_toml
-from minimask.config.tree import RENAMED, Config, describe, options, shown, up_to_date
+from minimask.config.tree import ANCHOR_SIZES, RENAMED, Config, describe, options, shown, up_to_date
 from minimask.errors import InputError, one_line
 from minimask.files import open_regular
 
@@ -107,6 +107,12 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
     return config
 
 
+def set_by(settings: Sequence[str]) -> list[str]:
+    """The options that ``--set`` arguments set, by their names of today."""
+    keys = (setting.partition("=")[0].strip() for setting in settings)
+    return [RENAMED.get(key, key) for key in keys]
+
+
 def to_toml(config: Config) -> str:
     """The tree as TOML, each option with its meaning beside it; `read_config` reads it back the same."""
     lines = []
@@ -188,6 +194,13 @@ def _check_together(config: Config, where: str) -> None:
     smallest, largest = config.model.min_size, config.model.max_size
     if smallest and largest and smallest > largest:
         raise InputError(f"{where}: model.min_size is {smallest}, more than model.max_size, {largest}")
+    if smallest and config.model.magnification:
+        raise InputError(f"{where}: model.min_size and model.magnification both scale images; give one")
+    sizes = config.model.anchor_sizes
+    if sizes is not None and (len(sizes) != ANCHOR_SIZES or list(sizes) != sorted(set(sizes))):
+        raise InputError(
+            f"{where}: model.anchor_sizes must be {ANCHOR_SIZES} rising numbers, is {shown(sizes)}"
+        )
     if list(config.train.milestones) != sorted(set(config.train.milestones)):
         raise InputError(f"{where}: train.milestones must rise, is {shown(config.train.milestones)}")
 

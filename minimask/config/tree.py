@@ -13,6 +13,8 @@ from minimask.errors import one_line
 SIDE_MOST = 65_536  # pixels: an image of a greater side could not be held
 DETECTIONS_MOST = 65_535  # a label map numbers them with 16 bits
 BATCH_MOST = 4096  # images
+ROIS_MOST = 65_536  # an image
+ANCHOR_SIZES = 5  # one for each level of a pyramid; C4 has as many on its one level
 RENAMED = {"evaluate.max_detections": "model.detections"}
 
 
@@ -89,6 +91,21 @@ class ModelConfig:
     )
     max_size: int | None = option(
         None, "... unless the longer side would then exceed this", low=32, high=SIDE_MOST
+    )
+    magnification: float | None = option(
+        None, "of a small network without min_size: images are scaled by this", low=0.01, high=100
+    )
+    anchor_sizes: tuple[float, ...] | None = option(
+        None, "sides of the square anchors of P2..P6, in pixels; unset: the network's", low=1, high=SIDE_MOST
+    )
+    canonical_scale: float | None = option(
+        None, "side of the boxes that the heads pool from P4; unset: the network's", low=1, high=SIDE_MOST
+    )
+    rois: int | None = option(
+        None, "RoIs an image in the losses of the heads; unset: the network's", low=1, high=ROIS_MOST
+    )
+    positive_share: float | None = option(
+        None, "of them, the most that may be objects; unset: the network's", low=0, high=1
     )
 
 

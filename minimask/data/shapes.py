@@ -35,6 +35,9 @@ class Shapes:
         Height and width in pixels.
     objects : (int, int)
         Fewest and most shapes to try; those that would hide another, or hardly be seen, are not placed.
+    radius : (float, float)
+        Least and greatest radius of the circle of a shape's area, in pixels; by default 1/14 and 1/5 of
+        `size`.
     """
 
     class_names = tuple(CORNERS)
@@ -42,10 +45,18 @@ class Shapes:
     skeleton: Skeleton | None = None
     kind = "shapes"
 
-    def __init__(self, count: int, seed: int, size: int = 128, objects: tuple[int, int] = (1, 8)):
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        size: int = 128,
+        objects: tuple[int, int] = (1, 8),
+        radius: tuple[float, float] | None = None,
+    ):
         self.seed = seed
         self.size = size
         self.objects = objects
+        self.radius = radius
         self.image_ids = tuple(range(1, count + 1))
         self.name = f"{self.kind} (seed {seed})"
         self.notes: list[str] = []
@@ -134,7 +145,8 @@ class Shapes:
 
     def _shape(self, corners: int, rng: np.random.Generator) -> np.ndarray:
         """(size, size) bool: pixels whose centre lies in a regular polygon, or in a circle for 0 corners."""
-        radius = rng.uniform(1 / 14, 1 / 5) * self.size  # of the circle of the same area
+        # of the circle of the same area
+        radius = rng.uniform(*self.radius) if self.radius else rng.uniform(1 / 14, 1 / 5) * self.size
         middle = rng.uniform(0.0, self.size, (2, 1))
         x, y = np.arange(self.size) + 0.5 - middle  # (size,) each
         turn = rng.uniform(0.0, 2.0 * np.pi)

@@ -29,7 +29,7 @@ from minimask.models.fpn import FPN, Backbone, SingleLevel
 from minimask.models.keypoint_head import KeypointHead, KeypointNet, KeypointOptions, NormedKeypointNet
 from minimask.models.mask_head import SIGMOIDS, MaskFCN, MaskHead, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN
-from minimask.models.options import check_whole, unknown_argument
+from minimask.models.options import check_number, check_whole, unknown_argument
 from minimask.models.resnet import Block, Bottleneck, ResNet, residual_stage
 from minimask.models.rpn import RPN, RPNHeadNet, RPNOptions
 from minimask.models.transform import Transform
@@ -42,7 +42,7 @@ RATIOS = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a network consists of; the names and shapes of its parameters say all of it but `anchor_sizes`.
+    """What a network consists of; the names and shapes of its parameters say all but the last two.
 
     The defaults are the paper's ResNet-50-FPN.
 
@@ -78,6 +78,9 @@ class Architecture:
         Makes the norm behind each of them.
     anchor_sizes : numbers
         Sides of the square anchors, in pixels: one for each of P2..P6, or all of C4's.
+    canonical_scale : number, optional
+        Side of a square box that the heads pool from P4, in pixels (see `minimask.models.box_head.Pooler`);
+        by default 224 where P2 has stride 4, and in proportion.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
@@ -100,6 +103,7 @@ class Architecture:
     keypoint_width: int = 512
     keypoint_norm: MakeNorm | None = None
     anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
+    canonical_scale: float | None = None
 
 
 MakeMaskNet = Callable[[int, int, np.random.Generator], Module]  # of so many channels, giving so many masks
@@ -139,6 +143,7 @@ def assemble(
     *,
     min_size: int | Sequence[int] | None,
     max_size: int,
+    magnification: float = 1.0,
     trainable_backbone_layers: int = 5,
     norm: MakeNorm | None = None,
     alternatives: Alternatives = PAPER,
@@ -154,6 +159,8 @@ def assemble(
     num_classes : int
         Background included.
     conventions : Conventions
+    magnification : float
+        Of images where there is no `min_size`.
     min_size, max_size, trainable_backbone_layers
         As of `minimask.models.zoo.maskrcnn_resnet50_fpn`.
     norm : callable, optional
@@ -176,6 +183,8 @@ def assemble(
         keypoints.
     """
     check_whole("trainable_backbone_layers", trainable_backbone_layers, 0, 5)
+    if architecture.canonical_scale is not None:
+        check_number("canonical_scale", architecture.canonical_scale, low=1)
     a = architecture
     if alternatives.mask_branch and not a.pyramid:
         raise ValueError("mask_branch: on C4 the ResNet's last stage is the mask branch; leave it out")
@@ -187,7 +196,8 @@ def assemble(
     of_stem, of_blocks = dict(stem=a.stem, pool=a.pool), _of_blocks(a, conventions)
     body = ResNet(a.block, a.blocks[:stages], a.channels[:stages], norm, rng, **of_stem, **of_blocks)
     body.freeze(trainable_backbone_layers)
-    transform = Transform(conventions, min_size, max_size, size_divisible=32 if a.pyramid else 1)
+    divisible = 32 if a.pyramid else 1
+    transform = Transform(conventions, min_size, max_size, divisible, magnification)
     if a.pyramid:
         heads = alternatives, keypoint_options
         return _on_pyramid(a, transform, body, num_classes, rng, rpn_and_box or {}, *heads)
@@ -228,7 +238,7 @@ def _on_pyramid(
         level_eps=conventions.level_eps,
         side_eps=conventions.side_eps,
         strides=strides[:4],
-        canonical_scale=56.0 * strides[0],  # 224 pixels where P2 has stride 4
+        canonical_scale=a.canonical_scale or 56.0 * strides[0],  # 224 pixels where P2 has stride 4
     )
     # Weights are drawn in the order in which the layers are made, so that order decides what a seed gives.
     backbone = Backbone(body, FPN(body.channels, channels, rng, a.head_norm))

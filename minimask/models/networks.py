@@ -81,6 +81,9 @@ class Network:
     keypoints: bool = False
 
 
+_OF_SMALL = ("magnification",)  # the others scale by min_size
+
+
 def _resnet(
     build: Callable[..., MaskRCNN],
     norm: str = "group",
@@ -90,13 +93,14 @@ def _resnet(
 ) -> Network:
     # With frozen norms that change nothing, random weights make C5 some 300 times as large as C2's inputs.
     scratch = {"norm": norm, "trainable_layers": 5}
-    return Network(build, PAPER_RECIPE, conventions, scratch, without, keypoints)
+    return Network(build, PAPER_RECIPE, conventions, scratch, without + _OF_SMALL, keypoints)
 
 
 _OF_MASKS = ("mask_loss", "mask_branch", "class_agnostic_mask")
 _OF_KEYPOINTS = ("with_masks",)
 _OF_RESNETS = ("norm", "trainable_layers", "conventions")
-_c4 = partial(_resnet, conventions=DETECTRON2, without=("mask_branch",))  # its branch is the last stage
+# C4's mask branch is the last stage, and it has a single level to pool from.
+_c4 = partial(_resnet, conventions=DETECTRON2, without=("mask_branch", "canonical_scale"))
 NETWORKS = {
     "maskrcnn_small": Network(maskrcnn_small, SMALL_RECIPE, MINIMASK, without=_OF_RESNETS),
     "maskrcnn_fine": Network(maskrcnn_fine, SMALL_RECIPE, MINIMASK, without=_OF_RESNETS),
@@ -219,7 +223,9 @@ def builder_arguments(options: ModelConfig) -> dict[str, Any]:
     given = {"min_size": options.min_size, "max_size": options.max_size, "conventions": conventions}
     given |= alternatives(options, conventions or network.conventions)
     given |= {"norm": norm, "trainable_backbone_layers": options.trainable_layers}
-    given |= {"with_masks": options.with_masks or None}
+    given |= {"with_masks": options.with_masks or None, "magnification": options.magnification}
+    given |= {"anchor_sizes": options.anchor_sizes, "canonical_scale": options.canonical_scale}
+    given |= {"box_batch_size_per_image": options.rois, "box_positive_fraction": options.positive_share}
     limits = {
         "box_score_thresh": options.score_threshold,
         "box_nms_thresh": options.nms_threshold,

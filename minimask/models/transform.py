@@ -18,6 +18,7 @@ from minimask.errors import InputError
 from minimask.kernels import resample
 from minimask.models.conventions import Conventions
 from minimask.models.inputs import Objects, check_images, check_targets
+from minimask.models.options import check_number
 from minimask.randomness import Draws, Purpose
 
 PIXELS_MOST = 2**30
@@ -95,6 +96,8 @@ class Transform:
         The longer side does not exceed this.
     size_divisible : int
         The batch's height and width are padded to multiples of this.
+    magnification : float
+        By which images are scaled where `min_size` is None.
     """
 
     def __init__(
@@ -103,7 +106,10 @@ class Transform:
         min_size: int | Sequence[int] | None,
         max_size: int,
         size_divisible: int = 32,
+        magnification: float = 1.0,
     ):
+        check_number("magnification", magnification, low=2**-16)
+        self.magnification = magnification
         self.conventions, self.max_size, self.size_divisible = conventions, max_size, size_divisible
         self.min_sizes = tuple(min_size) if isinstance(min_size, Sequence) else (min_size,)
         sizes = [max_size, *(size for size in self.min_sizes if size is not None)]
@@ -167,7 +173,7 @@ class Transform:
     def resized(self, size: tuple[int, int], min_size: int | None) -> tuple[int, int]:
         """The (height, width) that an image of this size is scaled to with this `min_size`, at least 1."""
         scale = self.max_size / max(size)
-        scale = min(scale, 1.0 if min_size is None else min_size / min(size))
+        scale = min(scale, self.magnification if min_size is None else min_size / min(size))
         half = 0.5 if self.conventions.sizes_rounded else 0.0
         height, width = (max(1, math.floor(side * scale + half)) for side in size)
         return height, width

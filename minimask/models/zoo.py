@@ -67,6 +67,8 @@ def maskrcnn_resnet50_fpn(
     conventions: Conventions = TORCHVISION,
     min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
+    anchor_sizes: tuple[float, ...] | None = None,
+    canonical_scale: float | None = None,
     image_mean: tuple[float, float, float] | None = None,
     image_std: tuple[float, float, float] | None = None,
     norm: MakeNorm | None = None,
@@ -95,6 +97,11 @@ def maskrcnn_resnet50_fpn(
         take the last.
     max_size : int
         Bound of the longer side, in pixels.
+    anchor_sizes : five numbers, optional
+        Side of the square anchor of levels P2..P6, in pixels, or all of C4's; each also comes at ratios 1/2
+        and 2. By default the architecture's.
+    canonical_scale : number, optional
+        Side of a box that the heads pool from P4, in pixels; by default the architecture's.
     image_mean, image_std : three floats, optional
         RGB, of images in 0..1; by default the conventions'.
     norm : callable, optional
@@ -133,8 +140,9 @@ def maskrcnn_resnet50_fpn(
     """
     given = {"mean": image_mean, "std": image_std}
     given = {name: tuple(values) for name, values in given.items() if values is not None}
+    sizes = {"anchor_sizes": anchor_sizes, "canonical_scale": canonical_scale}
     return assemble(
-        architecture,
+        replace(architecture, **{name: value for name, value in sizes.items() if value is not None}),
         num_classes,
         replace(conventions, **given),
         min_size=min_size,
@@ -247,10 +255,12 @@ def maskrcnn_small(
     *,
     min_size: int | Sequence[int] | None = None,
     max_size: int = 1600,
+    magnification: float = 1.0,
     channels: tuple[int, int, int, int] = SMALL.channels,
     fpn_channels: int = SMALL.fpn_channels,
     box_width: int = SMALL.box_width,
     anchor_sizes: tuple[float, ...] = SMALL.anchor_sizes,
+    canonical_scale: float | None = None,
     roi_layer: RoILayer | None = None,
     mask_loss: SigmoidMasks | SoftmaxMasks = SIGMOIDS,
     mask_branch: MakeMaskNet | None = None,
@@ -268,12 +278,17 @@ def maskrcnn_small(
         As for `maskrcnn_resnet50_fpn`; by default images keep their size.
     max_size : int
         Bound of the longer side, in pixels.
+    magnification : float
+        By which images are scaled where there is no `min_size`: objects that are too small to be seen, or
+        needlessly large.
     channels : four ints
         Of the stages at strides 4, 8, 16 and 32, one basic block each, with group norm.
     fpn_channels, box_width : int
         Channels of the pyramid and of the mask head; width of the box head.
     anchor_sizes : five numbers
         Side of the square anchor of levels P2..P6, in pixels; each also comes at ratios 1/2 and 2.
+    canonical_scale : number, optional
+        Side of a box that the heads pool from P4, in pixels; by default the architecture's.
     roi_layer, mask_loss, mask_branch
         As for `maskrcnn_resnet50_fpn`; by default RoIAlign with nothing rounded.
     seed : int or None
@@ -288,10 +303,16 @@ def maskrcnn_small(
     TypeError
         For an argument that is none of these.
     """
-    sizes = dict(channels=channels, fpn_channels=fpn_channels, box_width=box_width, anchor_sizes=anchor_sizes)
-    alternatives = Alternatives(roi_layer, mask_loss, mask_branch)
-    architecture = replace(architecture, **sizes)
-    return _small(architecture, num_classes, min_size, max_size, alternatives, None, seed, rpn_and_box)
+    architecture = replace(
+        architecture,
+        channels=channels,
+        fpn_channels=fpn_channels,
+        box_width=box_width,
+        anchor_sizes=anchor_sizes,
+        canonical_scale=canonical_scale or architecture.canonical_scale,
+    )
+    alternatives, sizes = Alternatives(roi_layer, mask_loss, mask_branch), (min_size, max_size, magnification)
+    return _small(architecture, num_classes, sizes, alternatives, None, seed, rpn_and_box)
 
 
 def maskrcnn_fine(num_classes: int, **options) -> MaskRCNN:
@@ -309,6 +330,7 @@ def keypointrcnn_small(
     *,
     min_size: int | Sequence[int] | None = None,
     max_size: int = 1600,
+    magnification: float = 1.0,
     keypoint_width: int = 64,
     keypoint_convs: int = 4,
     keypoint_options: KeypointOptions | None = None,
@@ -317,6 +339,7 @@ def keypointrcnn_small(
     fpn_channels: int = SMALL.fpn_channels,
     box_width: int = SMALL.box_width,
     anchor_sizes: tuple[float, ...] = SMALL.anchor_sizes,
+    canonical_scale: float | None = None,
     roi_layer: RoILayer | None = None,
     seed: int | None = 0,
     **rpn_and_box,
@@ -353,6 +376,7 @@ def keypointrcnn_small(
         fpn_channels=fpn_channels,
         box_width=box_width,
         anchor_sizes=anchor_sizes,
+        canonical_scale=canonical_scale,
         masks=with_masks,
         num_keypoints=num_keypoints,
         keypoint_width=keypoint_width,
@@ -361,21 +385,21 @@ def keypointrcnn_small(
     # Losses are divided by all that is sampled. Of 256 anchors around few objects some ten are positive, and
     # boxes would weigh next to nothing; and heat maps cost more than masks.
     few = dict(rpn_batch_size_per_image=32, box_batch_size_per_image=32, box_positive_fraction=0.5)
-    options = (min_size, max_size, Alternatives(roi_layer), keypoint_options, seed, few | rpn_and_box)
-    return _small(architecture, num_classes, *options)
+    options = (Alternatives(roi_layer), keypoint_options, seed, few | rpn_and_box)
+    return _small(architecture, num_classes, (min_size, max_size, magnification), *options)
 
 
 def _small(
     architecture: Architecture,
     num_classes: int,
-    min_size: int | Sequence[int] | None,
-    max_size: int,
+    sizes: tuple[int | Sequence[int] | None, int, float],  # min_size, max_size, magnification
     alternatives: Alternatives,
     keypoint_options: KeypointOptions | None,
     seed: int | None,
     rpn_and_box: dict,
 ) -> MaskRCNN:
     """A network of a laptop's size: nothing rounded, group norm, fewer proposals and RoIs."""
+    min_size, max_size, magnification = sizes
     fewer = dict(rpn_pre_nms_top_n_train=1000, rpn_post_nms_top_n_train=1000, box_batch_size_per_image=256)
     return assemble(
         architecture,
@@ -383,6 +407,7 @@ def _small(
         MINIMASK,
         min_size=min_size,
         max_size=max_size,
+        magnification=magnification,
         norm=GroupNorm,
         alternatives=alternatives,
         keypoint_options=keypoint_options,

@@ -54,6 +54,12 @@ def predict_at(model: Any, dataset: Any, index: int) -> dict:
 
 
 def _as_seen(model: Any, pixels: np.ndarray) -> np.ndarray:
-    """(3, h, w) float32, of the size to which the model would scale the image; never larger than it is."""
-    size = model.transform.resized(pixels.shape[:2], model.transform.min_sizes[-1])
+    """(3, h, w) float32, of the size to which the model would scale the image; never larger than it is.
+
+    Nor smaller than it must be to be scaled to that size by a magnification below 1, which is still to come.
+    """
+    transform = model.transform
+    size = transform.resized(pixels.shape[:2], transform.min_sizes[-1])
+    if transform.min_sizes[-1] is None and transform.magnification < 1:
+        size = tuple(round(side / transform.magnification) for side in size)
     return shrink(pixels, (min(size[0], pixels.shape[0]), min(size[1], pixels.shape[1])))

@@ -12,6 +12,7 @@ import numpy as np
 from minimask.anchors import AnchorGenerator
 from minimask.config import Config
 from minimask.data.coco import CocoDataset
+from minimask.models.networks import NETWORKS
 from minimask.results.survey.findings import HARMFUL, Finding, finding
 
 THRESHOLDS = (0.5, 0.7)
@@ -212,8 +213,8 @@ def _of_fit(dataset: CocoDataset, config: Config, fit: Fit, generator: AnchorGen
     mends = []
     if fit.anchors:
         factor, share = fit.anchors
-        sizes = ", ".join(f"{factor * size:.3g}" for (size, *_) in generator.sizes)
-        mends.append(f"anchor_sizes=({sizes}) in Python would miss {100 * share:.0f} %")
+        sizes = ",".join(f"{factor * size:.3g}" for level in generator.sizes for size in level)
+        mends.append(f"--set model.anchor_sizes={sizes} would miss {100 * share:.0f} %")
     if fit.images:
         factor, share = fit.images
         scaling = f"{_larger(dataset, config, factor)} (data.scale alone scales in training only)"
@@ -225,7 +226,10 @@ def _of_fit(dataset: CocoDataset, config: Config, fit: Fit, generator: AnchorGen
 
 
 def _larger(dataset: CocoDataset, config: Config, factor: float) -> str:
-    """The options that scale the images by a factor."""
+    """The options that scale the images by a factor, in training and in prediction."""
+    small = "magnification" not in NETWORKS[config.model.name].without
+    if small and not config.model.min_size:
+        return f"--set model.magnification={(config.model.magnification or 1) * factor:.2g}"
     shorter = np.median([min(record.height, record.width) for record in dataset.records])
     now = config.model.min_size or shorter
     return f"--set model.min_size={_rounded(now * factor)} --set data.crop=0"

@@ -1,0 +1,110 @@
+"""Is `--config auto` as good as the defaults? python -m tests.full.auto_recipe DIR [--sets ...] [--seeds ...]
+
+Trains maskrcnn_small with the defaults and with the recipe on the packaged nuclei, and on two generated sets
+of 50 images each, for several seeds, and compares box and mask AP on images of their own. Hours on two cores;
+it can be stopped at any time and started again with the same DIR: finished runs are kept, a broken one goes
+on. The table so far is printed after each run, and by ``--print`` without training. The exit status is 0 if,
+wherever all seeds are there, the recipe's mean AP is no lower than the defaults' by more than the spread of
+the seeds.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from minimask.command.cli import main
+from tests.recipe_sets import SETS, write_set
+
+COUNTS = {"train": 50, "val": 30}
+RECIPES = {"defaults": [], "auto": ["--config", "auto"]}
+METRICS = (("box", "AP"), ("mask", "AP"), ("mask", "AP50"))
+
+
+def run_path(root: Path, name: str, recipe: str, seed: int) -> Path:
+    return root / f"{name}-{recipe}-{seed}"
+
+
+def data_of(root: Path, name: str) -> list[str]:
+    """The arguments that name a data set, which is written first if it is a generated one."""
+    if name not in SETS:
+        return ["--data", name, "--val", name]
+    files = write_set(name, root / name, COUNTS)
+    return ["--data", files["train"], "--val", files["val"], "--images", root / name / "images"]
+
+
+def train(root: Path, name: str, recipe: str, seed: int, settings: list[str]) -> int:
+    """One run, or what is missing of it; returns the exit status."""
+    output = run_path(root, name, recipe, seed)
+    if (output / "metrics.json").exists():
+        return 0
+    if (output / "checkpoint.npz").exists():
+        return main(["train", "--resume", "--output", str(output)])
+    arguments = [*data_of(root, name), *RECIPES[recipe], "--set", f"train.seed={seed}", "--output", output]
+    return main(["train", *map(str, arguments), *(part for text in settings for part in ("--set", text))])
+
+
+def scores(root: Path, name: str, recipe: str, seeds: list[int]) -> np.ndarray:
+    """(seeds that are finished, metrics)."""
+    found = []
+    for seed in seeds:
+        path = run_path(root, name, recipe, seed) / "metrics.json"
+        if path.exists():
+            metrics = json.loads(path.read_text())
+            found.append([metrics[kind][metric] for kind, metric in METRICS])
+    return np.array(found).reshape(-1, len(METRICS))
+
+
+def table(root: Path, names: list[str], seeds: list[int]) -> tuple[list[str], bool]:
+    """The comparison in Markdown, and whether the recipe holds wherever all seeds are there."""
+    titles = [f"{kind} {metric}" for kind, metric in METRICS]
+    lines = [f"| data | recipe | runs | {' | '.join(titles)} | |", "| --- " * (len(titles) + 4) + "|"]
+    holds = True
+    for name in names:
+        defaults, auto = (scores(root, name, recipe, seeds) for recipe in RECIPES)
+        verdict = ""
+        if len(defaults) == len(auto) == len(seeds):
+            spread = np.maximum(np.ptp(defaults, axis=0), np.ptp(auto, axis=0))
+            as_good = bool((auto.mean(axis=0) >= defaults.mean(axis=0) - spread).all())
+            better = bool((auto.min(axis=0) > defaults.max(axis=0)).all())
+            verdict = "better: every run" if better else "as good" if as_good else "WORSE"
+            holds &= as_good
+        for recipe, found in (("defaults", defaults), ("auto", auto)):
+            cells = [f"{mean:.3f} ± {spread:.3f}" for mean, spread in _means(found)] or ["-"] * len(titles)
+            said = verdict if recipe == "auto" else ""
+            lines.append(f"| {name} | {recipe} | {len(found)} | {' | '.join(cells)} | {said} |")
+    return lines, holds
+
+
+def _means(found: np.ndarray) -> Iterator[tuple[float, float]]:
+    """Mean and half the range of each metric."""
+    return zip(found.mean(axis=0), np.ptp(found, axis=0) / 2) if len(found) else iter(())
+
+
+def run(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--sets", nargs="+", default=["nuclei", *SETS], choices=["nuclei", *SETS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", action="append", default=[], help="of both recipes, such as train.steps=150")
+    parser.add_argument("--print", action="store_true", help="the table so far, without training")
+    given = parser.parse_args(argv)
+    root = given.directory.absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    for seed in given.seeds if not given.print else []:
+        for name in given.sets:
+            for recipe in RECIPES:
+                print(f"\n# {name}, {recipe}, seed {seed}", flush=True)
+                if status := train(root, name, recipe, seed, given.set):
+                    return status
+                print("\n".join(table(root, given.sets, given.seeds)[0]), flush=True)
+    lines, holds = table(root, given.sets, given.seeds)
+    print("\n".join(lines))
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
