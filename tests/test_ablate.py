@@ -279,15 +279,15 @@ def test_differences_are_taken_seed_by_seed():
 @pytest.mark.parametrize(
     "low, high, claim, words",
     [
-        (-2, -1, "below", "below, as in the paper"),
-        (-2, 1, "below", "inside the spread; in the paper below"),
-        (1, 2, "below", "above; in the paper below"),
-        (-2, 1, "equal", "inside the spread, as in the paper"),
-        (-2, -1, "equal", "below; in the paper equal"),
-        (1, 2, "equal", "above; in the paper equal"),
+        (-2, -1, "below", "below, agrees"),
+        (-2, 1, "below", "inside the spread"),
+        (1, 2, "below", "above, disagrees"),
+        (-2, 1, "equal", "inside the spread, agrees"),
+        (-2, -1, "equal", "below, disagrees"),
+        (1, 2, "equal", "above, disagrees"),
         (-2, -1, None, "below"),
         (-2, 1, None, "inside the spread"),
-        (-1, 0, "below", "inside the spread; in the paper below"),
+        (-1, 0, "below", "inside the spread"),
     ],
 )
 def test_the_verdict_says_whether_the_paper_says_the_same(low, high, claim, words):
@@ -323,11 +323,11 @@ def test_the_table_has_means_spreads_and_what_the_paper_found():
     shown = table(TINY, synthetic([0.1, 0.2, 0.3], [0.3, 0.42, 0.48]), 3)
     head, _, pool, align = cells(shown)
     assert head == [
-        *("stride 16", "paper AP", "AP50", "AP75", "ours AP", "AP50", "AP75", "box AP75", "seeds"),
+        *("stride 16", "paper AP", "AP50", "AP75", "ours AP", "AP50", "AP75", "box AP75", "n"),
         *("ΔAP75 paper", "ΔAP75 ours", "AP75 is"),
     ]
     ours = ["10.0 ± 5.0", "40.0 ± 20.0", "20.0 ± 10.0", "20.0 ± 10.0", "3"]
-    told = ["-3.0", "-20.0 ± 2.0", "below, as in the paper"]
+    told = ["-3.0", "-20.0 ± 2.0", "below, agrees"]
     assert pool == ["RoIPool", "1.0", "2.0", "3.0", *ours, *told]
     assert align[0] == "RoIAlign" and align[6] == "40.0 ± 9.2" and align[-3:] == ["", "", ""]
     assert "runs are done" not in shown

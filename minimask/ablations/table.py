@@ -11,11 +11,13 @@ from minimask.ablations.designs import Ablation, Comparison, Variant
 from minimask.ablations.runs import Results
 
 CONFIDENCE = 0.95
+_EXPECTED = {"below": "below", "equal": "inside"}  # the direction that agrees with the paper's claim
 SCORES = ("AP", "AP50", "AP75")
 TELLS = f"""\
-In per cent; mean ± standard deviation over the seeds. A difference is to the last row, seed by seed: both
+In per cent; mean ± standard deviation over n seeds. A difference is to the last row, seed by seed: both
 networks have the same pictures in the same order, and the same initial weights where they have the same
-layers. It is beyond the spread if the {CONFIDENCE:.0%} interval of its mean (Student's t) does not hold 0."""
+layers. It is beyond the spread if the {100 * CONFIDENCE:.0f} % interval of its mean (Student's t) does not hold 0.
+"Agrees" means with the paper."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,9 @@ def verdict(difference: Difference | None, claim: str | None) -> str:
     if direction is None:
         return "one seed tells no spread"
     said = "inside the spread" if direction == "inside" else direction
-    if claim is None:
-        return said
-    if direction == "inside":
-        return f"{said}, as in the paper" if claim == "equal" else f"{said}; in the paper below"
-    return f"{said}, as in the paper" if direction == claim else f"{said}; in the paper {claim}"
+    if claim is None or (direction == "inside" and claim == "below"):
+        return said  # too little to say either
+    return f"{said}, {'agrees' if direction == _EXPECTED[claim] else 'disagrees'}"
 
 
 def table(ablation: Ablation, results: Results, seeds: int) -> str:
@@ -98,7 +98,7 @@ def _comparison(ablation: Ablation, comparison: Comparison, results: Results) ->
             *(f"{'paper ' * (name == 'AP')}{name}" for name in SCORES),
             *(f"{'ours ' * (name == 'AP')}{name}" for name in SCORES),
             *(f"{other} {name}" for other, name in also),
-            "seeds",
+            "n",
             f"Δ{metric} paper",
             f"Δ{metric} ours",
             f"{metric} is",
