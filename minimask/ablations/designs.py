@@ -29,7 +29,7 @@ class Training:
     """
 
     objects: tuple[int, int] = (1, 3)
-    steps: int = 1500
+    steps: int = 1300
     batch_size: int = 2
     learning_rate: float = 0.04
     warmup_steps: int = 50
