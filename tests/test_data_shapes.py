@@ -77,7 +77,7 @@ def test_shapes_have_the_area_of_their_formula(name):
         def uniform(self, *_):
             return self.answers.pop(0)
 
-    mask = dataset._shape(CORNERS[name], Middle())
+    mask = dataset._shape(name, Middle())
     assert mask.sum() == pytest.approx(np.pi * 50**2, rel=0.01)
     x1, _, x2, _ = tight_boxes(mask[None])[0]
     longest = {"circle": 2.0, "square": np.sqrt(2 * np.pi), "triangle": np.sqrt(4 * np.pi / np.sqrt(3))}[name]

@@ -145,6 +145,16 @@ def _share(text: str) -> float:
     return value
 
 
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, is {text!r}")
+    return value
+
+
 def _name(text: str) -> str:
     if not text:  # as a variable of the shell that is not set gives it
         raise argparse.ArgumentTypeError("is empty; give a name")
@@ -208,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     gradcheck.add_argument("names", nargs="*", metavar="NAME", help="Functions to check; all by default")
     _add_misalign(command)
+    _add_ablate(command)
     command(commands.info, text="versions, BLAS, threads, GPU")
     return parser
 
@@ -396,3 +407,19 @@ def _add_misalign(command) -> None:
     add("--boxes", type=_whole(1), default=20_000, metavar="N", help="to search for the worst (20000)")
     add("--seed", type=_whole(0), default=0, help="of the boxes (0)")
     _take(misalign, "output")
+
+
+def _add_ablate(command) -> None:
+    ablate = command(
+        commands.ablate,
+        text="compare the paper's choices by training",
+        epilog="examples:\n"
+        "  minimask ablate roi-layer\n"
+        "  minimask ablate mask-loss --seeds 3 --minutes 30 --output mask-loss",
+    )
+    add = ablate.add_argument
+    add("name", type=_name, metavar="NAME", help="of the ablation")
+    add("--seeds", type=_whole(1, 1000), metavar="N", help="runs of each network (5)")
+    add("--minutes", type=_minutes, metavar="M", help="stop after these, with the table of what is done")
+    add("--output", type=_name, metavar="DIR", help="made if it does not exist (ablate-NAME)")
+    _take(ablate, "device")

@@ -5,6 +5,7 @@ wrong argument are answered at once.
 """
 
 import argparse
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from minimask import config as configuration
 from minimask.command import sources
 from minimask.command.telling import drawing, note, tell
-from minimask.errors import one_line
+from minimask.errors import InputError, one_line
 
 SHOWN_ABOVE = 0.5
 
@@ -227,6 +228,47 @@ def misalign(arguments: argparse.Namespace) -> int:
     print()
     tell(f"{output / 'misalign.json'}{figures}")
     return 0
+
+
+def ablate(arguments: argparse.Namespace) -> int:
+    """Train small networks that differ in one of the paper's choices on generated stars, several seeds of
+    each from the same weights and pictures, and print their AP beside the paper's, with its spread and
+    whether the direction is the same (docs/ablations.md). The output directory gets a folder for each run and
+    table.md. Ctrl-C finishes the step and saves; the same command goes on, and finished runs stay. The
+    ablations: roi-layer, sampling, mask-loss, class-agnostic, mask-branch, multi-task.
+    """
+    import difflib
+
+    from minimask.ablations.designs import ABLATIONS
+    from minimask.ablations.runs import run
+    from minimask.ablations.table import table
+    from minimask.files import check_output_directory, write_text
+
+    name = arguments.name
+    if name not in ABLATIONS:
+        near = difflib.get_close_matches(name, ABLATIONS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ABLATIONS)}"
+        raise InputError(f"ablate: there is no ablation {name!r}; {hint}")
+    ablation, output = ABLATIONS[name], check_output_directory(arguments.output or f"ablate-{name}")
+    seeds = arguments.seeds or ablation.seeds
+    seconds = None if arguments.minutes is None else 60 * arguments.minutes
+    finished = run(ablation, output, seeds, note, arguments.device, seconds)
+    shown = table(ablation, finished.results, seeds)
+    write_text(output / "table.md", f"{shown}\n")
+    left = f"{len(finished.results)} of {finished.of} runs are done, all is saved"
+    go_on = f"{left}; go on with: {_ablate_command(arguments, output)}"
+    if finished.stopped_by is not None:
+        print(f"minimask: {one_line(go_on)}", file=sys.stderr)
+        return 128 + finished.stopped_by
+    print(f"{shown}\n")
+    tell(f"{output / 'table.md'}: this table" if finished.complete else f"time is up: {go_on}")
+    return 0
+
+
+def _ablate_command(arguments: argparse.Namespace, output: Path) -> str:
+    words = ["minimask", "ablate", arguments.name, "--output", str(output)]
+    words += ["--seeds", str(arguments.seeds)] if arguments.seeds else []
+    return shlex.join([*words, "--device", arguments.device] if arguments.device != "cpu" else words)
 
 
 def info(arguments: argparse.Namespace) -> int:

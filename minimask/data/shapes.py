@@ -80,8 +80,8 @@ class Shapes:
         whole: list[np.ndarray] = []  # masks of the shapes placed so far, each (size, size) bool
         visible: list[np.ndarray] = []  # what later shapes leave of them
         for _ in range(rng.integers(*self.objects, endpoint=True)):
-            label = int(rng.integers(len(CORNERS))) + 1
-            shape = self._shape(CORNERS[self.class_names[label - 1]], rng)
+            label = int(rng.integers(len(self.class_names))) + 1
+            shape = self._shape(self.class_names[label - 1], rng)
             rest = [mask & ~shape for mask in visible]
             hides = any(after.sum() < MIN_VISIBLE * before.sum() for after, before in zip(rest, whole))
             if hides or shape.sum() < MIN_PIXELS:
@@ -143,8 +143,9 @@ class Shapes:
         """(3, 1): a colour with one channel brighter than any background's."""
         return rng.permuted([rng.uniform(0.7, 1.0), rng.uniform(0.0, 1.0), rng.uniform(0.0, 0.6)])[:, None]
 
-    def _shape(self, corners: int, rng: np.random.Generator) -> np.ndarray:
+    def _shape(self, name: str, rng: np.random.Generator) -> np.ndarray:
         """(size, size) bool: pixels whose centre lies in a regular polygon, or in a circle for 0 corners."""
+        corners = CORNERS[name]
         # of the circle of the same area
         radius = rng.uniform(*self.radius) if self.radius else rng.uniform(1 / 14, 1 / 5) * self.size
         middle = rng.uniform(0.0, self.size, (2, 1))

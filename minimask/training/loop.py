@@ -47,7 +47,7 @@ class Outcome:
     step : int
         Steps done; fewer than configured when it was stopped.
     stopped_by : int or None
-        The signal that stopped it.
+        The signal that stopped it, or 0 if the watch had enough (`Watch.enough`).
     checkpoint : Path
     early : bool
         Whether it ended for want of a better validation (``train.patience``).
@@ -74,6 +74,7 @@ def train(
     device: str = "cpu",
     start: Start | None = None,
     watch: Watch | None = None,
+    build: Callable[..., Any] = build_model,
 ) -> Outcome:
     """Train a model, leaving checkpoint.npz, config.toml, losses.csv and log.jsonl in a directory.
 
@@ -97,6 +98,9 @@ def train(
         Weights to begin with (`minimask.models.starting.start_from`); not looked at when resuming.
     watch : Watch, optional
         Validates and draws on the way, and changes nothing of the weights; leaves best.npz.
+    build : callable (config, num_classes, device, num_keypoints) -> model
+        Makes the model with its random weights; by default the one that the configuration names. What reads
+        checkpoints (`minimask predict`) knows no others.
 
     Raises
     ------
@@ -112,25 +116,25 @@ def train(
     if line := without_a_fall(config.train):
         note(line)
     with locked(output) if world.rank == 0 else contextlib.nullcontext():
-        return _train(config, dataset, output, resume, note, device, world, start, watch or Watch())
+        prepared = _prepared(config, dataset, output, None if resume else start, note, device, world, build)
+        return _train(config, output, resume, note, device, world, watch or Watch(), *prepared)
 
 
 def _train(
     config: Config,
-    dataset: Any,
     output: Path,
     resume: bool,
     note: Callable[[str], None],
     device: str,
     world: distributed.World,
-    start: Start | None,
     watch: Watch,
+    keeper: Keeper,
+    batches: Batches,
 ) -> Outcome:
     options = config.train
-    keeper, batches = _prepared(config, dataset, output, None if resume else start, note, device, world)
     model, optimizer, part = keeper.model, keeper.optimizer, batches.part
     first = _begin(keeper, output / CONFIG, resume, note)
-    rate, stopped_by, early = learning_rate(options), 0, False
+    rate, stopped_by, early, left = learning_rate(options), 0, False, False
     model.train()
     with (
         np.errstate(all="ignore"),  # overflow shows as a loss or gradient that is not finite, which stops us
@@ -157,8 +161,9 @@ def _train(
             if index == first:
                 _note_memory(note, device)
             stopped_by = world.highest(stop.signal or 0)  # one process's signal stops all, at the same step
+            left = bool(watch.enough) and bool(world.highest(int(watch.enough())))
             due = validations.are_due(step)
-            if step % options.save_every == 0 or step == options.steps or stopped_by or due:
+            if step % options.save_every == 0 or step == options.steps or stopped_by or left or due:
                 losses.sync()
                 log.sync()
                 keeper.save()
@@ -166,7 +171,7 @@ def _train(
             if due:  # left at once if the run is to stop; a resumed one makes up for it
                 early = validations.after(step)
                 stopped_by = world.highest(stop.signal or 0)
-            if stopped_by or early:
+            if stopped_by or left or early:
                 break
             began = time.monotonic()
     # A signal in the very last step stops nothing but the validation after it.
@@ -183,12 +188,13 @@ def _prepared(
     note: Callable[[str], None],
     device: str,
     world: distributed.World,
+    build: Callable[..., Any],
 ) -> tuple[Keeper, Batches]:
     """The model and its optimizer, in a keeper, and the images of each step."""
     world.use(device)
     skeleton = getattr(dataset, "skeleton", None)
     keypoints = len(skeleton.names) if skeleton else 0
-    model = build_model(config, len(dataset.class_names) + 1, device, keypoints)
+    model = build(config, len(dataset.class_names) + 1, device, keypoints)
     if start:
         fill(model, start, note, dataset.class_names)
     options, changes = config.train, augmentation(config.data)

@@ -12,7 +12,7 @@ class StopSignals:
     """Turns the first Ctrl-C or SIGTERM into a request, ``signal``, to be met between two steps.
 
     The second one ends the program at once. Outside the main thread, to which Python delivers signals,
-    nothing is caught.
+    nothing is caught. One within another hands on what it caught when it ends: the work around it stops, too.
     """
 
     def __init__(self, tell: bool = True):
@@ -28,6 +28,9 @@ class StopSignals:
     def __exit__(self, *exception) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+            around = getattr(handler, "__self__", None)
+            if isinstance(around, StopSignals):
+                around.signal = around.signal or self.signal
 
     def _caught(self, number: int, frame) -> None:
         if self.signal is None:

@@ -32,11 +32,14 @@ class Watch:
         Draws the curves of what the directory holds so far.
     command : str
         What the run was started by, for the log.
+    enough : callable () -> bool, optional
+        Asked after each step; once it is true, the run saves and stops, as for Ctrl-C.
     """
 
     validate: Callable[[Any, int, GoOn], dict[str, Any] | None] | None = None
     draw: Callable[[], None] | None = None
     command: str = ""
+    enough: Callable[[], bool] | None = None
 
 
 class Validations:
