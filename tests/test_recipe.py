@@ -136,6 +136,30 @@ def test_crops_hold_the_large_objects_and_a_few_of_them(side, count, image, fact
     assert value_of(recipe.crop, statistics, f"model.magnification={factor}") == crop
 
 
+@pytest.mark.parametrize(
+    ("sides", "name"),
+    [([23.9] * 3, "fine"), ([24.0] * 3, "small"), ([5.0, 24.0, 90.0], "small"), ([], "small")],
+)
+def test_small_objects_get_the_network_with_finer_maps(sides, name):
+    choice = recipe.network(data(sides))
+    assert choice.values == {"model.name": f"maskrcnn_{name}"} and one_line(choice.reason) == choice.reason
+
+
+def test_crops_of_the_finer_maps_are_no_larger_than_they_bear():
+    fine = replace(SMALL, strides=(2, 4, 8, 16, 32))
+    assert value_of(recipe.crop, data([400] * 9, image=(1000, 1000)), network=fine) == 256
+    assert value_of(recipe.crop, data([400] * 9, image=(1000, 1000))) == 448
+
+
+@pytest.mark.parametrize(
+    ("image", "crop", "repeats"),
+    [((383, 383), 256, False), ((384, 384), 256, True), ((128, 1152), 256, True), ((4000, 4000), 0, False)],
+)
+def test_images_repeat_where_crops_show_a_small_part_of_them(image, crop, repeats):
+    statistics = data([30] * 3, image=image)
+    assert value_of(recipe.repeat_by_size, statistics, f"data.crop={crop}") == repeats
+
+
 def test_the_share_of_missed_objects_is_that_of_all_anchors():
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 190, (60, 2))
@@ -327,7 +351,9 @@ def test_exotic_data_sets_get_a_recipe_that_can_be_built(name):
     built = network_of(found.config, EXOTIC[name])
     assert built.anchor_sizes == found.config.model.anchor_sizes
     assert resolved(found.config).model == found.config.model
-    assert found.config.model.name == ("keypointrcnn_small" if name == "keypoints" else "maskrcnn_small")
+    fine = name in ("a pixel each", "300 objects", "an image of one pixel")
+    small = "maskrcnn_fine" if fine else "maskrcnn_small"
+    assert found.config.model.name == ("keypointrcnn_small" if name == "keypoints" else small)
     assert all("nan" not in row.reason for row in found.rows)
 
 

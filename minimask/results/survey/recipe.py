@@ -32,12 +32,21 @@ class Choice:
 Rule = Callable[[Statistics, Config, Network], Choice]
 
 
+FINE_BELOW = 24.0  # pixels of the image: six cells of maskrcnn_small's finest map
+
+
 def network(data: Statistics) -> Choice:
-    """The small network, for boxes and masks or for keypoints."""
+    """A small network, which learns from random weights: for keypoints, for small objects, or for others."""
     if data.keypoints:
         reason = f"the objects have {data.keypoints} keypoints; model.with_masks adds masks"
         return Choice(reason, {"model.name": "keypointrcnn_small"})
-    return Choice("learns from random weights, on any computer", {"model.name": "maskrcnn_small"})
+    if not len(data.boxes):
+        return Choice("learns from random weights, on any computer", {"model.name": "maskrcnn_small"})
+    middle = float(np.median(data.sides))
+    why = f"the median object has {middle:.3g} px"
+    if middle < FINE_BELOW:
+        return Choice(f"{why}, few cells of a coarser map", {"model.name": "maskrcnn_fine"})
+    return Choice(f"{why}, cells enough of a map at stride 4", {"model.name": "maskrcnn_small"})
 
 
 TOO_SMALL, ENOUGH = 3, 4  # cells of the finest map
@@ -83,7 +92,8 @@ def max_size(data: Statistics, config: Config, network: Network) -> Choice:
     return Choice(f"prediction does not shrink what training saw in crops{less}", {"model.max_size": largest})
 
 
-CROPS = (256, 320, 384, 448)  # pixels of the input; two crops of 448 are what two cores bear
+CROPS = (256, 320, 384, 448)  # pixels of the input
+CELLS = 128  # a side of the finest map, which two cores bear in two crops
 ROOM = 1.5  # the crop's side in those of a large object
 A_FEW = 3.0  # objects in a crop
 
@@ -93,10 +103,11 @@ def crop(data: Statistics, config: Config, network: Network) -> Choice:
     if network.scales_itself:
         return Choice("the network scales whole images to a size of its own", {"data.crop": 0})
     factor = config.model.magnification or network.transform.magnification
+    bearable = [c for c in CROPS if c <= CELLS * network.strides[0]]
     longest = float(factor * np.quantile(data.longest, 0.95)) if len(data.boxes) else 0.0
-    side = next((c for c in CROPS if c >= ROOM * longest), CROPS[-1])
+    side = next((c for c in bearable if c >= ROOM * longest), bearable[-1])
     wanted = min(A_FEW, float(data.counts.mean()))
-    fuller = [c for c in CROPS if c >= side and objects_in(data, c / factor) >= wanted]
+    fuller = [c for c in bearable if c >= side and objects_in(data, c / factor) >= wanted]
     reason = f"95 % of the objects are shorter than {longest / factor:.3g} px"
     if side < ROOM * longest:
         reason += ", but larger crops would be slow"
@@ -106,6 +117,18 @@ def crop(data: Statistics, config: Config, network: Network) -> Choice:
     if factor * data.sizes.max() <= 1.25 * side:
         return Choice(f"whole images, none longer than {data.sizes.max()} px", {"data.crop": 0})
     return Choice(reason, {"data.crop": max(1, round(side / factor))})
+
+
+REPEATED = 1.5  # times the crop's side, in the root of an image's area
+
+
+def repeat_by_size(data: Statistics, config: Config, network: Network) -> Choice:
+    """Of a large image a crop shows a small part: without it, its objects would be seen too seldom."""
+    if not config.data.crop:
+        return Choice("images are taken whole", {"data.repeat_by_size": False})
+    times = float(np.sqrt(data.sizes.prod(axis=1)).max()) / config.data.crop
+    some = f"the largest image is {times:.2g} crops wide and high"
+    return Choice(some, {"data.repeat_by_size": times >= REPEATED})
 
 
 def objects_in(data: Statistics, crop: float) -> float:
@@ -297,6 +320,7 @@ RULES: tuple[Rule, ...] = (
     magnification,
     max_size,
     crop,
+    repeat_by_size,
     anchor_sizes,
     canonical_scale,
     rois,
