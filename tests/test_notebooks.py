@@ -5,6 +5,7 @@ import base64
 import importlib.metadata
 import importlib.util
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+
+from minimask.lessons import cuda_on_cpu
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools" / "notebooks.py"
@@ -228,6 +231,27 @@ def test_the_first_cell_installs_the_wheel_that_the_environment_names(wheel, tmp
     assert lines[-1].startswith(f"minimask {importlib.metadata.version('minimask')}; CuPy: ")
 
 
+def test_without_a_compiler_the_notebook_of_kernels_stops_in_one_line_before_it_has_overwritten_anything():
+    book = nbformat.read(ROOT / "tutorials" / "06_cuda_kernels.ipynb", as_version=nbformat.NO_CONVERT)
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    code = "import json, os, sys; from IPython.core.interactiveshell import InteractiveShell as Shell; "
+    code += "cells = json.load(sys.stdin); os.environ['PATH'] = ''; run = Shell.instance().run_cell; "
+    code += "print('cells run:', next(i for i, cell in enumerate(cells) if not run(cell).success))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps([cell.source for cell in cells]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    *_, why, run = result.stdout.splitlines()
+    assert "no g++" in why and "Traceback" not in result.stdout
+    stopped = int(run.removeprefix("cells run: "))
+    assert "nothing is run" in cells[stopped].source
+    assert all(not cell.outputs for cell in cells[1:stopped])  # those before it have nothing to lose
+
+
 # ------------------------------------------------------------------------------- from a wheel, elsewhere
 
 
@@ -272,6 +296,8 @@ def installed(wheel, tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_notebook_runs_from_an_installed_wheel_in_its_fast_setting(name, installed, tmp_path):
+    if name.startswith("06") and cuda_on_cpu.compiler() is None:
+        pytest.skip("no g++ on Linux to run CUDA kernels with")
     where = [installed, "-c", "import minimask; print(minimask.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
     assert Path(found).is_relative_to(installed.parent.parent)

@@ -113,7 +113,6 @@ def execute(name: str) -> nbformat.NotebookNode:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
     made = notebook(name, source_cells(name))
-    os.environ["MINIMASK_CLONE"] = str(TUTORIALS.parent)  # where a notebook finds the tests' tools
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             made,

@@ -5,7 +5,7 @@
 #
 # **Time** 90 minutes to read, derive and try; it runs in half a minute. **Needs** notebook 01 (backward
 # passes, and how to check one). The anchors of 04 help, but a box is a box. No GPU, no downloads; the last
-# section steps through CUDA code if there is g++, and says so if there is none.
+# section steps through CUDA code if there is g++ on Linux, and says so if there is none.
 #
 # A detector finds boxes of any size, and its heads want features of *one* size, say 7 x 7. The layer
 # between them, a **RoI layer** (RoI: *region of interest*), is the place where Mask R-CNN differs from its
@@ -47,18 +47,20 @@ print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and no
 # %%
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minimask import Tensor, data, exercises, misalign, tutorial
+from minimask import Tensor, backend, data, exercises, misalign, tutorial
 from minimask import functions as F
 from minimask.kernels import roi_align as align
 from minimask.kernels import roi_pool as pool
 from minimask.kernels import roi_warp as warp
 from minimask.kernels.roi_align import Plan, Sampling
 from minimask.kernels.roi_integral import roi_integral, roi_integral_gradient
-from minimask.lessons import explorer
+from minimask.lessons import cuda_on_cpu, explorer
+from minimask.lessons.cuda_on_cpu.launches import Launches
 from minimask.tutorial import BLUE, GREY, ORANGE, RED, source
 
 STRIDE = 16  # input pixels a cell of the feature map
@@ -745,31 +747,15 @@ first = next(i for i, line in enumerate(lines) if "__global__ void roi_align_bac
 print("\n".join(lines[first : lines.index("}", first) + 1]))
 
 # %% [markdown]
-# Here comes what cannot be done on a GPU: **stop the time**. minimask's tests compile this very file with
-# g++ and run its threads one after the other (`tests/cuda_on_cpu/`, described in
-# [docs/kernels.md](../docs/kernels.md)), and they can say what a single thread did to memory, line by line.
-# This needs Linux, g++ and a clone of the repository; elsewhere the following cells say that they skip, and
-# you read the outputs that are stored here.
-
+# Here comes what cannot be done on a GPU: **stop the time**. `minimask.lessons.cuda_on_cpu` compiles this
+# very file with g++ and runs its threads one after the other ([docs/kernels.md](../docs/kernels.md) describes
+# it), and it can say what a single thread did to memory, line by line. This needs Linux and g++. Without
+# them, read the outputs that are stored here *before* you run the cells of this section: they then print
+# nothing.
 
 # %%
-def find_harness():
-    """The tests' CUDA harness and the launcher of the RoI kernels; or why there are none."""
-    for folder in (Path(minimask.__file__).parent.parent, *Path.cwd().parents, Path.cwd()):
-        if (folder / "tests" / "cuda_on_cpu").is_dir():
-            sys.path.insert(0, str(folder))
-            break
-    else:
-        return None, None, "this is no clone of minimask's repository, and the harness is in its tests/"
-    try:
-        from tests import cuda_on_cpu, test_roi_kernels
-    except ImportError as error:
-        return None, None, f"{error.name} is not installed"
-    return cuda_on_cpu, test_roi_kernels, None if cuda_on_cpu.compiler() else "there is no g++, or no Linux"
-
-
-cuda, roi_kernels, why_not = find_harness()
-print(f"skipping what follows: {why_not}" if why_not else "g++ and the harness are there")
+can_run = cuda_on_cpu.compiler() is not None
+print("g++ is there" if can_run else "there is no g++, or no Linux: the cells of this section do nothing")
 
 # %% [markdown]
 # One box, 3 x 3 bins, one sampling point in each ($n = 1$). Nine threads; we follow number 4, which has the
@@ -783,10 +769,10 @@ A1 = Plan.build(rois[:1], None, [x.shape], (1 / STRIDE,), one, np.float64).matri
 
 def step_through(name, thread, *args, **arrays):
     """Run a kernel of nine threads, and print what one of them does to memory."""
-    kernel = cuda.load(cuda_source, [f"{name}<double>"], watch=True).get_function(f"{name}<double>")
+    kernel = cuda_on_cpu.load(cuda_source, [f"{name}<double>"], watch=True).get_function(f"{name}<double>")
     sizes = [np.int32(1)] * 3  # R, N, C
     steps = kernel.trace(
-        (1,), (9,), (*args, *sizes, roi_kernels.sampling(one)), thread_index=(thread,), arrays=arrays
+        (1,), (9,), (*args, *sizes, align.struct_sampling(one)), thread_index=(thread,), arrays=arrays
     )
     for step in steps:
         what = f"{step.kind:<5} {step.array}[{', '.join(map(str, step.index))}]"
@@ -794,9 +780,9 @@ def step_through(name, thread, *args, **arrays):
     return steps
 
 
-if not why_not:
+if can_run:
     level, y = np.zeros(1, np.int32), np.zeros((1, 1, 3, 3))
-    maps = roi_kernels.maps([x], [1 / STRIDE])
+    maps = align.maps([x], [1 / STRIDE])
     steps = step_through("roi_align_forward", 4, maps, rois[:1], level, y, np.uintp(0), x=x)
     read = [step.index for step in steps if step.array == "x"]
     assert len(read) == 4 and [step.index for step in steps if step.kind == "write"] == [(0, 0, 1, 1)]
@@ -809,9 +795,9 @@ if not why_not:
 # the same four cells.
 
 # %%
-if not why_not:
+if can_run:
     gx = np.zeros_like(x)
-    maps = roi_kernels.maps([gx], [1 / STRIDE])
+    maps = align.maps([gx], [1 / STRIDE])
     steps = step_through("roi_align_backward", 4, upstream, np.uintp(0), rois[:1], level, maps, gx=gx)
     assert [step.index for step in steps if step.kind == "add"] == read
     np.testing.assert_allclose(gx.ravel(), A1.T @ upstream.ravel(), rtol=1e-14)
@@ -823,14 +809,21 @@ if not why_not:
 # The harness knows who touched what, so it finds the race *in any order*, even one in which the result
 # happens to be right:
 
+
 # %%
-if not why_not:
+def gradient_by_kernel(gy, rois, how, **options):
+    """The gradient of the map by the naive kernel, run on the CPU."""
+    with mock.patch.object(backend, "launch", Launches(**options)), backend.reference_only():
+        (gx,) = align.OnDevice(rois, None, (1 / STRIDE,), how).backward(gy, None, [x.shape])
+    return gx
+
+
+if can_run:
     wrong = cuda_source.read_text(encoding="utf-8")
     wrong = wrong.replace("atomicAdd(gx + pixel[q], weight[q] * share)", "gx[pixel[q]] += weight[q] * share")
-    launcher = roi_kernels.Launcher(wrong, watch=True, grid=(1,), block=9)
     try:
-        launcher.align_gradient(upstream, np.uintp(0), rois[:1], None, [x.shape], (1 / STRIDE,), one)
-    except cuda.KernelError as error:
+        gradient_by_kernel(upstream, rois[:1], one, watch=True, sources={"roi_align": wrong})
+    except cuda_on_cpu.KernelError as error:
         print(error)
         assert "race" in str(error)
     else:
@@ -842,15 +835,13 @@ if not why_not:
 # run, in every framework. On the CPU we can choose the order:
 
 # %%
-if not why_not:
+if can_run:
     crowd = np.tile(rois[:1], (40, 1)).astype(np.float32)
     crowd[:, 1:] += rng.uniform(-8, 8, (40, 4))
     gy = rng.normal(size=(40, 1, 7, 7)).astype(np.float32)
-    how, none = Sampling((7, 7), 2, True), np.uintp(0)
     sums = {}
     for order in ("forward", "reverse", "shuffled"):
-        launcher = roi_kernels.Launcher(order=order)
-        (sums[order],) = launcher.align_gradient(gy, none, crowd, None, [x.shape], (1 / STRIDE,), how)
+        sums[order] = gradient_by_kernel(gy, crowd, Sampling((7, 7), 2, True), order=order)
         differs = np.abs(sums[order] - sums["forward"]).max() / np.abs(gy).max()
         print(f"threads in {order:<8} order: differs by {differs:.0e}")
         assert differs < 1e-5
