@@ -507,11 +507,13 @@ assert single.best("central") > 1e-7
 # %% [markdown]
 # Look at the right half. Where $\varepsilon = 10^{-7}$ there is no good step any more: the best of central
 # differences is near $\varepsilon^{2/3} \approx 2 \cdot 10^{-5}$, at a step that you must guess, and at the
-# step that is best for float64 the error is above one percent. **Check gradients in float64**, even if you
+# step that is best for float64 the error is near one percent. **Check gradients in float64**, even if you
 # train in float32.
 #
 # `minimask.gradcheck` does just that: five points, $h = 10^{-5}$, several random $v$, for each input alone
-# and for all together. It wants a relative error below $10^{-6}$, which leaves four orders of magnitude for
+# and for all together. Its *relative error* is that of the plots above, $|n - d| / (|n| + |d|)$ for the
+# numeric slope $n$ and the derived one $d$: 0 where they agree, 1 where the sign is wrong, and half the share
+# by which a nearly right $d$ is off. It wants less than $10^{-6}$, which leaves four orders of magnitude for
 # a wrong gradient to be noticed in.
 
 # %%

@@ -369,14 +369,16 @@ OPTIONS = {
     ),
 }
 matrices = {name: matrix(*what) for name, what in OPTIONS.items()}
-_, axes = plt.subplot_mosaic(
-    "000111155\n000222255\n000333355\n000444455", figsize=(13, 6.6), layout="constrained"
-)
-for axis, (name, made) in zip((axes[key] for key in "012345"), matrices.items()):
+side, wide, high = 0.085, 13.2, 5.2  # of a square, which is the same in all six, and of the figure, in inches
+places = ((0.5, 0.6), (4.3, 2.6), (4.3, 0.9), (8.1, 2.6), (8.1, 0.9), (11.9, 0.6))  # left, bottom
+figure = plt.figure(figsize=(wide, high))
+for (left, bottom), (name, made) in zip(places, matrices.items()):
+    size = made.shape[1] * side / wide, made.shape[0] * side / high
+    axis = figure.add_axes((left / wide, bottom / high, *size))
     axis.imshow(np.where(made == 0, np.nan, made), cmap="viridis", vmin=0, vmax=9)
-    title = f"{name}\n{made.shape[0]} outputs, {made.shape[1]} pixels, {np.count_nonzero(made)} products"
-    axis.set(title=title, xlabel="pixel", ylabel="output")
-    axis.title.set_fontsize(10)
+    title = name.replace(", padding", ",\npadding") + f"\n{made.shape[0]} outputs, {made.shape[1]} pixels,"
+    axis.set_title(title + f"\n{np.count_nonzero(made)} products", fontsize=9)
+    axis.set(xlabel="pixel", ylabel="output")
     axis.set_yticks(range(0, len(made), 3 if len(made) < 10 else 5))
 plt.show()
 
@@ -424,7 +426,7 @@ source(
 # * its **rows** are the image, moved by $(i, j)$, one for each element of the kernel.
 #
 # Below, a 3 x 3 kernel with dilation 6, so that the rows are moved far enough to be seen: nine moved images, and
-# three windows.
+# three windows, each in one colour: its column, its pixels in the unmoved image (row 4), and what it holds.
 
 # %%
 crop = slide[132:180, 136:184][None, None]
@@ -455,10 +457,14 @@ for row, name in enumerate("012345678"):
     axes[name].imshow(patches[row].reshape(48, 48), cmap="gray")
     axes[name].set(title=f"row {row}", xticks=[], yticks=[])
 windows_at = (17 * 48 + 14, 20 * 48 + 24, 23 * 48 + 34)
-for column, name in zip(windows_at, "abc"):
+for column, name, colour in zip(windows_at, "abc", (BLUE, ORANGE, GREEN)):
     window = patches[:, column].reshape(3, 3)
     axes[name].imshow(window, cmap="gray", vmin=patches.min(), vmax=patches.max())
     axes[name].set(title=f"column {column}", xticks=[], yticks=[])
+    axes[name].spines[:].set(color=colour, lw=4)
+    axes["P"].axvline(column, color=colour, lw=1.5)  # the column itself, and below the pixels that it copies
+    (down, across), around = divmod(column, 48), apart * np.arange(-1, 2)
+    axes["4"].plot(*np.meshgrid(across + around, down + around), "s", ms=3, color=colour)
 plt.show()
 
 counted = im2col.col2im(np.ones((1, 1, 3, 3, 48, 48)), g)[0, 0]
@@ -999,7 +1005,8 @@ for axis, values, title in zip(axes, (counted, found), ("number of paths", "rand
     shown = axis.imshow(np.log2(values), **scale)
     axis.set(title=title, xlabel="column modulo 16 (pixels)", ylabel="row modulo 16 (pixels)")
     axis.set(xticks=range(0, 16, 3), yticks=range(0, 16, 3))
-plt.colorbar(shown, ax=axes[1], label="log2 of the value over its mean")
+plt.colorbar(shown, ax=axes[:2], label="log2 of the value over its mean", pad=0.02, aspect=30)
+axes[0].figure.get_layout_engine().set(wspace=0.06)
 ratios = {}
 for name, (layers, colour, style) in DESIGNS.items():
     profile = np.sqrt(paths(128, layers).diagonal())[48:81]  # far from the border
@@ -1013,7 +1020,11 @@ axes[2].set(
 )
 axes[2].legend(fontsize=8, ncols=2, loc="upper center")
 plt.show()
-print("most paths of a pixel over fewest:", {name: f"{ratio:.3g}" for name, ratio in ratios.items()})
+print("most paths of a pixel over fewest:")
+for name, ratio in ratios.items():
+    print(f"  {name:<35} {ratio:.3g}")
+
+# %%
 assert (
     ratios["3 x 3, stride 2"] == 64 and ratios["4 x 4, stride 2"] == 1 and list(ratios.values())[-1] == np.inf
 )

@@ -94,8 +94,9 @@ for i, (stage, width) in enumerate(FIELDS.items()):
     stride = 4 * 2**i
     column, row = x // stride * stride, y // stride * stride
     corner = column - width // 2, row - width // 2  # cell 0 of C2 sees pixels -17 to 17, and so on
-    axes.add_patch(Rectangle(corner, width, width, fill=False, ec=COLOURS[i], lw=2))
-    axes.add_patch(Rectangle((column, row), stride, stride, fc=COLOURS[i], zorder=5 - i, label=stage))
+    axes.add_patch(Rectangle(corner, width, width, fill=False, ec=COLOURS[i], lw=2, zorder=10))
+    cell = dict(fc=COLOURS[i], alpha=0.6, zorder=5 - i)  # the larger lies behind, and covers no frame
+    axes.add_patch(Rectangle((column, row), stride, stride, label=stage, **cell))
 axes.set(xlim=(-45, 430), ylim=(400, -110), xlabel="x in pixels", ylabel="y in pixels")
 axes.set_title("a cell (filled) and what it can see (frame)")
 axes.legend(loc="lower left", ncols=4)
@@ -633,7 +634,7 @@ assert np.allclose(measured, np.sqrt(2 * np.array(depths) / 3), rtol=0.25)
 
 # %% [markdown]
 # Now the real thing, ResNet-50's depth, untrained. The shortcuts keep it even narrower: part of the gradient takes
-# no step at all. Red frames: what the cell can see. White: the squares with a half (dashed) and with 95 % of the
+# no step at all. Each panel is as wide as the field asks for. Red frames: what the cell can see. White: the squares with a half (dashed) and with 95 % of the
 # squared gradient; their sides, in pixels, stand in the titles.
 
 
@@ -652,10 +653,11 @@ def blocks(e, n):
 
 
 sides = {}
-_, axes = plt.subplots(2, 4, figsize=(12, 6.4), sharex=True, sharey=True, layout="constrained")
+_, axes = plt.subplots(2, 4, figsize=(12, 6.4), layout="constrained")
 for axis, (name, e) in zip(axes.T.flat, seen.items()):
     first, last = extent(e)
-    density = blocks(e, 8)
+    reach = 0.6 * (last - first + 1)  # of the panel: a little more than the cell can see
+    density = blocks(e, 1 if reach < 60 else 4)
     drawn = axis.imshow(
         np.log10(np.maximum(density / density.max(), 1e-8)),
         cmap="cividis", vmin=-8, vmax=0, extent=(0, SIDE, SIDE, 0), interpolation="nearest",
@@ -668,8 +670,13 @@ for axis, (name, e) in zip(axes.T.flat, seen.items()):
     axis.set_title(
         f"{name}: sees {last - first + 1}; {sides[name][0]:.0f}, {sides[name][1]:.0f}", fontsize=10
     )
-    axis.set(xlabel="x in pixels", ylabel="y in pixels")
-    axis.label_outer()
+    middle = (first + last + 1) / 2
+    axis.set(xlim=(middle - reach, middle + reach), ylim=(middle + reach, middle - reach))
+    axis.tick_params(labelsize=8)
+for axis in axes[:, 0]:
+    axis.set(ylabel="y in pixels")
+for axis in axes[1]:
+    axis.set(xlabel="x in pixels")
 plt.colorbar(drawn, ax=axes, label="squared gradient, log10 of the largest", shrink=0.7)
 plt.show()
 print(f"gradient of a cell, squared and summed: C2 {seen['C2'].sum():.1f}, C5 {seen['C5'].sum():.1f}")
@@ -871,9 +878,10 @@ _, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
 place = np.arange(len(shifts))
 axes.bar(place - 0.2, 100 * np.array(kept["C2"]), 0.38, color=BLUE, label="C2")
 axes.bar(place + 0.2, 100 * np.array(kept["P2"]), 0.38, color=ORANGE, hatch="//", label="P2")
+axes.axhline(100 * np.finfo(np.float32).eps, color=GREY, ls="--", lw=1, label="last place of float32")
 axes.set(xticks=place, xticklabels=shifts, xlabel="shift of the image in pixels", ylabel="% of its norm")
-axes.set_title("by how much a map differs from its shifted self")
-axes.legend()
+axes.set(yscale="log", ylim=(1e-6, 1e3), title="by how much a map differs from its shifted self")
+axes.legend(ncols=3, loc="upper right")
 plt.show()
 print({name: [f"{v:.0e}" for v in values] for name, values in kept.items()})
 

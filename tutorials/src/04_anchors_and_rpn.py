@@ -690,7 +690,8 @@ for name, (model, log) in runs.items():
         axes[1].plot(log[:, 2], color=colour, ls=style, label=name)
 axes[0].axhline(np.log(2), color=GREY, lw=0.8)
 axes[0].set(xlabel="step", ylabel="loss, mean of 5 steps", title="thick: objectness, thin: box")
-axes[0].set(yscale="log", ylim=(2e-4, 1))
+axes[0].set(yscale="log", ylim=(2e-4, 50))
+axes[0].legend(fontsize=8, loc="upper right")
 axes[1].set(
     xlabel="step",
     ylabel="positives drawn, of 512",
@@ -785,7 +786,11 @@ maps = [
 maps = [m.repeat(1 << k, axis=0).repeat(1 << k, axis=1) for k, m in enumerate(maps)]  # all on P2's grid
 heat = axes[0, 1].imshow(np.max(maps, axis=0), cmap="cividis", extent=(0, wide, tall, 0))
 axes[0, 1].set_title("objectness: the best of all anchors of a cell")
-plt.colorbar(heat, ax=axes[0, 1], shrink=0.7, label="probability")
+inside = axes[0, 1].inset_axes((0.04, 0.14, 0.4, 0.04))  # so that all panels keep their size
+bar = plt.colorbar(heat, cax=inside, orientation="horizontal")
+bar.set_label("probability", color="white")
+inside.tick_params(colors="white")
+bar.outline.set_edgecolor("white")
 for axis, boxes, title, colour in (
     (axes[0, 2], out.anchors[chosen][large][top], "1. the 150 best anchors", BLUE),
     (axes[1, 0], clipped[large][top], "2, 3. decoded and clipped", ORANGE),
@@ -832,12 +837,15 @@ THRESHOLD = 0.5
 kept_boxes = nms(boxes, eight, THRESHOLD)
 
 _, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-for i, (x1, y1, _, _) in enumerate(boxes):
+for i, (x1, y1, x2, y2) in enumerate(boxes):
     stays = i in kept_boxes
     draw_boxes(
         axes[0], boxes[i], colors=GREEN if stays else GREY, lw=2.5 if stays else 1, ls="-" if stays else "--"
     )
-    axes[0].text(x1 + 0.4, y1 + 0.4, i, va="top", fontsize=9, weight="bold" if stays else "normal")
+    if stays:  # in the upper left corner, and the others in the lower right one, where they do not meet
+        axes[0].text(x1 + 0.6, y1 + 0.6, i, va="top", fontsize=9, weight="bold", color=GREEN)
+    else:
+        axes[0].text(x2 - 0.6, y2 - 0.6, i, ha="right", va="bottom", fontsize=9, color=GREY)
 axes[0].set(
     xlim=(0, 95),
     ylim=(70, 5),

@@ -314,7 +314,7 @@ three[0].imshow(A, aspect="auto", cmap="cividis")
 three[0].set(title="A: weights of the rows", xlabel="row v", ylabel="bin i")
 for axes, count, title in (
     (three[1], naive, "naive"),
-    (three[2], (naive > 0).astype(int), "a thread a pixel"),
+    (three[2], (naive > 0).astype(int), "one thread for each pixel"),
 ):
     picture = axes.imshow(count[: rows[-1] + 2, : columns[-1] + 2], cmap="cividis", vmin=0, vmax=naive.max())
     axes.set(title=f"{title}: {count.sum()} additions", xlabel="column u", ylabel="row v")

@@ -591,9 +591,9 @@ for i, (reading, colour, hatch) in enumerate(zip(readings, (BLUE, ORANGE, GREEN)
     )
     axes.bar_label(bars, fmt="%.2f", fontsize=9)
 axes.set_xticks(range(3), [f"class is {kind}" for kind in kinds])
-axes.set(ylabel="mean IoU of the masks", ylim=(0, 1.05), xlim=(-0.5, 3.6))
+axes.set(ylabel="mean IoU of the masks", ylim=(0, 1.05), xlim=(-0.5, 2.5))
 axes.set_title(f"{len(test_x)} objects that were not trained on")
-axes.legend(fontsize=9, loc="upper right")
+axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %%
@@ -629,8 +629,8 @@ asked = np.array(
         for own in (test_kinds["shape"] == k for k in (1, 2, 3))
     ]
 )
-figure = plt.figure(figsize=(11, 3.7), layout="constrained")
-grid = figure.add_gridspec(3, 9)
+figure = plt.figure(figsize=(9, 3.7), layout="constrained")
+grid = figure.add_gridspec(3, 5, width_ratios=(1, 1, 1, 1, 3.6))
 for row, k in enumerate((1, 2, 3)):
     i = np.flatnonzero(test_kinds["shape"] == k)[0]
     crop = np.clip(test_x[i].transpose(1, 2, 0) + 0.3, 0, 1)
@@ -640,7 +640,7 @@ for row, k in enumerate((1, 2, 3)):
         title = f"{CLASSES[c]}'s\nchannel" if row == 0 else ""
         picture(axes, sigmoid_array(y[i, c]), "", cmap="gray", vmin=0, vmax=1)
         axes.set_title(title, fontsize=9)
-axes = figure.add_subplot(grid[:, 5:])
+axes = figure.add_subplot(grid[:, 4])
 axes.imshow(asked, cmap="cividis", vmin=0, vmax=1)
 for (i, j), v in np.ndenumerate(asked):
     axes.text(j, i, f"{v:.2f}", ha="center", va="center", color="black" if v > 0.5 else "white")
@@ -812,7 +812,9 @@ axes[0].set(
     ylabel="best possible mask IoU",
     title="the box is the mask's ceiling",
 )
-axes[1].set(xlabel="best possible mask IoU", ylabel="share of RoIs below", title="how often it is how low")
+axes[1].set(
+    xlabel="best possible mask IoU", ylabel="share of RoIs below", title="how often a RoI allows no more"
+)
 for panel in axes:
     panel.legend()
     panel.grid(alpha=0.3)

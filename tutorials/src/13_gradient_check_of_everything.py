@@ -384,14 +384,12 @@ for panel, reach in zip(axes, (0.1, 3e-3, 1e-5)):
         kind: along(name, v, ts, lambda held=held: sum(head_losses(held)))
         for kind, held in (("held", record), ("moving", None))
     }
-    panel.plot(ts, curves["moving"], ".-", ms=3, lw=0.8, color=ORANGE, label="proposals move")
-    panel.plot(ts, curves["held"], "--", color=BLUE, lw=2, label="proposals held")
-    panel.set(
-        xlabel="t",
-        ylabel="$L_{cls} + L_{box} + L_{mask}$",
-        title=f"up to {reach:g}",
-    )
-    panel.ticklabel_format(style="sci", scilimits=(-2, 3), axis="x")
+    now = curves["held"][0]  # what is drawn is the difference from here
+    panel.plot(ts / reach, curves["moving"] - now, ".-", ms=3, lw=0.8, color=ORANGE, label="proposals move")
+    panel.plot(ts / reach, curves["held"] - now, "--", color=BLUE, lw=2, label="proposals held")
+    panel.set(xlabel=f"t / {reach:g}", title=f"t up to {reach:g}")
+    panel.ticklabel_format(style="sci", scilimits=(-2, 3), axis="y")
+axes[0].set_ylabel("change of $L_{cls} + L_{box} + L_{mask}$")
 axes[0].legend()
 plt.show()
 assert len(set(curves["held"])) == 1  # to the last bit: nothing of the heads depends on it

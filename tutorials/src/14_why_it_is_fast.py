@@ -75,7 +75,7 @@ for key in ("processor", "threads", "blas", "blas_kernel", "numpy"):
 # $$t \ge \max\left(\frac{F}{P},\; \frac{M}{B}\right), \qquad \text{so its speed is at most} \quad \frac{F}{t} \le \min\left(P,\; B \cdot I\right), \quad I = \frac{F}{M} .$$
 #
 # $I$ is the *intensity*: operations per byte. Over $I$ this bound is a slope and then a flat top, a **roofline**. Below the slope live operations that wait for memory, below the flat part
-# those that compute. We measure $P$ with a product of two matrices, and $B$ by copying an array that is too large for the caches.
+# those that compute. We measure $P$ with a product of two matrices, and $B$ by copying an array that is too large for the caches. (What else runs on the machine takes its share of $B$ above all: measure on a quiet one, and twice. $P$ is what BLAS reaches, not what the maker of the processor promises, so "100 % of $P$" below means as fast as BLAS.)
 
 
 # %%
@@ -125,9 +125,8 @@ P, B = (
     big.nbytes / seconds(lambda: in_shares(copy, len(big[0]))),
 )
 print(f"one thread:  {P1 / 1e9:6.0f} G operations/s  {B1 / 1e9:6.1f} G bytes/s")
-print(
-    f"{threads} threads:   {P / 1e9:6.0f} G operations/s  {B / 1e9:6.1f} G bytes/s: the corner is at {P / B:.0f} operations a byte"
-)
+print(f"{threads} threads:   {P / 1e9:6.0f} G operations/s  {B / 1e9:6.1f} G bytes/s")
+print(f"the corner is at {P / B:.0f} operations a byte")
 
 
 def roofline(axes):
@@ -318,19 +317,18 @@ axes.set(
     ylim=(0, None),
     xlabel="patches of a block (MiB)",
     ylabel="time (ms)",
-    title="Small blocks cost calls, large ones cost cache",
+    title="A convolution by blocks of rows, over their size",
 )
 axes.legend()
 axes.grid(alpha=0.3)
 plt.show()
 for count, times in by_size.items():
-    print(
-        f"{count} thread(s): best at {sizes[np.argmin(times)] * 4 / 2**20:.2f} MiB; smallest / best {times[0] / min(times):.2f}, largest / best {times[-1] / min(times):.2f}"
-    )
+    print(f"{count} thread(s): best at {sizes[np.argmin(times)] * 4 / 2**20:.2f} MiB;", end=" ")
+    print(f"smallest / best {times[0] / min(times):.2f}, largest / best {times[-1] / min(times):.2f}")
 
 # %% [markdown]
-# (A block has at least one row of the output. Sizes below that change nothing; there the curve begins flat.) Its left side is steeper than the books promise: a dozen NumPy calls a block cost about ten microseconds, and between the calls a thread must get the interpreter's lock back
-# from the other. So the best block in Python is larger than the best block in C. Measure, then believe.
+# (A block has at least one row of the output. Sizes below that change nothing; there the curve begins flat.) Small blocks cost time, by the first ratio printed above: a dozen NumPy calls a block cost about ten microseconds, and between the calls a thread must get the interpreter's lock back
+# from the other. Large ones should cost time, too, as they leave the cache; the second ratio says how much of it there is. Where it is within a few percent of 1, this layer does not care, and the books are right about other programs. The best block in Python is larger than the best block in C. Measure, then believe.
 #
 # ### A step that need not pay: short rows
 #
