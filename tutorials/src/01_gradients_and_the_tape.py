@@ -3,8 +3,8 @@
 # %% [markdown]
 # # 01 Gradients and the tape
 #
-# **Time** 60 minutes to read, derive and try; it runs in 15 seconds. **Needs** Python, NumPy, and to know
-# what a derivative and the chain rule are. No GPU, no downloads.
+# **Time** 2 to 3 hours with pencil, paper and exercises (an hour to read); it runs in 15 seconds. **Needs**
+# Python, NumPy, and to know what a derivative and the chain rule are. No GPU, no downloads.
 #
 # Mask R-CNN learns by one vector: the gradient of its loss. Nobody will hand it to us here. Every layer of
 # minimask has a backward pass that was derived on paper, and a *tape* of about a hundred lines chains them.

@@ -3,7 +3,7 @@
 # %% [markdown]
 # # 02 Convolution
 #
-# **Time** 75 minutes to read, derive and try; it runs in 30 seconds.
+# **Time** 4 hours with pencil, paper and exercises (an hour and a half to read); it runs in 30 seconds.
 # **Needs** notebook 01 (backward passes, finite differences), Python and NumPy. No GPU, no downloads.
 #
 # Nearly all the arithmetic of Mask R-CNN is convolution: backbone, pyramid, RPN and mask head consist of little else.

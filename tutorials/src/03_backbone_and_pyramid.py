@@ -3,9 +3,9 @@
 # %% [markdown]
 # # 03 Backbone and pyramid
 #
-# **Time** 75 minutes to read, derive and try; it runs in half a minute.
-# **Needs** notebook 01 (what a Function is, how a gradient is checked) and what a convolution is. No GPU, no
-# downloads.
+# **Time** 3 to 4 hours with pencil, paper and exercises (an hour and a quarter to read); it runs in half a
+# minute. **Needs** notebook 01 (what a Function is, how a gradient is checked) and what a convolution is.
+# No GPU, no downloads.
 #
 # Mask R-CNN asks two things of an image that get in each other's way: *what is there?*, which needs a wide view,
 # and *where exactly?*, which needs a fine grid. The **backbone** (a ResNet) buys a wide view and pays with the

@@ -3,9 +3,9 @@
 # %% [markdown]
 # # 04 Anchors and the region proposal network
 #
-# **Time** 90 minutes to read, derive and try; it runs in about a minute.
-# **Needs** notebooks 01 and 02; of 03 the pyramid: five maps P2 to P6, at strides of 4 to 64 pixels. No GPU, no
-# downloads.
+# **Time** 3 to 4 hours with pencil, paper and exercises (an hour and a quarter to read); it runs in about a
+# minute. **Needs** notebooks 01 and 02; of 03 the pyramid: five maps P2 to P6, at strides of 4 to 64
+# pixels. No GPU, no downloads.
 #
 # How many objects are there in an image? A network has a fixed number of outputs, an image has any number of
 # objects, and they come in no order. The **region proposal network** (RPN; Ren et al., 2015) turns that into a

@@ -3,9 +3,10 @@
 # %% [markdown]
 # # 05 RoIPool and RoIAlign
 #
-# **Time** 90 minutes to read, derive and try; it runs in half a minute. **Needs** notebook 01 (backward
-# passes, and how to check one). The anchors of 04 help, but a box is a box. No GPU, no downloads; the last
-# section steps through CUDA code if there is g++ on Linux, and says so if there is none.
+# **Time** 4 hours with pencil, paper and exercises (an hour and a half to read); it runs in half a minute.
+# **Needs** notebook 01 (backward passes, and how to check one). The anchors of 04 help, but a box is a box.
+# No GPU, no downloads; the last section steps through CUDA code if there is g++ on Linux, and says so if
+# there is none.
 #
 # A detector finds boxes of any size, and its heads want features of *one* size, say 7 x 7. The layer
 # between them, a **RoI layer** (RoI: *region of interest*), is the place where Mask R-CNN differs from its
@@ -51,7 +52,7 @@ from unittest import mock
 
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import FileLink, display
+from IPython.display import Markdown, display
 
 from minimask import Tensor, backend, data, exercises, misalign, tutorial
 from minimask import functions as F
@@ -119,7 +120,7 @@ explorer.explore(cells, box, s, STRIDE)
 right = np.array([1.0, 0.0, 1.0, 0.0])  # by a pixel
 steps = np.arange(0, STRIDE, 4 if FAST else 1)
 page = explorer.write_page("explorer.html", cells, box + steps[:, None] * right, s, STRIDE)
-display(FileLink(page))
+display(Markdown(f"[{page.name}]({page.name})"))
 print(f"{page.stat().st_size / 1e6:.1f} MB\n\nthe bin at the top right:")
 at_start = [explorer.reading(name, cells, box, s, STRIDE) for name in explorer.LAYERS]
 for step in (0, 5, 12, 13, 14, 15):

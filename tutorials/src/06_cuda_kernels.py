@@ -3,10 +3,11 @@
 # %% [markdown]
 # # 06 CUDA kernels
 #
-# **Time** 90 minutes; it runs in a minute. **Needs** notebook 05 (what RoIAlign computes). No GPU: without
-# one, the same CUDA source is compiled by g++ and run thread by thread on the CPU. For that you need Linux
-# and g++; with a GPU, only CuPy. With neither, running all cells ends at the first that has a kernel to run,
-# with a line that says so, and you read the outputs that are stored here.
+# **Time** 3 hours with the exercises (an hour to read); it runs in a minute. **Needs** notebook 05 (what
+# RoIAlign computes). No GPU: without one, the same CUDA source is compiled by g++ and run thread by thread
+# on the CPU. For that you need Linux and g++; with a GPU, only CuPy. With neither, running all cells ends
+# at the first that has a kernel to run, with a line that says so, and you read the outputs that are stored
+# here.
 #
 # A GPU runs ten thousands of threads at a time, and each does little. So a program for it answers one
 # question above all: **which thread computes which number?** Everything else follows from the answer: how

@@ -3,8 +3,8 @@
 # %% [markdown]
 # # 07 Heads and losses
 #
-# **Time** 75 minutes to read, derive and try; it runs in a minute.
-# **Needs** notebook 01 (the tape and the check) and what RoIAlign does (05). No GPU, no downloads.
+# **Time** 3 to 4 hours with pencil, paper and exercises (an hour and a quarter to read); it runs in a
+# minute. **Needs** notebook 01 (the tape and the check) and what RoIAlign does (05). No GPU, no downloads.
 #
 # The region proposal network has said "something may be here", a few hundred times. The second stage cuts features out of
 # the pyramid for each of these regions and asks three questions: *what* is it, *where exactly*, and *which

@@ -3,8 +3,9 @@
 # %% [markdown]
 # # 10 Fine-tune on your own images
 #
-# **Time** 75 minutes to read and try; it runs in about three minutes, nearly all of which is training.
-# **Needs** notebooks 01 (the tape) and 07 (the heads and their losses). No GPU, no downloads.
+# **Time** 2 to 3 hours with the exercises (an hour to read), and more with images of your own; it runs in
+# about three minutes, nearly all of which is training. **Needs** notebooks 01 (the tape) and 07 (the heads
+# and their losses). No GPU, no downloads.
 #
 # You have ten photos, somebody has drawn around the objects in them, and there are weights that were trained on something
 # else. This notebook goes from there to a model, and to a number that says how good it is. The second is the harder part.

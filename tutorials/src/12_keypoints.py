@@ -3,8 +3,9 @@
 # %% [markdown]
 # # 12 Keypoints
 #
-# **Time** 60 minutes to read, derive and try; it runs in under four minutes, most of them training.
-# **Needs** notebooks 01 (the tape and the check), 05 (RoIPool and RoIAlign) and 07 (heads and losses). No GPU, no downloads.
+# **Time** 3 hours with pencil, paper and exercises (an hour to read); it runs in under four minutes, most
+# of them training. **Needs** notebooks 01 (the tape and the check), 05 (RoIPool and RoIAlign) and 07 (heads
+# and losses). No GPU, no downloads.
 #
 # Section 5 of the paper turns Mask R-CNN into a pose estimator by hardly changing anything: in the place of the mask head there is a
 # keypoint head: "We model a keypoint's location as a one-hot mask". This notebook takes those words apart: what is predicted, what the

@@ -3,8 +3,8 @@
 # %% [markdown]
 # # 13 A gradient check of everything
 #
-# **Time** 60 minutes to read and try; it runs in two minutes.
-# **Needs** notebooks 01 (the check) and 07 (the heads); 04 and 05 help. No GPU, no downloads.
+# **Time** 2 hours with the exercises (an hour to read); it runs in two minutes. **Needs** notebooks 01 (the
+# check) and 07 (the heads); 04 and 05 help. No GPU, no downloads.
 #
 # Each Function of minimask is checked by itself. But a network of right Functions can be wrong: two of them joined in the wrong place,
 # an array passed on where a Tensor belonged, a branch that gets no gradient. So here is the last check that there is: **the entire Mask R-CNN,

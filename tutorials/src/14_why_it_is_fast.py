@@ -3,8 +3,9 @@
 # %% [markdown]
 # # 14 Why it is fast
 #
-# **Time** 60 minutes to read and try; it runs in a minute.
-# **Needs** notebooks 02 (convolution) and 05 (RoIAlign), Python and NumPy. No GPU, no downloads. threadpoolctl for the steps with threads.
+# **Time** 2 hours with the exercises (an hour to read); it runs in a minute. **Needs** notebooks 02
+# (convolution) and 05 (RoIAlign), Python and NumPy. No GPU, no downloads. threadpoolctl for the steps with
+# threads.
 #
 # "NumPy is a hundred times slower than C++." A loop in Python is; NumPy need not be. minimask is written in NumPy, and its convolutions take about as long as those of the frameworks,
 # which thousands of people have tuned. This notebook goes from the loop to that, one step at a time, and measures on *your* machine what each step wins. The numbers in
