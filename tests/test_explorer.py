@@ -73,7 +73,9 @@ def test_the_points_of_roi_pool_are_the_maxima():
 def test_a_figure_has_a_row_for_each_layer_and_leaves_pyplot_alone():
     figure = explorer.draw(X, BOX, layers=("RoIWarp", "RoIAlign"))
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["RoIWarp: edges up to 5.0 px off", "reads", "RoIAlign: edges up to 0.0 px off", "reads"]
+    of_warp = "RoIWarp: edges up to 5.0 px off\n(at most 8.0 for any box)"
+    of_align = "RoIAlign: edges up to 0.0 px off\n(at most 0.0 for any box)"
+    assert titles == [of_warp, "reads", of_align, "reads"]
     numbers = [text.get_text() for text in figure.axes[3].texts]
     want = explorer.reading("RoIAlign", X, BOX).values
     assert numbers == [f"{value:.2f}" for value in want.ravel()]
@@ -346,9 +348,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from minimask.lessons import explorer
 explorer.explore(np.random.default_rng(0).normal(size=(8, 10)), (37.0, 30.0, 79.0, 81.0))"""
-PICTURE = (
-    "document.querySelector('.jp-OutputArea .widget-output img, .jp-OutputArea .jupyter-widgets img')?.src"
-)
+PICTURE = "document.querySelector('.jp-OutputArea img[src^=\"data:image/png\"]')?.src"
 
 
 @pytest.fixture
@@ -374,7 +374,7 @@ def lab(tmp_path):
         process.wait(30)
 
 
-def soon(seen, seconds: float = 120):
+def soon(seen, seconds: float = 300):
     """What `seen` returns, as soon as it is something."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -405,6 +405,6 @@ def test_in_jupyterlab_the_picture_is_displayed_and_a_slider_changes_it(lab, tmp
         browser.value("document.querySelector('.widget-slider .noUi-handle').focus()")
         browser.press("ArrowRight")
         soon(lambda: browser.value(PICTURE) not in (None, first))
-        browser.screenshot(tmp_path / "lab.png")
     finally:
+        browser.screenshot(tmp_path / "lab.png")
         browser.close()

@@ -105,6 +105,8 @@ print(f"y = {y.item():g}, dy/dx = {x.grad:g}, dy/dw = {w.grad:g}")
 
 # %%
 passes = float(y.item() > 0)  # the ReLU
+
+# %%
 assert np.allclose([x.grad, w.grad], [passes * (w.item() + 1), passes * x.item()])
 
 
@@ -376,6 +378,8 @@ x.grad = None
 begin = time.perf_counter()
 chain.backward()
 print(f"minimask: 20,000 calls in {time.perf_counter() - begin:.2f} s, gradient {x.grad[0]:g}")
+
+# %%
 assert x.grad[0] == 1.0
 
 # %% [markdown]
@@ -499,6 +503,8 @@ plt.show()
 
 for kind in double.errors:
     print(f"{kind:<12} best error: float64 {double.best(kind):.0e}, float32 {single.best(kind):.0e}")
+
+# %%
 assert (
     double.best("one-sided") < 1e-6 and double.best("central") < 1e-9 and double.best("five points") < 1e-11
 )
@@ -519,6 +525,8 @@ assert single.best("central") > 1e-7
 # %%
 report = gradcheck(network, inputs)
 print(f"worst relative error {report.worst_error:.1e}, at {report.where}")
+
+# %%
 assert report.worst_error < 1e-8
 
 # %% [markdown]
@@ -579,6 +587,8 @@ def check_of_the_sum(bug):
 
 blind = [bug for bug in BUGS if check_of_the_sum(bug)]
 print("pass the check of the sum:", "; ".join(blind))
+
+# %%
 assert blind == ["the sign", "a factor 2", "zeros", "one element of 20 off by 1 %"]
 
 # %% [markdown]
@@ -607,6 +617,8 @@ plt.show()
 
 report = gradcheck(F.relu, [with_corner(0.0)], raise_error=False)
 print("gradcheck at the corner:", report.kink)
+
+# %%
 assert report.kink and report.mismatch is None  # not a wrong gradient, and not called one
 
 # %% [markdown]
@@ -624,6 +636,8 @@ y = F.relu(x) - F.relu(x * -1.0)
 y.backward(np.ones(3))
 print("y      ", y.numpy())
 print("dy / dx", x.grad)
+
+# %%
 assert np.array_equal(y.numpy(), x.numpy()) and np.array_equal(x.grad, [1, 0, 1])
 
 # %% [markdown]
@@ -754,6 +768,8 @@ x, label = spirals(rng)
 w, b = rng.normal(size=(2, 2, 3))
 report = gradcheck(lambda x, w: FeedbackLinear.apply(x, w, Tensor(b)), [x[:5], w], raise_error=False)
 print("gradcheck:", report.mismatch)
+
+# %%
 assert not report
 
 # %% [markdown]
@@ -766,6 +782,8 @@ assert not report
 from minimask.lessons.gradient_cases import all_functions, run_table
 
 print(len(all_functions()), "Functions in the package\n")
+
+# %%
 assert run_table(["relu", "softmax", "matmul"])
 
 # %% [markdown]

@@ -113,6 +113,8 @@ plt.show()
 # %%
 assert np.array_equal(A[output].reshape(6, 6)[p : p + 3, q : q + 3], kernel[0, 0])
 wide = np.pad(A[:, pixel].reshape(4, 4), 2)  # where a pixel at the border is read by fewer outputs
+
+# %%
 assert np.array_equal(wide[u : u + 3, v : v + 3], kernel[0, 0, ::-1, ::-1] * (wide[u : u + 3, v : v + 3] > 0))
 
 # %% [markdown]
@@ -382,6 +384,7 @@ for (left, bottom), (name, made) in zip(places, matrices.items()):
     axis.set_yticks(range(0, len(made), 3 if len(made) < 10 else 5))
 plt.show()
 
+# %%
 assert np.array_equal(matrices["transposed, padding 1, stride 2"], matrices["padding 1, stride 2"].T)
 assert not matrices["groups 2"][:4, 16:].any()  # the first group does not see the second channel
 
@@ -540,6 +543,8 @@ plt.show()
 # row (i, j) of the patches is a piece of the flat image, but for the last two columns
 assert np.array_equal(views.reshape(9, 6, 8)[:, :, :6], im2col.im2col(x, g).reshape(9, 6, 6))
 kept = (kernel.reshape(1, 9) @ views).reshape(6, 8)[:, :6]
+
+# %%
 assert np.allclose(kept, F.conv2d(x, kernel, padding=1).numpy()[0, 0])
 
 # %% [markdown]
@@ -724,6 +729,8 @@ Ax, ATy = (
 )
 inner = float((Ax.numpy() * y).sum()), float((x * ATy.numpy()).sum())
 print(f"<A x, y> = {inner[0]:.12f} = <x, A^T y> = {inner[1]:.12f}")
+
+# %%
 assert abs(inner[0] - inner[1]) < 1e-12
 
 # %% [markdown]
@@ -738,6 +745,8 @@ for axis, (k, padding) in zip(axes, ((3, 0), (2, 0), (4, 1))):
     stamps[k] = stamps[k].numpy()[0, 0]
     numbered(axis, stamps[k], f"kernel {k} x {k}: stamps on each output", top=4)
 plt.show()
+
+# %%
 assert set(np.unique(stamps[3])) == {1, 2, 4}  # a checkerboard
 assert np.all(stamps[2] == 1)  # the mask head's
 assert np.all(stamps[4][1:-1, 1:-1] == 4)
@@ -790,6 +799,8 @@ large = steps >= 1e-3
 print(
     f"central difference, largest error for h from 0.001 to 1000: {alone.errors['central'][large].max():.1e}"
 )
+
+# %%
 assert alone.errors["central"][large].max() < 1e-10  # no truncation at all
 assert 1e-9 < alone.best("one-sided") < 1e-5
 assert curved.best("central") < 1e-9 and curved.errors["central"].max() > 1e-4
@@ -916,6 +927,7 @@ print(f"{'':28}" + "".join(f"{name:>16}" for name in INPUTS))
 for bug in BUGS:
     print(f"{bug:28}" + "".join(f"{'-' if bug in missed[name] else 'found':>16}" for name in INPUTS))
 
+# %%
 assert not missed["random"]
 assert all(missed[name] for name in INPUTS if name != "random")
 
@@ -947,6 +959,8 @@ count = paths(64, [(3, 2, 1)] * 4)
 row = np.round(np.sqrt(count.diagonal())).astype(int)[16:33]  # count[u, v] = row[u] row[v]
 print("along a row, over one period of 16 pixels:", *row)
 print(f"fewest {count[16:48, 16:48].min():.0f}, most {count[16:48, 16:48].max():.0f}")
+
+# %%
 assert row.tolist() == [1, 5, 4, 7, 3, 8, 5, 7, 2, 7, 5, 8, 3, 7, 4, 5, 1]
 
 # %% [markdown]

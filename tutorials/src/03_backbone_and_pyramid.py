@@ -364,6 +364,8 @@ class CarelessBatchNorm(BatchNorm):
 function, inputs = cases["batch norm, with its mean and variance"]
 report = gradcheck(lambda *x: CarelessBatchNorm.apply(*x, eps=1e-5)[0], inputs, raise_error=False)
 print("careless:", report.mismatch)
+
+# %%
 assert not report and gradcheck(lambda *x: function(*x)[0], inputs)
 
 # %% [markdown]
@@ -566,6 +568,8 @@ for k in range(4):
         )
         assert extent(seen[name]) == (first, last)
 middle = SIDE // 64 // 2
+
+# %%
 assert extent(energy(pyramid, 4, middle, x)) == field_of_level(body, 6, middle, middle)  # P6
 
 # %% [markdown]
@@ -904,6 +908,8 @@ for cell in range(88, 96):
         f"P2 cell {cell}, pixels {4 * cell} to {4 * cell + 3}: sees {4 * cell - first} to its left, {last - 4 * cell - 3} to its right"
     )
 widths = {b - a + 1 for a, b in (field_of_level(body, 2, cell, cell) for cell in range(88, 96))}
+
+# %%
 assert widths == {427, 459}
 
 # %% [markdown]
@@ -933,6 +939,8 @@ errors = tutorial.step_errors(through_backbone, inputs, steps=np.logspace(-12, -
 errors.plot(title="backbone and pyramid, all five outputs")
 plt.show()
 print(f"best error of central differences {errors.best():.0e}")
+
+# %%
 assert errors.best() < 1e-7
 
 # %% [markdown]

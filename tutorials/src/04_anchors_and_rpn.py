@@ -206,6 +206,8 @@ rescued = ((toy == toy.max(axis=1, keepdims=True)) & (toy > 0)).any(axis=0)
 best_iou = toy.max(axis=0)
 wanted = np.where(best_iou < LOW, BELOW_LOW, BETWEEN)
 wanted = np.where(rescued | (best_iou >= HIGH), toy.argmax(axis=0), wanted)
+
+# %%
 assert list(matches) == list(wanted)
 assert (matcher(np.zeros((1, 5))) == BELOW_LOW).all()  # an object that nobody touches
 
@@ -358,6 +360,8 @@ plt.show()
 assert len(positive) <= DRAWN * SHARE and len(positive) + len(negative) == DRAWN
 assert (matches[positive] >= 0).all() and (matches[negative] == BELOW_LOW).all()
 again = sample_balanced(matches, DRAWN, SHARE, np.random.default_rng(0))
+
+# %%
 assert all(
     np.array_equal(a, b) for a, b in zip(again, (positive, negative))
 )  # nothing hidden: same rng, same draw
@@ -515,6 +519,8 @@ assert abs(objectness.item() - np.log(2)) < 0.05
 assert np.array_equal(spoken, np.sort(np.concatenate([positive, negative])))
 assert np.array_equal(np.flatnonzero(deltas.grad[0].any(axis=1)), positive)
 wanted = (sigmoid_array(logits.data[0, positive], np) - 1) / DRAWN
+
+# %%
 assert np.allclose(logits.grad[0, positive], wanted, rtol=1e-6)  # (sigma(x) - t) / 256
 
 # %% [markdown]
@@ -555,6 +561,8 @@ for head in (F.rpn_head, rpn_head_reference):  # one Function; twenty-odd small 
     results.append([y.numpy() for y in outs] + [t.grad for t in (*xs, *sum(parameters, ()))])
 worst = max(np.abs(a - b).max() for a, b in zip(*results))
 print(f"one Function against small ones, outputs and all gradients: largest difference {worst:.0e}")
+
+# %%
 assert worst < 1e-11
 
 # %% [markdown]
@@ -720,6 +728,8 @@ for name, (_, log) in runs.items():
 lost, kept_losses = runs["without rescue"][1], runs["with rescue"][1]
 assert lost[-10:, 0].mean() < kept_losses[-10:, 0].mean()  # the *worse* network has the lower loss
 of_100 = {name: values[list(kept).index(100)] for name, values in recall.items()}
+
+# %%
 assert FAST or of_100["untrained"] < of_100["without rescue"] < of_100["with rescue"] - 0.1
 
 # %% [markdown]
@@ -769,6 +779,8 @@ funnel = {
     "after NMS": len(survivors), "kept": len(proposals), "objects": len(truth),
 }  # fmt: skip
 print("  ->  ".join(f"{count:,} {name}" for name, count in funnel.items()))
+
+# %%
 assert np.array_equal(proposals, model.rpn.propose(out, scene_batch)[0])
 
 # %%

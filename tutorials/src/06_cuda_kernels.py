@@ -135,6 +135,8 @@ plt.show()
 
 # %%
 number = np.arange(block.size)
+
+# %%
 assert np.array_equal(number % (blocks * threads), block * threads + thread)  # who takes which output
 assert np.array_equal(turn, number // (blocks * threads))
 
@@ -271,6 +273,8 @@ np.testing.assert_allclose(y, y_cpu.numpy(), rtol=0, atol=1e-12)
 
 reads = sum(np.unique([a, a + 1]).size * np.unique([b, b + 1]).size for a in low_v for b in low_u)
 print(f"reads for a channel of this RoI: 7 * 7 * 16 = {7 * 7 * 16} by the naive kernel, {reads} by the other")
+
+# %%
 assert reads < 7 * 7 * 16
 
 # %% [markdown]
@@ -321,6 +325,8 @@ for axes, count, title in (
     axes.set(title=f"{title}: {count.sum()} additions", xlabel="column u", ylabel="row v")
 plt.colorbar(picture, ax=three[1:], label="additions to a pixel")
 plt.show()
+
+# %%
 assert naive.sum() == 7 * 7 * 16 and (naive > 0).sum() < naive.sum()
 
 # %% [markdown]
@@ -394,6 +400,8 @@ for name in ("plain", "plain_at_a_bad_moment", "atomic"):
         f"{name:<22}",
         *(f"{order}: {results[name, order]:2}" for order in ("forward", "reverse", "shuffled")),
     )
+
+# %%
 assert {results["atomic", o] for o in ("forward", "reverse", "shuffled")} == {64}
 assert {results["plain_at_a_bad_moment", o] for o in ("forward", "reverse", "shuffled")} == {1}
 
@@ -599,6 +607,8 @@ kinds = ("central",) if FAST else ("one-sided", "central", "five points")
 errors = tutorial.step_errors(function, [Tensor(small, requires_grad=True)], kinds=kinds)
 errors.plot(title="the CUDA kernels of RoIAlign")
 plt.show()
+
+# %%
 assert errors.best() < 1e-10
 
 # %% [markdown]

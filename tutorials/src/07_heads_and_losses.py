@@ -143,6 +143,8 @@ for k, i in enumerate(shown):
     axes = figure.add_subplot(grid[1, 3 + k])
     picture(axes, wanted[i], "which pixels?", cmap="gray", vmin=0, vmax=1)
 plt.show()
+
+# %%
 assert np.all(positive.labels == sample.labels[positive.matches])
 
 # %% [markdown]
@@ -163,6 +165,8 @@ r, rp = len(rois.labels), len(positive.labels)
 print("class logits  ", record.box.logits.shape, " R, K + 1")
 print("box deltas    ", record.box.deltas.shape, "R, 4 (K + 1): a box for each class")
 print("mask logits   ", record.mask.shape, " R+, K + 1, M, M: a mask for each class")
+
+# %%
 assert record.box.logits.shape == (r, 4) and record.box.deltas.shape == (r, 16)
 assert record.mask.shape == (rp, 4, 28, 28)
 
@@ -183,6 +187,8 @@ first = {name: loss.item() for name, loss in record.losses.items()}
 print(f"L_cls  {first['loss_classifier']:.3f}, log 4 = {np.log(4):.3f}")
 print(f"L_mask {first['loss_mask']:.3f}, log 2 = {np.log(2):.3f}")
 print(f"L_obj  {first['loss_objectness']:.3f}")
+
+# %%
 assert abs(first["loss_classifier"] - np.log(4)) < 0.3 and abs(first["loss_mask"] - np.log(2)) < 0.01
 
 # %% [markdown]
@@ -228,6 +234,8 @@ print("-log(1 - s), as written   ", naive)
 print("its slope, factor by factor", naive_slope)
 print("slope from the logits     ", logit.grad)
 print("sum of the losses         ", stable.numpy())
+
+# %%
 assert (
     np.isinf(naive[-1]) and np.isnan(naive_slope[-1]) and np.isfinite(stable.numpy()) and logit.grad[-1] == 1
 )
@@ -303,6 +311,8 @@ back = coder.decode(coder.encode(matched, reference), reference)[:, 0]
 print(f"largest error after encoding and decoding: {np.abs(back - matched).max():.0e} pixels")
 wild = coder.decode(np.array([[0.0, 0.0, 1e4, 1e4]]), matched[:1])[0, 0]
 print("a wild answer, decoded:", wild.round(0))
+
+# %%
 assert np.allclose(back, matched) and np.isfinite(wild).all()
 
 # %% [markdown]
@@ -464,6 +474,8 @@ axes.set(title="the norm of each loss's gradient in each part", xlabel="part of 
 figure.colorbar(image, label="log10 of the norm")
 plt.show()
 of_mask = dict(zip(PARTS, table[names.index("loss_mask")]))
+
+# %%
 assert all(np.isnan(of_mask[part]) for part in PARTS if part.startswith(("RPN", "box", "class")))
 assert of_mask["backbone"] > 0 and of_mask["mask convs"] > 0
 
@@ -598,6 +610,8 @@ plt.show()
 
 # %%
 sigmoid_scores = [scores[kind, "K sigmoids"] for kind in kinds]
+
+# %%
 assert max(sigmoid_scores) - min(sigmoid_scores) < 0.05  # the sigmoids do not care what things are called
 assert scores["random", "softmax"] < 0.1 < 0.4 < scores["colour", "softmax"]
 
@@ -648,6 +662,8 @@ axes.set_xticks(range(3), CLASSES[1:])
 axes.set_yticks(range(3), CLASSES[1:])
 axes.set(xlabel="channel asked", ylabel="true class", title="mean IoU of the mask")
 plt.show()
+
+# %%
 assert np.abs(asked - np.diag(asked)[:, None]).max() < 0.06  # FAST or not: the channels agree
 
 # %% [markdown]
@@ -730,6 +746,8 @@ for (cells, boxes_are), worst in trips.items():
 
 # %%
 exact, rounded = trips[28, "boxes as they are"], trips[28, "rounded"]
+
+# %%
 assert all(exact[i] > 0.97 and exact[i] > rounded[i] for i, size in enumerate(sizes) if 12 <= size <= 32)
 assert all(rounded[i] > 0.95 for i, size in enumerate(sizes) if size >= 128)
 
@@ -772,6 +790,8 @@ print(f"{mask_cost / box_cost:.0f} times as many")
 print(
     f"masks of 1000 proposals {1000 * mask_cost / 1e9:.0f} billion, of 100 kept boxes {100 * mask_cost / 1e9:.0f} billion"
 )
+
+# %%
 assert 35 < mask_cost / box_cost < 40
 
 # %% [markdown]
@@ -820,6 +840,8 @@ for panel in axes:
     panel.grid(alpha=0.3)
 plt.show()
 means = {name: v.mean() for name, (_, v) in ceilings.items()}
+
+# %%
 assert means["refined boxes"] > means["proposals"] + 0.05
 
 # %% [markdown]
@@ -849,6 +871,8 @@ print(f"{len(proposals[0])} proposals, {len(found.boxes)} boxes kept;")
 print(
     f"5 of {len(everything)} masks, alone and among all: largest difference {np.abs(few - everything[keep]).max():.1g}"
 )
+
+# %%
 assert few.shape == (5, 28, 28) and np.allclose(few, everything[keep], atol=1e-6)
 
 # %% [markdown]
@@ -889,6 +913,8 @@ axes[1].axvline(corner, color=RED, lw=1)
 axes[1].text(corner, 1, " corner", color=RED)
 plt.show()
 print(best, f"nearest corner of smooth L1 at {corner:.2g}")
+
+# %%
 assert max(best.values()) < 1e-8
 
 # %% [markdown]

@@ -182,6 +182,8 @@ for size in (0.0, 0.05, 0.1, 0.2):
 
 # %%
 shares = list(lost.values())  # the farther off, the more
+
+# %%
 assert list(lost) == sorted(lost) and shares == sorted(shares)
 
 # %% [markdown]
@@ -225,6 +227,8 @@ model = models.keypointrcnn_small(num_classes=4, num_keypoints=4)
 losses = model.train()([sample.image], [sample.target()])
 print({name: round(loss.item(), 3) for name, loss in losses.items()})
 print(f"log(56 * 56) = {np.log(M * M):.3f}")
+
+# %%
 assert abs(losses["loss_keypoint"].item() - np.log(M * M)) < 0.3
 
 # %% [markdown]
@@ -255,6 +259,8 @@ gradients["sigmoids"] = x.grad[0, 0]
 for name, gradient in gradients.items():
     up, down = -gradient[gradient < 0].sum(), gradient[gradient > 0].sum()
     print(f"{name:<9} pulls its one cell up by {up:.4f}, all others down by {down:.4f} together")
+
+# %%
 assert np.isclose(gradients["softmax"].sum(), 0) and np.isclose(gradients["sigmoids"].sum(), M * M / 2 - 1)
 
 # %% [markdown]
@@ -270,6 +276,8 @@ print(
     f"bias {bias:.2f}: every cell says {1 / (1 + np.exp(-bias)):.5f}, and the sum of the gradients is {x.grad.sum():.0e}"
 )
 print(f"all others together pull by {x.grad[x.grad > 0].sum():.2f}, each by {x.grad[x.grad > 0].max():.5f}")
+
+# %%
 assert abs(x.grad.sum()) < 1e-9 and np.isclose(x.grad[x.grad > 0].max(), 1 / M**2)
 
 # %% [markdown]
@@ -289,6 +297,8 @@ errors = tutorial.step_errors(
 errors.plot(title="the softmax over 5 x 5 positions, three keypoints of four counted")
 plt.show()
 print(f"smallest error of the central difference: {errors.best():.0e}")
+
+# %%
 assert errors.best() < 1e-9
 
 # %% [markdown]
@@ -333,6 +343,8 @@ for (i, j), v in np.ndenumerate(taught):
         )
 errors.plot(axes[2], "bilinear upscaling: only rounding is left")
 plt.show()
+
+# %%
 assert errors.best() < 1e-10
 
 # %% [markdown]
@@ -413,6 +425,8 @@ swapped = true[:, [0, 3, 2, 1], :2]
 print(
     f"a figure whose left and right are swapped, everything else perfect: OKS {oks.similarity(swapped, true, np.array([400.0]), np.full(4, 0.05)).item():.2f}"
 )
+
+# %%
 assert np.isclose(oks.similarity(swapped, true, np.array([400.0]), np.full(4, 0.05)), 0.5, atol=0.01)
 assert np.isclose(radius_of(0.5, 0.05, 400), 2.355, atol=1e-3)
 
@@ -762,6 +776,8 @@ for (name, seed, decoder), (mean, half) in table.items():
 usual = "highest pixel (all systems)"
 gains = [table["RoIAlign", seed, usual][0] - table["RoIPool", seed, usual][0] for seed in SEEDS]
 print("RoIAlign minus RoIPool, seed by seed:", " ".join(f"{gain:+.3f}" for gain in gains))
+
+# %%
 assert FAST or min(gains) > 0.05  # a fast run has not learnt enough to compare
 assert FAST or all(
     table["RoIAlign", seed, "highest cell"][0] > table["RoIAlign", seed, usual][0] for seed in SEEDS

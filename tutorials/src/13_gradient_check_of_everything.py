@@ -218,6 +218,8 @@ whole = errors_over_step(losses_of(), everything, kinds=kinds, steps=steps[steps
 whole.plot(axes[1], "all 24,000 numbers at once")
 plt.show()
 print(f"best: {smooth.best():.0e} and {whole.best():.0e}")
+
+# %%
 assert smooth.best() < 1e-9 and whole.best() < 1e-6
 
 # %% [markdown]
@@ -350,6 +352,8 @@ axes.grid(alpha=0.3)
 plt.show()
 worst = max(found, key=found.get)
 print(f"worst: {worst}, {found[worst]:.1e}")
+
+# %%
 assert found[worst] < 1e-5
 
 # %% [markdown]
@@ -392,6 +396,8 @@ for panel, reach in zip(axes, (0.1, 3e-3, 1e-5)):
 axes[0].set_ylabel("change of $L_{cls} + L_{box} + L_{mask}$")
 axes[0].legend()
 plt.show()
+
+# %%
 assert len(set(curves["held"])) == 1  # to the last bit: nothing of the heads depends on it
 assert np.ptp(curves["moving"]) > 1e-7
 
@@ -435,6 +441,8 @@ print(
     f"what is left out is {ratio:.0f} times as large as what is used; the angle between the two gradients is {np.degrees(np.arccos(cosine)):.0f} degrees"
 )
 print("by loss:", {h: f"{np.abs(s).max():.2g}" for h, s in zip(heads, slopes.T)})
+
+# %%
 assert np.allclose(used, held_slopes, atol=1e-7) and not np.allclose(used, slopes[:, 3], atol=1e-2)
 
 # %% [markdown]
@@ -548,6 +556,8 @@ axes.set(
 )
 axes.legend()
 plt.show()
+
+# %%
 assert all(curve[-1] < curve[0] for curve in curves.values())
 
 # %% [markdown]
@@ -685,6 +695,8 @@ with planted(*JOINT):
     )
     (suspect,) = bisect()
     accused = guilty(suspect)
+
+# %%
 assert accused == [] and suspect == "pyramid"
 
 # %% [markdown]
@@ -706,6 +718,8 @@ with planted(*JOINT):
 for name, error in alone.items():
     print(f"{name:<22} {error:.0e}  {'WRONG' if error > 1e-5 else 'right'}")
 wrong = {name for name, error in alone.items() if error > 1e-5}
+
+# %%
 assert wrong == {"C3", "C4", "C5", *(f"inner_blocks.{k}.0.weight" for k in (1, 2, 3))}
 
 # %% [markdown]
