@@ -358,7 +358,9 @@ def lab(tmp_path):
         pytest.skip("no Chromium to open JupyterLab in")
     for package in ("jupyterlab", "ipywidgets"):
         pytest.importorskip(package, reason=f"{package} is not installed")
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)]), tmp_path / "book.ipynb")
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=kernel)
+    nbformat.write(book, tmp_path / "book.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -105,8 +105,6 @@ print(f"y = {y.item():g}, dy/dx = {x.grad:g}, dy/dw = {w.grad:g}")
 
 # %%
 passes = float(y.item() > 0)  # the ReLU
-
-# %%
 assert np.allclose([x.grad, w.grad], [passes * (w.item() + 1), passes * x.item()])
 
 

@@ -206,8 +206,6 @@ rescued = ((toy == toy.max(axis=1, keepdims=True)) & (toy > 0)).any(axis=0)
 best_iou = toy.max(axis=0)
 wanted = np.where(best_iou < LOW, BELOW_LOW, BETWEEN)
 wanted = np.where(rescued | (best_iou >= HIGH), toy.argmax(axis=0), wanted)
-
-# %%
 assert list(matches) == list(wanted)
 assert (matcher(np.zeros((1, 5))) == BELOW_LOW).all()  # an object that nobody touches
 

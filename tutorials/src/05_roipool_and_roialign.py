@@ -181,7 +181,7 @@ rng = np.random.default_rng(5)
 boxes = misalign.random_boxes(rng, 2000 if FAST else 20_000, 1, 20, 32)  # in cells
 print("worst displacement of a bin's edge, 7 bins, in input pixels\n")
 print("layer      stride 4          stride 8         stride 16         stride 32")
-found = []  # for each layer and stride, the box whose bins are off farthest; of those with bins to be told apart
+found = []  # for each layer and stride, the box whose bins are off farthest, of the large ones
 large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= 4
 for name in misalign.GEOMETRIES:
     line = f"{name:<9}"
@@ -446,8 +446,6 @@ for name, ap in PAPER.items():
 
 # %%
 warps = [found[name]["wobble"] for name in PAPER if "Warp" in name]
-
-# %%
 assert min(warps) > 3 * found["RoIAlign, average"]["wobble"] and found["RoIAlign, max"]["unseen"] == 0
 assert min(found[name]["unseen"] for name in list(PAPER)[:3]) > 0.9
 
@@ -623,8 +621,6 @@ plt.show()
 
 # %%
 linear, curved, pieces = (e.errors["central"] for e in errors.values())
-
-# %%
 assert linear[-3:].max() < 1e-12 < linear[:10].max(), "the larger the step, the better"
 assert 1e-13 < curved.min() < 1e-8 and curved[-1] > 1e-2, "truncation and rounding meet in between"
 assert pieces[(steps > 1e-6) & (steps < 1e-4)].max() < 1e-9 and pieces[-1] > 1e-2, "right up to a kink"
@@ -738,8 +734,6 @@ for name, iou in ious.items():
 # %%
 worst_aligned = min(ious[name].mean() for name in PAPER if "Align" in name)
 best_rounded = max(ious[name].mean() for name in PAPER if "Align" not in name)
-
-# %%
 assert worst_aligned > best_rounded + (0.02 if STRIDE >= 16 else 0)
 
 # %% [markdown]
@@ -774,8 +768,6 @@ for name, value in lost.items():
 
 # %%
 most_of_align = max(lost[name] for name in PAPER if "Align" in name)
-
-# %%
 assert min(lost[name] for name in PAPER if "Warp" in name) > most_of_align
 
 # %% [markdown]

@@ -135,8 +135,6 @@ plt.show()
 
 # %%
 number = np.arange(block.size)
-
-# %%
 assert np.array_equal(number % (blocks * threads), block * threads + thread)  # who takes which output
 assert np.array_equal(turn, number // (blocks * threads))
 

@@ -610,8 +610,6 @@ plt.show()
 
 # %%
 sigmoid_scores = [scores[kind, "K sigmoids"] for kind in kinds]
-
-# %%
 assert max(sigmoid_scores) - min(sigmoid_scores) < 0.05  # the sigmoids do not care what things are called
 assert scores["random", "softmax"] < 0.1 < 0.4 < scores["colour", "softmax"]
 
@@ -746,8 +744,6 @@ for (cells, boxes_are), worst in trips.items():
 
 # %%
 exact, rounded = trips[28, "boxes as they are"], trips[28, "rounded"]
-
-# %%
 assert all(exact[i] > 0.97 and exact[i] > rounded[i] for i, size in enumerate(sizes) if 12 <= size <= 32)
 assert all(rounded[i] > 0.95 for i, size in enumerate(sizes) if size >= 128)
 

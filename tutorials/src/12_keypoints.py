@@ -182,8 +182,6 @@ for size in (0.0, 0.05, 0.1, 0.2):
 
 # %%
 shares = list(lost.values())  # the farther off, the more
-
-# %%
 assert list(lost) == sorted(lost) and shares == sorted(shares)
 
 # %% [markdown]
