@@ -399,8 +399,7 @@ def test_in_jupyterlab_the_picture_is_displayed_and_a_slider_changes_it(lab, tmp
     try:
         browser.open(f"{lab}/lab/tree/book.ipynb")
         soon(lambda: browser.value("document.querySelector('.jp-Notebook .jp-Cell') && !!window.jupyterapp"))
-        idle = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'"
-        soon(lambda: browser.value(idle))
+        soon(lambda: browser.value("document.body.innerText.includes('Python 3 (ipykernel) | Idle')"))
         browser.value("window.jupyterapp.commands.execute('notebook:run-all-cells'); 0")
         first = soon(lambda: browser.value(PICTURE))
         assert first.startswith("data:image/png;base64,")
