@@ -447,7 +447,8 @@ for name, ap in PAPER.items():
 # %%
 warps = [found[name]["wobble"] for name in PAPER if "Warp" in name]
 assert min(warps) > 3 * found["RoIAlign, average"]["wobble"] and found["RoIAlign, max"]["unseen"] == 0
-assert min(found[name]["unseen"] for name in list(PAPER)[:3]) > 0.9
+# each of a box's four edges jumps once a stride, in steps of a quarter of a pixel
+assert min(found[name]["unseen"] for name in list(PAPER)[:3]) > 1 - 1.5 / STRIDE
 
 # %% [markdown]
 # Interpolation alone brings 0.2 to 0.3 AP. Not rounding brings 3. Max or average: 0.1. Among the measured
