@@ -76,7 +76,7 @@ def test_an_edit_breaks_no_cell(name, old, new, tmp_path):
 
 @pytest.mark.slow
 def test_a_cell_that_breaks_is_named(tmp_path):
-    with pytest.raises(AssertionError, match=r"cell 3, .*ZeroDivisionError"):
+    with pytest.raises(AssertionError, match=r"cell 4, .*ZeroDivisionError"):
         run(
             "01",
             [("x, w = Tensor(2.0, requires_grad=True)", "x, w = Tensor(1 / 0, requires_grad=True)")],
