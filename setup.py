@@ -35,6 +35,8 @@ setup(
     package_data={
         "minimask": [
             "lessons/explorer.html",
+            "lessons/cuda_on_cpu/*.cpp",
+            "lessons/cuda_on_cpu/*.h",
             "results/report/*.css",
             "kernels/*.cu",
             "kernels/*/*.cu",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import cuda_on_cpu
+from minimask.lessons import cuda_on_cpu
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from minimask import functions as F
 from minimask.anchors import AnchorGenerator
 from minimask.command import cli
 from minimask.config import Config, from_dict, to_dict, with_settings
+from minimask.lessons import cuda_on_cpu
 from minimask.models.box_head import BoxHead, BoxOptions, BoxOutput, BoxPredictor, Pooler, RoIs
 from minimask.models.conventions import MINIMASK, TORCHVISION
 from minimask.models.mask_head import MaskFCN, MaskHead, MaskMLP, SigmoidMasks, SoftmaxMasks
@@ -23,7 +24,6 @@ from minimask.nn import Conv2d, Linear, Module
 from minimask.randomness import Draws
 from minimask.training.optim import SGD
 from minimask.weights.checkpoint import Checkpoint
-from tests import cuda_on_cpu
 from tests.cli_data import make_dataset
 from tests.fake_cupy import installed
 from tests.model_data import discs, tiny_model

@@ -13,8 +13,8 @@ from minimask import functions as F
 from minimask.autograd import Tensor
 from minimask.boxes import nms
 from minimask.errors import InputError
+from minimask.lessons import cuda_on_cpu
 from minimask.masks import paste_masks
-from tests import cuda_on_cpu
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

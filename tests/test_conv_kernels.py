@@ -1,7 +1,8 @@
 """The CUDA sources of convolution, pooling, upsampling and norms, run on the CPU against the NumPy version.
 
 `minimask.kernels.convolution_gpu` and `minimask.kernels.norm` are the same for NumPy arrays, so here they run
-as they are, on launches that go to `tests.cuda_on_cpu`. What is missing is only CuPy: see test_gpu_functions.
+as they are, on launches that go to `lessons.cuda_on_cpu`. What is missing is only CuPy: see
+test_gpu_functions.
 """
 
 import os
@@ -18,8 +19,8 @@ from minimask import backend
 from minimask.functions.norm import GroupNorm
 from minimask.kernels import convolution_gpu, im2col, norm, pooling, resample
 from minimask.kernels.geometry import Geometry
-from tests import cuda_on_cpu
-from tests.cuda_on_cpu import ORDERS, KernelError
+from minimask.lessons import cuda_on_cpu
+from minimask.lessons.cuda_on_cpu import ORDERS, KernelError, launches
 from tests.test_convolution import geometries
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="no g++ to run CUDA sources with")
@@ -30,7 +31,7 @@ quick = settings(max_examples=25, deadline=None, derandomize=True)
 each_order = pytest.mark.parametrize("order", ORDERS)
 
 
-class Launches:
+class Launches(launches.Launches):
     """In place of `backend.launch`: kernels run by cuda_on_cpu, on arrays of NumPy.
 
     With `few`, a launch has few blocks and threads, so that each takes several shares: all kernels go on in
@@ -38,25 +39,15 @@ class Launches:
     """
 
     def __init__(self, order="forward", watch=False, few=False, source: dict | None = None):
-        self.order, self.watch, self.few, self.source = order, watch, few, source or {}
+        super().__init__(order, watch=watch, sources=source)
+        self.few = few
 
     def __call__(self, source, kernel, grid, block, args, dtype=None):
         block = (block,) if isinstance(block, int) else block
-        if 0 in grid:
-            return
         if self.few:
             grid = tuple(min(n, most) for n, most in zip(grid, (3, 2)))
             block = tuple(min(n, most) for n, most in zip(block, (8, 2)))
-        text = self.source.get(source) or (KERNELS / f"{source}.cu").read_text(encoding="utf-8")
-        name = f"{kernel}<{'float' if np.dtype(dtype) == np.float32 else 'double'}>"
-        types = backend.cuda._source(source)[1][kernel][1]
-        assert len(types) == len(args)
-        scalar = {"T": np.dtype(dtype)} | {c: np.dtype(code) for c, code in backend.cuda._C_TYPES.items()}
-        values = [
-            np.uintp(0) if a is None else scalar[t].type(a) if t in scalar else a for a, t in zip(args, types)
-        ]
-        function = cuda_on_cpu.load(text, watch=self.watch).get_function(name)
-        function(grid, block, values, order=self.order, seed=1)
+        super().__call__(source, kernel, grid, block, args, dtype)
 
     def __enter__(self):
         self.patch = pytest.MonkeyPatch()

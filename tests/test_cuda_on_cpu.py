@@ -10,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import cuda_on_cpu
-from tests.cuda_on_cpu import ORDERS, KernelError, load
+from minimask import backend
+from minimask.kernels import roi_align
+from minimask.kernels.roi_align import OnDevice, Plan, Sampling
+from minimask.lessons import cuda_on_cpu
+from minimask.lessons.cuda_on_cpu import ORDERS, KernelError, load
+from minimask.lessons.cuda_on_cpu.launches import Launches
 
 pytestmark = pytest.mark.skipif(
     cuda_on_cpu.compiler() is None, reason="no g++ to run CUDA sources on the CPU with"
@@ -439,3 +443,60 @@ def test_an_assumption_that_nvcc_would_believe_is_checked():
     x = np.zeros(1, np.float32)
     kernel((1,), (2,), (x, np.bool_(True)))
     assert x == 2
+
+
+# ------------------------------------------------------------------------------------ minimask's own launches
+
+
+def roi_align_of_a_map():
+    """Features, a RoI on them, and how it is read."""
+    x = np.random.default_rng(4).normal(size=(1, 2, 9, 11))
+    return x, np.array([[0, 1.3, 0.7, 9.1, 7.9]]), Sampling((3, 2), 2, True)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_minimasks_launches_run_on_arrays_of_numpy(order, monkeypatch):
+    x, rois, s = roi_align_of_a_map()
+    monkeypatch.setattr(backend, "launch", Launches(order))
+    device = OnDevice(rois, None, (1.0,), s)
+    (y, argmax), gy = device.forward([x]), np.ones((1, 2, 3, 2))
+    plan = Plan.build(rois, None, [x.shape], (1.0,), s, np.dtype("f8"))
+    np.testing.assert_allclose(y, roi_align.forward([x], plan)[0], rtol=0, atol=1e-14)
+    want = roi_align.backward(gy, None, [x.shape], plan)
+    np.testing.assert_allclose(device.backward(gy, argmax, [x.shape]), want, rtol=0, atol=1e-14)
+
+
+def test_launches_take_another_source_and_watch_it(monkeypatch):
+    x, rois, s = roi_align_of_a_map()
+    source = Path(roi_align.__file__).with_name("roi_align.cu").read_text(encoding="utf-8")
+    racing = source.replace(
+        "atomicAdd(gx + pixel[q], weight[q] * share)", "gx[pixel[q]] += weight[q] * share"
+    )
+    assert racing != source
+    monkeypatch.setattr(backend, "launch", Launches(watch=True, sources={"roi_align": racing}))
+    with backend.reference_only(), pytest.raises(KernelError, match="race"):
+        OnDevice(rois, None, (1.0,), s).backward(np.ones((1, 2, 3, 2)), None, [x.shape])
+
+
+def test_shuffled_launches_differ_from_one_another_and_are_the_same_again_with_the_same_seed(monkeypatch):
+    rng = np.random.default_rng(5)
+    corner = rng.uniform(0, 4, (60, 2))
+    rois = np.concatenate([np.zeros((60, 1)), corner, corner + rng.uniform(2, 6, (60, 2))], axis=1).astype(
+        "f4"
+    )
+    gy = rng.normal(size=(60, 1, 3, 3)).astype("f4")
+
+    def gradients() -> list[bytes]:
+        monkeypatch.setattr(backend, "launch", Launches("shuffled", seed=7))
+        device = OnDevice(rois, None, (1.0,), Sampling((3, 3), 2, True))
+        return [device.backward(gy, None, [(1, 1, 9, 11)])[0].tobytes() for _ in range(3)]
+
+    first = gradients()
+    assert len(set(first)) == 3 and gradients() == first
+
+
+def test_launches_count_arguments_and_run_nothing_of_an_empty_grid():
+    launch = Launches()
+    launch("roi_align", "roi_align_forward", (0, 1), 32, (), np.float64)
+    with pytest.raises(TypeError, match="2 arguments for"):
+        launch("roi_align", "roi_align_forward", (1, 1), 32, (1, 2), np.float64)

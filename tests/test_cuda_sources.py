@@ -15,7 +15,7 @@ import pytest
 
 import minimask.kernels
 from minimask import backend
-from tests import cuda_on_cpu
+from minimask.lessons import cuda_on_cpu
 
 FILES = {path.stem: path for path in sorted(Path(minimask.kernels.__file__).parent.rglob("*.cu"))}
 SOURCES = list(FILES)

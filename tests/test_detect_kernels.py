@@ -14,11 +14,11 @@ from minimask.anchors import AnchorGenerator
 from minimask.backend import to_cpu
 from minimask.kernels import nms as launcher
 from minimask.kernels import sgd
+from minimask.lessons import cuda_on_cpu
+from minimask.lessons.cuda_on_cpu import ORDERS, KernelError
 from minimask.masks import FLOAT, TORCHVISION
 from minimask.nn import Parameter
 from minimask.training.optim import SGD, clip_gradients
-from tests import cuda_on_cpu
-from tests.cuda_on_cpu import ORDERS, KernelError
 from tests.fake_cupy import syncs
 
 HERE = Path(__file__).parent

@@ -8,11 +8,14 @@ import os
 import re
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from html.parser import HTMLParser
 
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -70,7 +73,9 @@ def test_the_points_of_roi_pool_are_the_maxima():
 def test_a_figure_has_a_row_for_each_layer_and_leaves_pyplot_alone():
     figure = explorer.draw(X, BOX, layers=("RoIWarp", "RoIAlign"))
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["RoIWarp: edges up to 5.0 px off", "reads", "RoIAlign: edges up to 0.0 px off", "reads"]
+    of_warp = "RoIWarp: edges up to 5.0 px off\n(at most 8.0 for any box)"
+    of_align = "RoIAlign: edges up to 0.0 px off\n(at most 0.0 for any box)"
+    assert titles == [of_warp, "reads", of_align, "reads"]
     numbers = [text.get_text() for text in figure.axes[3].texts]
     want = explorer.reading("RoIAlign", X, BOX).values
     assert numbers == [f"{value:.2f}" for value in want.ravel()]
@@ -105,7 +110,8 @@ def test_sliders_move_the_box():
         sliders[name].value = value
     shown.update()
     titles = [axes.get_title() for axes in shown.result.axes]
-    assert titles[0] == "RoIPool: edges up to 16.0 px off"  # half a cell, and 3 cells in 2 bins
+    # half a cell, and 3 cells in 2 bins
+    assert titles[0] == "RoIPool: edges up to 16.0 px off\n(at most 16.0 for any box)"
     points = shown.result.axes[4].lines[-1].get_xydata()
     assert points[0] == pytest.approx([40 + 8, 16 + 32 / 3])
 
@@ -333,3 +339,73 @@ def test_the_browser_has_no_complaint_and_asks_for_nothing(browser, page):
     browser.value("0")
     methods = {event["method"] for event in browser.events}
     assert {"Runtime.consoleAPICalled", "Log.entryAdded"} <= methods, "a planted error and request are seen"
+
+
+# ---------------------------------------------------------------------------------------------- in JupyterLab
+
+CELL = """\
+import matplotlib.pyplot as plt
+import numpy as np
+from minimask.lessons import explorer
+explorer.explore(np.random.default_rng(0).normal(size=(8, 10)), (37.0, 30.0, 79.0, 81.0))"""
+PICTURE = "document.querySelector('.jp-OutputArea img[src^=\"data:image/png\"]')?.src"
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """The address of a JupyterLab with one notebook, whose only cell has sliders."""
+    if BROWSER is None:
+        pytest.skip("no Chromium to open JupyterLab in")
+    for package in ("jupyterlab", "ipywidgets"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=kernel)
+    nbformat.write(book, tmp_path / "book.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"]
+    server += [f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"]
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "IPYTHONDIR": str(tmp_path)}
+    process = subprocess.Popen(server, cwd=tmp_path, env=environment, **quiet)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def soon(seen, seconds: float = 300):
+    """What `seen` returns, as soon as it is something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := seen():
+            return found
+        time.sleep(0.5)
+    raise AssertionError("it did not come")
+
+
+@pytest.mark.full
+def test_in_jupyterlab_the_picture_is_displayed_and_a_slider_changes_it(lab, tmp_path):
+    def answers() -> bool:
+        try:
+            return urllib.request.urlopen(f"{lab}/api", timeout=10).status == 200
+        except OSError:
+            return False
+
+    soon(answers)
+    browser = Browser(tmp_path / "chromium")
+    try:
+        browser.open(f"{lab}/lab/tree/book.ipynb")
+        soon(lambda: browser.value("document.querySelector('.jp-Notebook .jp-Cell') && !!window.jupyterapp"))
+        soon(lambda: browser.value("document.body.innerText.includes('Python 3 (ipykernel) | Idle')"))
+        browser.value("window.jupyterapp.commands.execute('notebook:run-all-cells'); 0")
+        first = soon(lambda: browser.value(PICTURE))
+        assert first.startswith("data:image/png;base64,")
+        browser.value("document.querySelector('.widget-slider .noUi-handle').focus()")
+        browser.press("ArrowRight")
+        soon(lambda: browser.value(PICTURE) not in (None, first))
+    finally:
+        browser.screenshot(tmp_path / "lab.png")
+        browser.close()

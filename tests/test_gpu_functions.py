@@ -13,9 +13,9 @@ from minimask.autograd import Tensor, no_grad
 from minimask.functions import array, conv, loss
 from minimask.functions.conv_norm import ConvFrozenNorm
 from minimask.kernels import convolution_gpu
+from minimask.lessons import cuda_on_cpu
 from minimask.lessons.gradient_cases import CASES
 from minimask.lessons.gradient_cases.case import Case, normal
-from tests import cuda_on_cpu
 from tests.fake_cupy import installed, syncs
 from tests.test_functions import ROUNDING, ROWS, as_tuple, assert_close, run, some_inputs, upstream
 

@@ -19,7 +19,7 @@ from minimask import functions as F
 from minimask.functions import activation, array, loss
 from minimask.kernels import convolution_gpu
 from minimask.kernels.roi_align import OnDevice
-from tests import cuda_on_cpu
+from minimask.lessons import cuda_on_cpu
 from tests.fake_cupy import cuda, syncs
 from tests.test_gpu_path import unmarked
 

@@ -18,6 +18,7 @@ from minimask import backend
 from minimask.command.cli import main
 from minimask.config import Config, with_settings
 from minimask.data import Shapes
+from minimask.lessons import cuda_on_cpu
 from minimask.models.detector import load_detector
 from minimask.randomness import Draws
 from minimask.results.evaluate import evaluate
@@ -25,7 +26,6 @@ from minimask.training.log import read_losses
 from minimask.training.loop import train, training_step
 from minimask.training.optim import SGD
 from minimask.weights.checkpoint import load_checkpoint
-from tests import cuda_on_cpu
 from tests.fake_cupy import installed, memory, syncs
 from tests.model_data import discs, fill, tiny_model
 

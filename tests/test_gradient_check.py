@@ -8,7 +8,8 @@ import pytest
 from minimask import autograd
 from minimask import functions as F
 from minimask.autograd import Function, Tensor
-from minimask.gradient_check import GradientError, gradcheck
+from minimask.gradient_check import GradientError, gradcheck, relative_error
+from minimask.tutorial import step_errors
 
 
 class Bent(Function):
@@ -394,3 +395,23 @@ def test_a_check_of_nothing_is_no_success(inputs):
         gradcheck(lambda x: x * 2.0 if isinstance(x, Tensor) else Tensor(np.ones(2)), inputs)
     with pytest.raises(ValueError, match="gives no Tensor of floating-point numbers"):
         gradcheck(lambda x: x.numpy() * 2, [np.ones(2)])
+
+
+# ------------------------------------------------------------------------------------- the relative error
+
+
+def test_the_relative_error_lies_between_0_and_1_and_says_when_nothing_can_be_said():
+    numeric = np.array([2.0, 0.0, 0.0, 3.0, -1.0, 1.01, np.nan, np.inf, np.inf])
+    analytic = np.array([2.0, 0.0, 3.0, 0.0, 1.0, 1.0, 1.0, 1.0, np.inf])
+    error = relative_error(numeric, analytic)
+    np.testing.assert_allclose(error, [0, 0, 1, 1, 1, 0.01 / 2.01, *[np.inf] * 3], rtol=1e-14)
+    assert np.array_equal(error, relative_error(analytic, numeric))
+    assert relative_error(2.0, 2.0) == 0.0 and relative_error(0.0, 1e-300) == 1.0
+
+
+def test_gradcheck_and_step_errors_mean_the_same_by_it():
+    wrong = bent(lambda g: 1.5 * g)  # 1.5 for 1: an error of 0.5 / 2.5, in every direction
+    report = gradcheck(wrong, [point(3)], raise_error=False)
+    errors = step_errors(wrong, [point(3)], kinds=("central",), steps=np.array([1e-5, 1e-4]))
+    assert report.worst_error == pytest.approx(0.2, abs=1e-9)
+    np.testing.assert_allclose(errors.errors["central"], 0.2, rtol=0, atol=1e-7)

@@ -18,6 +18,7 @@ from minimask.config import Config, read_config, with_settings
 from minimask.data import Figures, Shapes, Skeleton, read_coco
 from minimask.data.figures import SKELETON
 from minimask.errors import InputError
+from minimask.lessons import cuda_on_cpu
 from minimask.models.detector import load_detector
 from minimask.randomness import Draws
 from minimask.results import oks
@@ -27,7 +28,6 @@ from minimask.results.visualize import draw_instances, likely_keypoints
 from minimask.training.log import read_losses
 from minimask.training.loop import train
 from minimask.weights.checkpoint import load_checkpoint, save_checkpoint
-from tests import cuda_on_cpu
 from tests.fake_cupy import installed, syncs
 from tests.test_gpu_path import unmarked
 from tests.test_keypoints import tiny, with_keypoints

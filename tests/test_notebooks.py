@@ -5,6 +5,7 @@ import base64
 import importlib.metadata
 import importlib.util
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+
+from minimask.lessons import cuda_on_cpu
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools" / "notebooks.py"
@@ -169,41 +172,96 @@ def test_the_first_cell_installs_minimask_where_it_is_missing_and_leaves_cupy_as
     missing, cupy, monkeypatch, capsys
 ):
     commands = []
+
+    def run(command):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
     known = [Distribution("numpy", "2.2.0"), *[Distribution(*entry.split("==")) for entry in cupy]]
     monkeypatch.setattr(importlib.metadata, "distributions", lambda: known)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if missing else spec)
-    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("MINIMASK_CLONE", "a clone")
     exec(compile(notebooks.SETUP, "setup", "exec"), {})
-    if missing:
-        ((*pip, name), kept) = (
-            commands[0][: len(commands[0]) - len(cupy)],
-            commands[0][len(commands[0]) - len(cupy) :],
-        )
-        assert pip[0] == sys.executable and "--upgrade" not in pip
-        assert name == "minimask" and kept == cupy  # pinned at the version that is there
+    if missing:  # from there, and CuPy pinned at the version that is there
+        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+        assert commands == [[*pip, "a clone", *cupy]]
     assert len(commands) == missing
     assert (cupy[0] if cupy else "none") in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """The Python of a virtual environment with everything but minimask."""
+    return environment(tmp_path_factory.mktemp("bare"))
+
+
+def first_cell(python: Path, **variables: str) -> list[str]:
+    """The lines that a person sees when the first cell is run as a notebook runs it."""
+    code = "import sys; from IPython.core.interactiveshell import InteractiveShell as Shell; "
+    code += "sys.exit(not Shell.instance().run_cell(sys.stdin.read()).success)"
+    known = {name: text for name, text in os.environ.items() if name != "MINIMASK_CLONE"}
+    result = subprocess.run(
+        [python, "-c", code],
+        input=notebooks.SETUP,
+        cwd=python.parent,
+        env=known | {"PYTHONPATH": ""} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert result.returncode == (0 if result.stdout.startswith("minimask ") else 1)
+    return result.stdout.splitlines()
+
+
+def test_without_minimask_the_first_cell_says_in_one_line_how_to_install_it(bare):
+    (line,) = first_cell(bare)
+    assert "minimask is missing" in line and "%pip install PATH" in line
+
+
+def test_a_clone_that_is_none_is_named_in_the_last_line(bare, tmp_path):
+    *of_pip, line = first_cell(bare, MINIMASK_CLONE=str(tmp_path / "nothing"))
+    assert "could not install" in line and "nothing" in line
+    assert of_pip and not any("Traceback" in text for text in of_pip)
+
+
+@pytest.mark.slow
+def test_the_first_cell_installs_the_wheel_that_the_environment_names(wheel, tmp_path):
+    lines = first_cell(environment(tmp_path), MINIMASK_CLONE=str(wheel), PIP_NO_INDEX="1")
+    assert lines[-1].startswith(f"minimask {importlib.metadata.version('minimask')}; CuPy: ")
+
+
+def test_without_a_compiler_the_notebook_of_kernels_stops_in_one_line_before_it_has_overwritten_anything():
+    book = nbformat.read(ROOT / "tutorials" / "06_cuda_kernels.ipynb", as_version=nbformat.NO_CONVERT)
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    code = "import json, os, sys; from IPython.core.interactiveshell import InteractiveShell as Shell; "
+    code += "cells = json.load(sys.stdin); os.environ['PATH'] = ''; run = Shell.instance().run_cell; "
+    code += "print('cells run:', next(i for i, cell in enumerate(cells) if not run(cell).success))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps([cell.source for cell in cells]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    *_, why, run = result.stdout.splitlines()
+    assert "no g++" in why and "Traceback" not in result.stdout
+    stopped = int(run.removeprefix("cells run: "))
+    assert "nothing is run" in cells[stopped].source
+    assert all(not cell.outputs for cell in cells[1:stopped])  # those before it have nothing to lose
 
 
 # ------------------------------------------------------------------------------- from a wheel, elsewhere
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """The Python of a virtual environment into which a wheel of this tree is installed."""
-    work = tmp_path_factory.mktemp("wheel")
-    tree = (
-        work / "tree"
-    )  # a copy: building leaves a build directory behind, which would find its way into wheels
-    shutil.copytree(ROOT / "minimask", tree / "minimask", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", work, tree], check=True)
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+
+
+def environment(work: Path) -> Path:
+    """The Python of a new virtual environment that has the tests' packages, but not minimask."""
     venv.create(work / "venv", with_pip=False)
     python = work / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    (wheel,) = work.glob("minimask-*.whl")
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
     query = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
     # The dependencies are those of the tests; a path in a .pth file is searched last, and its own .pth files,
@@ -212,9 +270,34 @@ def installed(tmp_path_factory) -> Path:
     return python
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel of this tree."""
+    work = tmp_path_factory.mktemp("wheel")
+    tree = (
+        work / "tree"
+    )  # a copy: building leaves a build directory behind, which would find its way into wheels
+    shutil.copytree(ROOT / "minimask", tree / "minimask", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", work, tree], check=True)
+    (made,) = work.glob("minimask-*.whl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """The Python of a virtual environment into which the wheel is installed."""
+    python = environment(tmp_path_factory.mktemp("installed"))
+    subprocess.run([*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
+    return python
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_notebook_runs_from_an_installed_wheel_in_its_fast_setting(name, installed, tmp_path):
+    if name.startswith("06") and cuda_on_cpu.compiler() is None:
+        pytest.skip("no g++ on Linux to run CUDA kernels with")
     where = [installed, "-c", "import minimask; print(minimask.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
     assert Path(found).is_relative_to(installed.parent.parent)

@@ -23,7 +23,7 @@ def test_the_wheel_has_the_sample_the_configurations_and_every_module(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = ROOT / "minimask"
     wanted = [*package.rglob("*.py"), *package.rglob("*.toml"), *package.rglob("*.cu")]
-    wanted += package.rglob("*.html")
+    wanted += [*package.rglob("*.html"), *package.rglob("*.cpp"), *package.rglob("*.h")]
     wanted += [p for p in (package / "data" / "nuclei").rglob("*") if p.is_file()]
     assert {p.relative_to(ROOT).as_posix() for p in wanted} <= names
     assert any(name.endswith(".png") for name in names)

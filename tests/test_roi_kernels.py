@@ -15,9 +15,10 @@ from minimask import functions as F
 from minimask.autograd import Tensor
 from minimask.kernels import roi_align as align
 from minimask.kernels import roi_pool as pool
-from minimask.kernels.roi_align import Plan, Sampling, roi_align_loop
-from tests import cuda_on_cpu, fake_cupy
-from tests.cuda_on_cpu import ORDERS, KernelError
+from minimask.kernels.roi_align import Plan, Sampling, maps, roi_align_loop, struct_sampling
+from minimask.lessons import cuda_on_cpu
+from minimask.lessons.cuda_on_cpu import ORDERS, KernelError
+from tests import fake_cupy
 
 HERE = Path(__file__).parent
 FILES = Path(align.__file__).with_name("roi_align.cu"), Path(pool.__file__).with_name("roi_pool.cu")
@@ -61,7 +62,16 @@ class Launcher:
         fast = self.version == "fast" and s.aggregation == "average" and s.ratio == 2
         outputs = (y,) if fast else (y, argmax)
         name = "roi_align_forward" + ("_by_bin" if fast else "")
-        self.run(name, y.dtype, maps(xs, scales), rois, as_int32(levels), *outputs, *sizes, sampling(s))
+        self.run(
+            name,
+            y.dtype,
+            maps(xs, scales),
+            rois,
+            as_int32(levels),
+            *outputs,
+            *sizes,
+            struct_sampling(s),
+        )
         return y, argmax
 
     def align_gradient(self, gy, argmax, rois, levels, shapes, scales, s: Sampling):
@@ -71,7 +81,7 @@ class Launcher:
         fast = self.version == "fast" and s.aggregation == "average" and s.ratio > 0
         inputs = (gy,) if fast else (gy, argmax)
         name = "roi_align_backward" + ("_by_pixel" if fast else "_ordered" if ordered else "")
-        args = *inputs, rois, as_int32(levels), maps(gxs, scales), *sizes, sampling(s)
+        args = *inputs, rois, as_int32(levels), maps(gxs, scales), *sizes, struct_sampling(s)
         self.run(name, gy.dtype, *args, tiles=shapes if ordered else None)
         return gxs
 
@@ -86,7 +96,14 @@ class Launcher:
         ordered = self.version == "ordered"
         gxs = [np.full(shape, np.nan if ordered else 0, gy.dtype) for shape in shapes]
         sizes = *map(np.int32, (len(rois), *shapes[0][:2], *gy.shape[2:])), np.bool_(aligned)
-        args = gy, argmax, rois, as_int32(levels), maps(gxs, scales), *(sizes if ordered else sizes[:-1])
+        args = (
+            gy,
+            argmax,
+            rois,
+            as_int32(levels),
+            maps(gxs, scales),
+            *(sizes if ordered else sizes[:-1]),
+        )
         name = "roi_pool_backward" + ("_ordered" if ordered else "")
         self.run(name, gy.dtype, *args, tiles=shapes if ordered else None)
         return gxs
@@ -95,25 +112,6 @@ class Launcher:
 def as_int32(levels):
     """Levels as the kernels take them; a null pointer where there is one map."""
     return np.uintp(0) if levels is None else levels.astype(np.int32)
-
-
-def maps(arrays, scales) -> np.ndarray:
-    """``struct Maps<T>`` of the sources."""
-    dtype = arrays[0].dtype
-    fields = [("data", "u8", 8), ("height", "i4", 8), ("width", "i4", 8), ("scale", dtype, 8)]
-    value = np.zeros((), np.dtype([*fields, ("count", "i4")], align=True))
-    for k, (array, scale) in enumerate(zip(arrays, scales)):
-        value["data"][k], value["scale"][k] = array.ctypes.data, scale
-        value["height"][k], value["width"][k] = array.shape[2:]
-    value["count"] = len(arrays)
-    return value
-
-
-def sampling(s: Sampling) -> np.ndarray:
-    """``struct Sampling``."""
-    fields = [("ph", "i4"), ("pw", "i4"), ("ratio", "i4"), ("aligned", "?"), ("crossings", "?")]
-    value = (*s.output_size, s.ratio, s.aligned, s.points == "crossings")
-    return np.array(value, np.dtype(fields, align=True))
 
 
 # -------------------------------------------------------------------------------------- torchvision's numbers
@@ -406,11 +404,13 @@ def test_features_beyond_2_31_elements_are_reached(tmp_path):
 
     sizes = np.int32(1), np.int32(3), np.int32(1)
     launcher, into = Launcher(), maps([gx], scales)
-    launcher.run("roi_align_backward", gx.dtype, y, np.uintp(0), rois, level, into, *sizes, sampling(s))
+    launcher.run(
+        "roi_align_backward", gx.dtype, y, np.uintp(0), rois, level, into, *sizes, struct_sampling(s)
+    )
     np.testing.assert_array_equal(gx[2, 0, -4:, -4:], np.kron(y[0, 0] / 4, np.ones((2, 2))))
     gx[2, 0, -4:, -4:] = 0
     np.testing.assert_array_equal(Launcher(version="fast").align([x], rois, None, scales, s)[0], y)
-    launcher.run("roi_align_backward_by_pixel", gx.dtype, y, rois, level, into, *sizes, sampling(s))
+    launcher.run("roi_align_backward_by_pixel", gx.dtype, y, rois, level, into, *sizes, struct_sampling(s))
     np.testing.assert_array_equal(gx[2, 0, -4:, -4:], np.kron(y[0, 0] / 4, np.ones((2, 2))))
     launcher.run("roi_pool_backward", gx.dtype, y, won, rois, level, into, *sizes, np.int32(2), np.int32(2))
     assert gx[2, 0, -1, -1] == y[0, 0, 1, 1] * 1.25

@@ -35,17 +35,23 @@ METADATA = {
 MARKER = re.compile(r"^# %%(.*)$")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 SETUP = """\
-# Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
+# Where minimask is missing, it is installed from the clone or wheel that MINIMASK_CLONE names, if it does.
 import importlib.util
 import os
 import subprocess
 import sys
 from importlib.metadata import distributions
 
+from IPython.core.error import UsageError
+
 cupy = [f"{d.name}=={d.version}" for d in distributions() if str(d.name).startswith("cupy")]
 if importlib.util.find_spec("minimask") is None:
+    where = os.environ.get("MINIMASK_CLONE")
+    if not where:
+        raise UsageError("minimask is missing: '%pip install PATH' installs it from a clone or a wheel.")
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
+    if subprocess.run([*pip, where, *cupy]).returncode:  # named with its version, a CuPy that is there stays
+        raise UsageError(f"minimask is missing, and pip could not install it from MINIMASK_CLONE, {where}.")
 
 import minimask
 
@@ -107,7 +113,6 @@ def execute(name: str) -> nbformat.NotebookNode:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
     made = notebook(name, source_cells(name))
-    os.environ["MINIMASK_CLONE"] = str(TUTORIALS.parent)  # where a notebook finds the tests' tools
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             made,

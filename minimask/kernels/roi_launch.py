@@ -30,7 +30,9 @@ def maps(arrays, scales) -> np.ndarray:
     for k, (array, scale) in enumerate(zip(arrays, scales)):
         if array.dtype != arrays[0].dtype:
             raise TypeError(f"RoI layers read levels of one dtype, not {arrays[0].dtype} and {array.dtype}")
-        value["data"][k], value["scale"][k] = array.data.ptr, scale
+        # NumPy's where lessons.cuda_on_cpu runs the kernels
+        address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+        value["data"][k], value["scale"][k] = address, scale
         value["height"][k], value["width"][k] = array.shape[2:]
     value["count"] = len(arrays)
     return value

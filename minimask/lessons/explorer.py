@@ -27,6 +27,7 @@ from minimask.files import write_text
 from minimask.kernels import roi_pool as pool
 from minimask.kernels import roi_warp as warp
 from minimask.kernels.roi_align import Sampling
+from minimask.lessons import misalign
 from minimask.results.plotting import new_figure
 from minimask.results.visualize import PALETTE
 
@@ -57,6 +58,8 @@ class Reading:
         What comes out.
     off : float
         The largest distance of a bin's edge from where it should be.
+    bound : float or None
+        The largest that `off` can be for a box of at least one cell; None for a smaller box.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Reading:
     points: np.ndarray
     values: np.ndarray
     off: float
+    bound: float | None
 
 
 def reading(name: str, x, box, s: Sampling = SAMPLING, stride: int = 16) -> Reading:
@@ -103,7 +107,9 @@ def reading(name: str, x, box, s: Sampling = SAMPLING, stride: int = 16) -> Read
     columns, rows = (e * float(stride) for e in edges)
     ideal = _divided(box, s)
     off = max(float(np.abs(got - want).max()) for got, want in zip((columns, rows), ideal))
-    return Reading(name, columns, rows, ideal, points * stride, y.numpy()[0, 0], off)
+    has_a_cell = min(box[2] - box[0], box[3] - box[1]) >= stride
+    bound = misalign.bound(name, max(s.output_size), s.aligned) * stride if has_a_cell else None
+    return Reading(name, columns, rows, ideal, points * stride, y.numpy()[0, 0], off, bound)
 
 
 def _edges_of_pool(rois, x_shape, s: Sampling, stride: int) -> list[np.ndarray]:
@@ -170,14 +176,15 @@ def draw(x, box, s: Sampling = SAMPLING, stride: int = 16, layers: Sequence[str]
 
 def _figure(x, stride: int, readings: Sequence[Reading]) -> Figure:
     (height, width), low, high = np.shape(x), float(np.min(x)), float(np.max(x))
-    shades = dict(cmap="gray", vmin=low - 1.2 * (high - low), vmax=high)  # light enough to draw on
-    figure = new_figure(figsize=(5.4, len(readings) * (0.75 + 3.1 * height / width)), layout="constrained")
+    shades = dict(cmap="gray", vmin=low - 0.4 * (high - low), vmax=high)  # light enough to draw on
+    figure = new_figure(figsize=(5.4, len(readings) * (0.95 + 3.1 * height / width)), layout="constrained")
     grid = figure.subplots(len(readings), 2, squeeze=False, width_ratios=(1.7, 1))
     for read, (on_map, output) in zip(readings, grid):
         on_map.imshow(x, extent=(0, width * stride, height * stride, 0), **shades)
         _draw_cells(on_map, stride, np.shape(x))
         _draw_bins(on_map, read, stride)
-        on_map.set_title(f"{read.name}: edges up to {read.off:.1f} px off", fontsize=11)
+        most = "" if read.bound is None else f"\n(at most {read.bound:.1f} for any box)"
+        on_map.set_title(f"{read.name}: edges up to {read.off:.1f} px off{most}", fontsize=11)
         output.imshow(read.values, **shades)
         output.set(xticks=[], yticks=[])
         output.set_title("reads", fontsize=11)
@@ -189,8 +196,8 @@ def _figure(x, stride: int, readings: Sequence[Reading]) -> Figure:
 def _draw_cells(axes, stride: int, shape) -> None:
     """The grid of the map's cells, with axes in input pixels."""
     height, width = np.multiply(shape, stride)
-    axes.vlines(np.arange(0, width, stride), 0, height, color="white", lw=0.6, zorder=0.5)
-    axes.hlines(np.arange(0, height, stride), 0, width, color="white", lw=0.6, zorder=0.5)
+    axes.vlines(np.arange(0, width, stride), 0, height, color="#ffffffb0", lw=0.5, zorder=0.5)
+    axes.hlines(np.arange(0, height, stride), 0, width, color="#ffffffb0", lw=0.5, zorder=0.5)
     axes.set(xlim=(0, width), ylim=(height, 0), xlabel="input pixels")
     axes.set(xticks=np.arange(0, width + 1, 2 * stride), yticks=np.arange(0, height + 1, 2 * stride))
     axes.tick_params(labelsize=8)
@@ -207,9 +214,10 @@ def _draw_bins(axes, read: Reading, stride: int) -> None:
             size = right - left - 2 * inset, bottom - top - 2 * inset
             axes.add_patch(Rectangle((left + inset, top + inset), *size, fc=colour + "38", ec=colour, lw=1.8))
     columns, rows = read.ideal
-    dotted = dict(color="black", ls=(0, (1.2, 1.6)), lw=1.5)
-    axes.vlines(columns, rows.min(), rows.max(), **dotted)
-    axes.hlines(rows, columns.min(), columns.max(), **dotted)
+    under = dict(color="white", lw=2.4, zorder=0.9)  # below the bins: where there are none, the dots are seen
+    for look in (under, dict(color="black", ls=(0, (1.2, 1.6)), lw=1.5)):
+        axes.vlines(columns, rows.min(), rows.max(), **look)
+        axes.hlines(rows, columns.min(), columns.max(), **look)
     axes.plot(*read.points.T, "o", color=colour, mec="white", mew=0.6, ms=4.5)
 
 
@@ -264,7 +272,8 @@ def explore(x, box, s: Sampling = SAMPLING, stride: int = 16, live: bool | None 
     sliders = dict(left=across, top=down, width=across, height=down, bins=(1, 7), ratio=(0, 5))
     points = Dropdown(value=s.points, options=("centers", "crossings"))
     aggregation = Dropdown(value=s.aggregation, options=("average", "max"))
-    return interactive(drawn, **sliders, aligned=s.aligned, points=points, aggregation=aggregation)
+    shown = {"auto_display": True}  # by itself, `interactive` keeps what `drawn` returns and displays nothing
+    return interactive(drawn, shown, **sliders, aligned=s.aligned, points=points, aggregation=aggregation)
 
 
 def _somebody_is_there() -> bool:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimask.autograd import Tensor
-from minimask.gradient_check import FunctionAtPoint
+from minimask.gradient_check import FunctionAtPoint, relative_error
 
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # the colour-blind tell them apart too
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#CC3311"  # the colour-blind tell them apart too
 GREY = "#666666"
 
 
@@ -60,15 +60,15 @@ def source(*objects: Any) -> Source:
 
 @dataclass(frozen=True)
 class StepErrors:
-    """Relative errors of finite differences against one derived gradient.
+    """Errors of finite differences against one derived gradient, over the step.
 
     Attributes
     ----------
     steps : (S,) float
     errors : dict of (S,) float
-        For each kind of difference: |numeric - derived| / |derived|, along one random direction.
+        For each kind of difference: the `gradient_check.relative_error` along one random direction.
     rounding : (S,) float
-        The error that rounding alone causes: one unit in the values' last place, over the step.
+        The same error if it came of rounding alone: one unit in the values' last place, over the step.
     """
 
     steps: np.ndarray
@@ -172,5 +172,8 @@ def step_errors(
         numeric = [
             sum(w * point.value({i: a * h * d for i, d in v.items()}) for a, w in weights) / h for h in steps
         ]
-        errors[kind] = np.abs(np.array(numeric) - derived) / abs(derived)
-    return StepErrors(steps, errors, np.finfo(dtype).eps * point.scale / steps / abs(derived))
+        errors[kind] = relative_error(numeric, derived)
+    rounding = (
+        np.finfo(dtype).eps * point.scale / steps / (2 * abs(derived))
+    )  # both slopes are about as large
+    return StepErrors(steps, errors, rounding)

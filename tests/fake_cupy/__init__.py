@@ -10,7 +10,7 @@ Its arrays are NumPy's inside and as stubborn as CuPy's outside:
 - no function, method or keyword that CuPy lacks (`api.txt`, read from CuPy 14);
 - an integer array as an index wraps around instead of raising; of duplicates in ``a[i] = v`` any one lasts;
 - reductions and single elements are arrays of no dimensions; uninitialised memory is full of NaN;
-- kernels run thread by thread in a random order (`tests/cuda_on_cpu`);
+- kernels run thread by thread in a random order (`minimask/lessons/cuda_on_cpu`);
 - `syncs` lists where in minimask/ the host waited for the device;
 - `cupy.get_default_memory_pool()` counts bytes, and its limit holds.
 

@@ -1,4 +1,4 @@
-"""The device itself: `cupy.cuda`, `cupyx`, and kernels, which run on the CPU by way of tests/cuda_on_cpu."""
+"""The device itself: `cupy.cuda`, `cupyx`, and kernels, which run by way of lessons.cuda_on_cpu."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tests import cuda_on_cpu
+from minimask.lessons import cuda_on_cpu
 from tests.fake_cupy import memory
 from tests.fake_cupy.arrays import UFUNCS, ndarray, unsupported
 from tests.fake_cupy.memory import sync

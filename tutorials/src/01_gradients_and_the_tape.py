@@ -3,8 +3,8 @@
 # %% [markdown]
 # # 01 Gradients and the tape
 #
-# **Time** 60 minutes to read, derive and try; it runs in 15 seconds. **Needs** Python, NumPy, and to know
-# what a derivative and the chain rule are. No GPU, no downloads.
+# **Time** 2 to 3 hours with pencil, paper and exercises (an hour to read); it runs in 15 seconds. **Needs**
+# Python, NumPy, and to know what a derivative and the chain rule are. No GPU, no downloads.
 #
 # Mask R-CNN learns by one vector: the gradient of its loss. Nobody will hand it to us here. Every layer of
 # minimask has a backward pass that was derived on paper, and a *tape* of about a hundred lines chains them.
@@ -19,17 +19,23 @@
 # 3. check a gradient so that you would bet on it, and read what a failing check tells you.
 
 # %%
-# Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
+# Where minimask is missing, it is installed from the clone or wheel that MINIMASK_CLONE names, if it does.
 import importlib.util
 import os
 import subprocess
 import sys
 from importlib.metadata import distributions
 
+from IPython.core.error import UsageError
+
 cupy = [f"{d.name}=={d.version}" for d in distributions() if str(d.name).startswith("cupy")]
 if importlib.util.find_spec("minimask") is None:
+    where = os.environ.get("MINIMASK_CLONE")
+    if not where:
+        raise UsageError("minimask is missing: '%pip install PATH' installs it from a clone or a wheel.")
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
+    if subprocess.run([*pip, where, *cupy]).returncode:  # named with its version, a CuPy that is there stays
+        raise UsageError(f"minimask is missing, and pip could not install it from MINIMASK_CLONE, {where}.")
 
 import minimask
 
@@ -56,7 +62,7 @@ from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
 #
 # The picture below is not drawn by hand: nodes, arrows and red numbers are read off the tape. Blue is what
 # flowed forward, red (dashed) what flows back: at each arrow, the derivative of $y$ with respect to what
-# the blue arrow carries *on this way*. The first cell below reads the tape; the second only draws, and may
+# the blue arrow carries *on this way*. The first cell below reads the tape; the last only draws, and may
 # be skipped.
 
 # %%
@@ -91,11 +97,15 @@ def eavesdrop(nodes, sent):
 
 
 nodes, sent = nodes_behind(y), {}
-made_by = dict(zip(nodes, (6.0, 8.0, 8.0)))  # the tape does not keep the values: why, we see below
+product = x.item() * w.item()  # the tape does not keep the values: why, we see below
+made_by = dict(zip(nodes, (product, product + x.item(), y.item())))
 eavesdrop(nodes, sent)
 y.backward()
 print(f"y = {y.item():g}, dy/dx = {x.grad:g}, dy/dw = {w.grad:g}")
-assert x.grad == 4.0 and w.grad == 2.0  # dy/dx = w + 1, dy/dw = x
+
+# %%
+passes = float(y.item() > 0)  # the ReLU
+assert np.allclose([x.grad, w.grad], [passes * (w.item() + 1), passes * x.item()])
 
 
 # %%
@@ -134,7 +144,7 @@ def draw_tape(labels, values, nodes, sent, output):
     axes.axis("off")
 
 
-draw_tape({x: "x", w: "w"}, {x: 2.0, w: 3.0} | made_by, nodes, sent, y)
+draw_tape({x: "x", w: "w"}, {x: x.item(), w: w.item()} | made_by, nodes, sent, y)
 plt.show()
 
 # %% [markdown]
@@ -195,7 +205,10 @@ count, parameters = CountedMatMul.multiplications, sum(w.size for w in layers)
 print(f"forward   {count['forward']:>18,} multiplications")
 print(f"backward  {count['backward']:>18,}  ({count['backward'] / count['forward']:.2f} times that)")
 print(f"differences {2 * parameters * count['forward']:>16,}  ({parameters:,} parameters, moved to and fro)")
-assert count["backward"] == 1.75 * count["forward"]  # not 2: the batch itself needs no gradient
+
+# %%
+# not 2 times: the batch itself needs no gradient, which saves the first of all products
+assert np.isclose(count["backward"] / count["forward"], 2 - 1 / len(layers))
 
 # %% [markdown]
 # ### One layer on paper: the matrix product
@@ -253,7 +266,9 @@ y = Softplus.apply(x)
 y.backward(np.ones(5))
 print("y      ", y.numpy())
 print("dy / dx", x.grad)
-assert np.isfinite(y.numpy()).all() and np.array_equal(x.grad[[0, 2, 4]], [0, 0.5, 1])
+
+# %%
+assert np.isfinite(y.numpy()).all() and ((x.grad >= 0) & (x.grad <= 1)).all()
 
 # %% [markdown]
 # ## What the tape is
@@ -361,6 +376,8 @@ x.grad = None
 begin = time.perf_counter()
 chain.backward()
 print(f"minimask: 20,000 calls in {time.perf_counter() - begin:.2f} s, gradient {x.grad[0]:g}")
+
+# %%
 assert x.grad[0] == 1.0
 
 # %% [markdown]
@@ -421,7 +438,9 @@ axes.set(xlabel="blocks passed", ylabel="MiB alive", ylim=(0, None))
 axes.legend(loc="upper left")
 plt.show()
 print(f"peaks: {max(curves[True]):.0f} and {max(curves[False]):.0f} MiB")
-assert max(curves[True]) > 2 * max(curves[False])
+
+# %%
+assert max(curves[True]) - max(curves[False]) > 1.5 * blocks  # three arrays a block, or one
 assert curves[False][-1] < 8  # at the end, nothing but the last block is left
 
 # %% [markdown]
@@ -482,6 +501,8 @@ plt.show()
 
 for kind in double.errors:
     print(f"{kind:<12} best error: float64 {double.best(kind):.0e}, float32 {single.best(kind):.0e}")
+
+# %%
 assert (
     double.best("one-sided") < 1e-6 and double.best("central") < 1e-9 and double.best("five points") < 1e-11
 )
@@ -490,16 +511,20 @@ assert single.best("central") > 1e-7
 # %% [markdown]
 # Look at the right half. Where $\varepsilon = 10^{-7}$ there is no good step any more: the best of central
 # differences is near $\varepsilon^{2/3} \approx 2 \cdot 10^{-5}$, at a step that you must guess, and at the
-# step that is best for float64 the error is above one percent. **Check gradients in float64**, even if you
+# step that is best for float64 the error is near one percent. **Check gradients in float64**, even if you
 # train in float32.
 #
 # `minimask.gradcheck` does just that: five points, $h = 10^{-5}$, several random $v$, for each input alone
-# and for all together. It wants a relative error below $10^{-6}$, which leaves four orders of magnitude for
+# and for all together. Its *relative error* is that of the plots above, $|n - d| / (|n| + |d|)$ for the
+# numeric slope $n$ and the derived one $d$: 0 where they agree, 1 where the sign is wrong, and half the share
+# by which a nearly right $d$ is off. It wants less than $10^{-6}$, which leaves four orders of magnitude for
 # a wrong gradient to be noticed in.
 
 # %%
 report = gradcheck(network, inputs)
 print(f"worst relative error {report.worst_error:.1e}, at {report.where}")
+
+# %%
 assert report.worst_error < 1e-8
 
 # %% [markdown]
@@ -560,6 +585,8 @@ def check_of_the_sum(bug):
 
 blind = [bug for bug in BUGS if check_of_the_sum(bug)]
 print("pass the check of the sum:", "; ".join(blind))
+
+# %%
 assert blind == ["the sign", "a factor 2", "zeros", "one element of 20 off by 1 %"]
 
 # %% [markdown]
@@ -588,6 +615,8 @@ plt.show()
 
 report = gradcheck(F.relu, [with_corner(0.0)], raise_error=False)
 print("gradcheck at the corner:", report.kink)
+
+# %%
 assert report.kink and report.mismatch is None  # not a wrong gradient, and not called one
 
 # %% [markdown]
@@ -605,6 +634,8 @@ y = F.relu(x) - F.relu(x * -1.0)
 y.backward(np.ones(3))
 print("y      ", y.numpy())
 print("dy / dx", x.grad)
+
+# %%
 assert np.array_equal(y.numpy(), x.numpy()) and np.array_equal(x.grad, [1, 0, 1])
 
 # %% [markdown]
@@ -735,6 +766,8 @@ x, label = spirals(rng)
 w, b = rng.normal(size=(2, 2, 3))
 report = gradcheck(lambda x, w: FeedbackLinear.apply(x, w, Tensor(b)), [x[:5], w], raise_error=False)
 print("gradcheck:", report.mismatch)
+
+# %%
 assert not report
 
 # %% [markdown]
@@ -747,6 +780,8 @@ assert not report
 from minimask.lessons.gradient_cases import all_functions, run_table
 
 print(len(all_functions()), "Functions in the package\n")
+
+# %%
 assert run_table(["relu", "softmax", "matmul"])
 
 # %% [markdown]

