@@ -36,6 +36,7 @@ setup(
         "minimask": [
             "lessons/explorer.html",
             "results/report/*.css",
+            "inspection/*.html",
             "kernels/*.cu",
             "kernels/*/*.cu",
             "config/*.toml",

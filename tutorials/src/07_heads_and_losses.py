@@ -733,7 +733,7 @@ assert trips[28, "rounded"][-1] > 0.95
 # *those*. It is the one place where the parallel branches are run in series.
 
 # %%
-source(models.MaskRCNN.training_record, models.MaskRCNN.predict)
+source(models.MaskRCNN.training_record, models.MaskRCNN.inference_record)
 
 # %% [markdown]
 # **Why in parallel in training?** Because the right class and the right object of each RoI are known from matching, nothing needs to be
