@@ -47,6 +47,7 @@ def data_of(content):
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', content)[1])
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_of_all_figures_and_takes_names_for_text(written):
     content, shown = parsed(written)
     assert len(content) < LIMIT and len(shown.all("section")) == len(FIGURES) + 2
@@ -61,6 +62,7 @@ def test_the_page_is_one_file_of_all_figures_and_takes_names_for_text(written):
     assert NAMES[0] in shown.said and {o["name"] for o in data_of(content)["objects"]} <= set(NAMES[:2])
 
 
+@pytest.mark.slow
 def test_an_objects_data_are_those_of_the_trace(found, written):
     objects = data_of(written.read_text(encoding="utf-8"))["objects"]
     detected = [o for o in objects if "lost" not in o]
@@ -98,6 +100,7 @@ def run(*arguments):
     return cli.main(["inspect", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page_with_annotations_and_without(trained, tmp_path, capsys):
     folder, name = trained
     weights = ["--weights", folder / "run/checkpoint.npz"]
@@ -182,6 +185,7 @@ def browser(written, tmp_path_factory):
 SEEN = "stages.map((s, i) => s.getClientRects().length ? i : -1).filter((i) => i >= 0).join()"
 
 
+@pytest.mark.slow
 def test_the_keys_lead_from_stage_to_stage_and_from_object_to_object(browser):
     assert browser.value(SEEN) == "0"
     seen = []
@@ -202,6 +206,7 @@ def test_the_keys_lead_from_stage_to_stage_and_from_object_to_object(browser):
     assert browser.value(SEEN) == "0"
 
 
+@pytest.mark.slow
 def test_a_click_on_an_object_shows_its_way(browser):
     browser.value("showStage(0); showObject(0)")
     browser.value("outlines[2].dispatchEvent(new MouseEvent('click', {bubbles: true}))")
@@ -215,6 +220,7 @@ def test_a_click_on_an_object_shows_its_way(browser):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
 def test_at_any_width_nothing_is_cut_off(browser, width, tmp_path):
     browser.size(width, 900)
@@ -230,6 +236,7 @@ def test_at_any_width_nothing_is_cut_off(browser, width, tmp_path):
         assert image.width == width and len(image.convert("L").getcolors()) > 50
 
 
+@pytest.mark.slow
 def test_the_browser_has_no_complaint_and_asks_for_nothing(browser, written):
     complaints = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
     assert not [event for event in browser.events if event["method"] in complaints]

@@ -20,7 +20,9 @@ from minimask.models.inputs import Objects
 from minimask.models.rpn import RankedAnchors
 from minimask.nn import Linear, Module
 from minimask.randomness import Draws
-from tests.model_data import discs, tiny_model
+from tests import cuda_on_cpu
+from tests.fake_cupy import installed
+from tests.model_data import discs, fill, tiny_model
 
 FOUND = dict(box_score_thresh=0.0, box_detections_per_img=12)
 
@@ -177,6 +179,28 @@ def test_what_the_network_gets_can_be_undone(traced):
     plain = trace(tiny_model(**FOUND), image)
     assert plain.training is None and plain.failures is None and plain.proposing.recall is None
     np.testing.assert_allclose(plain.input.restored, image, atol=1e-12)  # neither resized nor rounded
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="no g++ on Linux to run CUDA kernels with")
+def test_a_model_on_a_gpu_is_traced_as_well_and_its_records_are_on_the_cpu():
+    image, target = discs(np.random.default_rng(1), 3)
+    cpu = trace(fill(tiny_model(box_score_thresh=0.0, box_detections_per_img=4)), image, target)
+    with installed():
+        model = fill(tiny_model(box_score_thresh=0.0, box_detections_per_img=4)).to("cuda")
+        gpu = trace(model, image, target)
+        assert model.device == "cuda"
+        figures.rois(gpu), figures.masks(gpu), figures.filtering(gpu)
+    for a, b in (
+        (cpu.proposing.ranked.boxes, gpu.proposing.ranked.boxes),
+        (cpu.training.roi_refined, gpu.training.roi_refined),
+        (cpu.masking.logits, gpu.masking.logits),
+        (cpu.training.image_gradients["loss_mask"], gpu.training.image_gradients["loss_mask"]),
+        (cpu.masking.readings[0].columns, gpu.masking.readings[0].columns),
+    ):
+        assert type(b) is np.ndarray
+        np.testing.assert_allclose(b, a, rtol=1e-7, atol=1e-9)
+    assert cpu.failures.causes == gpu.failures.causes
 
 
 # ---------------------------------------------------------------------------------------- where it is read

@@ -46,7 +46,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
         varied = augmentation(detector.config.data)
     facts = _facts(arguments, source, found)
-    title, progress = f"Inside a model: {image.name}", partial(each, title="drawing")
+    title, progress = f"Inside a model: {image.name}", partial(each, title="drawing", unit="figures")
     figures = write_page(output, found, title, facts, varied, SHOWN_ABOVE, progress)
     tell(f"{output}: {figures} stages of {len(found.result['labels'])} detections, to be opened in a browser")
     return 0
@@ -100,7 +100,8 @@ def _facts(arguments: argparse.Namespace, source: Any, found: Any) -> list[tuple
     facts = [("command", command_line(arguments.argv)), ("weights", str(arguments.weights))]
     facts.append(("image", f"{width} × {height} pixels; the network sees {seen[1]} × {seen[0]}"))
     if source.target is not None:
-        facts.append(("annotated", f"{len(source.target['labels'])} objects"))
+        count = len(source.target["labels"])
+        facts.append(("annotated", f"{count} object{'s' * (count != 1)}"))
     sure = int((found.result["scores"] >= SHOWN_ABOVE).sum())
     facts.append(("detected", f"{len(found.result['labels'])}, of which {sure} score {SHOWN_ABOVE} or more"))
     if found.failures is not None:

@@ -28,7 +28,7 @@ def image(trace: Trace, layout: Layout = WIDE) -> Any:
     top = classes[np.argsort(-counts, kind="stable")][:4] if masks is not None else []
     figure, axes = layout.panels(1 + len(top), drawing.aspect(trace.image))
     what = "found" if source is None else "annotated"
-    drawing.picture(axes[0], trace.image, f"{len(labels)} objects, {what}")
+    drawing.picture(axes[0], trace.image, f"{what}: {len(labels)}")
     drawing.boxes(axes[0], boxes, drawing.colours(labels))
     for panel, label in zip(axes[1:], top):
         members = np.flatnonzero(labels == label)
@@ -81,9 +81,9 @@ def augmentations(trace: Trace, options: Augmentation, seed: int = 0, layout: La
 def network_input(trace: Trace, layout: Layout = WIDE) -> Any:
     """What the network gets
 
-    Left, the tensor: normalised, resized, padded with zeros (grey) at the right and at the bottom to whole
-    cells of the coarsest level. Middle, the same with padding and normalisation undone and scaled back.
-    Right, how far that is from the image: what resizing has cost, mostly at edges.
+    First the tensor: normalised, resized, padded with zeros (grey) at the right and at the bottom to whole
+    cells of the coarsest level. Then the same with padding and normalisation undone, scaled back. Last, how
+    far that is from the image: what resizing has cost, mostly at edges.
     """
     given = trace.input
     limit = max(float(np.abs(given.pixels).max(initial=0)), 1e-6)

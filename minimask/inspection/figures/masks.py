@@ -118,5 +118,5 @@ def failures(trace: Trace, layout: Layout = WIDE) -> Any:
     bars = axes[1].barh(names, counts, color=[*OF_CAUSE.values(), "0.5"])
     axes[1].bar_label(bars, fontsize=8, padding=2)
     axes[1].invert_yaxis()
-    drawing.plain(axes[1], title=f"{len(target.labels)} objects", xlim=(0, 1.15 * max(*counts, 1)))
+    drawing.plain(axes[1], title=f"objects: {len(target.labels)}", xlim=(0, 1.15 * max(*counts, 1)))
     return figure

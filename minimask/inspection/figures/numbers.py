@@ -50,9 +50,8 @@ def _shares(values: np.ndarray) -> np.ndarray:
 def weights(trace: Trace, layout: Layout = WIDE) -> Any:
     """The weights
 
-    Each parameter's spread, from the first layer (left) to the last. A dead tensor has one value throughout;
-    an exploding one holds NaN, infinity or an element beyond 1000. Below, the histograms of the widest and
-    of the narrowest weights.
+    Each parameter's spread, from the first layer on the left to the last. A dead tensor has one value
+    throughout; an exploding one holds NaN, infinity or an element beyond 1000.
     """
     table = [w for w in trace.weights if np.prod(w.shape) > 1]
     strange = [w for w in table if w.dead or w.exploding]

@@ -100,7 +100,7 @@ def recall(trace: Trace, layout: Layout = WIDE) -> Any:
     """What the first stage finds, and where it looks
 
     The share of the objects that some box overlaps by an IoU of at least 0.5 and 0.7, after each step: what
-    is lost here, no later stage finds. Beside it, the scores of all anchors, and the corners of the
+    is lost here, no later stage finds. Then the scores of all anchors, and the corners of the
     proposals, which should lie all over an image of which the objects do.
     """
     stage, ranked = trace.proposing, trace.proposing.ranked

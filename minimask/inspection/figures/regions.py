@@ -15,9 +15,9 @@ from minimask.inspection.records import Reading, Trace
 def rois(trace: Trace, layout: Layout = WIDE) -> Any:
     """RoIs as training samples them
 
-    Proposals and true boxes, at most so many of them with an object. Left, all: those with an object in
-    colour, background dotted. Right, those with an object (dashed), and where the box head's deltas for the
-    true class lead today (solid).
+    Proposals and true boxes, at most so many of them with an object. First all: those with an object in
+    colour, background dotted. Then those with an object (dashed), and where the box head's deltas for the
+    true class lead today (solid). Last, their number by class.
     """
     t, seen = trace.training, trace.input.seen
     if t is None:
@@ -47,7 +47,7 @@ def reading(trace: Trace, index: int = 0, layout: Layout = WIDE) -> Any:
     """Where the RoI layer reads a detection
 
     The detection's proposal, which the box head reads, and its own box, which the mask head reads: level and
-    sampling points. Grey lines are the cells of that level, dotted ones the bins. Right, the levels of all
+    sampling points. Grey lines are the cells of that level, dotted ones the bins. Last, the levels of all
     detections by the sides of their boxes: twice the side, one level up.
     """
     box_head, masking = trace.classifying, trace.masking
@@ -101,8 +101,8 @@ def filtering(trace: Trace, layout: Layout = WIDE) -> Any:
     """From proposals to detections
 
     Each class of each proposal that scores enough is a candidate. Its class's deltas refine it; suppression,
-    class by class, strikes out what overlaps a surer one; the best so many are left. The text under the
-    figures lists the indices that are kept, class by class.
+    class by class, strikes out what overlaps a surer one; the best so many are left. At most 100 are drawn,
+    50 of the candidates. `Trace.classifying` has the indices that are kept, and the page a table of them.
     """
     found, seen = trace.classifying.candidates, trace.input.seen
     before = trace.proposing.proposals[found.proposals]
@@ -141,7 +141,7 @@ def _paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def detections(trace: Trace, layout: Layout = WIDE) -> Any:
     """Detections beside the truth
 
-    Left, the detections, thin and grey those that score less than 0.5, the 12 surest with class and score.
+    First the detections, thin and grey those that score less than 0.5, the 12 surest with class and score.
     With annotations also the IoU of each object with each of the surest detections, a circle around those of
     one class; and precision over recall of this image, at an IoU of 0.5.
     """
