@@ -115,7 +115,7 @@ def test_the_command_writes_a_page_with_annotations_and_without(trained, tmp_pat
 
 
 WRONG = {
-    "no such image": (dict(image="none.png"), "none.png: no such file"),
+    "no such image": (dict(image="none.png"), "none.png: no such image file"),
     "an image not annotated": (dict(image="other.png"), "has no image with the file_name other.png"),
     "another size": (dict(image="elsewhere/{name}"), "64 x 64 there, while"),
     "no JSON": (dict(annotations="images/{name}"), "is not"),
@@ -143,7 +143,7 @@ def test_what_cannot_be_inspected_is_one_line(case, trained, capsys, monkeypatch
     options = [text for key in ("annotations", "weights", "output") for text in (f"--{key}", given[key])]
     assert run(given["image"], *options) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "note:" not in line]
-    assert len(lines) == 1 and words in lines[0].lower().replace(name.lower(), name), lines
+    assert len(lines) == 1 and words in lines[0], lines
     assert not (folder / "page.html").exists()
     assert all(path.read_bytes() == content for path, content in before.items())
 

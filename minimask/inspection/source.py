@@ -104,30 +104,27 @@ def _target(table: Any, size: tuple[int, int], seen: tuple[int, int], labels: Se
     """The objects of a table at the size `seen` of an image that has `size`; masks one at a time."""
     factor = np.array([seen[1] / size[1], seen[0] / size[0]] * 2, np.float32)
     boxes = corners_in_image(table.boxes, *size) * factor
-    objects, masks = np.flatnonzero(~table.crowd), []
-    for i in objects:
-        masks.append(_nearest(table.counts[i], table.extents[i], size, seen))
-    sound = [k for k, i in enumerate(objects) if (boxes[i, 2:] > boxes[i, :2]).all()]
-    objects = objects[sound]
+    objects = np.flatnonzero(~table.crowd & (boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    masks = np.zeros((len(objects), *seen), np.uint8)  # filled in place: they are most of what memory holds
+    for mask, i in zip(masks, objects):
+        _fill(mask, table.counts[i], table.extents[i], size)
     scale = np.array([*factor[:2], 1], np.float32)
     return {
         "boxes": boxes[objects],
         "labels": np.array([labels[label - 1] for label in table.labels[objects]], np.int64),
-        "masks": np.array([masks[k] for k in sound], np.uint8).reshape(len(sound), *seen),
+        "masks": masks,
         "keypoints": table.keypoints[objects].astype(np.float32) * scale,
         "crowd_boxes": boxes[table.crowd],
     }
 
 
-def _nearest(counts: bytes, extent: np.ndarray, size: tuple[int, int], seen: tuple[int, int]) -> np.ndarray:
-    """One mask of (H, W) at the size `seen`: the pixel that lies under the middle of each new one."""
+def _fill(mask: np.ndarray, counts: bytes, extent: np.ndarray, size: tuple[int, int]) -> None:
+    """Write a mask of (H, W) at another size: the pixel that lies under the middle of each new one."""
     x1, y1, x2, y2 = extent.tolist()
     patch = rle.decode_runs(rle.read_runs(counts), size[0], PixelBox(x1, y1, x2, y2))
     rows, columns = (
         np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(int), old - 1)
-        for old, new in zip(size, seen)
+        for old, new in zip(size, mask.shape)
     )
-    mask = np.zeros(seen, np.uint8)
     inside_y, inside_x = (rows >= y1) & (rows < y2), (columns >= x1) & (columns < x2)
     mask[np.ix_(inside_y, inside_x)] = patch[np.ix_(rows[inside_y] - y1, columns[inside_x] - x1)]
-    return mask

@@ -117,7 +117,8 @@ def recall(trace: Trace, layout: Layout = WIDE) -> Any:
         panel.invert_yaxis()
         panel.legend(fontsize=7, loc="upper center", ncols=2, bbox_to_anchor=(0.5, -0.1))
     axes[0].hist(stage.scores, np.linspace(0, 1, 41), color=BLUE)
-    drawing.plain(axes[0], title="scores of all anchors", xlabel="probability of an object", yscale="log")
+    drawing.plain(axes[0], title="scores of all anchors", xlabel="probability of an object")
+    axes[0].set_yscale("symlog", linthresh=1)
     boxes, (h, w) = ranked.proposals, trace.input.size
     axes[1].plot(*boxes[:, :2].T, ".", color=GREEN, markersize=2, label="top left")
     axes[1].plot(*boxes[:, 2:].T, ".", color=RED, markersize=2, label="bottom right")

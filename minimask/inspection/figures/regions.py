@@ -85,7 +85,7 @@ def _read(axes: Any, trace: Trace, who: str, box: np.ndarray, at: Reading) -> No
 
 def _levels(axes: Any, trace: Trace, boxes: np.ndarray, readings: list[Reading]) -> None:
     names = sorted({at.level for at in readings} | {name for name in trace.anchors.names if name != "P6"})
-    sides = np.sqrt(np.maximum(box_area(boxes), 1e-6))
+    sides = np.sqrt(np.maximum(np.nan_to_num(box_area(boxes)), 1e-6))
     jitter = np.linspace(-0.2, 0.2, len(sides)) if len(sides) > 1 else np.zeros(1)
     axes.plot(
         sides, np.array([names.index(at.level) for at in readings]) + jitter, ".", color=BLUE, markersize=4
@@ -112,9 +112,9 @@ def filtering(trace: Trace, layout: Layout = WIDE) -> Any:
     bins = np.linspace(0, 1, 41)
     axes[0].hist(top, bins, color=BLUE)
     least = found.scores.min(initial=1.0)
-    drawing.plain(
-        axes[0], title=f"best class score of {len(top):,} proposals; kept from {least:.2g}", yscale="log"
-    )
+    title = f"best class score of {len(top):,} proposals; kept from {least:.2g}"
+    drawing.plain(axes[0], title=title)
+    axes[0].set_yscale("symlog", linthresh=1)
     steps = (
         (f"{len(order):,} candidates: proposals", before, order[:50]),
         ("the same, refined", found.boxes, order[:50]),
