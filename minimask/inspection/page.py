@@ -31,9 +31,10 @@ from minimask.results.report.charts import text
 OBJECTS = 300
 """The most objects that can be looked at one by one."""
 
+SCENE = 1600  # pixels along the longer side of the image in which objects are chosen
 PASTED = 128  # pixels along the longer side of a pasted mask
 LINES = 64  # sampling points along an axis beyond which they are not drawn
-WIDE_BYTES, NARROW_BYTES, IMAGE_BYTES = 150_000, 90_000, 400_000  # of pictures, as text
+WIDE_BYTES, NARROW_BYTES, IMAGE_BYTES = 150_000, 90_000, 900_000  # of pictures, as text
 
 
 def write_page(
@@ -194,7 +195,7 @@ MORE = {
 def _objects_stage(trace: Trace) -> tuple[str, str]:
     from PIL import Image
 
-    source = encoding.picture_uri(Image.fromarray(shown(trace.image)), IMAGE_BYTES)
+    source = encoding.picture_uri(Image.fromarray(shown(trace.image, SCENE)), IMAGE_BYTES)
     height, width = trace.image.shape[1:]
     body = (
         Template((resources.files(__package__) / "objects.html").read_text(encoding="utf-8"))

@@ -54,17 +54,15 @@ class Layout:
 WIDE, NARROW = Layout(10.0, 3), Layout(4.4, 1)
 
 
-def shown(image: np.ndarray) -> np.ndarray:
-    """(3, H, W) in 0..1 -> (h, w, 3) uint8: at most `MOST_PIXELS` wide and high; dark ones brightened."""
+def shown(image: np.ndarray, most: int = MOST_PIXELS) -> np.ndarray:
+    """(3, H, W) in 0..1 -> (h, w, 3) uint8: at most `most` wide and high; dark ones brightened."""
     from PIL import Image
 
-    step = max(
-        1, -(-max(image.shape[1:]) // (2 * MOST_PIXELS))
-    )  # a large image is thinned before it is copied
+    step = max(1, -(-max(image.shape[1:]) // (2 * most)))  # a large image is thinned before it is copied
     image = image[:, ::step, ::step]
     gain = float(np.clip(0.9 / max(np.quantile(image, 0.995), 1e-6), 1, 8))  # as in `results.visualize`
     pixels = np.clip(image.transpose(1, 2, 0) * (255 * gain) + 0.5, 0, 255).astype(np.uint8)
-    scale = min(1.0, MOST_PIXELS / max(pixels.shape[:2]))
+    scale = min(1.0, most / max(pixels.shape[:2]))
     if scale == 1.0:
         return pixels
     height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
