@@ -14,7 +14,7 @@ from minimask.data import images as files
 from minimask.data.checks import corners_in_image
 from minimask.data.sample import PixelBox
 from minimask.errors import InputError
-from minimask.results.large import LARGE
+from minimask.results.large import LARGE, size_as_seen
 
 MASKS_MOST = 2**28
 """Pixels of an image's masks together; beyond, image and masks are shrunk to the size the model sees."""
@@ -91,8 +91,7 @@ def read_source(
         table = table.select(np.array([labels[label - 1] > 0 for label in table.labels], bool))
     objects = 0 if table is None else int((~table.crowd).sum())
     if height * width > LARGE or height * width * objects > MASKS_MOST:
-        h, w = model.transform.resized(size, model.transform.min_sizes[-1])
-        height, width = min(h, height), min(w, width)
+        height, width = size_as_seen(model, size)
         image = files.shrink(pixels, (height, width))
     else:
         image = files.to_float(pixels)
