@@ -38,6 +38,7 @@ setup(
             "lessons/cuda_on_cpu/*.cpp",
             "lessons/cuda_on_cpu/*.h",
             "results/report/*.css",
+            "inspection/*.html",
             "kernels/*.cu",
             "kernels/*/*.cu",
             "config/*.toml",

@@ -19,7 +19,7 @@ from minimask.results.report.judging import confusion, judge
 from minimask.results.report.scene import Scenes
 from tests.cli_data import make_dataset
 
-VOID = {"meta", "link", "img", "line", "circle", "polyline", "br"}
+VOID = {"meta", "link", "img", "source", "line", "circle", "polyline", "br"}
 
 
 class Page(html.parser.HTMLParser):

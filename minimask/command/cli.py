@@ -13,7 +13,7 @@ import numpy as np
 from minimask import backend
 from minimask import config as configuration
 from minimask._version import __version__
-from minimask.command import commands, own_data, process
+from minimask.command import commands, inspecting, own_data, process
 from minimask.command.streams import UnfailingStream, unfailing_streams
 from minimask.errors import InputError, memory_story, one_line
 from minimask.training import distributed
@@ -208,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(command)
     _add_evaluate(command)
     _add_predict(command)
+    _add_inspect(command)
     _add_export(command)
     _add_convert(command)
     _add_check_data(command)
@@ -324,6 +325,21 @@ def _add_predict(command) -> None:
     add("--label-maps", action="store_true", help=text)
     _take(predict, "device")
     add("--output", default="predictions", type=_name, metavar="DIR", help="made if missing (predictions)")
+
+
+def _add_inspect(command) -> None:
+    inspect = command(
+        inspecting.inspect,
+        text="show what each stage of a model makes of an image",
+        epilog="example:\n"
+        "  minimask inspect photo.jpg --weights run/checkpoint.npz --annotations val.json --output page.html",
+    )
+    add = inspect.add_argument
+    add("image", type=_name, metavar="IMAGE", help="an image file")
+    text = "COCO instance JSON that has the image, by its file's name: traces a training step, too"
+    add("--annotations", type=_name, metavar="FILE", help=text)
+    _take(inspect, "weights", "device")
+    add("--output", required=True, type=_name, metavar="FILE", help="the page to be written")
 
 
 def _add_export(command) -> None:

@@ -129,6 +129,37 @@ class BoxOutput:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """An image's boxes of one class each that score enough, and which of them are detected.
+
+    Attributes
+    ----------
+    probabilities : (P, K+1)
+        Of each proposal's classes, background first.
+    proposals, labels, scores : (B,)
+        Of each candidate: the index of its proposal, its class, and the probability of that.
+    refined, boxes : (B, 4)
+        Where its class's deltas lead from the proposal, and that clipped to the image.
+    survivors, kept : (S,) and (D,) int64
+        Indices among the B, by falling score: what suppression leaves, class by class; and the best so many
+        of them, which are the detections.
+    """
+
+    probabilities: np.ndarray
+    proposals: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    refined: np.ndarray
+    boxes: np.ndarray
+    survivors: np.ndarray
+    kept: np.ndarray
+
+    @property
+    def detections(self) -> Detections:
+        return Detections(self.boxes[self.kept], self.labels[self.kept], self.scores[self.kept])
+
+
+@dataclass(frozen=True)
 class Detections:
     """One image's results by falling score, in the batch's pixels: boxes (D, 4), labels (D,), scores (D,)."""
 
@@ -164,12 +195,15 @@ class Pooler:
     level_eps: float = 1e-6
     side_eps: float = 0.0
 
-    def __call__(self, levels, rois) -> Tensor:  # P2.., (R, 5) -> (R, C, S, S)
-        count = len(self.strides)
+    def assign(self, rois):  # (R, 5) -> (R,)
+        """Which of the levels each RoI reads, counted from 0."""
         to_level = dict(canonical_scale=self.canonical_scale, eps=self.level_eps, side_eps=self.side_eps)
-        assigned = assign_fpn_levels(rois[:, 1:], 2, 1 + count, **to_level) - 2
+        return assign_fpn_levels(rois[:, 1:], 2, 1 + len(self.strides), **to_level) - 2
+
+    def __call__(self, levels, rois) -> Tensor:  # P2.., (R, 5) -> (R, C, S, S)
         scales = tuple(1.0 / s for s in self.strides)
-        return self.roi_layer(levels[:count], rois, self.output_size, scales, levels=assigned)
+        levels, assigned = levels[: len(scales)], self.assign(rois)
+        return self.roi_layer(levels, rois, self.output_size, scales, levels=assigned)
 
 
 class TwoMLPHead(Module):
@@ -297,41 +331,51 @@ class BoxHead(Module):
 
     def loss(self, out: BoxOutput, rois: RoIs, targets: list[Target]) -> dict[str, Tensor]:
         """L_cls and L_box."""
-        xp = array_module(rois.boxes)
         check_labels(rois, out.logits.shape[1], "the box predictor")
+        encoded = self.encoded(rois, targets)  # (R, 4)
+        options = dict(beta=self.options.beta, class_agnostic=self.options.class_agnostic)
+        classification, box = F.box_head_loss(out.logits, out.deltas, rois.labels, encoded, **options)
+        return {"loss_classifier": classification, "loss_box_reg": box}
+
+    def encoded(self, rois: RoIs, targets: list[Target]):
+        """(R, 4): the deltas that lead from each RoI to its object; 0 for background."""
+        xp = array_module(rois.boxes)
         encoded = xp.zeros((len(rois.labels), 4), rois.boxes.dtype)
         rows = np.flatnonzero(rois.labels)
         first = np.cumsum([0] + [len(t.boxes) for t in targets])[rois.images[rows]]
         objects = xp.concatenate([t.boxes for t in targets])[first + rois.matches[rows]]
         encoded[rows] = self.coder.encode(objects, rois.boxes[rows, 1:])
-        options = dict(beta=self.options.beta, class_agnostic=self.options.class_agnostic)
-        classification, box = F.box_head_loss(out.logits, out.deltas, rois.labels, encoded, **options)
-        return {"loss_classifier": classification, "loss_box_reg": box}
+        return encoded
 
     def detect(self, out: BoxOutput, proposals: list[np.ndarray], batch: Batch) -> list[Detections]:
         """Final boxes of each image: each class of each RoI that scores, after suppression class by class."""
+        return [found.detections for found in self.filter(out, proposals, batch)]
+
+    def filter(self, out: BoxOutput, proposals: list[np.ndarray], batch: Batch) -> list[Candidates]:
+        """From each image's proposals to its detections, with all steps between."""
         begin, results = 0, []
         for boxes, size in zip(proposals, batch.sizes):
             rows = slice(begin, begin + len(boxes))
             begin += len(boxes)
-            results.append(self._detect(out.logits.data[rows], out.deltas.data[rows], boxes, size))
+            results.append(self._filter(out.logits.data[rows], out.deltas.data[rows], boxes, size))
         return results
 
-    def _detect(self, logits, deltas, proposals, size) -> Detections:
-        xp = array_module(logits)
-        scores = softmax_array(logits, xp=xp) if len(logits) else logits  # (P, K+1)
-        roi, label = xp.nonzero(scores[:, 1:] > self.options.score_thresh)  # sync: how many there are
+    def _filter(self, logits, deltas, proposals, size) -> Candidates:
+        xp, o = array_module(logits), self.options
+        probabilities = softmax_array(logits, xp=xp) if len(logits) else logits  # (P, K+1)
+        roi, label = xp.nonzero(probabilities[:, 1:] > o.score_thresh)  # sync: how many there are
         label = label + 1
-        scores = scores[roi, label]
-        box = xp.zeros_like(label) if self.options.class_agnostic else label
-        deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)[roi, box]  # (candidates, 4)
-        boxes = clip_boxes_to_image(self.coder.decode(deltas, proposals[roi])[:, 0], size)
-        o = self.options
-        if not o.min_size_last:
-            keep = remove_small_boxes(boxes, o.min_size)  # sync: again
-            boxes, label, scores = boxes[keep], label[keep], scores[keep]
-        keep = batched_nms(boxes, scores, label, o.nms_thresh)  # sync: and again
-        keep = keep[: o.detections_per_img]
+        scores = probabilities[roi, label]  # (B,)
+        box = xp.zeros_like(label) if o.class_agnostic else label
+        deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)[roi, box]  # (B, 4)
+        refined = self.coder.decode(deltas, proposals[roi])[:, 0]
+        boxes = clip_boxes_to_image(refined, size)
         if o.min_size_last:
-            keep = keep[remove_small_boxes(boxes[keep], o.min_size)]  # sync: in place of the first
-        return Detections(boxes[keep], label[keep], scores[keep])
+            large = xp.arange(len(boxes))
+        else:
+            large = remove_small_boxes(boxes, o.min_size)  # sync: again
+        survivors = large[batched_nms(boxes[large], scores[large], label[large], o.nms_thresh)]  # sync: again
+        kept = survivors[: o.detections_per_img]
+        if o.min_size_last:
+            kept = kept[remove_small_boxes(boxes[kept], o.min_size)]  # sync: in place of the first
+        return Candidates(probabilities, roi, label, scores, refined, boxes, survivors, kept)

@@ -249,9 +249,16 @@ class MaskHead(Module):
 
     def predict(self, levels, detections: list[Detections]) -> list[np.ndarray]:
         """For each image the probabilities (D, M, M) of the detected classes' masks; for inference."""
+        return self.probabilities(self.logits(levels, detections), detections)
+
+    def logits(self, levels, detections: list[Detections]) -> Tensor:
+        """The logits (sum D, Q, M, M) of all images' detections."""
+        return self.forward(levels, as_rois([d.boxes for d in detections]))
+
+    def probabilities(self, logits: Tensor, detections: list[Detections]) -> list[np.ndarray]:
+        """For each image the probabilities (D, M, M) of the detected classes' masks, from their logits."""
         xp = array_module(*(d.boxes for d in detections))
         labels = xp.concatenate([d.labels for d in detections])
-        logits = self.forward(levels, as_rois([d.boxes for d in detections])).data  # (sum D, Q, M, M)
-        probabilities = self.mask_loss.probabilities(logits, labels)
+        probabilities = self.mask_loss.probabilities(logits.data, labels)
         ends = np.cumsum([len(d.labels) for d in detections])
         return [probabilities[end - len(d.labels) : end] for end, d in zip(ends, detections)]

@@ -16,12 +16,12 @@ from minimask.boxes import scale_boxes
 from minimask.functions.roi import as_rois
 from minimask.keypoints import Peaks
 from minimask.masks import Masks
-from minimask.models.box_head import BoxHead, BoxOutput, Detections, RoIs
+from minimask.models.box_head import BoxHead, BoxOutput, Candidates, Detections, RoIs
 from minimask.models.fpn import Backbone, SingleLevel
 from minimask.models.inputs import check_images, check_targets
 from minimask.models.keypoint_head import KeypointHead
 from minimask.models.mask_head import MaskHead
-from minimask.models.rpn import RPN, RPNOutput, RPNSamples
+from minimask.models.rpn import RPN, RankedAnchors, RPNOutput, RPNSamples
 from minimask.models.transform import Batch, Target, Transform
 from minimask.nn import Module, inference
 from minimask.randomness import Draws
@@ -33,6 +33,7 @@ class TrainingRecord:
 
     batch: Batch
     targets: list[Target]
+    x: Tensor  # batch.images (N, 3, H', W') as the backbone got them
     levels: list[Tensor]  # P2..P6, each (N, C, H'/s, W'/s)
     rpn: RPNOutput
     anchors: RPNSamples  # which of rpn.anchors are in the loss
@@ -42,6 +43,21 @@ class TrainingRecord:
     mask: Tensor | None  # (R+, K+1, M, M), where there is a mask head
     keypoint: Tensor | None  # (R', J, M, M), of the R' with a labelled keypoint
     losses: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class InferenceRecord:
+    """Everything that `MaskRCNN.predict` computed on the way to its results."""
+
+    batch: Batch
+    levels: list[Tensor]  # P2..P6, each (N, C, H'/s, W'/s)
+    rpn: RPNOutput
+    ranked: list[RankedAnchors]  # N, from anchors to proposals
+    box: BoxOutput  # of all proposals, image by image
+    candidates: list[Candidates]  # N, from proposals to detections
+    detections: list[Detections]  # N
+    mask: Tensor | None  # logits (sum D, Q, M, M), where there is a mask head
+    results: list[dict]  # N, as `MaskRCNN.predict` gives them
 
 
 class MaskRCNN(Module):
@@ -99,12 +115,18 @@ class MaskRCNN(Module):
         return self.training_record(images, targets, draws).losses
 
     def training_record(
-        self, images, targets, draws: Draws | None = None, held: TrainingRecord | None = None
+        self,
+        images,
+        targets,
+        draws: Draws | None = None,
+        held: TrainingRecord | None = None,
+        image_gradient: bool = False,
     ):
         """The training step in full. With `held`, proposals, samples and matches are an earlier record's.
 
         Training differentiates the loss with these held constant, though they depend on the parameters; so a
-        finite difference must hold them, too.
+        finite difference must hold them, too. With `image_gradient`, a backward pass goes on to the record's
+        `x`, the images themselves.
         """
         draws = draws or Draws()
         images = check_images(images)  # N of (3, H, W)
@@ -112,7 +134,8 @@ class MaskRCNN(Module):
         targets = check_targets(targets, sizes, self.dtype, self.box_head.num_classes, **self.annotations)
         batch = self.transform.batch(images, self.dtype, self.device, draws)  # (N, 3, H', W')
         targets = self.transform.scaled(targets, batch)  # boxes and masks scaled along
-        levels = self.backbone(Tensor(batch.images))  # P2..P6, each (N, C, H'/s, W'/s)
+        x = Tensor(batch.images, requires_grad=image_gradient)
+        levels = self.backbone(x)  # P2..P6, each (N, C, H'/s, W'/s)
         rpn = self.rpn(levels, batch)  # logits (N, A), deltas (N, A, 4), anchors (A, 4)
         anchors = held.anchors if held else self.rpn.sample(rpn, targets, draws)
         proposals = held.proposals if held else self.rpn.propose(rpn, batch, for_loss=True)  # N of (P, 4)
@@ -129,11 +152,9 @@ class MaskRCNN(Module):
             losses |= self.keypoint_head.loss(keypoint, visible, targets)
         losses |= self.rpn.loss(rpn, anchors)
         return TrainingRecord(
-            batch, targets, levels, rpn, anchors, proposals, rois, box, mask, keypoint, losses
+            batch, targets, x, levels, rpn, anchors, proposals, rois, box, mask, keypoint, losses
         )
 
-    @no_grad()
-    @inference()
     def predict(self, images) -> list[dict]:
         """Objects of each image; the same in training mode and out of it.
 
@@ -155,20 +176,32 @@ class MaskRCNN(Module):
         InputError
             If an image has the wrong form.
         """
+        return self.inference_record(images).results
+
+    @no_grad()
+    @inference()
+    def inference_record(self, images) -> InferenceRecord:
+        """What `predict` does, in full."""
         batch = self.transform(images, self.dtype, self.device)  # (N, 3, H', W')
         levels = self.backbone(Tensor(batch.images))  # P2..P6
-        proposals = self.rpn.propose(self.rpn(levels, batch), batch)  # N of (P, 4)
+        rpn = self.rpn(levels, batch)  # logits (N, A), deltas (N, A, 4), anchors (A, 4)
+        ranked = [self.rpn.rank(rpn, batch, n) for n in range(len(batch.sizes))]
+        proposals = [anchors.proposals for anchors in ranked]  # N of (P, 4)
         box = self.box_head(levels, as_rois(proposals))  # of (N P, 5)
-        detections = self.box_head.detect(box, proposals, batch)  # boxes (D, 4), labels, scores
-        masks = self.mask_head and self.mask_head.predict(levels, detections)  # (D, M, M): on kept boxes only
-        keypoints = self.keypoint_head and self.keypoint_head.predict(levels, detections)  # (D, J, 2), scores
+        candidates = self.box_head.filter(box, proposals, batch)
+        detections = [found.detections for found in candidates]  # boxes (D, 4), labels, scores
         results = [self._result(d, n, batch) for n, d in enumerate(detections)]
-        for n, result in enumerate(results):
-            if masks:
-                result["masks"] = self._masks(masks[n], detections[n], n, batch)
-            if keypoints:
+        mask = None
+        if self.mask_head:
+            mask = self.mask_head.logits(levels, detections)  # (sum D, Q, M, M): on kept boxes only
+            probabilities = self.mask_head.probabilities(mask, detections)  # N of (D, M, M)
+            for n, result in enumerate(results):
+                result["masks"] = self._masks(probabilities[n], detections[n], n, batch)
+        if self.keypoint_head:
+            keypoints = self.keypoint_head.predict(levels, detections)  # N of (D, J, 2), scores
+            for n, result in enumerate(results):
                 result |= self._keypoints(keypoints[n], n, batch)
-        return results
+        return InferenceRecord(batch, levels, rpn, ranked, box, candidates, detections, mask, results)
 
     def _result(self, d: Detections, n: int, batch: Batch) -> dict:
         sy, sx = batch.scale(n)

@@ -85,6 +85,37 @@ class RPNOutput:
 
 
 @dataclass(frozen=True)
+class RankedAnchors:
+    """What becomes of an image's best anchors on their way to proposals.
+
+    Attributes
+    ----------
+    anchors, levels : (B,) int64
+        The best of each level, by falling score in each: indices among all A, and their levels.
+    scores : (B,)
+        Probabilities of an object.
+    refined, boxes : (B, 4)
+        Where the deltas lead from each anchor, and that clipped to the image.
+    survivors, kept : (S,) and (P,) int64
+        Indices among the B, by falling score: large enough, and not suppressed; and the first so many of
+        them, which are proposed.
+    """
+
+    anchors: np.ndarray
+    levels: np.ndarray
+    scores: np.ndarray
+    refined: np.ndarray
+    boxes: np.ndarray
+    survivors: np.ndarray
+    kept: np.ndarray
+
+    @property
+    def proposals(self) -> np.ndarray:
+        """(P, 4)."""
+        return self.boxes[self.kept]
+
+
+@dataclass(frozen=True)
 class RPNSamples:
     """Which anchors the loss sees: flat indices into (N A), on the CPU, where they were drawn; and the
     encoded boxes (R+, 4) of the positive ones.
@@ -156,7 +187,11 @@ class RPN(Module):
         return RPNOutput(logits, deltas, *_anchors(*key))
 
     def propose(self, out: RPNOutput, batch: Batch, for_loss: bool = False) -> list[np.ndarray]:
-        """The best boxes of each image, (P, 4), by falling score; no gradient flows through them.
+        """The best boxes of each image, (P, 4), by falling score; no gradient flows through them."""
+        return [self.rank(out, batch, n, for_loss).proposals for n in range(len(batch.sizes))]
+
+    def rank(self, out: RPNOutput, batch: Batch, n: int, for_loss: bool = False) -> RankedAnchors:
+        """From the anchors of image n to its proposals, with all steps between.
 
         What they are wanted for decides how many there are (``..._train`` of the options for a loss, else
         ``..._test``), not whether the module is in training mode.
@@ -164,27 +199,27 @@ class RPN(Module):
         xp, o = array_module(out.anchors), self.options
         before = o.pre_nms_top_n_train if for_loss else o.pre_nms_top_n_test
         after = o.post_nms_top_n_train if for_loss else o.post_nms_top_n_test
-        proposals = []
-        for n, size in enumerate(batch.sizes):
-            logits, deltas = out.logits.data[n], out.deltas.data[n]  # (A,), (A, 4)
-            best, level = top_of_each_level(logits, out.per_level, before, xp)  # (P',) twice
-            boxes = self.coder.decode(deltas[best], out.anchors[best])[:, 0]  # (P', 4)
-            boxes = clip_boxes_to_image(boxes, size)
-            scores = sigmoid_array(logits[best], xp)  # (P',)
-            large = (boxes[:, 2:] - boxes[:, :2] >= o.min_size).all(axis=1)
-            keep = xp.flatnonzero(large & (scores >= o.score_thresh))  # sync: how many there are
-            ranks = logits[best] if o.ranks_logits else scores
-            boxes, ranks, level = boxes[keep], ranks[keep], level[keep]
-            keep = batched_nms(boxes, ranks, level, o.nms_thresh)  # sync: how many are kept
-            proposals.append(boxes[keep[:after]])
-        return proposals
+        logits, deltas = out.logits.data[n], out.deltas.data[n]  # (A,), (A, 4)
+        best, levels = top_of_each_level(logits, out.per_level, before, xp)  # (B,) twice
+        refined = self.coder.decode(deltas[best], out.anchors[best])[:, 0]  # (B, 4)
+        boxes = clip_boxes_to_image(refined, batch.sizes[n])
+        scores = sigmoid_array(logits[best], xp)  # (B,)
+        large = (boxes[:, 2:] - boxes[:, :2] >= o.min_size).all(axis=1)
+        keep = xp.flatnonzero(large & (scores >= o.score_thresh))  # sync: how many there are
+        ranks = logits[best] if o.ranks_logits else scores
+        survivors = keep[batched_nms(boxes[keep], ranks[keep], levels[keep], o.nms_thresh)]  # sync: how many
+        return RankedAnchors(best, levels, scores, refined, boxes, survivors, survivors[:after])
+
+    def match(self, out: RPNOutput, targets: list[Target]) -> list[np.ndarray]:
+        """The object of each anchor, (A,) for each image, as `matching` numbers it; on the CPU."""
+        anchors = [out.anchors] * len(targets)
+        return match_images(self.matcher, anchors, targets, self.options.crowd_coverage)
 
     def sample(self, out: RPNOutput, targets: list[Target], draws: Draws) -> RPNSamples:
         """Match anchors with objects and draw those the loss will see, at most half of them positive."""
         xp, count, o = array_module(out.anchors), len(out.anchors), self.options
         positive, negative, encoded = [], [], []
-        matched = match_images(self.matcher, [out.anchors] * len(targets), targets, o.crowd_coverage)
-        for n, (matches, target) in enumerate(zip(matched, targets)):  # (A,)
+        for n, (matches, target) in enumerate(zip(self.match(out, targets), targets)):  # (A,)
             rng = draws.rng(Purpose.SAMPLE_ANCHORS, n)
             pos, neg = sample_balanced(matches, o.batch_size_per_image, o.positive_fraction, rng)
             positive.append(n * count + pos)

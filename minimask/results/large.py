@@ -53,13 +53,18 @@ def predict_at(model: Any, dataset: Any, index: int) -> dict:
     return model.predict([dataset.image(index)])[0]
 
 
-def _as_seen(model: Any, pixels: np.ndarray) -> np.ndarray:
-    """(3, h, w) float32, of the size to which the model would scale the image; never larger than it is.
+def size_as_seen(model: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """The (h, w) to which the model would scale an image of (H, W); never larger than it is.
 
     Nor smaller than it must be to be scaled to that size by a magnification below 1, which is still to come.
     """
     transform = model.transform
-    size = transform.resized(pixels.shape[:2], transform.min_sizes[-1])
+    height, width = transform.resized(size, transform.min_sizes[-1])
     if transform.min_sizes[-1] is None and transform.magnification < 1:
-        size = tuple(round(side / transform.magnification) for side in size)
-    return shrink(pixels, (min(size[0], pixels.shape[0]), min(size[1], pixels.shape[1])))
+        height, width = (round(side / transform.magnification) for side in (height, width))
+    return min(height, size[0]), min(width, size[1])
+
+
+def _as_seen(model: Any, pixels: np.ndarray) -> np.ndarray:
+    """(3, h, w) float32, of the size `size_as_seen`."""
+    return shrink(pixels, size_as_seen(model, pixels.shape[:2]))

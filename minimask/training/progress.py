@@ -20,12 +20,14 @@ class Progress:
     title : str
     shown : bool
         False: stay silent, while another process tells.
+    unit : str
+        What is counted beside the steps.
     """
 
-    def __init__(self, total: int, title: str, done: int = 0, shown: bool = True):
+    def __init__(self, total: int, title: str, done: int = 0, shown: bool = True, unit: str = "images"):
         from tqdm import tqdm
 
-        self.title, self.images, self.began = title, 0, time.monotonic()
+        self.title, self.unit, self.images, self.began = title, unit, 0, time.monotonic()
         self.shown = shown and sys.stderr is not None  # it was closed, and print() would take standard output
         self.terminal = self.shown and sys.stderr.isatty()
         self.last_line = self.began
@@ -68,7 +70,7 @@ class Progress:
         self.done += 1
         self.images += images
         now = time.monotonic()
-        rate = f"{self.images / max(now - self.began, 1e-9):.1f} images/s"
+        rate = f"{self.images / max(now - self.began, 1e-9):.1f} {self.unit}/s"
         if self.terminal:
             self.bar.set_postfix_str(", ".join(filter(None, [rate, values])), refresh=False)
             self.bar.update()
@@ -80,9 +82,9 @@ class Progress:
             print(", ".join(parts), file=sys.stderr, flush=True)
 
 
-def each(items: Sequence, title: str) -> Iterator:
-    """Iterate with a `Progress` of one image an item."""
-    with Progress(len(items), title) as progress:
+def each(items: Sequence, title: str, unit: str = "images") -> Iterator:
+    """Iterate with a `Progress` of one image, or what the unit is, an item."""
+    with Progress(len(items), title, unit=unit) as progress:
         for item in items:
             yield item
             progress.update(1)

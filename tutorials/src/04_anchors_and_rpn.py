@@ -738,12 +738,12 @@ assert FAST or of_100["untrained"] < of_100["without rescue"] < of_100["with res
 #
 # ## Proposals, step by step
 #
-# From logits and deltas to a list of boxes, as `RPN.propose` does it. (`xp` is NumPy, or CuPy where the arrays are on a
+# From logits and deltas to a list of boxes, as `RPN.rank` does it. (`xp` is NumPy, or CuPy where the arrays are on a
 # GPU. `# sync` marks the lines where the program has to wait for a GPU, because it needs to know *how many* boxes are
 # left. On the CPU there is nothing to wait for.)
 
 # %%
-source(RPN.propose, top_of_each_level, top_k)
+source(RPN.rank, top_of_each_level, top_k)
 
 # %% [markdown]
 # We take it apart on a validation image, with the same functions and the options of inference, and see at the end

@@ -765,7 +765,7 @@ assert all(rounded[i] > 0.95 for i, size in enumerate(sizes) if size >= 128)
 # *those*. It is the one place where the parallel branches are run in series.
 
 # %%
-source(models.MaskRCNN.training_record, models.MaskRCNN.predict)
+source(models.MaskRCNN.training_record, models.MaskRCNN.inference_record)
 
 # %% [markdown]
 # **Why in parallel in training?** Because the right class and the right object of each RoI are known from matching, nothing needs to be

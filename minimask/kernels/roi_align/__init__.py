@@ -16,6 +16,7 @@ from minimask.kernels.roi_align.sparse import (
     channels_last,
     forward,
     multiply,
+    points_along,
     transpose,
 )
 from minimask.kernels.roi_launch import beside, maps, one_each, tiles
@@ -34,6 +35,7 @@ __all__ = [
     "maps",
     "multiply",
     "one_each",
+    "points_along",
     "roi_align_loop",
     "struct_sampling",
     "tiles",

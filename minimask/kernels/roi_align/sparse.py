@@ -99,19 +99,32 @@ def _read_axis(begin, end, bins: int, length, s: Sampling) -> Iterator[AxisReadi
     begin, end, length : (R,)
         The boxes' edges, and the size of the map that each one reads, in feature pixels.
     """
-    start, bin_size = s.start_and_bin_size(begin, end, bins)
-    points = _points_in_a_bin(bin_size, s)
-    for n in np.unique(points).tolist():
-        rois = np.flatnonzero(points == n)
-        in_bins = np.arange(bins)[:, None] + s.fractions(n)  # (B, n) from the first bin's start
-        in_bins = in_bins.astype(start.dtype)[..., None]  # (B, n, 1)
-        positions = start[rois] + in_bins * bin_size[rois]  # (B, n, G)
+    for rois, positions in points_along(begin, end, bins, s):
         last = (length[rois] - 1).astype(np.int32)  # (G,) the last pixel of each one's map
         pixels, weights = _neighbours(positions, last)  # (B, n, 2, G)
         if s.aggregation == "max":
             yield AxisReading(rois, pixels, weights)
         else:
             yield from _mean_of_points(rois, pixels, weights, last)
+
+
+def points_along(begin, end, bins: int, s: Sampling) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Where the points of R RoIs lie along one axis, by groups that have equally many, n, in a bin.
+
+    Yields
+    ------
+    rois : (G,) int64
+        Which of the R.
+    positions : (B, n, G)
+        In feature pixels, counted from pixel 0's centre.
+    """
+    start, bin_size = s.start_and_bin_size(begin, end, bins)
+    points = _points_in_a_bin(bin_size, s)
+    for n in np.unique(points).tolist():
+        rois = np.flatnonzero(points == n)
+        in_bins = np.arange(bins)[:, None] + s.fractions(n)  # (B, n) from the first bin's start
+        in_bins = in_bins.astype(start.dtype)[..., None]  # (B, n, 1)
+        yield rois, start[rois] + in_bins * bin_size[rois]  # (B, n, G)
 
 
 def _points_in_a_bin(bin_size, s: Sampling) -> np.ndarray:
