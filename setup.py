@@ -46,6 +46,8 @@ setup(
             "data/nuclei/LICENSE",
             "data/nuclei/README.md",
             "data/nuclei/images/*.png",
+            "weights/nuclei/*.npz",
+            "weights/nuclei/README.md",
         ]
     },
     install_requires=[

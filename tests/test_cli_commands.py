@@ -194,7 +194,9 @@ def test_the_demo_leaves_pictures_curves_checkpoint_and_results(tmp_path, capsys
     (tmp_path / "demo" / "checkpoint.npz").write_text("of an earlier demo")
     out = run(capsys, "demo", "--quick", "--output", tmp_path / "demo")
     assert "box AP " in out and "mask AP " in out and str(tmp_path / "demo" / "predictions.png") in out
-    files = {"predictions.png", "losses.png", "checkpoint.npz", "detections.json", "metrics.json"}
+    files = {"at-once.png", "predictions.png", "losses.png", "checkpoint.npz"}
+    files |= {"detections.json", "metrics.json"}
+    assert out.index("at-once.png") < out.index("from random weights") < out.index("box AP ")
     assert files <= {path.name for path in (tmp_path / "demo").iterdir()}
     assert load_checkpoint(tmp_path / "demo" / "checkpoint.npz").step == 2
     assert len(nuclei_sample("val")) >= demo.PICTURES

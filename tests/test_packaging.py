@@ -24,7 +24,8 @@ def test_the_wheel_has_the_sample_the_configurations_and_every_module(wheel):
     package = ROOT / "minimask"
     wanted = [*package.rglob("*.py"), *package.rglob("*.toml"), *package.rglob("*.cu")]
     wanted += [*package.rglob("*.html"), *package.rglob("*.cpp"), *package.rglob("*.h")]
-    wanted += [p for p in (package / "data" / "nuclei").rglob("*") if p.is_file()]
+    for folder in (package / "data" / "nuclei", package / "weights" / "nuclei"):
+        wanted += [p for p in folder.rglob("*") if p.is_file()]
     assert {p.relative_to(ROOT).as_posix() for p in wanted} <= names
     assert any(name.endswith(".png") for name in names)
     assert not any(name.startswith(("tests/", "tutorials/")) for name in names)

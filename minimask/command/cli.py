@@ -17,6 +17,7 @@ from minimask.command import commands, inspecting, own_data, process
 from minimask.command.streams import UnfailingStream, unfailing_streams
 from minimask.errors import InputError, memory_story, one_line
 from minimask.training import distributed
+from minimask.weights.published import DEFAULT
 
 WRONG_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 2, 1, process.INTERRUPTED, 141
 
@@ -168,7 +169,6 @@ SHARED = {
     "device": {"default": "auto", "metavar": "cpu|cuda|auto", "help": "where to compute"},
     "output": {"required": True, "type": _name, "metavar": "DIR", "help": "made if it does not exist"},
     "weights": {
-        "required": True,
         "type": _name,
         "metavar": "FILE_OR_NAME",
         "help": "a run's checkpoint; weights of torchvision or detectron2; or a name such as "
@@ -182,6 +182,13 @@ SHARED = {
 def _take(parser: argparse.ArgumentParser, *names: str) -> None:
     for name in names:
         parser.add_argument(f"--{name}", **SHARED[name])
+
+
+def _take_weights(parser: argparse.ArgumentParser) -> None:
+    """--weights, which may be left out."""
+    shared = SHARED["weights"]
+    text = f"{shared['help']}; if not given, {DEFAULT}, which this package has"
+    parser.add_argument("--weights", **(shared | {"help": text}))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -284,7 +291,7 @@ def _add_evaluate(command) -> None:
         "  minimask evaluate --results detections.json --data val.json",
     )
     add = evaluate.add_argument
-    add("--weights", type=_name, metavar="FILE", help="a checkpoint that train wrote")
+    _take_weights(evaluate)
     add("--results", type=_name, metavar="FILE", help="instead of weights: COCO results of another program")
     add(
         "--data",
@@ -308,12 +315,13 @@ def _add_predict(command) -> None:
         commands.predict,
         text="find the objects in image files, and draw them",
         epilog="examples:\n"
+        "  minimask predict cells.png\n"
         "  minimask predict --weights run/checkpoint.npz a.png b.jpg --json --output results\n"
         "  minimask predict --weights torchvision:maskrcnn_resnet50_fpn photo.jpg",
     )
     add, above = predict.add_argument, commands.SHOWN_ABOVE
     add("images", nargs="+", type=_name, metavar="IMAGE", help="an image file")
-    _take(predict, "weights")
+    _take_weights(predict)
     add("--score-threshold", type=_share, default=above, metavar="S", help=f"least score shown ({above})")
     text = "most objects an image (model.detections, as trained)"
     add("--max-detections", type=_whole(1, configuration.DETECTIONS_MOST), metavar="N", help=text)
@@ -338,7 +346,8 @@ def _add_inspect(command) -> None:
     add("image", type=_name, metavar="IMAGE", help="an image file")
     text = "COCO instance JSON that has the image, by its file's name: traces a training step, too"
     add("--annotations", type=_name, metavar="FILE", help=text)
-    _take(inspect, "weights", "device")
+    _take_weights(inspect)
+    _take(inspect, "device")
     add("--output", required=True, type=_name, metavar="FILE", help="the page to be written")
 
 
@@ -350,7 +359,7 @@ def _add_export(command) -> None:
     )
     text = "the file to write; its ending decides: .safetensors, or .pth, which torch.load opens"
     export.add_argument("target", type=_name, metavar="FILE", help=text)
-    _take(export, "weights")
+    export.add_argument("--weights", required=True, **SHARED["weights"])
 
 
 def _add_convert(command) -> None:

@@ -20,9 +20,10 @@ SHOWN_ABOVE = 0.5
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Train a small Mask R-CNN from random weights on 32 packaged images of cell nuclei, evaluate it on 10
-    others, and write pictures, loss curves, the checkpoint and COCO results. What an earlier demo left in
-    the output directory is replaced, and nothing else.
+    """Show at once what the packaged weights find in images of cell nuclei. Then train a small Mask R-CNN
+    from random weights on 32 such images, evaluate it on 10 others, and write pictures, loss curves, the
+    checkpoint and COCO results. What an earlier demo left in the output directory is replaced, and nothing
+    else.
     """
     from minimask.command.demo import check_output, run
     from minimask.command.demo import configuration as demo_configuration
@@ -31,16 +32,23 @@ def demo(arguments: argparse.Namespace) -> int:
     output = check_output_directory(arguments.output)
     check_output(output)
     config = demo_configuration(arguments.quick, arguments.seed)
-    print(
-        f"Training {config.model.name} from random weights on the packaged cell nuclei, {config.train.steps} "
-        f"steps of {config.train.batch_size} images, on the {'CPU' if arguments.device == 'cpu' else 'GPU'}."
-    )
+
+    def tell_first(path: Path, seconds: float) -> None:
+        tell(
+            f"{path}: what the weights that come with minimask find in images that they have not seen, after "
+            f"{seconds:.0f} seconds. Look at it while others are learnt:"
+        )
+        tell(
+            f"training {config.model.name} from random weights on 32 images of cell nuclei, "
+            f"{config.train.steps} steps of {config.train.batch_size}, "
+            f"on the {'CPU' if arguments.device == 'cpu' else 'GPU'}"
+        )
 
     def tell_evaluation(evaluation: Any) -> None:
         counts = f"{evaluation.images} validation images with {evaluation.objects} nuclei"
         print(f"\n{counts}:\n\n{evaluation.table()}\n")
 
-    finished = run(config, output, note, arguments.device, tell_evaluation)
+    finished = run(config, output, note, arguments.device, tell_evaluation, tell_first)
     evaluation = finished.evaluation
     if evaluation is None:
         return _stopped(finished.outcome, config, output)
@@ -115,7 +123,8 @@ def train(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Predict every image of a COCO instance file at its own size, and compare by pycocotools; or compare
-    results that another program wrote (--results). The output directory gets detections.json (COCO results),
+    results that another program wrote (--results). Without either, the weights that this package has for cell
+    nuclei are evaluated. The output directory gets detections.json (COCO results),
     metrics.json and report.html; for --results metrics.json alone, and it may be left out. Where AP is -1 or
     0, it says why.
     """
@@ -127,7 +136,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     check_evaluate(arguments)
     if arguments.results:
         return evaluate_results(arguments)
-    output, weights = check_output_directory(arguments.output), arguments.weights
+    output, weights = check_output_directory(arguments.output), sources.weights_or_default(arguments, note)
     check_inputs_are_kept([arguments.data, weights], [output / name for name in (*FILES, reporting.REPORT)])
     dataset = sources.open_dataset(arguments.data, arguments.images, "val", arguments.strict)
     for line in dataset.notes:
@@ -139,7 +148,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Write NAME-instances.png for each image: masks, boxes, keypoints, class names and scores."""
+    """Write NAME-instances.png for each image: masks, boxes, keypoints, class names and scores. Without
+    --weights it finds cell nuclei.
+    """
     from minimask.files import check_inputs_are_kept, check_output_directory
     from minimask.models.detector import load_detector
     from minimask.results.fonts import missing_letters
@@ -148,13 +159,14 @@ def predict(arguments: argparse.Namespace) -> int:
 
     output = check_output_directory(arguments.output)
     images, also = expanded(arguments.images), (arguments.json, arguments.label_maps)
+    weights = sources.weights_or_default(arguments, note)
     # Before the weights: a wrong name should not wait for them.
     for line in check_images(images, output, *also):
         note(line)
     written = [result for path in images for result in results_of(path, output, arguments.label_maps)]
-    check_inputs_are_kept([arguments.weights], [*written, output / "predictions.json"])
+    check_inputs_are_kept([weights], [*written, output / "predictions.json"])
     options = {"detections": arguments.max_detections, "score_threshold": arguments.score_threshold}
-    detector = load_detector(arguments.weights, arguments.device, note, **options)
+    detector = load_detector(weights, arguments.device, note, **options)
     if missing := missing_letters(detector.class_names):
         note(f"no font of this computer has {missing}, of names of classes: drawn as boxes. Install one")
     progress = lambda paths: each(paths, "predicting")  # noqa: E731

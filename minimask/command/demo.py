@@ -1,10 +1,11 @@
-"""``minimask demo``: train on the packaged nuclei, evaluate, and leave pictures to look at."""
+"""``minimask demo``: what trained weights find, at once; then a training of one's own, and pictures of it."""
 
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from minimask.command.telling import drawing
 from minimask.config import Config, from_dict, read_config
@@ -18,10 +19,12 @@ from minimask.results.visualize import comparison, loss_curves, save_picture
 from minimask.training.log import read_losses
 from minimask.training.loop import CHECKPOINT, CONFIG, LOG, LOSSES, Outcome, train
 from minimask.training.progress import each
+from minimask.weights.published import DEFAULT
 
 PICTURES = 4  # validation images in the comparison
-LOSSES_DRAWN, PREDICTIONS = "losses.png", "predictions.png"
-FILES = (CHECKPOINT, CONFIG, LOSSES, LOG, "metrics.json", "detections.json", LOSSES_DRAWN, PREDICTIONS)
+AT_ONCE, LOSSES_DRAWN, PREDICTIONS = "at-once.png", "losses.png", "predictions.png"
+FILES = (CHECKPOINT, CONFIG, LOSSES, LOG, "metrics.json", "detections.json")
+FILES += (AT_ONCE, LOSSES_DRAWN, PREDICTIONS)
 MARK = ".minimask-demo"  # the file that tells a demo's directory from others; a training there removes it
 SHOWN_ABOVE = 0.5  # the score of what is drawn; the metrics take all
 
@@ -80,8 +83,10 @@ def run(
     note: Callable[[str], None],
     device: str = "cpu",
     tell: Callable[[Evaluation], None] = lambda evaluation: None,
+    tell_first: Callable[[Path, float], None] = lambda path, seconds: None,
 ) -> Finished:
-    """Train, evaluate and draw; what an earlier demo left in `output` is replaced.
+    """Draw what the packaged weights find; train, evaluate and draw anew. What an earlier demo left in
+    `output` is replaced.
 
     Parameters
     ----------
@@ -89,6 +94,8 @@ def run(
         Called with lines for the user to see.
     tell : callable
         Called with the evaluation as soon as it is written, or could not be.
+    tell_first : callable
+        Called with the first picture's path and the seconds that it took, before training begins.
 
     Raises
     ------
@@ -100,6 +107,10 @@ def run(
     check_output(output)
     output = make_output_directory(output)
     write_text(output / MARK, "What stands here a demo has made, and the next one replaces it.\n")
+    with drawing(output / AT_ONCE, note):
+        shipped = load_detector(DEFAULT, device)
+        _draw(shipped.model, nuclei_sample("val"), output / AT_ONCE)
+        tell_first(output / AT_ONCE, time.monotonic() - began)
     outcome = train(config, nuclei_sample("train"), output, overwrite=True, note=note, device=device)
     if outcome.stopped_by is not None:
         return Finished(outcome, None, time.monotonic() - began)
@@ -112,8 +123,13 @@ def run(
     with drawing(output / LOSSES_DRAWN, note):
         loss_curves(read_losses(output / LOSSES), output / LOSSES_DRAWN)
     with drawing(output / PREDICTIONS, note):
-        # Sorted by name, bright and dark images stand apart: evenly spaced ones show both kinds.
-        shown = [validation[i * len(validation) // PICTURES] for i in range(PICTURES)]
-        found = [confident(model.predict([sample.image])[0], SHOWN_ABOVE) for sample in shown]
-        save_picture(output / PREDICTIONS, comparison(shown, found, validation.class_names))
+        _draw(model, validation, output / PREDICTIONS)
     return Finished(outcome, evaluation, time.monotonic() - began)
+
+
+def _draw(model: Any, validation: Any, path: Path) -> None:
+    """Some validation images, their ground truth, and what a model finds in them."""
+    # Sorted by name, bright and dark images stand apart: evenly spaced ones show both kinds.
+    shown = [validation[i * len(validation) // PICTURES] for i in range(PICTURES)]
+    found = [confident(model.predict([sample.image])[0], SHOWN_ABOVE) for sample in shown]
+    save_picture(path, comparison(shown, found, validation.class_names))

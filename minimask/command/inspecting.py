@@ -33,8 +33,9 @@ def inspect(arguments: argparse.Namespace) -> int:
     dataset = _annotations(arguments.annotations)
     if dataset is not None:
         index_of(dataset, image)
-    detector = load_detector(arguments.weights, arguments.device, note)
-    labels = _labels(dataset, detector, arguments.weights)
+    weights = sources.weights_or_default(arguments, note)
+    detector = load_detector(weights, arguments.device, note)
+    labels = _labels(dataset, detector, weights)
     source = read_source(detector.model, image, dataset, labels)
     if source.image.shape[1:] != source.size:
         sizes = [f"{width} x {height}" for height, width in (source.size, source.image.shape[1:])]
@@ -45,7 +46,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         from minimask.training.loop import augmentation
 
         varied = augmentation(detector.config.data)
-    facts = _facts(arguments, source, found)
+    facts = _facts(arguments, weights, source, found)
     title, progress = f"Inside a model: {image.name}", partial(each, title="drawing", unit="figures")
     figures = write_page(output, found, title, facts, varied, SHOWN_ABOVE, progress)
     tell(f"{output}: {figures} stages of {len(found.result['labels'])} detections, to be opened in a browser")
@@ -92,12 +93,12 @@ def _labels(dataset: Any, detector: Any, weights: str) -> list[int]:
     return [ids.index(number) + 1 if number in ids else 0 for number in dataset.category_ids]
 
 
-def _facts(arguments: argparse.Namespace, source: Any, found: Any) -> list[tuple[str, str]]:
+def _facts(arguments: argparse.Namespace, weights: str, source: Any, found: Any) -> list[tuple[str, str]]:
     from minimask.command.reporting import command_line
 
     height, width = source.size
     seen = found.input.size
-    facts = [("command", command_line(arguments.argv)), ("weights", str(arguments.weights))]
+    facts = [("command", command_line(arguments.argv)), ("weights", weights)]
     facts.append(("image", f"{width} × {height} pixels; the network sees {seen[1]} × {seen[0]}"))
     if source.target is not None:
         count = len(source.target["labels"])

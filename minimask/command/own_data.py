@@ -136,16 +136,16 @@ def _data(source: str, images: str | None, split: str) -> tuple[Path, Path]:
 
 
 def check_evaluate(arguments: argparse.Namespace) -> None:
-    """Check that ``evaluate`` has what it needs: weights and an output directory, or results."""
-    if bool(arguments.weights) == bool(arguments.results):
+    """Check that ``evaluate`` has what it needs: an output directory for what weights find, or results."""
+    if arguments.weights and arguments.results:
         raise InputError(
             "evaluate: give --weights FILE, a checkpoint, or --results FILE, COCO results: one of them"
         )
-    if arguments.weights and not arguments.output:
+    if not arguments.results and not arguments.output:
         raise InputError(
             "evaluate: --output is missing; name a directory for detections.json and metrics.json"
         )
-    if arguments.weights and arguments.category_ids:
+    if not arguments.results and arguments.category_ids:
         raise InputError("--category-ids: is for --results; a checkpoint knows its classes")
 
 

@@ -21,6 +21,7 @@ from minimask.training.loop import BEST, LOG, LOSSES, Outcome
 from minimask.training.progress import each
 from minimask.training.run_log import read_run_log
 from minimask.weights.checkpoint import CheckpointFile
+from minimask.weights.published import PACKAGED
 
 REPORT = "report.html"
 
@@ -76,15 +77,16 @@ def evaluate_weights(
 def evaluated(weights: str | Path, dataset: Any, argv: Sequence[str], detector: Detector) -> Story:
     """What is told of an evaluation by itself."""
     facts = [("command", command_line(argv)), ("weights", str(weights))]
-    if Path(weights).suffix == ".npz" and Path(weights).exists():  # a run's, and no address
-        with CheckpointFile(Path(weights)) as file:
+    path = Path(PACKAGED.get(str(weights), weights))
+    if path.suffix == ".npz" and path.exists():  # a run's, and no address
+        with CheckpointFile(path) as file:
             facts.append(("trained", f"{file.head.step} steps, seed {file.head.seed}"))
     facts.append(("evaluated on", _size(dataset)))
     config = detector.config
     if config is not None:
         facts += _settings(config)
     text = configuration.to_toml(config) if config is not None else ""
-    return Story(f"Evaluation of {Path(weights).name} on {dataset.name}", [*facts, *_here()], text)
+    return Story(f"Evaluation of {path.name} on {dataset.name}", [*facts, *_here()], text)
 
 
 def trained(

@@ -55,6 +55,18 @@ def train_config(arguments: argparse.Namespace, output: Path) -> configuration.C
     return config
 
 
+def weights_or_default(arguments: argparse.Namespace, note: Callable[[str], None]) -> str:
+    """The weights that --weights names, or those that this package has, of which `note` is told."""
+    from minimask.weights.published import DEFAULT
+
+    if arguments.weights:
+        return arguments.weights
+    note(
+        f"{DEFAULT}, as no --weights are given: they find cell nuclei in microscope images, and nothing else"
+    )
+    return DEFAULT
+
+
 def _absolute_weights(source: str) -> str:
     """A path as an absolute one; names and addresses as they are."""
     from minimask.weights.download import is_path

@@ -10,9 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 from minimask.errors import InputError, one_line
 from minimask.files import replacing
-from minimask.weights.published import published
+from minimask.weights.published import PACKAGED, published
 
-_NAME = re.compile(r"(torchvision|detectron2):.*")
+_NAME = re.compile(r"(minimask|torchvision|detectron2):.*")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://.*", re.IGNORECASE | re.DOTALL)
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+")  # as torch.hub has it: resnet50-0676ba61.pth
 _CHUNK = 1 << 20
@@ -25,14 +25,15 @@ def local_weights(source: str | Path, note: Callable[[str], None] = lambda line:
     Parameters
     ----------
     source : str or Path
-        A path; a name of `published.PUBLISHED`; or ``https://...``.
+        A path; a name of `published.PACKAGED` or `published.PUBLISHED`; or ``https://...``.
     note : callable
         Is told the licence of published weights, and where a file is kept.
 
     Returns
     -------
     Path
-        A path is given back as it is. What is fetched lies in ``MINIMASK_CACHE``, or in the user's cache.
+        A path is given back as it is; what this package holds is not fetched. What is fetched lies in
+        ``MINIMASK_CACHE``, or in the user's cache.
 
     Raises
     ------
@@ -43,6 +44,8 @@ def local_weights(source: str | Path, note: Callable[[str], None] = lambda line:
     if is_path(source):
         return Path(source)
     url = text = str(source)
+    if text in PACKAGED:
+        return PACKAGED[text]
     if _NAME.fullmatch(text):
         entry = published(text)
         url = entry.url

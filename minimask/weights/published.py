@@ -1,9 +1,15 @@
-"""Weights that others publish: their names here, their addresses, and under which licence they stand."""
+"""Weights with a name: those in this package, and those that others publish, with address and licence."""
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 from minimask.errors import InputError
+
+PACKAGED = {"minimask:nuclei": Path(__file__).parent / "nuclei" / "nuclei.npz"}
+"""Trained by us; ``nuclei/README.md`` is the model card. `predict` and `evaluate` take them if given none."""
+
+DEFAULT = "minimask:nuclei"
 
 _TORCHVISION = "https://download.pytorch.org/models/"
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -99,5 +105,5 @@ def published(name: str) -> Published:
     """
     if name in PUBLISHED:
         return PUBLISHED[name]
-    close = difflib.get_close_matches(name, PUBLISHED, 1, 0.0)
+    close = difflib.get_close_matches(name, [*PACKAGED, *PUBLISHED], 1, 0.0)
     raise InputError(f"{name}: no such published weights; did you mean {close[0]}?")
