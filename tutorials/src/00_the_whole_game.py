@@ -84,7 +84,7 @@ right = draw_instances(
     zoom=2,
     names=False,
 )
-_, axes = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
+_, axes = plt.subplots(1, 2, figsize=(9.6, 5), layout="constrained")
 for panel, picture, title in (
     (axes[0], left, "in: an image (four times as bright, to be seen)"),
     (axes[1], right, f"out: {sure.sum()} nuclei that score {CONFIDENT} or more"),
@@ -214,7 +214,8 @@ roi = np.concatenate([[0], own_box]).astype(np.float32)[None]
 features = model.mask_head.pooler(record.levels, roi).data[0]  # (C, 14, 14)
 channels = np.argsort(-features.std(axis=(1, 2)))[:4]  # those that differ most over the box
 
-_, axes = plt.subplots(2, 4, figsize=(12.5, 7), layout="constrained")
+figure, axes = plt.subplots(2, 4, figsize=(11, 6.8), layout="constrained")
+figure.get_layout_engine().set(h_pad=0.12)
 *panels, large = axes.flat
 for number, (panel, (name, what)) in enumerate(zip(panels, STAGES.items()), 1):
     panel.set_title(f"{number} {name}", weight="bold", loc="left")
@@ -275,6 +276,8 @@ print(f"IoU of its proposal with its final box {box_iou(origin[None], own_box[No
 #    Then near-copies are suppressed once more, class by class.
 # 6. **Masks.** A small convolutional network draws a mask of 28 x 28 *in the frame of the box*.
 # 7. **Pasted.** The mask is stretched to its box, and cut at 1/2.
+#
+# (The picture without a number shows 7 once more, for the orange nucleus.)
 #
 # Stages 1 to 5 are Faster R-CNN (2015), with the pyramid of 2016. What Mask R-CNN (2017) adds are stage 6, a branch
 # *beside* the one for classes, not behind it, and in stage 4 RoIAlign. It sounds like little. The last experiment of this notebook

@@ -497,8 +497,8 @@ assert computed == -far and (far > -88 or np.isinf(naive))
 #
 # with $p_i^* = 1$ for a positive anchor and 0 for background, so that background has no box loss. There $N_{cls} = 256$, the
 # anchors drawn; $N_{reg} \approx 2400$, the number of *positions* of the map (not of positives, as one might think); and
-# $\lambda = 10$, so that $\lambda / N_{reg} \approx 1/240$ and both terms weigh about alike. The paper tries $\lambda$ from 1 to 100 and finds
-# little difference. Today's code, torchvision's, detectron2's and ours, has dropped both numbers: $N_{reg} = N_{cls}$ and
+# $\lambda = 10$, so that $\lambda / N_{reg} \approx 1/240$ and both terms weigh about alike. The paper tries $\lambda$ from 0.1 to 100
+# and finds that it matters little. Today's code, torchvision's, detectron2's and ours, has dropped both numbers: $N_{reg} = N_{cls}$ and
 # $\lambda = 1$, which is the same, but for 1/240 against 1/256.
 #
 # So both sums are divided by the *same* number: all anchors drawn (256 an image). Then the box loss of an image with one

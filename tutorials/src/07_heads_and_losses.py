@@ -212,17 +212,11 @@ options = model.box_head.options
 candidates = np.concatenate([record.proposals[0], sample.boxes])
 best_iou = box_iou(sample.boxes, candidates).max(axis=0)
 is_positive = best_iou >= options.fg_iou_thresh
-print(
-    f"{len(candidates)} candidates, the true boxes included: {is_positive.sum()} overlap an object enough",
-    end=" ",
-)
-print(f"({is_positive.mean():.1%}); with as many background boxes as that leaves")
-drawn = {
-    name: np.sum((rois.labels > 0) == kind) for name, kind in (("positive", True), ("background", False))
-}
-print(
-    f"drawn: {drawn}; at most {options.positive_fraction:.0%} of {options.batch_size_per_image} may be positive"
-)
+enough = f"{is_positive.sum()} of them ({is_positive.mean():.1%}) overlap an object enough"
+print(f"{len(candidates)} candidates, the true boxes included; {enough}")
+drawn = {"positive": int((rois.labels > 0).sum()), "background": int((rois.labels == 0).sum())}
+most = f"{options.positive_fraction:.0%} of {options.batch_size_per_image} may be positive"
+print(f"drawn: {drawn['positive']} positive, {drawn['background']} background; at most {most}")
 
 # %%
 assert drawn["positive"] == min(
