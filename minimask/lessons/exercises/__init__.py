@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from minimask.errors import InputError
 from minimask.lessons.exercises import (  # noqa: F401  (they fill EXERCISES)
-    detections,
     layers,
     regions,
     rois,
+    selection,
     skeletons,
     transfer,
 )
