@@ -168,7 +168,7 @@ winners = [(i, j) for i, j in np.argwhere(pixels.grad[0, 0])]
 assert pixels.grad.sum() == 1111 and set(few[tuple(zip(*winners))]) == set(pooled.data.ravel())
 
 # %% [markdown]
-# The 9 wins in one window, the 8 in three of the four, so 10, 100 and 1000 add up there; and most pixels
+# The 9 and the 4 win in one window each, the 8 in two, so that 10 and 1000 add up there; and most pixels
 # learn nothing at all.
 #
 # ## A residual block
