@@ -250,3 +250,20 @@ def paste_mask(mask, box, image_size):
             upper = (1 - b) * wide[top, left] + b * wide[top, left + 1]
             image[i, j] = (1 - a) * upper + a * ((1 - b) * wide[top + 1, left] + b * wide[top + 1, left + 1])
     return image
+
+
+def assign_levels(boxes, canonical, lowest, highest):
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    with np.errstate(divide="ignore"):
+        levels = 4 + np.log2(width * height / canonical**2) / 2
+    return np.floor(np.clip(levels, lowest, highest)).astype(int)
+
+
+def detect(probabilities, boxes, score_threshold, nms_threshold, most):
+    """Each class's boxes moved far away from the others': suppressed together, they do not meet."""
+    proposals, labels = np.nonzero(probabilities > score_threshold)
+    proposals, labels = proposals[labels > 0], labels[labels > 0]
+    scores = probabilities[proposals, labels]
+    apart = boxes[proposals, labels] + 1000 * labels[:, None]
+    kept = nms(apart, scores, nms_threshold)[:most]
+    return proposals[kept], labels[kept], scores[kept]

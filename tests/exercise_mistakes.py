@@ -90,6 +90,16 @@ ALIGN_MISTAKES = [
 ]
 
 # For each exercise: how the verdict must call it, and the replacements (old text, new text) in its solution.
+# Suppression of all that has been found, whatever its class; then the best so many.
+NMS_OF_ALL = (
+    "    left, kept = boxes[proposals, labels], []\n"
+    "    for i in range(len(found)):\n"
+    "        if (box_iou(left[[i]], left[kept]) <= nms_threshold).all():\n"
+    "            kept.append(i)\n"
+    "    kept = kept[:most]\n"
+    "    proposals, labels, found = proposals[kept], labels[kept], [found[k] for k in kept]\n"
+)
+
 MISTAKES = {
     "tape_backward": [
         ("overwritten", ("gradients[name] + g if name in gradients else g", "g")),
@@ -499,6 +509,71 @@ MISTAKES = {
             for eps in (0.0, 1e-12, 1e-8)
         ],
         ("summed", ("(sigmoid - targets) / count", "sigmoid - targets")),
+    ],
+    "assign_levels": [
+        ("the natural logarithm", ("np.log2", "np.log")),
+        (
+            "no floor",
+            ("np.floor(4 + np.log2(size / canonical))", "4 + np.log2(size / canonical)"),
+            (", dtype=np.int64", ""),
+        ),
+        ("rounded to the nearest", ("np.floor", "np.round")),
+        ("rounded up", ("np.floor", "np.ceil")),
+        ("one side alone", ("(y2 - y1)", "(x2 - x1)")),
+        ("one side alone", ("(x2 - x1)", "(y2 - y1)")),
+        ("one side alone", ("np.sqrt((x2 - x1) * (y2 - y1))", "max(x2 - x1, y2 - y1)")),
+        ("one side alone", ("np.sqrt((x2 - x1) * (y2 - y1))", "min(x2 - x1, y2 - y1)")),
+        ("the area, not its root", ("np.sqrt(", "(")),
+        ("not clamped", ("min(max(level, lowest), highest)", "level")),
+        ("not clamped", ("min(max(level, lowest), highest)", "max(level, lowest)")),
+        ("not clamped", ("min(max(level, lowest), highest)", "min(level, highest)")),
+        ("the wrong way round", ("4 + np.log2", "4 - np.log2")),
+        ("the 4 left out", ("4 + np.log2", "np.log2")),
+        ("counted from the lowest", ("highest))", "highest) - lowest)")),
+        ("+1", ("(x2 - x1) * (y2 - y1)", "(x2 - x1 + 1) * (y2 - y1 + 1)")),
+    ],
+    "detect": [
+        (
+            "suppression over all classes",
+            ("<= nms_threshold", "< 2"),
+            ("[:most]", ""),
+            ("    return proposals, labels,", NMS_OF_ALL + "    return proposals, labels,"),
+        ),
+        (
+            "the best so many before",
+            (
+                "    found = []\n    for",
+                "    found, rest = [], np.sort(probabilities[:, 1:].ravel())[::-1]\n"
+                "    cut = rest[:most].min(initial=2)\n    for",
+            ),
+            ("scores[i] > score_threshold", "scores[i] > score_threshold and scores[i] >= cut"),
+        ),
+        ("the background detected", ("range(1, ", "range(0, ")),
+        ("labels counted from 0", ("(scores[i], i, label)", "(scores[i], i, label - 1)")),
+        ("only the best class", ("scores[i] >", "probabilities[i, 1:].max() == scores[i] >")),
+        ("only the best class", ("scores[i] >", "probabilities[i].max() == scores[i] >")),
+        (
+            "the box of another",
+            ("boxes[:, label]", "boxes[:, label - 1]"),
+        ),
+        ("the box of another", ("boxes[:, label]", "boxes[:, 0]")),
+        ("class by class", ("sorted(found, reverse=True)[:most]", "found[:most]")),
+        (
+            "class by class",
+            (
+                "sorted(found, reverse=True)[:most]",
+                "sorted(sorted(found, reverse=True)[:most], key=lambda f: f[2])",
+            ),
+        ),
+        ("the best so many of each", ("for i in kept]", "for i in kept[:most]]"), ("[:most]  #", "  #")),
+        ("all that suppression leaves", ("[:most]", "")),
+        ("a score of just", ("> score_threshold", ">= score_threshold")),
+        ("nothing is suppressed", ("<= nms_threshold", "< 2")),
+        (
+            "the two thresholds",
+            ("score_threshold, nms_threshold, most", "nms_threshold, score_threshold, most"),
+        ),
+        ("the place among", ("np.array([i for _, i, _ in found], dtype=np.int64)", "np.arange(len(found))")),
     ],
     "paste_mask": [
         ("no half pixel", ("np.arange(pixels) + 0.5", "np.arange(pixels)")),

@@ -58,6 +58,14 @@ EQUIVALENT = {
         "iou(boxes[k], boxes[i])": "IoU is symmetric",
     },
     "anchors": {"return made": ARRAY},
+    "assign_levels": {"else 4 + np.log2": "the array of whole numbers cuts the fraction off"},
+    "detect": {
+        "proposals = [": ARRAY,
+        "labels = [": ARRAY,
+        "labels, [": ARRAY,
+        "in found])": "of nothing, it is float, but has nothing in it either; else of the right kind",
+        "box_iou(of_class[kept], of_class[[i]])": "IoU is symmetric",
+    },
     "roi_pool": {
         "round(math.copysign": WHOLE,
         "return zip(": "looped over once, as the list is",

@@ -25,6 +25,7 @@ FIRST_TRIES = [
 IN_NOTEBOOKS = {  # what the first tries find there
     "np": np,
     "box_iou": boxes.box_iou,
+    "nms": boxes.nms,
     "align": roi_align,
     "Plan": roi_align.Plan,
     "Sampling": roi_align.Sampling,

@@ -46,6 +46,12 @@ def test_the_table_of_the_readme_has_the_notebook(name):
     assert f"({name}.ipynb)" in (ROOT / "tutorials" / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_map_of_the_course_has_every_notebook_behind_it():
+    [drawn] = [cell.source for cell in notebooks.source_cells(NAMES[0]) if cell.source.startswith("COURSE =")]
+    course = ast.literal_eval(drawn[drawn.index("{") : drawn.index("\n}") + 2])
+    assert {name[:2] for name in NAMES[1:]} <= course.keys()
+
+
 @pytest.mark.parametrize("name", ["exercises", "tutorial", "misalign"])
 def test_the_short_name_of_a_lesson_has_everything_that_the_lesson_defines(name):
     lesson, short = (importlib.import_module(f"minimask.{where}{name}") for where in ("lessons.", ""))

@@ -7,16 +7,20 @@
 # minute. **Needs** notebook 01 (what a Function is, how a gradient is checked) and what a convolution is.
 # No GPU, no downloads.
 #
-# Mask R-CNN asks two things of an image that get in each other's way: *what is there?*, which needs a wide view,
-# and *where exactly?*, which needs a fine grid. The **backbone** (a ResNet) buys a wide view and pays with the
-# grid; the **feature pyramid** (FPN) gives the fine grid its view back. Between every two layers sits a **norm**,
+# Mask R-CNN asks two things of an image that get in each other's way: *what is there?*, which needs a wide
+# view,
+# and *where exactly?*, which needs a fine grid. The **backbone** (a ResNet) buys a wide view and pays with
+# the
+# grid; the **feature pyramid** (FPN) gives the fine grid its view back. Between every two layers sits a
+# **norm**,
 # and which norm it is decides more than one would think: whether a gradient is local, and whether your answer
 # depends on the image that happens to lie next to yours in the batch.
 #
 # Afterwards you can
 #
 # 1. say why a residual block has a shortcut, and show what happens without it;
-# 2. derive the backward pass of batch norm in four lines, read it as a projection, and say what "frozen" changes;
+# 2. derive the backward pass of batch norm in four lines, read it as a projection, and say what "frozen"
+# changes;
 # 3. compute the receptive field of any cell, measure it by a gradient, and explain where the two disagree;
 # 4. derive the gradient of nearest upsampling, and say what each level of the pyramid sees.
 
@@ -68,13 +72,18 @@ to_batch = Transform(MINIMASK, min_size=None, max_size=1600)  # normalises, and 
 # %% [markdown]
 # ## The idea in a picture
 #
-# A ResNet is a stem, which divides the grid by 4, and four stages, of which all but the first halve it: a cell of
-# **C2** stands for 4 x 4 pixels, of C3 for 8 x 8, of C4 for 16 x 16, of **C5** for 32 x 32. On the right you see what a grid that coarse leaves of an
-# image of nuclei (means over the cells): at stride 4 one could trace the outlines, at stride 32 a nucleus is about
+# A ResNet is a stem, which divides the grid by 4, and four stages, of which all but the first halve it: a
+# cell of
+# **C2** stands for 4 x 4 pixels, of C3 for 8 x 8, of C4 for 16 x 16, of **C5** for 32 x 32. On the right
+# you see what a grid that coarse leaves of an
+# image of nuclei (means over the cells): at stride 4 one could trace the outlines, at stride 32 a nucleus
+# is about
 # one number.
 #
-# On the left is what the cell gets in exchange. The filled squares are the cells of the four stages at one place;
-# the frames are the pixels that *can* influence each of them in a ResNet-50. C2's cell decides from 35 x 35 pixels:
+# On the left is what the cell gets in exchange. The filled squares are the cells of the four stages at one
+# place;
+# the frames are the pixels that *can* influence each of them in a ResNet-50. C2's cell decides from 35 x
+# 35 pixels:
 # less than a nucleus. C5's reads 427 x 427: more than the whole image.
 
 # %%
@@ -111,13 +120,63 @@ for i, axis in enumerate(right.subplots(2, 2).flat):
 plt.show()
 
 # %% [markdown]
-# The pyramid adds the maps up, from the coarse to the fine: P5 = C5, P4 = C4 + P5 enlarged, and so on (with small
+# The pyramid adds the maps up, from the coarse to the fine: P5 = C5, P4 = C4 + P5 enlarged, and so on
+# (with small
 # convolutions that we come to). Everything behind it, the proposals, the boxes, the masks, reads P2 to P6.
+#
+# ## The stem's max pooling
+#
+# The second half of the stem's factor of 4 comes from a **max pooling**: windows of 3 x 3, two pixels
+# apart, and of each window
+# only the largest number goes on, $y_p = \max_{k \in \text{window}(p)} x_k$. What is its gradient? Move
+# one $x_k$ a little: where it
+# is the largest of the window, $y_p$ moves along; where it is not, nothing happens. So
+#
+# $$\frac{\partial y_p}{\partial x_k} = [k = k^*(p)], \qquad k^*(p) = \operatorname*{arg\,max}_{k \in
+# \text{window}(p)} x_k, \qquad
+# \bar x_k = \sum_{p\,:\,k^*(p) = k} \bar y_p :$$
+#
+# each output sends its gradient to its **winner**, and a pixel that wins in several windows, which
+# overlap, gets the **sum**. The
+# losers get nothing. (If two are equal, either is right as a derivative from one side; minimask takes the
+# first.) All that the
+# backward pass has to remember is the places of the winners.
+
+# %%
+source(F.pool.MaxPool2d.backward)
+
+# %%
+few = np.array([[1.0, 2, 0, 1, 3], [0, 9, 1, 2, 0], [2, 1, 0, 8, 1], [1, 0, 4, 1, 0], [0, 2, 1, 0, 5]])
+pixels = Tensor(few[None, None], requires_grad=True)
+pooled = F.max_pool2d(pixels, 3, stride=2)
+pooled.backward(np.array([[[[1.0, 10], [100, 1000]]]]))  # so that one sees where each comes from
+
+_, axes = plt.subplots(1, 3, figsize=(10, 3.5), layout="constrained", width_ratios=(5, 2.6, 5))
+titles = "x, and its four windows", "y", "gradient of x, for 1, 10, 100, 1000 from y"
+for axis, values, title in zip(axes, (few, pooled.data[0, 0], pixels.grad[0, 0]), titles):
+    axis.imshow(np.where(values > 0, np.log1p(values), np.nan), cmap="Blues", vmin=0, vmax=12)
+    for (i, j), v in np.ndenumerate(values):
+        axis.text(j, i, f"{v:g}", ha="center", va="center")
+    axis.set(title=title, xticks=[], yticks=[])
+for (p, q), colour, style in zip(np.ndindex(2, 2), (BLUE, ORANGE, GREEN, RED), ("-", "--", "-.", ":")):
+    corner = 2 * q - 0.42 + 0.03 * p, 2 * p - 0.42 + 0.03 * q
+    axes[0].add_patch(Rectangle(corner, 2.84, 2.84, fill=False, ec=colour, ls=style, lw=2))
+plt.show()
+
+# %%
+winners = [(i, j) for i, j in np.argwhere(pixels.grad[0, 0])]
+assert pixels.grad.sum() == 1111 and set(few[tuple(zip(*winners))]) == set(pooled.data.ravel())
+
+# %% [markdown]
+# The 9 and the 4 win in one window each, the 8 in two, so that 10 and 1000 add up there; and most pixels
+# learn nothing at all.
 #
 # ## A residual block
 #
-# He et al. (2016) let a block compute what is to be *added* to its input: $y = \max(0,\; x + f(x))$. Here are the
-# two kinds that minimask knows. `Bottleneck` makes up ResNet-50 and ResNet-101; `BasicBlock` is cheaper, and the
+# He et al. (2016) let a block compute what is to be *added* to its input: $y = \max(0,\; x + f(x))$. Here
+# are the
+# two kinds that minimask knows. `Bottleneck` makes up ResNet-50 and ResNet-101; `BasicBlock` is cheaper,
+# and the
 # small network uses it.
 
 # %%
@@ -131,12 +190,16 @@ source(BasicBlock, Bottleneck, nn.Norm)
 # $$\bar x = (I + J_l)^\top \bar y = \bar y + J_l^\top \bar y ,$$
 #
 # and a tower of $L$ blocks $(I + J_1)^\top \cdots (I + J_L)^\top$, where a plain tower has
-# $J_1^\top \cdots J_L^\top$. Multiply the first one out: it is a sum over all subsets of the blocks. The empty
-# subset is $I$: the gradient arrives at the bottom as it left the top, whatever the blocks do. The plain product
+# $J_1^\top \cdots J_L^\top$. Multiply the first one out: it is a sum over all subsets of the blocks. The
+# empty
+# subset is $I$: the gradient arrives at the bottom as it left the top, whatever the blocks do. The plain
+# product
 # has one term only, with all the blocks in it, and a product of thirty random matrices is a wild thing.
 #
-# How wild? Take a network with one input number $t$ and one output number, so that we can simply plot it. Sixteen
-# blocks, as many as ResNet-50 has, of 64 channels on images of a single pixel; 256 images, one for each $t$. The
+# How wild? Take a network with one input number $t$ and one output number, so that we can simply plot it.
+# Sixteen
+# blocks, as many as ResNet-50 has, of 64 channels on images of a single pixel; 256 images, one for each
+# $t$. The
 # norms are calibrated on these inputs (each channel has mean 0 and variance 1), so nothing is out of scale
 # anywhere. `Plain` is the very same block, with the very same weights, but for the shortcut.
 
@@ -156,7 +219,7 @@ def calibrated(channels):
 def tower(block, depth, seed):
     """Output and gradient over t of `depth` random blocks."""
     rng = np.random.default_rng(seed)
-    first, last = nn.Conv2d(1, 64, 1, rng), nn.Conv2d(64, 1, 1, rng, gain=1.0)
+    first, last = nn.Conv2d(1, 64, 1, rng), nn.Conv2d(64, 1, 1, rng, gain=1.0)  # He's initialisation: 02
     blocks = nn.Sequential(*(block(64, 64, 1, calibrated, rng) for _ in range(depth)))
     net = nn.Sequential(first, calibrated(64), blocks, last)
     t = Tensor(np.linspace(-2, 2, 256, dtype=np.float32).reshape(256, 1, 1, 1), requires_grad=True)
@@ -202,15 +265,19 @@ assert numbers["plain, 16 blocks"][1] < 0.1 < numbers["residual, 16 blocks"][1] 
 assert numbers["plain, 16 blocks"][2] > 10 * numbers["residual, 16 blocks"][2]
 
 # %% [markdown]
-# The plain network is noise: move $t$ by 1/64 and you get an unrelated number. Its gradient is hundreds of times
+# The plain network is noise: move $t$ by 1/64 and you get an unrelated number. Its gradient is hundreds of
+# times
 # too large and tells nothing about what happens one small step further on, so no learning rate is right. The
-# output of the residual network at the same depth is a curve one could follow. Its gradient is rough, too (neighbours
-# correlate to 0.21 only, where one block has 0.97), but it does point somewhere: 0.01 was noise. *That* is what the
+# output of the residual network at the same depth is a curve one could follow. Its gradient is rough, too
+# (neighbours
+# correlate to 0.21 only, where one block has 0.97), but it does point somewhere: 0.01 was noise. *That* is
+# what the
 # shortcut is for. (Balduzzi et al., 2017, call it the *shattered gradient*.)
 #
 # ## Norms
 #
-# A norm takes $m$ numbers, subtracts their mean, divides by their standard deviation, and gives each channel a
+# A norm takes $m$ numbers, subtracts their mean, divides by their standard deviation, and gives each
+# channel a
 # scale $w$ and a shift $b$ of its own:
 #
 # $$\mu = \frac1m \sum_i x_i,\quad \sigma^2 = \frac1m \sum_i (x_i - \mu)^2,\quad
@@ -242,11 +309,13 @@ plt.show()
 # ### The backward pass, in four lines
 #
 # The trap: $\mu$ and $\sigma$ depend on every $x_j$, so every $\hat x_i$ does. Write
-# $r = (\sigma^2 + \varepsilon)^{-1/2}$ and take differentials, with $\langle a \rangle = \frac1m \sum_i a_i$ for a
+# $r = (\sigma^2 + \varepsilon)^{-1/2}$ and take differentials, with $\langle a \rangle = \frac1m \sum_i
+# a_i$ for a
 # mean:
 #
 # $$\begin{aligned}
-# d\mu &= \langle dx \rangle, \qquad d(\sigma^2) = 2\, \langle (x - \mu)\, dx \rangle, \qquad dr = -\tfrac12\, r^3\, d(\sigma^2) \\
+# d\mu &= \langle dx \rangle, \qquad d(\sigma^2) = 2\, \langle (x - \mu)\, dx \rangle, \qquad dr =
+# -\tfrac12\, r^3\, d(\sigma^2) \\
 # d\hat x_i &= r\,(dx_i - d\mu) + (x_i - \mu)\, dr \\
 #           &= r\, \big(dx_i - \langle dx \rangle - \hat x_i\, \langle \hat x\, dx \rangle \big) \\
 # J &= r\, \big( I - \tfrac1m \mathbf 1 \mathbf 1^\top - \tfrac1m \hat x\, \hat x^\top \big)
@@ -258,11 +327,48 @@ plt.show()
 #   \bar w = \sum_i \bar y_i\, \hat x_i, \qquad \bar b = \sum_i \bar y_i .$$
 #
 # Read it as geometry. The vectors $\mathbf 1$ and $\hat x$ are orthogonal and (up to $\varepsilon$) of length
-# $\sqrt m$, so the bracket is a **projection**: it takes from $g$ what points along $\mathbf 1$ and along $\hat x$.
-# It has to: adding a constant to all $x$, or multiplying all by a factor, does not change $y$, so the gradient
-# cannot ask for it. Here is the code; `BatchNorm` has mean and variance as further outputs, for the running
+# $\sqrt m$, so the bracket is a **projection**: it takes from $g$ what points along $\mathbf 1$ and along
+# $\hat x$.
+# It has to: adding a constant to all $x$, or multiplying all by a factor, does not change $y$, so the
+# gradient
+# cannot ask for it. As it reads, for group norm:
+
+
+# %%
+def plain_group_norm_backward(gy, x, weight, groups, eps):
+    """The formula above, for the numbers of one image and group at a time: gx, gw, gb."""
+    gx, g_weight, g_bias = np.empty_like(x), np.zeros_like(weight), np.zeros_like(weight)
+    for image in range(len(x)):
+        for channels in np.split(np.arange(len(weight)), groups):
+            own, upstream = x[image, channels], gy[image, channels]  # (C/G, H, W), one mean for all of it
+            r = 1 / np.sqrt(own.var() + eps)
+            x_hat = (own - own.mean()) * r
+            g = weight[channels, None, None] * upstream
+            gx[image, channels] = r * (g - g.mean() - x_hat * (g * x_hat).mean())
+            g_weight[channels] += (upstream * x_hat).sum(axis=(1, 2))  # every image uses the same weight
+            g_bias[channels] += upstream.sum(axis=(1, 2))
+    return gx, g_weight, g_bias
+
+
+plain_rng = np.random.default_rng(7)
+some = [Tensor(v, True) for v in (plain_rng.normal(2, 3, (2, 6, 4, 3)), *plain_rng.uniform(0.5, 2, (2, 6)))]
+upstream = plain_rng.normal(size=some[0].shape)
+F.group_norm(some[0], 3, *some[1:], eps=1e-5).backward(upstream)
+plain = plain_group_norm_backward(upstream, some[0].data, some[1].data, 3, 1e-5)
+for name, mine, fast in zip(("x", "w", "b"), plain, some):
+    print(f"gradient of {name}: largest difference from minimask's {np.abs(mine - fast.grad).max():.0e}")
+
+# %%
+assert all(np.allclose(mine, fast.grad, rtol=1e-10, atol=1e-12) for mine, fast in zip(plain, some))
+
+# %% [markdown]
+# And as it stands in minimask. `BatchNorm` has mean and variance as further outputs, for the running
 # averages, so their gradients come in as well (two more terms of the same kind). `GroupNorm` takes as many
-# groups at a time as stay in cache; on a GPU it hands the same formula to kernels.
+# groups at a time as stay in cache, and its sums over the group by way of those over each channel, which
+# it needs
+# for $\bar w$ and $\bar b$ anyway: $\langle g \rangle = \tfrac1m \sum_c w_c \bar b_c$, with the $\bar b_c$
+# of one image. On a GPU it
+# hands the same formula to kernels.
 
 # %%
 source(BatchNorm, GroupNorm.backward)
@@ -290,9 +396,12 @@ for name, norm, axes_of in (
     assert along_1 < 1e-15 and along_x < 1e-6  # the second is zero up to epsilon, 1e-5 of a variance of 9
 
 # %% [markdown]
-# A consequence that few people expect: if a convolution stands before the norm, multiplying its *weights* by a
-# factor changes nothing either. So the gradient of the weights is orthogonal to the weights, and a step along it
-# can only make them *longer* (Pythagoras), while a longer weight turns less for the same step. Weight decay in
+# A consequence that few people expect: if a convolution stands before the norm, multiplying its *weights*
+# by a
+# factor changes nothing either. So the gradient of the weights is orthogonal to the weights, and a step
+# along it
+# can only make them *longer* (Pythagoras), while a longer weight turns less for the same step. Weight
+# decay in
 # front of a norm does not make the function simpler; it sets the pace at which the weights turn.
 
 # %%
@@ -314,8 +423,10 @@ for name, norm in (
 # %% [markdown]
 # ### Is it right? The error over the step
 #
-# As in notebook 01: finite differences along a random direction against the derived gradient. For the norms, that
-# is all inputs at once: $x$, $w$ and $b$. A block is checked through its shortcut, its norms and both its ReLUs,
+# As in notebook 01: finite differences along a random direction against the derived gradient. For the
+# norms, that
+# is all inputs at once: $x$, $w$ and $b$. A block is checked through its shortcut, its norms and both its
+# ReLUs,
 # with one of its weights. Its curve breaks off at large steps, where some ReLU's corner is crossed.
 
 # %%
@@ -348,7 +459,8 @@ for axis, (title, (function, inputs)) in zip(axes, cases.items()):
 plt.show()
 
 # %% [markdown]
-# And now the bug that everyone writes once: mean and variance taken for constants, $\bar x = r\,g$. It is not a
+# And now the bug that everyone writes once: mean and variance taken for constants, $\bar x = r\,g$. It is
+# not a
 # small term that is missing. The check says so at once; a training run does not.
 
 
@@ -371,18 +483,26 @@ assert not report and gradcheck(lambda *x: function(*x)[0], inputs)
 # %% [markdown]
 # ### Frozen batch norm
 #
-# Detection trains with one or two images a GPU. Statistics of two images are poor, and we shall see how poor; the
-# ResNet paper (appendix A) has another reason, memory. So one starts from a ResNet trained for classification and
+# Detection trains with one or two images a GPU. Statistics of two images are poor, and we shall see how
+# poor; the
+# ResNet paper (appendix A) has another reason, memory. So one starts from a ResNet trained for
+# classification and
 # *freezes* its norms: $\mu$, $\sigma$,
 # and also $w$ and $b$, are constants. What is left is a scale and a shift,
 #
-# $$y = s\,x + t, \qquad s = \frac{w}{\sqrt{\sigma^2 + \varepsilon}}, \quad t = b - \mu s, \qquad\qquad \bar x = s\,\bar y .$$
+# $$y = s\,x + t, \qquad s = \frac{w}{\sqrt{\sigma^2 + \varepsilon}}, \quad t = b - \mu s, \qquad\qquad
+# \bar x = s\,\bar y .$$
 #
-# The projection is gone: the careless formula above, wrong for batch norm, is *right* for the frozen one. And a
-# scale and a shift behind a convolution are again a convolution: $s\,(W * x) + t = (sW) * x + t$. minimask folds
-# them in, and with them the shortcut and the ReLU; four passes over memory become one. The weights' gradient comes
-# back through the fold: $\bar W = s\,\overline{(sW)}$. For the backward pass it keeps $W$, which is in memory anyway,
-# and computes $sW$ once more: a product for each weight, where keeping it would be a second copy of the backbone.
+# The projection is gone: the careless formula above, wrong for batch norm, is *right* for the frozen one.
+# And a
+# scale and a shift behind a convolution are again a convolution: $s\,(W * x) + t = (sW) * x + t$. minimask
+# folds
+# them in, and with them the shortcut and the ReLU; four passes over memory become one. The weights'
+# gradient comes
+# back through the fold: $\bar W = s\,\overline{(sW)}$. For the backward pass it keeps $W$, which is in
+# memory anyway,
+# and computes $sW$ once more: a product for each weight, where keeping it would be a second copy of the
+# backbone.
 
 # %%
 source(FrozenBatchNorm.forward, ConvFrozenNorm, F.scale_and_shift)
@@ -404,7 +524,8 @@ for name, folded, plain in zip(("y", "gx", "gW", "g of the shortcut"), *results)
     assert np.allclose(folded, plain, rtol=0, atol=1e-12)
 
 # %% [markdown]
-# What freezing costs: nobody keeps the scale of the activations in check any more. It works because the statistics
+# What freezing costs: nobody keeps the scale of the activations in check any more. It works because the
+# statistics
 # fit the weights they were measured with. With *random* weights and statistics of 0 and 1, every block about
 # doubles the variance. Look at the standard deviation of the four stages, for one image and three norms:
 
@@ -434,7 +555,8 @@ assert spread["frozen, never calibrated"][3] > 10 * spread["group norm"][3]
 # %% [markdown]
 # ### The surprise: your answer depends on your neighbour
 #
-# Take one image $A$ of fluorescing nuclei on black, and put it into a batch of two: once beside another dark image
+# Take one image $A$ of fluorescing nuclei on black, and put it into a batch of two: once beside another
+# dark image
 # $B$, once beside a bright image $C$ of stained tissue. Nothing about $A$ changes. What happens to $A$'s own
 # feature map C5?
 
@@ -465,21 +587,27 @@ print({name: f"{100 * value:.0f} %" for name, value in change.items()})
 assert change["group norm"] == 0 and change["frozen, never calibrated"] == 0 and change["batch norm"] > 0
 
 # %% [markdown]
-# With batch norm, the features of $A$ change by as much as they are large. With 32 images in a batch this averages
-# out; with two it is the noise that you train on, and at inference, where running averages are used, the network
-# meets statistics that it has never seen in training. Group norm has nothing to average out: $A$ is normalised by
+# With batch norm, the features of $A$ change by as much as they are large. With 32 images in a batch this
+# averages
+# out; with two it is the noise that you train on, and at inference, where running averages are used, the
+# network
+# meets statistics that it has never seen in training. Group norm has nothing to average out: $A$ is
+# normalised by
 # $A$. So: **frozen** norms if you start from a trained ResNet, **group** norm if you train from nothing, as
 # `maskrcnn_small` does.
 #
 # ## Receptive fields
 #
-# Which pixels can a cell see at all? Go backwards. If you know that cells $a$ to $b$ of a map are wanted, then a
+# Which pixels can a cell see at all? Go backwards. If you know that cells $a$ to $b$ of a map are wanted,
+# then a
 # convolution of kernel $k$, stride $s$ and padding $p$ has read cells
 #
 # $$a\,s - p \quad\text{to}\quad b\,s - p + k - 1$$
 #
-# of its input. Do that from the cell to the image; a $3\times3$ convolution at a map of stride $j$ adds $2j$ pixels
-# to the width. At an addition (a shortcut, a lateral) take the union of both sides. For the network that is a dozen
+# of its input. Do that from the cell to the image; a $3\times3$ convolution at a map of stride $j$ adds
+# $2j$ pixels
+# to the width. At an addition (a shortcut, a lateral) take the union of both sides. For the network that
+# is a dozen
 # lines, and it reads kernels and strides off the modules:
 
 
@@ -519,15 +647,20 @@ for i, stage in enumerate(STAGES):
     assert last - first + 1 == FIELDS[stage]
 
 # %% [markdown]
-# Two things to notice. C5's cell 0 sees 213 pixels to the left of the image: zeros of the padding, layer upon layer
-# of them. And its field reaches from -213 to 213, so it is centred on pixel 0 (whose middle is at 0.5), while the
-# cell "is" the square from 0 to 32, with its middle at 16. Convolutions with stride look at their cell's *corner*,
+# Two things to notice. C5's cell 0 sees 213 pixels to the left of the image: zeros of the padding, layer
+# upon layer
+# of them. And its field reaches from -213 to 213, so it is centred on pixel 0 (whose middle is at 0.5),
+# while the
+# cell "is" the square from 0 to 32, with its middle at 16. Convolutions with stride look at their cell's
+# *corner*,
 # not its middle. Remember that when anchors and RoIAlign argue about half a pixel.
 #
 # ### Measured
 #
-# A derivation should be tested by something that does not know it. The gradient does not: put a random gradient on
-# all channels of one cell, zeros everywhere else, walk the tape back to the image, and see which pixels received
+# A derivation should be tested by something that does not know it. The gradient does not: put a random
+# gradient on
+# all channels of one cell, zeros everywhere else, walk the tape back to the image, and see which pixels
+# received
 # anything. "Anything" is exact: a pixel that is not connected gets 0.0, not $10^{-9}$.
 
 # %%
@@ -573,23 +706,30 @@ middle = SIDE // 64 // 2
 assert extent(energy(pyramid, 4, middle, x)) == field_of_level(body, 6, middle, middle)  # P6
 
 # %% [markdown]
-# Computed and measured agree to the pixel, on all nine maps. Look at the P rows: C2's cell sees 35 pixels, **P2's
-# sees almost as much as P5's**. That is the point of a pyramid with top-down additions, in a number: the finest
-# level has a view that is wider than a nucleus, a face or a car. (P6 sees what P5 sees: it *is* P5, every second
+# Computed and measured agree to the pixel, on all nine maps. Look at the P rows: C2's cell sees 35 pixels,
+# **P2's
+# sees almost as much as P5's**. That is the point of a pyramid with top-down additions, in a number: the
+# finest
+# level has a view that is wider than a nucleus, a face or a car. (P6 sees what P5 sees: it *is* P5, every
+# second
 # cell.)
 #
 # ### "Can see" is not "looks at"
 #
-# So does a cell of C5 look at 427 x 427 pixels? The gradient says more than zero or not zero. Take a plain stack of
-# $n$ 3 x 3 convolutions with random weights and ask for the *expected squared* gradient. With independent weights
+# So does a cell of C5 look at 427 x 427 pixels? The gradient says more than zero or not zero. Take a plain
+# stack of
+# $n$ 3 x 3 convolutions with random weights and ask for the *expected squared* gradient. With independent
+# weights
 # of variance $v$, cross terms vanish, and one layer turns the squares $e$ into
 #
 # $$\mathbb E\, \bar x_p^2 \;\propto\; v \sum_{|q - p| \le 1} \bar y_q^2 ,$$
 #
-# a running mean over 3 (and a ReLU only halves it). $n$ layers are $n$ running means, one after another; by the
+# a running mean over 3 (and a ReLU only halves it). $n$ layers are $n$ running means, one after another;
+# by the
 # central limit theorem that is a **Gaussian**. A uniform step on $\{-1, 0, 1\}$ has variance $\frac23$, so
 #
-# $$\text{can see: } \pm n \text{ cells}, \qquad \text{looks at: a standard deviation of } \sqrt{2n/3} \text{ cells}.$$
+# $$\text{can see: } \pm n \text{ cells}, \qquad \text{looks at: a standard deviation of } \sqrt{2n/3}
+# \text{ cells}.$$
 #
 # The field grows with the depth, what is looked at with its root (Luo et al., 2016).
 
@@ -637,8 +777,10 @@ print("measured / derived:", np.round(measured / np.sqrt(2 * np.array(depths) / 
 assert np.allclose(measured, np.sqrt(2 * np.array(depths) / 3), rtol=0.25)
 
 # %% [markdown]
-# Now the real thing, ResNet-50's depth, untrained. The shortcuts keep it even narrower: part of the gradient takes
-# no step at all. Each panel is as wide as the field asks for. Red frames: what the cell can see. White: the squares with a half (dashed) and with 95 % of the
+# Now the real thing, ResNet-50's depth, untrained. The shortcuts keep it even narrower: part of the
+# gradient takes
+# no step at all. Each panel is as wide as the field asks for. Red frames: what the cell can see. White:
+# the squares with a half (dashed) and with 95 % of the
 # squared gradient; their sides, in pixels, stand in the titles.
 
 
@@ -691,19 +833,26 @@ assert seen["C5"].sum() > 5 * seen["C2"].sum()
 
 # %% [markdown]
 # C5 sees 427 pixels and, untrained, takes 95 % of its information from a square of less than half that side.
-# Training widens it, but a bell it remains. If an object fills the field to the rim, the cell hardly knows its rim.
-# This is one reason why a level is given objects well below the width of its field (in the paper P2's anchors have
+# Training widens it, but a bell it remains. If an object fills the field to the rim, the cell hardly knows
+# its rim.
+# This is one reason why a level is given objects well below the width of its field (in the paper P2's
+# anchors have
 # 32 pixels, P5's 256).
 #
-# The lower row is the pyramid's doing: P2, P3 and P4 look as far as P5. Where is the fine position, then, P2's
-# reason to be? In what the lateral adds, a bright spot 35 pixels wide. One cannot see it here: a deep stage of an
-# untrained network has a larger gradient (150 times here: remember the towers), so the views from above drown the
+# The lower row is the pyramid's doing: P2, P3 and P4 look as far as P5. Where is the fine position, then,
+# P2's
+# reason to be? In what the lateral adds, a bright spot 35 pixels wide. One cannot see it here: a deep
+# stage of an
+# untrained network has a larger gradient (150 times here: remember the towers), so the views from above
+# drown the
 # one from the side. How much of each P2 should listen to is what training decides.
 #
 # ### A surprise: with group norm there is no receptive field
 #
-# The derivation above went through convolutions. But a norm computes a mean over the *whole map*, and its gradient
-# has the terms $\langle g \rangle$ and $\hat x \langle \hat x g \rangle$, which send something to every pixel.
+# The derivation above went through convolutions. But a norm computes a mean over the *whole map*, and its
+# gradient
+# has the terms $\langle g \rangle$ and $\hat x \langle \hat x g \rangle$, which send something to every
+# pixel.
 # Measure C2, which should see 35 x 35 pixels, in a batch of two images:
 
 # %%
@@ -739,10 +888,14 @@ assert reach["group norm"][0] > 0.99 and reach["group norm"][1] == 0
 assert min(reach["batch norm"]) > 0.99
 
 # %% [markdown]
-# Every pixel of the image reaches every cell of the *first* stage, with group norm; with batch norm, every pixel of
-# the *other image* too, which is the neighbour from above, seen as a gradient. By amount it is little (the last
-# number). But it means that one cannot cut a large image into tiles, run a group-norm network on each, and get what
-# the whole image would have given, however wide the tiles overlap. With frozen norms one can: tiles that begin at
+# Every pixel of the image reaches every cell of the *first* stage, with group norm; with batch norm, every
+# pixel of
+# the *other image* too, which is the neighbour from above, seen as a gradient. By amount it is little (the
+# last
+# number). But it means that one cannot cut a large image into tiles, run a group-norm network on each, and
+# get what
+# the whole image would have given, however wide the tiles overlap. With frozen norms one can: tiles that
+# begin at
 # multiples of 64 pixels and overlap by the field give the same numbers.
 #
 # ## The pyramid
@@ -757,23 +910,31 @@ source(FPN)
 #
 # $$M_5 = L_5 C_5, \qquad M_i = L_i C_i + U M_{i+1}, \qquad P_i = S_i M_i, \qquad P_6 = P_5[::2, ::2].$$
 #
-# The sum $L_i C_i + U M_{i+1}$ is one Function, `F.upsample_nearest(..., add=...)`: the enlarged map is never stored by
-# itself, it is added to the lateral on the way. Its backward pass has two results, $\bar M_i$ as it is for the lateral,
+# The sum $L_i C_i + U M_{i+1}$ is one Function, `F.upsample_nearest(..., add=...)`: the enlarged map is
+# never stored by
+# itself, it is added to the lateral on the way. Its backward pass has two results, $\bar M_i$ as it is for
+# the lateral,
 # and $U^\top \bar M_i$ for the coarser level.
 #
-# Why nearest upsampling, and not something smoother? It needs no arithmetic, and the 3 x 3 convolution behind it
+# Why nearest upsampling, and not something smoother? It needs no arithmetic, and the 3 x 3 convolution
+# behind it
 # can learn to smooth the steps away.
 #
 # ### The gradient of nearest upsampling
 #
-# $y_{pq} = x_{\lfloor p/2 \rfloor \lfloor q/2 \rfloor}$. Who reads $x_{ij}$? Four outputs, each with the factor 1:
+# $y_{pq} = x_{\lfloor p/2 \rfloor \lfloor q/2 \rfloor}$. Who reads $x_{ij}$? Four outputs, each with the
+# factor 1:
 #
 # $$\bar x_{ij} = \bar y_{2i,2j} + \bar y_{2i,2j+1} + \bar y_{2i+1,2j} + \bar y_{2i+1,2j+1} .$$
 #
-# Again a sum over the readers. Written as a matrix, $U$ has a single 1 in each row, and the gradient is $U^\top$:
-# two 1s in each row, along each axis. For sizes that are not doubled exactly (a map of 5 cells over one of 3) the
-# index is $\lfloor p \cdot 3/5 \rfloor$, and the sums have as many terms as there are copies. (Here minimask pads
-# images to a multiple of 32, so within the pyramid the factor is always 2. `_doubled` is that case without any index:
+# Again a sum over the readers. Written as a matrix, $U$ has a single 1 in each row, and the gradient is
+# $U^\top$:
+# two 1s in each row, along each axis. For sizes that are not doubled exactly (a map of 5 cells over one of
+# 3) the
+# index is $\lfloor p \cdot 3/5 \rfloor$, and the sums have as many terms as there are copies. (Here
+# minimask pads
+# images to a multiple of 32, so within the pyramid the factor is always 2. `_doubled` is that case without
+# any index:
 # the outputs of even rows and even columns are $x$ itself, and the other three quarters are $x$ again.)
 
 # %%
@@ -808,13 +969,16 @@ assert x.grad.sum() == gy.sum()  # nothing is lost: each column of the transpose
 # %% [markdown]
 # ### Who trains C5?
 #
-# Follow the additions back. $M_3$ gets its own gradient and the sums of four from $M_2$; $M_4$ its own, four from
-# $M_3$, and through it sixteen from $M_2$; $M_5$ gets $1 + 4 + 16 + 64 = 85$ terms. If these are independent and of
+# Follow the additions back. $M_3$ gets its own gradient and the sums of four from $M_2$; $M_4$ its own,
+# four from
+# $M_3$, and through it sixteen from $M_2$; $M_5$ gets $1 + 4 + 16 + 64 = 85$ terms. If these are
+# independent and of
 # variance 1, the standard deviations are
 #
 # $$1, \quad \sqrt{1 + 4}, \quad \sqrt{1 + 4 + 16}, \quad \sqrt{1 + 4 + 16 + 64} \approx 9.2 ,$$
 #
-# and $64/85 = 75\,\%$ of what C5 is told (as a variance) was said at P2. Measured on minimask's own FPN, whose
+# and $64/85 = 75\,\%$ of what C5 is told (as a variance) was said at P2. Measured on minimask's own FPN,
+# whose
 # initial weights keep the variance:
 
 # %%
@@ -855,13 +1019,16 @@ print("standard deviations at C2..C5:", np.round(np.sqrt(measured.sum(axis=0)), 
 assert np.allclose(measured, derived, rtol=0.35)
 
 # %% [markdown]
-# So the deepest stage is trained mostly by small objects. (In real training the levels do not speak equally loud:
+# So the deepest stage is trained mostly by small objects. (In real training the levels do not speak
+# equally loud:
 # the losses read few cells of each, and those of large objects more often at the coarse levels.)
 #
 # ### What the top-down path costs: shifts
 #
-# A convolution of stride 1 does the same everywhere: shift the image by a pixel, and the map shifts by a pixel.
-# With strides that holds for shifts by whole cells only. C2 has a stride of 4, so it follows a shift of 4 pixels
+# A convolution of stride 1 does the same everywhere: shift the image by a pixel, and the map shifts by a
+# pixel.
+# With strides that holds for shifts by whole cells only. C2 has a stride of 4, so it follows a shift of 4
+# pixels
 # exactly. Does P2, which has the same stride?
 
 # %%
@@ -895,9 +1062,12 @@ for shift, difference in zip(shifts, kept["P2"]):
     assert difference < 1e-5 if shift % 32 == 0 else difference > 0.05
 
 # %% [markdown]
-# C2 follows. P2 does not, until the shift is a multiple of 32: it contains C5, enlarged, and C5 has only one cell
-# for every 32 pixels. The same object, 4 pixels to the right, is another input to the heads. This is why training
-# images are cropped at random: the network has to *learn* what its grid does not give it. It is also where the
+# C2 follows. P2 does not, until the shift is a multiple of 32: it contains C5, enlarged, and C5 has only
+# one cell
+# for every 32 pixels. The same object, 4 pixels to the right, is another input to the heads. This is why
+# training
+# images are cropped at random: the network has to *learn* what its grid does not give it. It is also where
+# the
 # fields that you computed got their odd widths from: P2's view reaches further to one side, and on which side
 # depends on where in its C5 cell it lies.
 
@@ -915,9 +1085,12 @@ assert widths == {427, 459}
 # %% [markdown]
 # ## The whole backbone, checked
 #
-# A body and a pyramid in double precision, thin, but with every kind of part: group norm, stride, shortcut, max
-# pooling, laterals, upsampling, subsampling. Random weights on all five outputs, against finite differences of the
-# image and of three weights far apart. If an addition of the pyramid were lost on the way back, here it would show.
+# A body and a pyramid in double precision, thin, but with every kind of part: group norm, stride,
+# shortcut, max
+# pooling, laterals, upsampling, subsampling. Random weights on all five outputs, against finite
+# differences of the
+# image and of three weights far apart. If an addition of the pyramid were lost on the way back, here it
+# would show.
 
 # %%
 rng = np.random.default_rng(6)
@@ -944,15 +1117,19 @@ print(f"best error of central differences {errors.best():.0e}")
 assert errors.best() < 1e-7
 
 # %% [markdown]
-# The rounding error is that of all layers together, and beyond a step of $10^{-5}$ or so some of the many thousand
-# ReLUs and max poolings switch: here the error jumps at $3 \cdot 10^{-5}$ (five points, which reach farther) and at
-# $6 \cdot 10^{-5}$. Between them is a valley of good steps, and it is narrow: the deeper a network, the harder it is to
+# The rounding error is that of all layers together, and beyond a step of $10^{-5}$ or so some of the many
+# thousand
+# ReLUs and max poolings switch: here the error jumps at $3 \cdot 10^{-5}$ (five points, which reach
+# farther) and at
+# $6 \cdot 10^{-5}$. Between them is a valley of good steps, and it is narrow: the deeper a network, the
+# harder it is to
 # check in one piece. So minimask checks every Function alone, and the whole only to see that the
 # parts are put together right.
 #
 # ## Exercises
 #
-# **1.** Group norm's backward pass. The try below makes the careless mistake on one of the two terms. Derive the
+# **1.** Group norm's backward pass. The try below makes the careless mistake on one of the two terms.
+# Derive the
 # other one's place from the formula above.
 
 # %%
@@ -973,8 +1150,8 @@ def my_group_norm_backward(gy, x, weight, groups, eps):
 exercises.check("group_norm_backward", my_group_norm_backward)
 
 # %% [markdown]
-# **2.** The max pooling of the stem has overlapping windows (kernel 3, stride 2), so a pixel may win in several.
-# The try below is right for windows that do not overlap.
+# **2.** Max pooling's backward pass, for windows that may overlap. The try below is right for windows that
+# do not.
 
 # %%
 exercises.describe("max_pool_backward")
@@ -993,7 +1170,8 @@ def my_max_pool_backward(gy, x, kernel, stride):
 exercises.check("max_pool_backward", my_max_pool_backward)
 
 # %% [markdown]
-# **3.** Write the gradient of nearest upsampling to *any* size with `np.add.at` and `resample.nearest_index`, and
+# **3.** Write the gradient of nearest upsampling to *any* size with `np.add.at` and
+# `resample.nearest_index`, and
 # compare with `resample.nearest_gradient` for 3 x 4 enlarged to 5 x 9.
 #
 # <details><summary>Answer</summary>
@@ -1002,56 +1180,72 @@ exercises.check("max_pool_backward", my_max_pool_backward)
 # def gradient(gy, size):
 #     gx = np.zeros((*gy.shape[:-2], *size))
 #     rows, columns = (resample.nearest_index(n, m) for n, m in zip(size, gy.shape[-2:]))
-#     np.add.at(gx, (..., rows[:, None], columns), gy)  # adds where an index occurs again; gx[...] += gy would not
+#     np.add.at(gx, (..., rows[:, None], columns), gy)  # adds where an index occurs again; gx[...] += gy
+# would not
 #     return gx
 # ```
 #
 # </details>
 #
-# **4.** Batch norm in training, one image, a map of 1 x 1 pixel. What is $y$, and what is $\bar x$? Where in a Mask
+# **4.** Batch norm in training, one image, a map of 1 x 1 pixel. What is $y$, and what is $\bar x$? Where
+# in a Mask
 # R-CNN would that happen?
 #
 # <details><summary>Answer</summary>
 #
-# $m = 1$: $x = \mu$, so $\hat x = 0$, $y = b$, and $\bar x = 0$: the layer outputs a constant and nothing before it
-# learns. An image of 32 x 32 pixels has a C5 of one cell. With $m = 2$, $\hat x$ is $\pm 1$ (up to $\varepsilon$),
-# whatever $x$ is, and the gradient is zero again: two numbers minus their mean and their spread have no freedom
+# $m = 1$: $x = \mu$, so $\hat x = 0$, $y = b$, and $\bar x = 0$: the layer outputs a constant and nothing
+# before it
+# learns. An image of 32 x 32 pixels has a C5 of one cell. With $m = 2$, $\hat x$ is $\pm 1$ (up to
+# $\varepsilon$),
+# whatever $x$ is, and the gradient is zero again: two numbers minus their mean and their spread have no
+# freedom
 # left. In general $m - 2$ are left.
 #
 # </details>
 #
 # **5.** `Bottleneck` has its stride in the 3 x 3 convolution (torchvision); the paper, and detectron2's older
-# models, have it in the first 1 x 1. Compute the receptive field of C5 for the latter. Which has the wider view,
+# models, have it in the first 1 x 1. Compute the receptive field of C5 for the latter. Which has the wider
+# view,
 # and which skips pixels?
 #
 # <details><summary>Answer</summary>
 #
-# A 3 x 3 before the stride adds $2j$, after it $2 \cdot 2j$. Stages 3, 4 and 5 each have one such convolution, at
-# $j = 4, 8, 16$, so the view grows by $8 + 16 + 32 = 56$ pixels to 483. But a 1 x 1 convolution of stride 2 never
+# A 3 x 3 before the stride adds $2j$, after it $2 \cdot 2j$. Stages 3, 4 and 5 each have one such
+# convolution, at
+# $j = 4, 8, 16$, so the view grows by $8 + 16 + 32 = 56$ pixels to 483. But a 1 x 1 convolution of stride
+# 2 never
 # reads three of four cells: what only they knew is lost.
 #
 # </details>
 #
-# **6.** In a copy of `FPN.forward`, let `inner[i] = inner[i] + F.upsample_bilinear(inner[i + 1])`. What are the variances
-# at C3, C4 and C5 now? Predict first: how much of a unit gradient's *square* does an input of bilinear upsampling
+# **6.** In a copy of `FPN.forward`, let `inner[i] = inner[i] + F.upsample_bilinear(inner[i + 1])`. What
+# are the variances
+# at C3, C4 and C5 now? Predict first: how much of a unit gradient's *square* does an input of bilinear
+# upsampling
 # by 2 collect?
 #
 # <details><summary>Answer</summary>
 #
-# Along one axis, an input is read with the weights ¼, ¾, ¾, ¼, whose squares add up to 1.25 (nearest: $1 + 1 = 2$).
-# In two dimensions $1.25^2 \approx 1.56$ instead of 4. But the four neighbours' gradients are correlated after one
-# level, since they share outputs, so the next levels get more than $1.56^2$. The *sum* of the weights is 4 either
+# Along one axis, an input is read with the weights ¼, ¾, ¾, ¼, whose squares add up to 1.25 (nearest: $1 +
+# 1 = 2$).
+# In two dimensions $1.25^2 \approx 1.56$ instead of 4. But the four neighbours' gradients are correlated
+# after one
+# level, since they share outputs, so the next levels get more than $1.56^2$. The *sum* of the weights is 4
+# either
 # way: for gradients that agree with one another, nothing changes.
 #
 # </details>
 #
-# **7.** Give P2 a gradient at one cell and look at $\bar C_5$. How many cells are not zero? And of C2? Use `seen`'s
+# **7.** Give P2 a gradient at one cell and look at $\bar C_5$. How many cells are not zero? And of C2? Use
+# `seen`'s
 # method on the FPN alone.
 #
 # <details><summary>Answer</summary>
 #
-# The smoothing reads 3 x 3 cells of $M_2$, so C2 gets 3 x 3. They lie in 1, 2 or 4 cells of $M_5$, depending on
-# where the cell is: in one where neither its row nor its column touches a border of C5's cells, 36 of 64 positions.
+# The smoothing reads 3 x 3 cells of $M_2$, so C2 gets 3 x 3. They lie in 1, 2 or 4 cells of $M_5$,
+# depending on
+# where the cell is: in one where neither its row nor its column touches a border of C5's cells, 36 of 64
+# positions.
 #
 # </details>
 #
@@ -1059,10 +1253,12 @@ exercises.check("max_pool_backward", my_max_pool_backward)
 #
 # * K. He, X. Zhang, S. Ren, J. Sun, *Deep residual learning for image recognition*, CVPR 2016; and *Identity
 #   mappings in deep residual networks*, ECCV 2016, where the product above is written out.
-# * D. Balduzzi et al., *The shattered gradients problem: if resnets are the answer, then what is the question?*,
+# * D. Balduzzi et al., *The shattered gradients problem: if resnets are the answer, then what is the
+# question?*,
 #   ICML 2017.
 # * S. Ioffe, C. Szegedy, *Batch normalization*, ICML 2015. Y. Wu, K. He, *Group normalization*, ECCV 2018.
-# * W. Luo, Y. Li, R. Urtasun, R. Zemel, *Understanding the effective receptive field in deep convolutional neural
+# * W. Luo, Y. Li, R. Urtasun, R. Zemel, *Understanding the effective receptive field in deep convolutional
+# neural
 #   networks*, NeurIPS 2016.
 # * T.-Y. Lin et al., *Feature pyramid networks for object detection*, CVPR 2017.
 #

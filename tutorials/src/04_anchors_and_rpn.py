@@ -491,9 +491,19 @@ assert computed == -far and (far > -88 or np.isinf(naive))
 # %% [markdown]
 # ### Both for all sampled anchors, as one Function
 #
-# Both sums are divided by the *same* number: all anchors drawn (256 an image). So the box loss of an image with one
+# Faster R-CNN (equation 1) writes the sum of the two as
+#
+# $$L = \frac{1}{N_{cls}} \sum_i L_{cls}(p_i, p_i^*) + \lambda\, \frac{1}{N_{reg}} \sum_i p_i^*\, L_{reg}(d_i, d_i^*),$$
+#
+# with $p_i^* = 1$ for a positive anchor and 0 for background, so that background has no box loss. There $N_{cls} = 256$, the
+# anchors drawn; $N_{reg} \approx 2400$, the number of *positions* of the map (not of positives, as one might think); and
+# $\lambda = 10$, so that $\lambda / N_{reg} \approx 1/240$ and both terms weigh about alike. The paper tries $\lambda$ from 0.1 to 100
+# and finds that it matters little. Today's code, torchvision's, detectron2's and ours, has dropped both numbers: $N_{reg} = N_{cls}$ and
+# $\lambda = 1$, which is the same, but for 1/240 against 1/256.
+#
+# So both sums are divided by the *same* number: all anchors drawn (256 an image). Then the box loss of an image with one
 # positive weighs a hundredth of that of an image with a hundred, as it should: each *object* weighs alike, not each
-# image.
+# image. (Divided by the number of positives, a lone, rescued match would shout as loud as a crowd.)
 
 # %%
 source(RPNLoss)
@@ -536,8 +546,27 @@ assert np.allclose(logits.grad[0, positive], wanted, rtol=1e-6)  # (sigma(x) - t
 # \bar z_l = \bar h_l \cdot [h_l > 0], \qquad \bar w = \sum_l (\bar z_l \star x_l), \qquad \bar x_l = w \star^{\!\top} \bar z_l ,$$
 #
 # with the convolution's own gradients from notebook 02 ($\star$ for the correlation with the input, $\star^\top$
-# for its transpose). minimask has it as *one* Function with this backward pass; $u$ and $v$ are stacked, so both 1
-# x 1 convolutions are one matrix product.
+# for its transpose). Forward, as it reads: two lines a level, and the rest is order, since a list of anchors runs through the
+# cells, row by row, and in each through the anchors.
+
+
+# %%
+def plain_rpn_head(levels, conv, objectness, deltas):
+    """Logits (N, A) and deltas (N, A, 4) of maps (N, C, H_l, W_l), with one set of weights for all levels."""
+    all_logits, all_deltas = [], []
+    for x in levels:
+        h = F.relu(F.conv2d(x, *conv, padding=1))
+        o, d = F.conv2d(h, *objectness).numpy(), F.conv2d(h, *deltas).numpy()  # (N, K, H, W), (N, 4K, H, W)
+        _, kinds, rows, columns = o.shape
+        for row, column, k in np.ndindex(rows, columns, kinds):  # the order of the anchors
+            all_logits.append(o[:, k, row, column])
+            all_deltas.append(d[:, 4 * k : 4 * k + 4, row, column])
+    return np.stack(all_logits, axis=1), np.stack(all_deltas, axis=1)
+
+
+# %% [markdown]
+# minimask has it as *one* Function with the backward pass above; $u$ and $v$ are stacked, so both 1
+# x 1 convolutions are one matrix product, and the order is a transpose.
 
 # %%
 source(RPNHead)
@@ -559,9 +588,12 @@ for head in (F.rpn_head, rpn_head_reference):  # one Function; twenty-odd small 
     results.append([y.numpy() for y in outs] + [t.grad for t in (*xs, *sum(parameters, ()))])
 worst = max(np.abs(a - b).max() for a, b in zip(*results))
 print(f"one Function against small ones, outputs and all gradients: largest difference {worst:.0e}")
+plain = plain_rpn_head(maps, *weights)
+of_plain = max(np.abs(a - b).max() for a, b in zip(plain, results[0]))
+print(f"and against the plain lines, outputs: {of_plain:.0e}")
 
 # %%
-assert worst < 1e-11
+assert worst < 1e-11 and of_plain < 1e-11
 
 # %% [markdown]
 # ### Do logits and anchors have the same order?

@@ -64,6 +64,7 @@ from minimask.kernels.roi_align import Plan, Sampling
 from minimask.kernels.roi_integral import roi_integral, roi_integral_gradient
 from minimask.lessons import cuda_on_cpu, explorer, misalign_figures
 from minimask.lessons.cuda_on_cpu.launches import Launches
+from minimask.matching import assign_fpn_levels
 from minimask.tutorial import BLUE, GREY, ORANGE, RED, source
 
 STRIDE = 16  # input pixels a cell of the feature map
@@ -264,10 +265,44 @@ assert spread["RoIAlign, average"] < 1e-11 and spread["RoIAlign, max"] < 1e-11
 # $$f(x, y) = \sum_{v, u} X_{vu}\, h(y - v - \tfrac12)\, h(x - u - \tfrac12) ,$$
 #
 # where all hats but those of four cells are 0. A bin is the average of $f$ over $n \times n$ points (or the
-# maximum). That is all, and here it is in loops:
+# maximum).
+#
+# One thing is missing: **the border**. Boxes reach to the edge of the image, and between the centre of the
+# outermost cell and
+# the edge, half a cell away, the sum has one hat where it needs two: $f$ would fall towards 0, to half of
+# it at the edge, as if
+# the image went dark there. So, for a map of $W$ cells, write $t = x - \tfrac12$, and
+#
+# $$t \;\to\; \min(\max(t, 0),\, W - 1) \quad\text{if } -1 \le t \le W, \qquad f = 0 \quad\text{otherwise:}$$
+#
+# the point is **clamped** to the outermost centre, which goes on being read up to a cell beyond it, and
+# what lies farther out
+# reads nothing. The same in $y$. That is all, and here it is in loops:
 
 # %%
 source(align.bilinear_loop, align.roi_align_loop)
+
+# %%
+CELLS = np.array([0.6, 1.0, 0.3, 0.8])
+t = np.linspace(-2, len(CELLS) + 1, 601)
+clamped = np.array([align.bilinear_loop(CELLS[None, None], 0.0, u, 1, len(CELLS))[0] for u in t])
+hats = np.maximum(1 - np.abs(t[:, None] - np.arange(len(CELLS))), 0)  # (601, 4)
+_, axes = plt.subplots(figsize=(8.5, 3.2), layout="constrained")
+axes.plot(t + 0.5, hats @ CELLS, "--", color=ORANGE, label="the sum of hats alone")
+axes.plot(t + 0.5, clamped, color=BLUE, label="with clamping")
+axes.plot(np.arange(len(CELLS)) + 0.5, CELLS, "o", color=BLUE, label="the cells' values")
+for edge in (0, len(CELLS)):
+    axes.axvline(edge, color=GREY, lw=0.8, ls=":")
+axes.set(xlabel="x in cells; dotted: the edges of the map", ylabel="f", title="one row of four cells")
+axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+plt.show()
+
+# %%
+inside = (t >= 0) & (t <= len(CELLS) - 1)
+assert np.allclose(clamped[inside], (hats @ CELLS)[inside])
+assert (clamped[(t > -1) & (t < 0)] == CELLS[0]).all()
+assert (clamped[(t > len(CELLS) - 1) & (t < len(CELLS))] == CELLS[-1]).all()
+assert not clamped[(t < -1) | (t > len(CELLS))].any()
 
 # %% [markdown]
 # ### Where do the points lie?
@@ -338,9 +373,71 @@ assert -2.3 < slope["centers"] < -1.7 and -1.3 < slope["crossings"] < -0.7
 # ### How many points?
 #
 # `sampling_ratio` fixes $n$; 0 or less takes $n = \lceil \text{bin size in cells} \rceil$, a point for each
-# cell. Fixed $n = 2$ is right where bins have about two cells, and *that is what the pyramid is for*: it
-# sends a box to the level where 7 bins have 2 to 4 cells. Read a large box from a fine map all the same,
-# and most cells are never looked at. Where nothing is read, no gradient arrives:
+# cell. Fixed $n = 2$ is right where bins have about two cells, and *that is what the pyramid is for*.
+#
+# ### Which level?
+#
+# A pyramid (notebook 03) offers four maps, P2 to P5, of strides 4, 8, 16 and 32. Which of them does a box
+# read? A box of $w$ by
+# $h$ pixels has $\sqrt{wh} / 2^k$ cells along a side on level $k$, whose stride is $2^k$. The heads want
+# about as many for each box,
+# so $k$ must grow by 1 where the side doubles:
+#
+# $$k = \Big\lfloor 4 + \log_2 \frac{\sqrt{w h}}{224} \Big\rfloor , \qquad \text{clamped to } 2 \dots 5$$
+#
+# (FPN, equation 1). The 224 is the side of the images on which backbones are trained for classification,
+# and 4 the level that the
+# network without a pyramid, C4, reads; so a box as large as such an image is treated as ever. It has $224
+# / 16 = 14$ cells there; a box of nearly twice the
+# side, the largest on its level, has 28. With 7 bins that is 2 to 4 cells a bin. Small objects read fine
+# maps, where there is
+# something left of them, and large ones coarse maps, whose cells have seen enough of the image.
+
+# %%
+source(assign_fpn_levels)
+
+# %%
+CANONICAL, LOWEST, HIGHEST = 224.0, 2, 5
+side = np.geomspace(16, 1024, 601)
+boxes_of_side = np.concatenate([np.zeros((len(side), 2)), np.stack([side, side], axis=1)], axis=1)
+level = assign_fpn_levels(boxes_of_side, LOWEST, HIGHEST, CANONICAL)
+_, both = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
+both[0].semilogx(side, level, ".", ms=3, color=BLUE)
+both[0].set(ylabel="level", yticks=range(LOWEST, HIGHEST + 1), title="which level a square box reads")
+both[1].semilogx(side, side / 2.0**level / 7, ".", ms=3, color=BLUE)
+both[1].axhspan(2, 4, color=ORANGE, alpha=0.25, label="2 to 4")
+both[1].set(ylabel="cells a bin, of 7 x 7", title="and how many cells its bins have there", ylim=(0, 5))
+both[1].legend()
+for axes in both:
+    axes.set(xlabel="side of the box in pixels", xticks=(16, 56, 112, 224, 448, 1024))
+    axes.set_xticklabels((16, 56, 112, 224, 448, 1024))
+    axes.minorticks_off()
+plt.show()
+for w, h in ((224, 224), (112, 112), (448, 112), (20, 20), (900, 900)):
+    (k,) = assign_fpn_levels(np.array([[0.0, 0, w, h]]), LOWEST, HIGHEST, CANONICAL)
+    root = np.sqrt(w * h)
+    print(
+        f"{w:3} x {h:3}: 4 + log2({root:.0f} / {CANONICAL:g}) = {4 + np.log2(root / CANONICAL):.2f} -> P{k}"
+    )
+
+# %%
+unclamped = (level > LOWEST) & (level < HIGHEST)
+cells_a_bin = side / 2.0**level / 7
+assert (cells_a_bin[unclamped] >= CANONICAL / 112 - 1e-4).all() and (
+    cells_a_bin[unclamped] <= CANONICAL / 56
+).all()
+
+# %% [markdown]
+# Below 56 pixels there is no finer level, and bins become smaller than 2 cells, for a nucleus of 16 pixels
+# half a cell; beyond 896 there
+# is no coarser one. (`maskrcnn_small` puts 112 in the place of 224, and the network of notebook 00 has
+# finer maps besides: same
+# formula, other numbers.) The levels jump, and do not depend on anything that is learnt: two boxes that
+# differ by a hair may
+# read different maps. Exercise 9 is to write it.
+#
+# Now read a large box from a fine map all the same, and most cells are never looked at. Where nothing is
+# read, no gradient arrives:
 
 # %%
 large = np.array([8.0, 8.0, 232.0, 168.0])  # on a map of stride 4: bins of 8 x 6 cells
@@ -597,6 +694,50 @@ for points in ("centers", "crossings"):
         )
 
 # %% [markdown]
+# What does it *not* see? **A wrong $A$.** It compares the backward pass with the forward pass, and if both
+# use the same wrong
+# matrix, they agree to the last digit. Here is RoIAlign with half a cell forgotten, `aligned=False`; and,
+# since that is an honest
+# option of the layer, one that nobody could want: each box read with $x$ and $y$ exchanged.
+
+# %%
+ramp = np.broadcast_to(np.arange(32) + 0.5, (24, 32))[None, None]  # each cell holds the x of its centre
+inner = np.array([[0, 6.0, 5, 20, 15]])  # in cells
+swapped = inner[:, [0, 2, 1, 4, 3]]
+wrong = {
+    "right": lambda x: F.roi_align(x, inner, 5, 1.0, 2, True),
+    "half a cell forgotten": lambda x: F.roi_align(x, inner, 5, 1.0, 2, False),
+    "x and y exchanged": lambda x: F.roi_align(x, swapped, 5, 1.0, 2, True),
+}
+middle_of_box = (inner[0, 1] + inner[0, 3]) / 2
+adjoint, read = {}, {}
+for name, layer in wrong.items():
+    v = Tensor(np.random.default_rng(5).normal(size=ramp.shape), requires_grad=True)
+    y = layer(v)
+    u = np.random.default_rng(6).normal(size=y.shape)
+    y.backward(u)
+    adjoint[name] = (
+        abs((y.data * u).sum() - (v.grad * v.data).sum()) / np.linalg.norm(y.data) / np.linalg.norm(u)
+    )
+    read[name] = layer(ramp).data[0, 0, 2, 2]  # the bin in the middle
+    print(
+        f"{name:<22} adjoint test off by {adjoint[name]:.0e}; the middle bin reads x = {read[name]:5.2f}",
+        end=" ",
+    )
+    print(f"and should read {middle_of_box:.2f}")
+
+# %%
+assert max(adjoint.values()) < 1e-15
+assert np.isclose(read["right"], middle_of_box) and np.isclose(
+    read["half a cell forgotten"], middle_of_box + 0.5
+)
+
+# %% [markdown]
+# All three pass. So does a gradient check, for the same reason: it asks whether the backward pass belongs
+# to the forward pass, not whether the
+# forward pass is what you wanted. *That* takes a case whose result one knows, such as the ramp, or an
+# implementation by somebody else.
+#
 # ## The gradient against finite differences
 #
 # Finite differences would do, too, and for a linear layer they teach something: there is no truncation
@@ -1046,6 +1187,22 @@ exercises.check("roi_align_backward", my_roi_align_backward)
 #
 # </details>
 #
+# **9.** Which level does each box read?
+
+# %%
+exercises.describe("assign_levels")
+
+
+# %%
+def my_assign_levels(boxes, canonical, lowest, highest):
+    w, h = (boxes[:, 2:] - boxes[:, :2]).T
+    levels = 4 + np.log(np.sqrt(np.maximum(w * h, 1e-9)) / canonical)
+    return np.clip(np.floor(levels), lowest, highest).astype(int)
+
+
+exercises.check("assign_levels", my_assign_levels)
+
+# %% [markdown]
 # ## Read on
 #
 # * [docs/roi_layers.md](../docs/roi_layers.md): the five layers, the bounds in full, what `minimask

@@ -55,7 +55,7 @@ from matplotlib.patches import Rectangle
 
 from minimask import Tensor, data, exercises, models, no_grad, tutorial
 from minimask import functions as F
-from minimask.boxes import BoxCoder, box_iou
+from minimask.boxes import BoxCoder, box_iou, nms
 from minimask.functions.activation import sigmoid_array, softmax_array
 from minimask.masks import FLOAT, TORCHVISION, crop_masks, paste_masks
 from minimask.models.box_head import BoxHead, Detections, RoIs
@@ -190,6 +190,39 @@ print(f"L_obj  {first['loss_objectness']:.3f}")
 
 # %%
 assert abs(first["loss_classifier"] - np.log(4)) < 0.3 and abs(first["loss_mask"] - np.log(2)) < 0.01
+
+# %% [markdown]
+# ### Which RoIs? One with an object, three without
+#
+# The RPN proposes up to 2000 boxes. Which of them train the heads? Each is matched as anchors were (notebook 04), with other
+# thresholds: **positive** if its IoU with some object is at least 0.5, **background** otherwise; nothing is ignored, nothing is rescued. Of
+# these, some are drawn (512 an image with a pyramid, in the paper; fewer in the small network), of which **at most a quarter**
+# are positive: the paper's ratio of 1:3. If there are fewer positives, background fills up.
+#
+# Why not all? The heads are the expensive part, and hundreds of near-copies of one background teach little. Why not half, as in the RPN? A head
+# does not see a balanced set when it is used: most proposals *are* background, and a head that has met too little of it
+# finds objects everywhere. A quarter is a compromise that Fast R-CNN found in 2015, and that has stayed. And since the RPN's early proposals
+# are poor, **the true boxes are put among the proposals**: so there is at least one positive for each object from the first step on.
+
+# %%
+source(BoxHead.sample)
+
+# %%
+options = model.box_head.options
+candidates = np.concatenate([record.proposals[0], sample.boxes])
+best_iou = box_iou(sample.boxes, candidates).max(axis=0)
+is_positive = best_iou >= options.fg_iou_thresh
+enough = f"{is_positive.sum()} of them ({is_positive.mean():.1%}) overlap an object enough"
+print(f"{len(candidates)} candidates, the true boxes included; {enough}")
+drawn = {"positive": int((rois.labels > 0).sum()), "background": int((rois.labels == 0).sum())}
+most = f"{options.positive_fraction:.0%} of {options.batch_size_per_image} may be positive"
+print(f"drawn: {drawn['positive']} positive, {drawn['background']} background; at most {most}")
+
+# %%
+assert drawn["positive"] == min(
+    is_positive.sum(), int(options.batch_size_per_image * options.positive_fraction)
+)
+assert sum(drawn.values()) == min(len(candidates), options.batch_size_per_image)
 
 # %% [markdown]
 # ## What? Softmax cross-entropy
@@ -550,6 +583,7 @@ def new_head(rng, width=16):
         (width, width, 2, 2),
         (4, width, 1, 1),
     ]
+    # He's initialisation: notebook 02
     he = [(rng.normal(size=s) * np.sqrt(2 / np.prod(s[1:]))).astype(np.float32) for s in shapes]
     return [(Tensor(w, True), Tensor(np.zeros(4 if len(w) == 4 else width, np.float32), True)) for w in he]
 
@@ -773,7 +807,62 @@ source(models.MaskRCNN.training_record, models.MaskRCNN.inference_record)
 # the box branch finds easy. Besides, the gradients of all branches arrive in one step at the same features, and proposals that are off by a
 # third of their width teach the mask branch to cope with poor boxes.
 #
-# **Why not on all proposals in inference?** First, what would it cost? Multiplications for each RoI, in the heads of
+# ### From proposals to detections
+#
+# What does the box branch do in inference, before the masks? Of each of $P$ proposals it gives $K + 1$ probabilities and $K + 1$ boxes. To make a
+# list of objects of that:
+#
+# 1. **The score cut.** Each pair of a proposal and a class whose probability is above a small threshold (0.05) is a candidate. The background is not a
+#    class to detect. One proposal may become *several* candidates: "60 % cat, 30 % dog" is two, with two boxes.
+# 2. **Suppression, class by class.** Non-maximum suppression as in notebook 04, but a box strikes out only boxes *of its own class*: a rider does not strike out
+#    the horse below. The price is that cat and dog from step 1 both stay.
+# 3. **The best 100** of what is left, by score, over all classes.
+#
+# The order of 2 and 3 matters: a hundred near-copies of one easy object would use up all places. That of 1 and 2 does not,
+# since a box is struck out only by better ones; cutting first is cheaper. In loops:
+
+
+# %%
+def plain_detect(probabilities, boxes, score_threshold, nms_threshold, most):
+    """Detections of (P, K + 1) probabilities and (P, K + 1, 4) boxes: (score, proposal, class), best first."""
+    found = []
+    for label in range(1, probabilities.shape[1]):
+        (candidate,) = np.nonzero(probabilities[:, label] > score_threshold)
+        kept = nms(boxes[candidate, label], probabilities[candidate, label], nms_threshold)
+        found += [(float(probabilities[i, label]), int(i), label) for i in candidate[kept]]
+    return sorted(found, reverse=True)[:most]
+
+
+# %%
+source(BoxHead._filter)
+
+# %% [markdown]
+# `_filter` does it for all classes at once (`batched_nms` keeps them apart), decodes only the boxes that score enough, and clips them to the
+# image. Both on four proposals around two objects, a circle and, over it, a square:
+
+# %%
+four = np.array([[10.0, 10, 40, 40], [12, 11, 41, 42], [11, 9, 41, 40], [60, 60, 90, 90]], np.float32)
+said = np.array([[0.1, 0.8, 0.1, 0], [0.1, 0.3, 0.6, 0], [0.5, 0.45, 0.05, 0], [0.96, 0.02, 0.02, 0]])
+logits_of_four = np.log(np.maximum(said, 1e-6)).astype(np.float32)
+deltas_of_four = np.zeros(
+    (len(four), 4 * said.shape[1]), np.float32
+)  # every class leaves the box where it is
+o = model.box_head.options
+result = model.box_head._filter(logits_of_four, deltas_of_four, four, (SIDE, SIDE)).detections
+probabilities = softmax_array(logits_of_four, 1)
+boxes_of_four = np.repeat(four[:, None], said.shape[1], axis=1)
+looped = plain_detect(probabilities, boxes_of_four, o.score_thresh, o.nms_thresh, o.detections_per_img)
+for score, i, label in looped:
+    print(f"proposal {i}: {CLASSES[label]:<9} {score:.2f}")
+together = nms(result.boxes, result.scores, o.nms_thresh)
+print(f"suppressed over all classes together, {len(together)} of these {len(looped)} would be left")
+
+# %%
+assert [label for _, _, label in looped] == list(result.labels)
+assert np.allclose([score for score, _, _ in looped], result.scores)
+
+# %% [markdown]
+# **Why not masks of all proposals in inference?** First, what would it cost? Multiplications for each RoI, in the heads of
 # `maskrcnn_resnet50_fpn`:
 
 # %%
@@ -1029,6 +1118,24 @@ exercises.check("paste_mask", my_paste_mask)
 #
 # </details>
 #
+# **9.** From proposals to detections. The try below compares boxes of all classes with each other.
+
+# %%
+exercises.describe("detect")
+
+
+# %%
+def my_detect(probabilities, boxes, score_threshold, nms_threshold, most):
+    proposals, labels = np.nonzero(probabilities[:, 1:] > score_threshold)
+    labels = labels + 1
+    scores = probabilities[proposals, labels]
+    kept = nms(boxes[proposals, labels], scores, nms_threshold)[:most]
+    return proposals[kept], labels[kept], scores[kept]
+
+
+exercises.check("detect", my_detect)
+
+# %% [markdown]
 # ## Read on
 #
 # * K. He, G. Gkioxari, P. Dollár, R. Girshick, *Mask R-CNN*, ICCV 2017: section 3 for the head and the loss, tables 2b and 2e for what we measured.

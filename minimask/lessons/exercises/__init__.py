@@ -11,7 +11,14 @@ import textwrap
 from collections.abc import Callable
 
 from minimask.errors import InputError
-from minimask.lessons.exercises import layers, regions, rois, skeletons, transfer  # noqa: F401  (they fill EXERCISES)
+from minimask.lessons.exercises import (  # noqa: F401  (they fill EXERCISES)
+    layers,
+    regions,
+    rois,
+    selection,
+    skeletons,
+    transfer,
+)
 from minimask.lessons.exercises.exercise import EXERCISES, Exercise, Verdict
 
 _WIDTH = 100  # characters a line, which a notebook shows without wrapping them

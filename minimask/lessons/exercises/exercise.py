@@ -191,7 +191,8 @@ class Exercise:
         if problem:
             return Finding(f"is {problem}")
         if problem := comparing.dtype_problem(mine, right):
-            return Finding(f"is {problem}")
+            named = () if same(mine, right) else self._named(suspects, given, given, inputs)
+            return Finding(f"is {problem}", named)
         if not (same(mine, right) or comparing.of_nothing(mine, right)):
             mistakes = self._named(suspects, given, given, inputs)
             mistakes = mistakes or self._overwritten(name, mine, right, inputs)
