@@ -392,7 +392,7 @@ plt.show()
 # %%
 IMAGES = (6, 8) if FAST else (2, 6, 8)  # of the validation images; others are brighter and take longer
 LAYERS = {"RoIAlign, as trained": None, "RoIPool": F.roi_pool}
-BARS = (0.5, 0.75)  # of the masks' IoU
+BARS = (0.5, 0.85)  # of the masks' IoU
 
 
 def mask_ious(samples):
@@ -441,7 +441,7 @@ print(f"a nucleus is {np.median(sides):.0f} pixels wide (median)")
 
 # %%
 aligned, rounded = (np.mean(values >= BARS[-1]) for values in scored.values())
-assert rounded < 0.8 * aligned
+assert rounded < 0.5 * aligned
 
 # %% [markdown]
 # (*IoU*, intersection over union: the area that two masks have in common, divided by the area that they cover together; 1 if
@@ -550,18 +550,18 @@ assert errors.best() < 1e-6
 # <details><summary>Answer</summary>
 #
 # Classes and boxes stay as they were, bit by bit, since the mask branch stands beside them; so nearly as many nuclei are found. The bar at
-# 0.75 falls most of the way that it fell before. A class survives features that are off by half a cell; a mask, whose answer is a
-# *place*, does not.
+# 0.85 falls more than half of the way that it fell before. A class survives features that are off by half a cell; a mask, whose answer is
+# a *place*, does not.
 #
 # </details>
 #
-# **5.** Set `model.rpn.options = replace(model.rpn.options, post_nms_top_n_test=50)` and predict again. How many proposals does the model need
+# **5.** Set `model.rpn.options = replace(model.rpn.options, post_nms_top_n_test=20)` and predict again. How many proposals does the model need
 # for the nuclei of this image?
 #
 # <details><summary>Answer</summary>
 #
-# With 50 proposals for 40 nuclei, about a third of the nuclei are missed: several of the first fifty lie on the same nucleus,
-# and none on others. With 150 nearly all are there again. Proposals are cheap, missed objects are lost: so a thousand are kept.
+# Of 20 proposals at most 20 of the 40 nuclei can come, and 19 do; with 40 it is 33, since some proposals lie on the same nucleus and
+# none on others; from 80 on, more find nothing more. Proposals are cheap, missed objects are lost: so a thousand are kept.
 #
 # </details>
 #
