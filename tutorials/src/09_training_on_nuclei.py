@@ -46,11 +46,13 @@ from dataclasses import dataclass, field, replace
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
+from pycocotools import mask as coco_mask
 
 from minimask import InputError, exercises, models, no_grad, tutorial
 from minimask import functions as F
 from minimask.boxes import BoxCoder, box_iou
 from minimask.data import Augmentation, Batches, nuclei_sample
+from minimask.data.sample import PixelBox, crop
 from minimask.models import MaskRCNN
 from minimask.nn import Parameter
 from minimask.randomness import Draws
@@ -462,7 +464,7 @@ assert abs(first["loss_box_reg"] - by_hand) < 0.1 * by_hand
 # %% [markdown]
 # Three times $\log 2$, to within 0.02, and the box loss to within a thousandth; what is left comes of last layers that are small, but not 0. The box loss is small because it is divided by all 128 RoIs, and only 4 of them have a box to learn.
 #
-# If yours says something else, stop. $\log 3$ for two classes: the head has one too many. 0.1: something was loaded, or the sum is divided by too much. 30: images that are not normalised, or box targets in pixels.
+# If yours says something else, stop. $\log 3$ for two classes: the head has one too many. 0.1: something was loaded, or the sum is divided by too much. 30: box targets in pixels, or weights that are far too large.
 #
 # ### The curves
 
@@ -486,8 +488,8 @@ for name, (colour, style) in TERMS.items():
     )
 axes[1].axhline(np.log(2), color=GREY, lw=0.8, ls=":")
 axes[1].text(0.75 * STEPS, np.log(2) + 0.01, "log 2", color=GREY)
-axes[1].set(xlabel="step", ylabel="loss", title="its terms, smoothed", ylim=(0, None))
-axes[1].legend(fontsize=8)
+axes[1].set(xlabel="step", ylabel="loss", title="its terms, smoothed", ylim=(0, 1))
+axes[1].legend(fontsize=8, ncols=3, loc="upper center")
 plt.show()
 tail = max(3, STEPS // 10)
 for name in TERMS:
@@ -504,8 +506,8 @@ assert FAST or (max(ends[f"loss_{n}"] for n in ("objectness", "classifier", "mas
 assert FAST or ends["loss_box_reg"] > 3 * first["loss_box_reg"]
 
 # %% [markdown]
-# Read the terms, not the sum. Objectness, classes and masks leave $\log 2$; the fresh RPN needs some twenty steps of warm-up before it moves. **The box loss rises**, from 0.04 to 0.58, and nothing is wrong: only RoIs that lie on a nucleus have one, at first those were 4 of 128, and as the RPN begins to propose nuclei there are more. At
-# step 50 it takes the class loss along: with more nuclei among the RoIs, and harder background, there is more to tell apart.
+# Read the terms, not the sum. Objectness, classes and masks leave $\log 2$; the fresh RPN needs some twenty steps of warm-up before it moves. **The box loss rises**, from 0.04 to 0.58, and nothing is wrong: only RoIs that lie on a nucleus have one, at first those were 4 of 128, and as the RPN begins to propose nuclei there are more. After
+# step 50 the class loss rises with it: with more nuclei among the RoIs, "background" is no longer nearly always right.
 #
 # So the sum is lowest before step 50 and *higher* at the end, while AP50 has gone from 0.07 to 0.28. Whoever stops where the loss is lowest, stops too early. (Have a look yourself: `healthy.model.training_record` on `batch` says how many RoIs are on a nucleus now.)
 #
@@ -635,15 +637,15 @@ assert np.allclose(judged.box["AP75"], (34 + 33 * 2 / 5) / 101)
 #
 # Now the same run four times, each with one mistake that people make:
 #
-# 1. **Rate**: ten times too high.
+# 1. **Rate**: twenty times too high.
 # 2. **Shift**: outlines and boxes lie 5 pixels too far right and down. That happens to whoever crops the image and forgets the annotation, counts from another corner, or exports at another zoom.
-# 3. **Four images**: the network trains on four of the 32, without mirroring.
+# 3. **Four images**: the network trains on four crops, always the same.
 # 4. **Anchors** of 64 to 1024 pixels: somebody copied them from a recipe for photos.
 #
 # Nothing crashes; nothing is not a number. (What would be, `training_step` stops at.)
 
 # %%
-TOO_HIGH = 0.2
+TOO_HIGH = 0.4
 high_rate = fit(images, greatest=TOO_HIGH)
 
 # %%
@@ -663,8 +665,9 @@ def shifted(sample):
 misplaced = fit([shifted(s) for s in images], augmentation=Augmentation(crop=CROP))
 
 # %%
-FOUR = (0, 8, 16, 24)
-by_heart = fit([images[i] for i in FOUR], augmentation=Augmentation(crop=CROP))
+WINDOW = PixelBox(80, 80, 80 + CROP, 80 + CROP)
+four_crops = [crop(images[i], WINDOW) for i in (0, 8, 16, 24)]
+by_heart = fit(four_crops, augmentation=Augmentation())
 
 # %%
 large_anchors = fit(images, anchor_sizes=LARGE)
@@ -675,7 +678,7 @@ large_anchors = fit(images, anchor_sizes=LARGE)
 
 # %%
 broken = {"rate": high_rate, "shift": misplaced, "four images": by_heart, "anchors": large_anchors}
-letters = dict(zip("ABCD", np.random.default_rng(1).permutation(list(broken)).tolist()))
+letters = dict(zip("ABCD", np.random.default_rng(2).permutation(list(broken)).tolist()))
 SHOWN = 9  # the validation image in the pictures
 CUT = (slice(40, 168), slice(40, 168))
 
@@ -751,20 +754,55 @@ final = {name: run.ap50()[-1] for name, run in everything.items()}
 assert FAST or all(final[name] < final["healthy"] for name in broken)
 
 # %% [markdown]
-# BROKEN-TEXT
+# * **C, the rate.** As the warm-up reaches a rate that is too high, the loss shoots out of the picture. What comes back is the surprise: **it ends lower than all others, and finds nothing.** The network has fled to where no RoI lies on a nucleus: with hardly any positives the box loss is 0.008 instead of 0.58, and "background" is nearly always right. A spike, then a loss that is too good.
+# * **D, the shift.** The curves are those of the healthy run: the network learns what it is told, and 5 pixels are within what it sees. AP50 is 0. Losses cannot show this, as they are computed from the same wrong annotations; had validation been shifted as well, AP would look fine, too. Only the picture tells: the outlines are there, in the right shape, all displaced in the same direction.
+# * **B, four images.** The loss is below the healthy run's to the end, and falls on, while in validation it falls behind. The picture has the right places and wrong shapes: what was learnt are those crops.
+# * **A, the anchors.** The sum is too high from the first step on, and the terms say where: 0.43 instead of 0.02 for the RPN's boxes, and objectness near 0.53. The nearest anchor of a nucleus is several times too large, so the RPN must shrink it by a long way, and hardly knows which one to take. The picture has a single outline, around two nuclei.
+#
+# Sum up: a loss that is too **high** from the start is a mistake in the set-up; one that is too **low** is a network that has found a way not to do its work, or does it by heart; one that looks **right** proves nothing. Therefore: terms, validation, pictures. In this order they cost more, and tell more.
 #
 # ### The number that lies
 #
-# What would the third run have said of itself, had somebody validated on the images that it trains on?
+# What would the third run have said of itself, had somebody validated on the crops that it trains on?
+
 
 # %%
-leaky = evaluate(by_heart.model, Part(train_set, FOUR[:1] if FAST else FOUR))
-honest = evaluate(healthy.model, Part(train_set, FOUR[:1] if FAST else FOUR))
+class InMemory:
+    """Samples as a data set that `evaluate` takes."""
+
+    class_names, category_ids = ("nucleus",), [1]
+
+    def __init__(self, samples):
+        self.samples, self.image_ids = samples, list(range(1, len(samples) + 1))
+
+    def __len__(self):
+        return len(self.samples)
+
+    def image(self, index):
+        return self.samples[index].image
+
+    def coco_document(self):
+        annotations = []
+        for number, sample in zip(self.image_ids, self.samples):
+            for (x1, y1, x2, y2), mask in zip(sample.boxes.tolist(), sample.masks):
+                shape = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": float(mask.sum()), "iscrowd": 0}
+                shape["segmentation"] = coco_mask.encode(np.asfortranarray(mask))
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": number, "category_id": 1, **shape}
+                )
+        images = [{"id": number, "width": CROP, "height": CROP} for number in self.image_ids]
+        return {"images": images, "categories": [{"id": 1, "name": "nucleus"}], "annotations": annotations}
+
+
+by_heart.model.eval()
+healthy.model.eval()
+own = InMemory(four_crops)
+leaky, honest = evaluate(by_heart.model, own), evaluate(healthy.model, own)
 print(
-    f"four images: AP50 of masks {leaky.mask['AP50']:.3f} on its own four, {final['four images']:.3f} in validation"
+    f"four images: AP50 of masks {leaky.mask['AP50']:.3f} on its own crops, {final['four images']:.3f} in validation"
 )
 print(
-    f"healthy:     AP50 of masks {honest.mask['AP50']:.3f} on the same four, {final['healthy']:.3f} in validation"
+    f"healthy:     AP50 of masks {honest.mask['AP50']:.3f} on these crops, {final['healthy']:.3f} in validation"
 )
 
 # %%
@@ -772,7 +810,7 @@ gaps = leaky.mask["AP50"] - final["four images"], honest.mask["AP50"] - final["h
 assert FAST or gaps[0] > gaps[1]
 
 # %% [markdown]
-# LEAK-TEXT
+# 0.764, where 0.180 is true. Neither number is surprising by itself, and that is why nobody notices: the crops are easy, and the healthy network, which has seen them among others, does nearly as well there, 0.742. By its own account the run on four crops is the better one. In validation it is far behind. (Notebook 10 has a leak that is harder to see.)
 #
 # ### A mistake that is made after training
 #
@@ -816,7 +854,7 @@ assert handed["blue first"][0] == handed["as it should be"][0]  # grey: three eq
 assert FAST or handed["divided by 255 twice"][0] < 0.5 * handed["as it should be"][0]
 
 # %% [markdown]
-# HANDED-TEXT
+# Divided twice, the image is black to the network: it finds nothing, and nothing complains. With blue first the grey images are the same to the bit, and most of the set is grey: over all ten images one would hardly notice. In the two stained ones, of which so short a run finds little anyway, AP50 falls from 0.062 to 0.036. **Break a number down by kind of image** before you believe it.
 #
 # ## Finding errors
 #
@@ -880,9 +918,12 @@ for row, kind in enumerate(KINDS):
 plt.show()
 
 # %% [markdown]
-# ERRORS-TEXT
+# Four kinds, four causes:
 #
-# TRAINED
+# * **Missed** is by far the most: 179 of 305. The largest are over 3500 pixels, sides of 60: few nuclei of the training set are as large, and a crop of 96 pixels cuts most of those. Many others have been found, but with scores below 0.5: AP counts them, the picture does not. More steps, and larger crops.
+# * **Invented**: three, all at an edge of the image, and in each of these pictures there is something bright there. Are these nuclei that nobody annotated because the edge cuts them? Then the network is right. Look before you blame it.
+# * **Badly shaped**: masks too large for a small nucleus, and too small for a large one. The sizes are learnt last.
+# * **Found twice**: two outlines on one nucleus that overlap too little for suppression. They come from a box branch that does not yet agree with itself, and go away with training.
 #
 # ## Exercises
 #
