@@ -3,12 +3,12 @@
 # %% [markdown]
 # # 09 Training on nuclei
 #
-# **Time** 3 hours with the exercises (an hour to read); it runs in about five minutes on one thread, nearly all of which is
+# **Time** 3 hours with the exercises (an hour to read); it runs in two to three minutes on one thread, nearly all of which is
 # training. **Needs** notebooks 01 (the tape) and 07 (the losses). No GPU, no downloads.
 #
 # The code is right, the gradients are checked, and the run that you started an hour ago finds nothing. Now what? Most of the time that training takes is
 # spent with this question, and it has no formula: one looks at curves and pictures, and knows what each mistake looks like, because one
-# has made it before. Here you make them on purpose, in half a minute each. Afterwards you can
+# has made it before. Here you make them on purpose, in a quarter of a minute each. Afterwards you can
 #
 # 1. derive what momentum, weight decay and warm-up do, and the greatest rate that is stable;
 # 2. say what every loss is at the first step, before you have run it, and how much of a curve's wiggle is noise;
@@ -756,8 +756,8 @@ assert FAST or all(final[name] < final["healthy"] for name in broken)
 # %% [markdown]
 # * **C, the rate.** As the warm-up reaches a rate that is too high, the loss shoots out of the picture. What comes back is the surprise: **it ends lower than all others, and finds nothing.** The network has fled to where no RoI lies on a nucleus: with hardly any positives the box loss is 0.008 instead of 0.58, and "background" is nearly always right. A spike, then a loss that is too good.
 # * **D, the shift.** The curves are those of the healthy run: the network learns what it is told, and 5 pixels are within what it sees. AP50 is 0. Losses cannot show this, as they are computed from the same wrong annotations; had validation been shifted as well, AP would look fine, too. Only the picture tells: the outlines are there, in the right shape, all displaced in the same direction.
-# * **B, four images.** The loss is below the healthy run's to the end, and falls on, while in validation it falls behind. The picture has the right places and wrong shapes: what was learnt are those crops.
-# * **A, the anchors.** The sum is too high from the first step on, and the terms say where: 0.43 instead of 0.02 for the RPN's boxes, and objectness near 0.53. The nearest anchor of a nucleus is several times too large, so the RPN must shrink it by a long way, and hardly knows which one to take. The picture has a single outline, around two nuclei.
+# * **B, four images.** The loss ends far below the healthy run's, while in validation it falls behind. The picture has the right places and wrong shapes: what was learnt are those crops.
+# * **A, the anchors.** The sum is too high from the first step on, and the terms say where: 0.43 instead of 0.02 for the RPN's boxes, and objectness near 0.53. The nearest anchor of a nucleus is several times too large, so the RPN must shrink it by a long way, and hardly knows which one to take. What it finds in the picture lies around two nuclei at once.
 #
 # Sum up: a loss that is too **high** from the start is a mistake in the set-up; one that is too **low** is a network that has found a way not to do its work, or does it by heart; one that looks **right** proves nothing. Therefore: terms, validation, pictures. In this order they cost more, and tell more.
 #
