@@ -194,17 +194,21 @@ class Exercise:
         if problem:
             return Finding(f"is {problem}")
         if problem := comparing.dtype_problem(mine, right):
-            named = () if same(mine, right) else self._named(suspects, given, given, inputs)
-            return Finding(f"is {problem}", named)
+            return Finding(
+                f"is {problem}", () if same(mine, right) else self._named_by(parts, suspects, inputs)
+            )
         if not (same(mine, right) or comparing.of_nothing(mine, right)):
-            mistakes = next(filter(None, (self._named(suspects, p, p, inputs) for p in parts)), ())
-            mistakes = mistakes or self._overwritten(name, mine, right, inputs)
+            mistakes = self._named_by(parts, suspects, inputs) or self._overwritten(name, mine, right, inputs)
             return Finding(comparing.difference(mine, right), mistakes or comparing.of_any(mine, right))
         return Finding(notes=((comparing.note(parts[0][name], mine, right), name),))
 
     def _named(self, suspects: list, results: dict, names, inputs: tuple) -> tuple[str, ...]:
         """The mistakes that give these results, each once."""
         return tuple(dict.fromkeys(v[0] for v in suspects if self._gives(v, results, names, inputs)))
+
+    def _named_by(self, parts: list[dict], suspects: list, inputs: tuple) -> tuple[str, ...]:
+        """The mistakes that give the first of these results that any gives."""
+        return next(filter(None, (self._named(suspects, part, part, inputs) for part in parts)), ())
 
     def _gives(self, variant: tuple[str, int], results: dict, names, inputs: tuple) -> bool:
         """Whether a usual mistake gives these results, as far as they have these names."""
