@@ -267,3 +267,25 @@ def detect(probabilities, boxes, score_threshold, nms_threshold, most):
     apart = boxes[proposals, labels] + 1000 * labels[:, None]
     kept = nms(apart, scores, nms_threshold)[:most]
     return proposals[kept], labels[kept], scores[kept]
+
+
+def sgd_step(w, g, v, rate, momentum, decay):
+    new = momentum * v + g
+    new += decay * w
+    return [w - rate * new, new]
+
+
+def warmup_cosine(steps, base, warmup, total):
+    done = np.clip((steps - warmup) / (total - warmup), 0, 1)
+    return base * np.minimum((steps + 1) / max(warmup, 1), 1) * np.cos(np.pi * done / 2) ** 2
+
+
+def average_precision(iou, scores, threshold):
+    left, points = set(range(iou.shape[1])), []
+    for k, d in enumerate(sorted(range(len(scores)), key=lambda d: -scores[d]), start=1):
+        best = max(left, key=lambda g: iou[d, g], default=None)
+        if best is not None and iou[d, best] >= threshold:
+            left.remove(best)
+        found = iou.shape[1] - len(left)
+        points.append((found / iou.shape[1], found / k))
+    return sum(max((p for r, p in points if r >= k / 100), default=0) for k in range(101)) / 101

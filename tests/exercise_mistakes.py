@@ -712,4 +712,70 @@ MISTAKES = {
         ("hidden keypoints left out", ("true[:, 2] > 0", "true[:, 2] == 2")),
         ("axes swapped", ("return similarity", "return similarity.T")),
     ],
+    "sgd_step": [
+        ("Nesterov", ("w - rate * v_new,", "w - rate * (momentum * v_new + g + decay * w),")),
+        (
+            "decay after momentum",
+            ("(g + decay * w)", "g"),
+            ("w - rate * v_new,", "w - rate * (v_new + decay * w),"),
+        ),
+        ("decay after momentum", ("(g + decay * w)", "g"), ("w - rate", "(1 - rate * decay) * w - rate")),
+        ("momentum left out", ("momentum * v + ", "")),
+        ("the rate inside", ("(g +", "rate * (g +"), ("rate * v_new,", "v_new,")),
+        ("the old velocity", ("rate * v_new,", "rate * v,")),
+        ("the gradient damped", ("(g +", "(1 - momentum) * (g +")),
+        ("decay left out", (" + decay * w", "")),
+        ("decay pushes", ("+ decay", "- decay")),
+        ("twice the decay", ("decay *", "2 * decay *")),
+        ("uphill", ("w - rate", "w + rate")),
+    ],
+    "warmup_cosine": [
+        ("warm-up begins at 0", ("(step + 1)", "step")),
+        ("no warm-up", ("        if step", "        warmup = 0\n        if step")),
+        ("the cosine begins at step 0", ("(step - warmup) / (total - warmup)", "step / total")),
+        ("a whole cosine", ("np.pi *", "2 * np.pi *")),
+        ("a quarter of a cosine", ("(1 + np.cos(np.pi * done)) / 2", "np.cos(np.pi / 2 * done)")),
+        ("a straight line", ("(1 + np.cos(np.pi * done)) / 2", "(1 - done)")),
+        ("1 + cos not halved", ("(1 + np.cos(np.pi * done)) / 2", "(1 + np.cos(np.pi * done))")),
+        (
+            "beyond the end",
+            ("min((step - warmup) / (total - warmup), 1)", "(step - warmup) / (total - warmup)"),
+        ),
+    ],
+    "average_precision": [
+        ("not by falling score", ("np.argsort(-scores)", "range(len(scores))")),
+        ("by rising score", ("-scores", "scores")),
+        (
+            "an object counts each time",
+            ("np.where(taken, -1, iou[d])", "iou[d]"),
+            ("taken[best] |= left[best] >= threshold", "hit = left[best] >= threshold"),
+            ("found.append(taken.sum())", "found.append(hit + (found[-1] if found else 0))"),
+        ),
+        ("a detection whose best", ("left.argmax()", "iou[d].argmax()")),
+        ("an IoU of the threshold", (">= threshold", "> threshold")),
+        (
+            "precision at a recall",
+            (
+                "max(np.array(precision)[recall >= k / 100], default=0)",
+                "next(iter(np.array(precision)[recall >= k / 100]), 0)",
+            ),
+        ),
+        ("11 recalls", ("k / 100", "k / 10"), ("range(101)", "range(11)")),
+        (
+            "the area under",
+            (
+                "np.mean(at)",
+                "sum(max(precision[k:]) * gain for k, gain in enumerate(np.diff(recall, prepend=0)))",
+            ),
+        ),
+        (
+            "recalls that are never reached",
+            (
+                "default=0) for k in range(101)",
+                "default=0) for k in range(101) if max(recall, default=-1) >= k / 100",
+            ),
+            ("np.mean(at)", "np.mean(at or [0])"),
+        ),
+        ("recall is a share", ("/ iou.shape[1]", "/ max(len(iou), 1)")),
+    ],
 }

@@ -75,6 +75,12 @@ EQUIVALENT = {
         "np.clip(end, -1, length)": "a bin that ends before 0 is as empty as one that ends there",
         "axis=(2, 1)": ORDER,
     },
+    "warmup_cosine": {"np.ones(len(steps))": "every element is assigned"},
+    "average_precision": {
+        "taken[best] = left[best]": "frees an object once all are found, when precision can only fall",
+        "np.where(taken, -2,": "any number below the threshold says: taken",
+        "np.where(taken, -0,": "any number below the threshold says: taken",
+    },
     "roi_align_forward": {
         "((min(top + 1, height - 1), v - top), (top, 1 - (v - top)))": ORDER,
         "((min(left + 1, width - 1), u - left), (left, 1 - (u - left)))": ORDER,

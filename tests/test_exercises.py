@@ -11,6 +11,7 @@ from minimask.anchors import AnchorGenerator
 from minimask.kernels import roi_align
 from minimask.lessons import exercises
 from minimask.lessons.exercises.exercise import EXERCISES, OVERWRITTEN
+from minimask.results.evaluate import score
 from tests.exercise_mistakes import MISTAKES, solution
 
 ROWS = [(name, *row) for name, rows in MISTAKES.items() for row in rows]
@@ -119,3 +120,26 @@ def test_the_anchors_of_the_exercise_are_those_of_minimask():
     answer = EXERCISES["anchors"].answer((16, 32), (0.5, 1.0, 2.0), 8, 3, 4)
     generator = AnchorGenerator(((16, 32),), ((0.5, 1.0, 2.0),), rounded=False, offset=0.5, strides=(8,))
     np.testing.assert_allclose(answer, generator((24, 32), [(3, 4)]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_average_precision_of_the_exercise_is_that_of_the_evaluator(seed):
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 80, (7, 2))
+    truth = np.hstack([corners, corners + rng.uniform(10, 30, (7, 2))])  # (7, 4)
+    found = truth[rng.integers(0, 7, 12)] + rng.normal(0, 2, (12, 4))
+    scores = rng.permutation(12) / 12 + 0.05
+
+    def xywh(box):
+        return [*box[:2], *(box[2:] - box[:2])]
+
+    document = {"images": [{"id": 1, "width": 128, "height": 128}], "categories": [{"id": 1, "name": "one"}]}
+    document["annotations"] = [
+        {"id": g + 1, "image_id": 1, "category_id": 1, "bbox": xywh(b), "area": 400.0, "iscrowd": 0}
+        for g, b in enumerate(truth)
+    ]
+    results = [{"image_id": 1, "category_id": 1, "bbox": xywh(b), "score": s} for b, s in zip(found, scores)]
+    box = score(document, results, kinds=["bbox"]).box
+    answer, iou = EXERCISES["average_precision"].answer, boxes.box_iou(found, truth)
+    assert answer(iou, scores, 0.5) == pytest.approx(box["AP50"], rel=1e-12)
+    assert answer(iou, scores, 0.75) == pytest.approx(box["AP75"], rel=1e-12)

@@ -17,6 +17,7 @@ from minimask.lessons.exercises import (  # noqa: F401  (they fill EXERCISES)
     rois,
     selection,
     skeletons,
+    training,
     transfer,
 )
 from minimask.lessons.exercises.exercise import EXERCISES, Exercise, Verdict

@@ -178,30 +178,37 @@ class Exercise:
             missing = f"your function gives {a(ran.result)}{hint}; wanted: {', '.join(wanted)}"
             return Finding(missing, self._named(suspects, given, wanted, inputs))
         for name, right in wanted.items():
-            named_by = given if isinstance(ran.result, dict) else {name: given[name]}  # a dict is one result
-            found = self._compare_result(name, named_by, np.asarray(right), inputs, suspects)
+            parts = [given] if isinstance(ran.result, dict) else [given, {name: given[name]}]  # a dict is one
+            found = self._compare_result(name, parts, np.asarray(right), inputs, suspects)
             if found.problem:
                 return Finding(f"{name} {found.problem}", found.mistakes)
             notes += found.notes
         return Finding(notes=notes)
 
-    def _compare_result(self, name: str, given: dict, right: np.ndarray, inputs, suspects: list) -> Finding:
-        """The same for one of the results; the mistakes are those that give all of `given`."""
-        mine, problem = comparing.as_array(given[name], right)
+    def _compare_result(self, name: str, parts: list, right: np.ndarray, inputs, suspects: list) -> Finding:
+        """The same for one of the results; the mistakes named give all of the first part that any gives.
+
+        Parts begin with all results, of which some may be right: they tell apart what one of them does not.
+        """
+        mine, problem = comparing.as_array(parts[0][name], right)
         if problem:
             return Finding(f"is {problem}")
         if problem := comparing.dtype_problem(mine, right):
-            named = () if same(mine, right) else self._named(suspects, given, given, inputs)
-            return Finding(f"is {problem}", named)
+            return Finding(
+                f"is {problem}", () if same(mine, right) else self._named_by(parts, suspects, inputs)
+            )
         if not (same(mine, right) or comparing.of_nothing(mine, right)):
-            mistakes = self._named(suspects, given, given, inputs)
-            mistakes = mistakes or self._overwritten(name, mine, right, inputs)
+            mistakes = self._named_by(parts, suspects, inputs) or self._overwritten(name, mine, right, inputs)
             return Finding(comparing.difference(mine, right), mistakes or comparing.of_any(mine, right))
-        return Finding(notes=((comparing.note(given[name], mine, right), name),))
+        return Finding(notes=((comparing.note(parts[0][name], mine, right), name),))
 
     def _named(self, suspects: list, results: dict, names, inputs: tuple) -> tuple[str, ...]:
         """The mistakes that give these results, each once."""
         return tuple(dict.fromkeys(v[0] for v in suspects if self._gives(v, results, names, inputs)))
+
+    def _named_by(self, parts: list[dict], suspects: list, inputs: tuple) -> tuple[str, ...]:
+        """The mistakes that give the first of these results that any gives."""
+        return next(filter(None, (self._named(suspects, part, part, inputs) for part in parts)), ())
 
     def _gives(self, variant: tuple[str, int], results: dict, names, inputs: tuple) -> bool:
         """Whether a usual mistake gives these results, as far as they have these names."""
