@@ -337,10 +337,9 @@ COURSE = {  # notebook: (what it explains, x, y, width)
     "13": ("gradient check\nof everything", 5.1, 2.1, 2.2),
     "06": ("CUDA\nkernels", 7.7, 2.1, 1.5),
     "14": ("why it\nis fast", 9.6, 2.1, 1.5),
-    "08": ("the whole model\ninspected", 0.3, 0.2, 2.3),
-    "09": ("training, and how\ngood is it?", 3.2, 0.2, 2.4),
-    "10": ("your own\nimages", 6.2, 0.2, 1.9),
-    "12": ("keypoints", 8.7, 0.2, 1.7),
+    "09": ("training, and how\ngood is it?", 0.3, 0.2, 2.4),
+    "10": ("your own\nimages", 3.3, 0.2, 1.9),
+    "12": ("keypoints", 5.8, 0.2, 1.7),
 }
 ROWS = (
     (4.0, BLUE, "the stages"),
