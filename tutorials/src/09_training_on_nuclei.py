@@ -754,12 +754,12 @@ final = {name: run.ap50()[-1] for name, run in everything.items()}
 assert FAST or all(final[name] < final["healthy"] for name in broken)
 
 # %% [markdown]
-# * **C, the rate.** As the warm-up reaches a rate that is too high, the loss shoots out of the picture. What comes back is the surprise: **it ends lower than all others, and finds nothing.** The network has fled to where no RoI lies on a nucleus: with hardly any positives the box loss is 0.008 instead of 0.58, and "background" is nearly always right. A spike, then a loss that is too good.
+# * **C, the rate.** As the warm-up reaches a rate that is too high, the loss shoots out of the picture. What comes back is the surprise: **it ends lower than all others, and finds nothing.** The box loss is 0.008 instead of 0.58: hardly any RoI that is drawn lies on a nucleus any more, so there is next to nothing to be wrong about, and "background" is nearly always right. A spike, then a loss that is too good.
 # * **D, the shift.** The curves are those of the healthy run: the network learns what it is told, and 5 pixels are within what it sees. AP50 is 0. Losses cannot show this, as they are computed from the same wrong annotations; had validation been shifted as well, AP would look fine, too. Only the picture tells: the outlines are there, in the right shape, all displaced in the same direction.
 # * **B, four images.** The loss ends far below the healthy run's, while in validation it falls behind. The picture has the right places and wrong shapes: what was learnt are those crops.
 # * **A, the anchors.** The sum is too high from the first step on, and the terms say where: 0.43 instead of 0.02 for the RPN's boxes, and objectness near 0.53. The nearest anchor of a nucleus is several times too large, so the RPN must shrink it by a long way, and hardly knows which one to take. What it finds in the picture lies around two nuclei at once.
 #
-# Sum up: a loss that is too **high** from the start is a mistake in the set-up; one that is too **low** is a network that has found a way not to do its work, or does it by heart; one that looks **right** proves nothing. Therefore: terms, validation, pictures. In this order they cost more, and tell more.
+# Sum up these four: a loss that was too **high** from the start came from the set-up; one that was too **low**, from a network that had found a way not to do its work, or did it by heart; and one that looked **right** proved nothing. Therefore: terms, validation, pictures. In this order they cost more, and tell more.
 #
 # ### The number that lies
 #
@@ -854,7 +854,7 @@ assert handed["blue first"][0] == handed["as it should be"][0]  # grey: three eq
 assert FAST or handed["divided by 255 twice"][0] < 0.5 * handed["as it should be"][0]
 
 # %% [markdown]
-# Divided twice, the image is black to the network: it finds nothing, and nothing complains. With blue first the grey images are the same to the bit, and most of the set is grey: over all ten images one would hardly notice. In the two stained ones, of which so short a run finds little anyway, AP50 falls from 0.062 to 0.036. **Break a number down by kind of image** before you believe it.
+# Divided twice, the image is black to the network: it finds nothing, and nothing complains. With blue first the grey images are the same to the bit, and most of the set is grey: over all ten images one would hardly notice. In the two stained ones, of which so short a run finds little anyway, AP50 falls from 0.062 to 0.036; with two images that is a hint, no proof. **Break a number down by kind of image** before you believe it.
 #
 # ## Finding errors
 #
@@ -920,10 +920,10 @@ plt.show()
 # %% [markdown]
 # Four kinds, four causes:
 #
-# * **Missed** is by far the most: 179 of 305. The largest are over 3500 pixels, sides of 60: few nuclei of the training set are as large, and a crop of 96 pixels cuts most of those. Many others have been found, but with scores below 0.5: AP counts them, the picture does not. More steps, and larger crops.
+# * **Missed** is by far the most: 179 of 305. The largest are over 3500 pixels, sides of 60: few nuclei of the training set are as large, and a crop of 96 pixels cuts most of those. Others may have been found with scores below 0.5, which AP counts and the picture does not. More steps, and larger crops.
 # * **Invented**: three, all at an edge of the image, and in each of these pictures there is something bright there. Are these nuclei that nobody annotated because the edge cuts them? Then the network is right. Look before you blame it.
-# * **Badly shaped**: masks too large for a small nucleus, and too small for a large one. The sizes are learnt last.
-# * **Found twice**: two outlines on one nucleus that overlap too little for suppression. They come from a box branch that does not yet agree with itself, and go away with training.
+# * **Badly shaped**: masks too large for a small nucleus, and too small for a large one.
+# * **Found twice**: two outlines on one nucleus that overlap too little for suppression. The box branch does not yet agree with itself. Whether they go away with training, the next section counts.
 
 # %% [markdown]
 # ## What more training does
@@ -947,7 +947,7 @@ for name, run, errors_of in (
 assert FAST or after.mask["AP50"] > healthy.judged[-1].mask["AP50"]
 
 # %% [markdown]
-# AP50 goes from 0.28 to 0.84, AP from 0.08 to 0.54. Missed, badly shaped and found twice become fewer, missed by far the most: 179 to 23. *Invented* becomes more, 3 to 11: a network that dares to say more is wrong more often, and 11 against 3 is a small price for what it finds.
+# AP50 goes from 0.28 to 0.84, AP from 0.08 to 0.54. Missed, badly shaped and found twice become fewer, missed by far the most: 179 to 23. *Invented* becomes more, 3 to 11: who says more can be wrong more often, and 11 against 3 is a small price for what it finds.
 # A kind of error that grows is no proof of a worse network.
 #
 # ## Exercises
