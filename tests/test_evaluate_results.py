@@ -303,7 +303,7 @@ def test_wrong_results_get_one_line(name, files, tmp_path, capsys):
 def test_wrong_arguments_are_named(files, capsys):
     results, data = files(truth())
     for arguments, words in (
-        ([], "give --weights FILE, a checkpoint, or --results FILE"),
+        ([], "--output is missing; name a directory for detections.json"),
         (["--weights", "w", "--results", results], "one of them"),
         (["--weights", "w"], "--output is missing"),
         (["--weights", "w", "--output", "o", "--category-ids", "from-0"], "--category-ids: is for --results"),

@@ -14,13 +14,13 @@ from minimask.inspection import failures, figures, trace
 from minimask.inspection.reading import readings
 from minimask.inspection.records import Classifying, Proposing
 from minimask.inspection.weights import dead_channels, summarise
+from minimask.lessons import cuda_on_cpu
 from minimask.matching import BELOW_LOW, BETWEEN
 from minimask.models.box_head import Candidates, Pooler
 from minimask.models.inputs import Objects
 from minimask.models.rpn import RankedAnchors
 from minimask.nn import Linear, Module
 from minimask.randomness import Draws
-from tests import cuda_on_cpu
 from tests.fake_cupy import installed
 from tests.model_data import discs, fill, tiny_model
 

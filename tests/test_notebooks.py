@@ -270,9 +270,17 @@ def environment(work: Path) -> Path:
     python = work / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     query = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
-    # The dependencies are those of the tests; a path in a .pth file is searched last, and its own .pth files,
-    # an editable minimask's among them, are not read.
-    Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    # The dependencies are those of the tests, by links, without minimask; a path in a .pth file is searched
+    # last, and its own .pth files, an editable minimask's among them, are not read.
+    dependencies = work / "dependencies"
+    dependencies.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith("minimask"):
+            try:
+                (dependencies / entry.name).symlink_to(entry, target_is_directory=entry.is_dir())
+            except OSError:
+                pytest.skip("this user may not make links, by which the packages but minimask are lent")
+    Path(site, "dependencies.pth").write_text(f"{dependencies}\n", encoding="utf-8")
     return python
 
 
