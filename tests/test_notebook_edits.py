@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 # Notebook, what is there, and what a teacher puts in its place: another stride, box, size, sample, threshold.
 EDITS = [
+    ("00", 'sample = nuclei_sample("val")[6]', 'sample = nuclei_sample("val")[8]'),
+    ("00", "CONFIDENT = 0.5", "CONFIDENT = 0.4"),
     ("01", "x, w = Tensor(2.0, requires_grad=True)", "x, w = Tensor(-1.5, requires_grad=True)"),
     ("01", "for _ in range(4)]\nx = np.ones((100, 200))", "for _ in range(3)]\nx = np.ones((50, 200))"),
     ("01", "blocks = 24", "blocks = 12"),
@@ -68,7 +70,17 @@ def run(name: str, edits: list[tuple[str, str]], folder: Path) -> None:
     assert result.returncode == 0, f"{name}, {edits}: {result.stdout.splitlines()[-1:]}{result.stderr}"
 
 
+STRIDE = ("05", "STRIDE = 16 ", "STRIDE = 8 ")  # the other edits of 05 are meant for 16
+TOGETHER = [([e for e in EDITS if e[0] == name and e != STRIDE]) for name in sorted({e[0] for e in EDITS})]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("edits", [*TOGETHER, [STRIDE]], ids=[e[0][0] for e in TOGETHER] + ["05 stride"])
+def test_a_notebooks_edits_together_break_no_cell(edits, tmp_path):
+    run(edits[0][0], [(old, new) for _, old, new in edits], tmp_path)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("name, old, new", EDITS)
 def test_an_edit_breaks_no_cell(name, old, new, tmp_path):
     run(name, [(old, new)], tmp_path)
