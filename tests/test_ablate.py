@@ -17,6 +17,7 @@ from minimask.ablations.runs import Result, run
 from minimask.ablations.stars import Stars
 from minimask.ablations.table import Difference, paired, table, verdict
 from minimask.command import cli
+from minimask.errors import InputError
 from minimask.training.stopping import StopSignals
 
 TINY = Ablation(
@@ -234,6 +235,14 @@ def test_a_signal_within_is_handed_on_to_the_work_around():
         with StopSignals(tell=False):
             pass
         assert around.signal is None
+
+
+def test_a_run_that_diverges_is_named_with_what_can_be_done(tmp_path, capfd):
+    wild = replace(TINY, training=replace(TINY.training, learning_rate=1e30, warmup_steps=0))
+    says = r"seed 0: training stopped at step .*; remove .* to try it again"
+    with pytest.raises(InputError, match=says) as caught:
+        run(wild, tmp_path, 1, silent)
+    assert "--resume" not in str(caught.value)
 
 
 def test_more_seeds_keep_the_runs_there_are(tmp_path, capfd):

@@ -87,6 +87,9 @@ def test_weights_that_do_not_say_their_sizes_say_nothing_and_a_resized_image_cou
     assert size_note(PATH, (3000, 4000), found(), detector(())) is None
     resized = detector(min_size=50)  # an image of 100 pixels is halved: objects of 20 to 80 are as learnt
     assert size_note(PATH, (100, 100), found(21, 79), resized) is None
+    halved = detector(magnification=0.5)  # as in training: nothing to be said
+    assert size_note(PATH, (100, 100), found(21, 79), halved) is None
+    assert "cut it into tiles" in size_note(PATH, (5000, 5000), found(40), halved)
     assert "20 to 80 pixels at the 0.5" in size_note(PATH, (100, 100), found(15, 15), resized)
 
 

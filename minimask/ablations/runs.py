@@ -16,6 +16,7 @@ from minimask.config import Config
 from minimask.errors import InputError
 from minimask.files import make_output_directory, write_json
 from minimask.results.evaluate import METRICS, evaluate
+from minimask.training.keeper import TrainingStopped
 from minimask.training.loop import CHECKPOINT, CONFIG, LOG, train
 from minimask.training.run_log import read_run_log
 from minimask.training.stopping import StopSignals
@@ -205,6 +206,12 @@ def _run(
             watch=Watch(enough=enough),
             build=partial(_network, ablation, run),
         )
+    except TrainingStopped as error:
+        what = str(error).partition(". ")[0]  # its mend is for a run of one's own
+        raise InputError(
+            f"{run.variant.name}, seed {run.seed}: {what}; remove {run.folder} to try it again, or leave it: "
+            "that a design diverges is a result, too"
+        ) from error
     except InputError as error:
         raise InputError(f"{run.variant.name}, seed {run.seed}: {error}") from error
     if outcome.stopped_by is not None:

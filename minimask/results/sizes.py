@@ -44,5 +44,6 @@ def size_note(path: Path, shape: tuple[int, int], found: dict, detector: Detecto
     ):
         if share > _MANY:
             return f"{path}: {share:.0%} of the objects found are {word} than in training: {learnt}; {mend}"
-    shrunk = scale < 0.995 and transform.min_sizes[-1] is None
+    # By the limit of the longer side, which crops in training do not meet; not by a magnification.
+    shrunk = transform.min_sizes[-1] is None and scale < 0.995 * transform.magnification
     return f"{path}: {learnt}; cut it into tiles to find smaller ones" if shrunk else None
