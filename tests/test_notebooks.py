@@ -206,7 +206,9 @@ def first_cell(python: Path, **variables: str) -> list[str]:
     """The lines that a person sees when the first cell is run as a notebook runs it."""
     code = "import sys; from IPython.core.interactiveshell import InteractiveShell as Shell; "
     code += "sys.exit(not Shell.instance().run_cell(sys.stdin.read()).success)"
-    known = {name: text for name, text in os.environ.items() if name != "MINIMASK_CLONE"}
+    # IPython adds the packages of the virtual environment that the shell calls active, whose Python it is not
+    others = ("MINIMASK_CLONE", "VIRTUAL_ENV")
+    known = {name: text for name, text in os.environ.items() if name not in others}
     result = subprocess.run(
         [python, "-c", code],
         input=notebooks.SETUP,
