@@ -34,6 +34,7 @@ setup(
     packages=find_packages(include=["minimask", "minimask.*"]),
     package_data={
         "minimask": [
+            "ablations/measured/*.json",
             "lessons/explorer.html",
             "lessons/cuda_on_cpu/*.cpp",
             "lessons/cuda_on_cpu/*.h",
