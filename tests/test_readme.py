@@ -41,10 +41,8 @@ def test_one_image_gives_gradients():
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_is_understood(line):
-    words = shlex.split(
-        line.replace("...", "train.json --output run/" if "--data ..." in line else ""), comments=True
-    )
-    cli._parser().parse_args(words[1:])
+    _, *arguments = shlex.split(line, comments=True)
+    cli._parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize(("alt", "path"), PICTURES, ids=lambda text: text[-20:])
