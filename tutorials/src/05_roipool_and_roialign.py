@@ -3,15 +3,16 @@
 # %% [markdown]
 # # 05 RoIPool and RoIAlign
 #
-# **Time** 4 hours with pencil, paper and exercises (an hour and a half to read); it runs in half a minute.
+# **Time** an hour and a half to read, 4 hours with pencil, paper and exercises; it runs in half a minute.
 # **Needs** notebook 01 (backward passes, and how to check one). The anchors of 04 help, but a box is a box.
 # No GPU, no downloads; the last section steps through CUDA code if there is g++ on Linux, and says so if
 # there is none.
 #
 # A detector finds boxes of any size, and its heads want features of *one* size, say 7 x 7. The layer
-# between them, a **RoI layer** (RoI: *region of interest*), is the place where Mask R-CNN differs from its
-# predecessor. The whole difference is that it does not round. On COCO that is worth 3.4 points of mask AP,
-# and 5.1 where masks have to be accurate (26.4 to 31.5 AP75). This notebook is about why.
+# between them is a **RoI layer** (RoI: *region of interest*). Mask R-CNN adds two things to its
+# predecessor, Faster R-CNN: a branch that draws masks (notebook 07), and a better RoI layer. The one thing
+# that makes it better is that it does not round. On COCO that is worth 3.4 points of mask AP, and 5.1 where
+# masks have to be accurate (26.4 to 31.5 AP75). This notebook is about why.
 #
 # Afterwards you can
 #
@@ -46,7 +47,9 @@ FAST = os.environ.get("MINIMASK_FAST") == "1"  # fewer points and steps: how the
 print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and none is needed'}")
 
 # %%
+import textwrap
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from unittest import mock
 
@@ -73,9 +76,9 @@ STRIDE = 16  # input pixels a cell of the feature map
 # ## The idea in a picture
 #
 # Here is a nucleus, and the box that some detector found. Beside it is the *feature map*: the network sees
-# the image in cells of `STRIDE` = 16 pixels, as the C4 backbone of the paper does. (A real map has 1024
-# channels, computed by 40 layers. We take one channel, the mean brightness of each cell: a RoI layer treats
-# all channels alike, and this one we can check by eye.)
+# the image in cells of `STRIDE` = 16 pixels, as it does behind the paper's C4 backbone. (A real map has
+# 1024 channels, computed by 40 layers. We take one channel, the mean brightness of each cell: a RoI layer
+# treats all channels alike, and this one we can check by eye.)
 #
 # The box is 66 pixels wide, which is 4.1 cells, and it begins at 1.6 cells. **What are the features of this
 # box?**
@@ -98,38 +101,39 @@ for axes, picture, title in zip(
 plt.show()
 
 # %% [markdown]
-# Three answers have been given. All divide the box into bins, 3 x 3 here. Dotted is the box as the detector
-# meant it, divided evenly; in colour is what the layer takes instead. If you run this notebook yourself,
-# there are sliders: **move the box** slowly to the right and watch the numbers on the right side.
+# Three answers have been given. All of them divide the box into bins, 3 x 3 here. Dotted is the box as the
+# detector meant it, divided evenly; in colour is what the layer takes instead. If you run this notebook
+# yourself, there are sliders: **move the box** slowly to the right and watch the numbers on the right.
 
 # %%
 s = Sampling((3, 3), ratio=2, aligned=True)
 explorer.explore(cells, box, s, STRIDE)
 
 # %% [markdown]
-# * **RoIPool** (Fast R-CNN, 2015) knows whole cells only. It rounds the box to cells, then it rounds each
-#   bin *outwards* to cells, so that bins overlap, and takes the maximum. The dots are the cells that won:
-#   four cells for nine bins, and what is left of the shape is a nearly even grey.
+# * **RoIPool** (Fast R-CNN, 2015) knows whole cells only. It rounds the box to cells, then rounds each bin
+#   *outwards* to cells, so that bins overlap, and takes the maximum. The dots are the cells that won: four
+#   cells for nine bins. All that is left of the nucleus's shape is a nearly even grey.
 # * **RoIWarp** (2016) rounds the box as well, but divides the result evenly, and reads between the cells:
-#   at each dot by bilinear interpolation, then the average of a bin's dots.
+#   by bilinear interpolation at each dot, and then the average of a bin's dots.
 # * **RoIAlign** (Mask R-CNN, 2017) rounds nothing.
 #
-# With the sliders you saw it: the numbers of RoIPool and RoIWarp stay, stay, stay, and jump. Without
-# sliders, the same as a page for any browser, `explorer.html`: one file, in which the arrow keys move the box
-# to the right, over a cell.
+# With the sliders you saw it: the numbers of RoIPool and RoIWarp stay the same for a while, and then jump.
+# Without sliders, there is a page for any browser, `explorer.html`: a single file, in which the arrow keys
+# move the box to the right, pixel by pixel, until it has passed over one cell.
 
 # %%
 right = np.array([1.0, 0.0, 1.0, 0.0])  # by a pixel
 steps = np.arange(0, STRIDE, 4 if FAST else 1)
 page = explorer.write_page("explorer.html", cells, box + steps[:, None] * right, s, STRIDE)
 display(Markdown(f"[{page.name}]({page.name})"))
-print(f"{page.stat().st_size / 1e6:.1f} MB\n\nthe bin at the top right:")
+print(f"{page.stat().st_size / 1e6:.1f} MB\n")
+print("what the bin at the top right reads, and by how many pixels the edges of its layer are off:")
 at_start = [explorer.reading(name, cells, box, s, STRIDE) for name in explorer.LAYERS]
 for step in (0, 5, 12, 13, 14, 15):
     reads = [explorer.reading(name, cells, box + step * right, s, STRIDE) for name in explorer.LAYERS]
     print(
-        f"by {step:2} pixels:",
-        "  ".join(f"{r.name} {r.values[0, -1]:.4f}, off by {r.off:4.1f}" for r in reads),
+        f"box moved by {step:2}:",
+        "   ".join(f"{r.name} {r.values[0, -1]:.4f}, {r.off:4.1f}" for r in reads),
     )
 
 # %%
@@ -152,8 +156,8 @@ assert len(at_start[0].points) <= bins
 # * **RoIWarp** rounds the box likewise; bin $k$ reaches from $a' + k W / P$ to $a' + (k + 1) W / P$.
 # * **RoIAlign**: from $a + k (b - a) / P$ to $a + (k + 1) (b - a) / P$.
 #
-# So there are **two** quantisations, and RoIWarp removes only the second. This is the code for the two, as
-# it stands in minimask:
+# So there are **two** quantisations, and RoIWarp removes only the second. Here are both, as they stand in
+# minimask:
 
 # %%
 source(pool.box_pixels, pool.bin_edges)
@@ -162,19 +166,19 @@ source(pool.box_pixels, pool.bin_edges)
 # By how much can the edge of a bin be off?
 #
 # * **RoIWarp.** Edge $k$ should be at $(1 - \tfrac kP) a + \tfrac kP b$ and is at $(1 - \tfrac kP) a' +
-#   \tfrac kP b'$. The displacement is a mean of $a' - a$ and $b' - b$, neither larger than $\tfrac12$.
-#   Bound: **half a cell**, 8 pixels at stride 16.
+#   \tfrac kP b'$. The displacement is a weighted mean of $a' - a$ and $b' - b$, and neither exceeds
+#   $\tfrac12$. Bound: **half a cell**, 8 pixels at stride 16.
 # * **RoIPool.** The same, and then outwards from $k W / P$ to a whole number. $k W / P$ is a multiple of
 #   $\tfrac1P$, so that is at most $1 - \tfrac1P$. Bound: $(\tfrac32 - \tfrac1P)$ cells: **21.7 pixels** at
 #   stride 16 with 7 bins.
 # * **RoIAlign**: 0.
 #
-# This holds for every box that is at least a cell wide and high, however large. A smaller one is made a cell
-# wide, and then its far edge can be off by up to a cell and a half, in RoIWarp as well: [2.5, 2.55] becomes
-# [3, 4], which at stride 16 is 23.2 pixels too far.
+# This holds for every box that is at least a cell wide and high, however large. A smaller one is made a
+# cell wide, and then its far edge can be off by up to a cell and a half, in RoIWarp as well: [2.5, 2.55]
+# becomes [3, 4], whose end lies 1.45 cells too far to the right (23.2 pixels at stride 16).
 #
-# A bound is worth something if it can be reached. Below, 20,000 random boxes; positions are not taken from
-# the formulas but *from what the layer reads* of a map that holds positions
+# A bound is worth something if it can be reached. Below are 20,000 random boxes. The positions are not
+# taken from the formulas but *from what the layer reads* of a map that holds positions
 # (`minimask.misalign.bin_edges`).
 
 # %%
@@ -196,8 +200,8 @@ for name in misalign.GEOMETRIES:
     print(line.rstrip())
 
 # %% [markdown]
-# Of the boxes that are at least four cells wide and high, this one comes nearest to RoIPool's bound at stride
-# 16, with its seven bins. Each layer has a row; dotted is where the edges should be.
+# Of the boxes that are at least four cells wide and high, this one comes nearest to RoIPool's bound at
+# stride 16 with seven bins. Each layer has a row; the dotted lines are where the edges should be.
 
 # %%
 figure, _ = misalign_figures.bins(dict(options=dict(bins=7), worst=found), None, None)
@@ -205,8 +209,8 @@ figure.set_size_inches(11, 5.5)
 display(figure)
 
 # %% [markdown]
-# `minimask misalign` on the command line draws this figure and measures more (also as the original code reads
-# boxes, of which more below), on an image of yours and for slides;
+# `minimask misalign` on the command line draws this figure and measures more, on an image of yours if you
+# like, and also for the way the original code read boxes (more on that below).
 # [docs/roi_layers.md](../docs/roi_layers.md) has the derivation in full.
 #
 # ## A ramp, whose right answer is known
@@ -246,16 +250,18 @@ assert min(spread["RoIPool"], spread["RoIWarp, average"]) > 0.4 * STRIDE
 assert spread["RoIAlign, average"] < 1e-11 and spread["RoIAlign, max"] < 1e-11
 
 # %% [markdown]
-# (RoIWarp jumps twice, by half a cell, because the middle bin hangs on both edges of the box; RoIPool's
-# maximum hangs on one. From 3 to 12 pixels RoIPool's line is hidden behind RoIWarp's.)
+# (RoIWarp jumps twice, by half a cell each time, because the position of the middle bin depends on both
+# edges of the box. RoIPool's maximum depends on one edge only. From 3 to 12 pixels RoIPool's line is hidden
+# behind that of RoIWarp's average.)
 #
-# Two kinds of error, and they are not equally bad.
+# There are two kinds of error, and they are not equally bad.
 #
-# * A **constant** one: both maxima of bilinear points read the point farthest right, a quarter of a bin
-#   from the middle. A head behind the layer learns to live with that: it is the same for every box.
-# * A **saw tooth**: RoIPool and RoIWarp are off by an amount that depends on where the box lies *within a
-#   cell*, and the features do not contain that. No head can correct what it cannot see. Whatever it
-#   predicts relative to the box, a mask above all, is smeared by it.
+# * A **constant** one: on a ramp the maximum is the value of the rightmost points, a quarter of a bin from
+#   the middle. RoIAlign's maximum (dotted blue) is off by that much and by nothing else. A head behind the
+#   layer learns to live with it, because it is the same share of a bin for every box.
+# * A **sawtooth**: RoIPool and RoIWarp are off by an amount that depends on where the box lies *within a
+#   cell*, and the features do not say where that is. No head can correct what it cannot see. Whatever it
+#   predicts relative to the box, a mask above all, is blurred by it.
 #
 # ## RoIAlign
 #
@@ -267,20 +273,19 @@ assert spread["RoIAlign, average"] < 1e-11 and spread["RoIAlign, max"] < 1e-11
 # where all hats but those of four cells are 0. A bin is the average of $f$ over $n \times n$ points (or the
 # maximum).
 #
-# One thing is missing: **the border**. Boxes reach to the edge of the image, and between the centre of the
-# outermost cell and
-# the edge, half a cell away, the sum has one hat where it needs two: $f$ would fall towards 0, to half of
-# it at the edge, as if
-# the image went dark there. So, for a map of $W$ cells, write $t = x - \tfrac12$, and
+# One thing is missing: **the border**. Boxes reach to the edge of the image. Between the centre of the
+# outermost cell and the edge, half a cell away, the sum has only one hat where it needs two: $f$ would fall
+# towards 0, to half the cell's value at the edge, as if the image went dark there. So, for a map of $W$
+# cells, write $t = x - \tfrac12$, and
 #
 # $$t \;\to\; \min(\max(t, 0),\, W - 1) \quad\text{if } -1 \le t \le W, \qquad f = 0 \quad\text{otherwise:}$$
 #
-# the point is **clamped** to the outermost centre, which goes on being read up to a cell beyond it, and
-# what lies farther out
-# reads nothing. The same in $y$. That is all, and here it is in loops:
+# the point is **clamped** to the outermost centre, whose value is read up to a whole cell beyond it; what
+# lies farther out reads 0. The same holds in $y$. That is all, and here it is in loops (`fractions` says
+# where in a bin its points lie, which is the next section's subject):
 
 # %%
-source(align.bilinear_loop, align.roi_align_loop)
+source(align.bilinear_loop, align.roi_align_loop, Sampling.fractions)
 
 # %%
 CELLS = np.array([0.6, 1.0, 0.3, 0.8])
@@ -307,10 +312,10 @@ assert not clamped[(t < -1) | (t > len(CELLS))].any()
 # %% [markdown]
 # ### Where do the points lie?
 #
-# The paper says "regularly sampled locations" and that the result is not sensitive to them. Two readings
-# are common: the **centres** of $n \times n$ parts of the bin, $(i + \tfrac12)/n$, which torchvision and
-# detectron2 take; and the inner **crossings** of a grid of $(n+1) \times (n+1)$ parts, $(i + 1)/(n + 1)$.
-# minimask has both.
+# The paper says "regularly sampled locations", and that the results are not sensitive to where exactly they
+# are. That can be read in two ways: as the **centres** of $n \times n$ parts of the bin, $(i +
+# \tfrac12)/n$, which torchvision and detectron2 take; or as the inner **crossings** of a grid of $(n+1)
+# \times (n+1)$ parts, $(i + 1)/(n + 1)$. minimask has both.
 
 # %%
 _, grid = plt.subplots(2, 4, figsize=(11, 6.2), layout="constrained")
@@ -328,9 +333,9 @@ for row, placement in zip(grid, ("centers", "crossings")):
 plt.show()
 
 # %% [markdown]
-# Does it matter? The average of points is a numerical **integral**: what they approximate is the mean of
-# the surface $f$ over the bin, which `kernels.roi_integral` computes exactly (a product of two integrals of
-# hats, no points). So let $n$ grow and look at the distance.
+# Does it matter? The average of points is a numerical **integral**: what it approximates is the mean of the
+# surface $f$ over the bin, which `kernels.roi_integral` computes exactly (as a product of two integrals of
+# hats, without any points). So let $n$ grow and look at the distance.
 
 # %%
 texture = rng.normal(size=(12, 16))
@@ -363,34 +368,31 @@ print("falls with n to the power", {k: round(float(power), 2) for k, power in sl
 assert -2.3 < slope["centers"] < -1.7 and -1.3 < slope["crossings"] < -0.7
 
 # %% [markdown]
-# They differ in kind. Centres are the *midpoint rule*, whose error falls with $n^{-2}$. Crossings lie too
-# close to the middle, whatever $n$: for $f = x^2$ on $[0, 1]$ their mean is $\tfrac13 - \tfrac1{6(n+1)}$
-# (do the sum), so the error falls only with $1/n$. They read each bin as if it were smaller. At $n = 2$,
+# They differ in kind. Centres are the *midpoint rule*, whose error falls as $n^{-2}$. Crossings lie too
+# close to the middle, whatever $n$ is: for $f = x^2$ on $[0, 1]$ their mean is $\tfrac13 - \tfrac1{6(n+1)}$
+# (do the sum), so the error falls only as $1/n$. They read each bin as if it were smaller. At $n = 2$,
 # which everybody uses, centres are already three times closer to the integral. Does a network care? Less
-# than one might think: the crossings' error, like that of the maximum on the ramp, hardly depends on where
-# the box lies within a cell.
+# than one might think: the crossings' error changes little with where the box lies within a cell. (Measured
+# as in the table of RoI layers below, it wobbles by 5 % of the contrast, RoIWarp's by 22 %.)
 #
 # ### How many points?
 #
-# `sampling_ratio` fixes $n$; 0 or less takes $n = \lceil \text{bin size in cells} \rceil$, a point for each
-# cell. Fixed $n = 2$ is right where bins have about two cells, and *that is what the pyramid is for*.
+# `sampling_ratio` fixes $n$; 0 or less takes $n = \lceil \text{bin size in cells} \rceil$, one point per
+# cell. A fixed $n = 2$ is right where bins are about two cells wide, and *that is what the pyramid is for*.
 #
 # ### Which level?
 #
 # A pyramid (notebook 03) offers four maps, P2 to P5, of strides 4, 8, 16 and 32. Which of them does a box
-# read? A box of $w$ by
-# $h$ pixels has $\sqrt{wh} / 2^k$ cells along a side on level $k$, whose stride is $2^k$. The heads want
-# about as many for each box,
-# so $k$ must grow by 1 where the side doubles:
+# read? A box of $w$ by $h$ pixels is $\sqrt{wh} / 2^k$ cells wide and high, on average, on level $k$, whose
+# stride is $2^k$. The heads want about as many cells for every box, so $k$ must grow by 1 where the side
+# doubles:
 #
 # $$k = \Big\lfloor 4 + \log_2 \frac{\sqrt{w h}}{224} \Big\rfloor , \qquad \text{clamped to } 2 \dots 5$$
 #
-# (FPN, equation 1). The 224 is the side of the images on which backbones are trained for classification,
-# and 4 the level that the
-# network without a pyramid, C4, reads; so a box as large as such an image is treated as ever. It has $224
-# / 16 = 14$ cells there; a box of nearly twice the
-# side, the largest on its level, has 28. With 7 bins that is 2 to 4 cells a bin. Small objects read fine
-# maps, where there is
+# (FPN, equation 1). The 224 is the side of the images on which backbones are trained to classify, and 4 is
+# the level that the network without a pyramid, C4, reads; so a box as large as such an image is treated as
+# it always was. It has $224 / 16 = 14$ cells there, and a box of nearly twice the side, the largest on its
+# level, has 28. With 7 bins that is 2 to 4 cells per bin. Small objects read fine maps, where there is
 # something left of them, and large ones coarse maps, whose cells have seen enough of the image.
 
 # %%
@@ -406,7 +408,7 @@ both[0].semilogx(side, level, ".", ms=3, color=BLUE)
 both[0].set(ylabel="level", yticks=range(LOWEST, HIGHEST + 1), title="which level a square box reads")
 both[1].semilogx(side, side / 2.0**level / 7, ".", ms=3, color=BLUE)
 both[1].axhspan(2, 4, color=ORANGE, alpha=0.25, label="2 to 4")
-both[1].set(ylabel="cells a bin, of 7 x 7", title="and how many cells its bins have there", ylim=(0, 5))
+both[1].set(ylabel="cells per bin (7 bins)", title="and how many cells wide its bins are there", ylim=(0, 5))
 both[1].legend()
 for axes in both:
     axes.set(xlabel="side of the box in pixels", xticks=(16, 56, 112, 224, 448, 1024))
@@ -428,13 +430,11 @@ assert (cells_a_bin[unclamped] >= CANONICAL / 112 - 1e-4).all() and (
 ).all()
 
 # %% [markdown]
-# Below 56 pixels there is no finer level, and bins become smaller than 2 cells, for a nucleus of 16 pixels
-# half a cell; beyond 896 there
-# is no coarser one. (`maskrcnn_small` puts 112 in the place of 224, and the network of notebook 00 has
-# finer maps besides: same
-# formula, other numbers.) The levels jump, and do not depend on anything that is learnt: two boxes that
-# differ by a hair may
-# read different maps. Exercise 9 is to write it.
+# Below 112 pixels there is no finer level to go to, and below 56 bins become smaller than 2 cells: for a
+# nucleus of 16 pixels, half a cell. Beyond 896 there is no coarser one. (`maskrcnn_small` has 112 in the
+# place of 224, and the network of notebook 00 has finer maps besides: the same formula with other numbers.)
+# The levels jump, and do not depend on anything that is learnt: two boxes that differ by a hair may read
+# different maps. Exercise 9 is to write this function.
 #
 # Now read a large box from a fine map all the same, and most cells are never looked at. Where nothing is
 # read, no gradient arrives:
@@ -453,23 +453,29 @@ for axes, (ratio, placement) in zip(grid, ((2, "centers"), (2, "crossings"), (0,
         xlabel="cells",
     )
     assert ratio or share == 1  # adaptive: every cell
-plt.colorbar(shown, ax=grid, label="gradient of a cell", extend="max")
+plt.colorbar(shown, ax=grid, label="gradient of a cell", extend="max", shrink=0.65)
 plt.show()
 
 # %% [markdown]
 # ## `aligned`: half a cell
 #
-# torchvision's `roi_align` has the option `aligned=False`, detectron2's default is `True`. What is it? The
-# question is what the coordinate of a box *means*.
+# torchvision's `roi_align` has an option `aligned`, which is `False` unless one says otherwise; in
+# detectron2 it is `True`. What is it? The question is what the coordinate of a box *means*.
 #
-# * `aligned=True`: a place. Cell $i$ covers the interval $[i, i+1)$, its value belongs to the middle, $i +
-#   \tfrac12$. A box over all of an image $W$ cells wide goes from 0 to $W$.
+# * `aligned=True`: a place. Cell $i$ covers the interval $[i, i+1)$, and its value belongs to the middle,
+#   $i + \tfrac12$. A box over the whole of an image $W$ cells wide goes from 0 to $W$.
 # * `aligned=False`, as in the first implementations: $a = 1.0$ is the *name* of cell 1, whose value is read
 #   there: half a cell, 8 pixels at stride 16, too far to the right and down. (In addition, boxes are made
 #   one cell wide at least.)
 #
-# In minimask that is one subtraction: `shift` in `_bins` above. To see who is right, no convention is
-# needed, only a **mirror**: flip the map and the box, and the features must come out flipped.
+# In minimask that is one subtraction, of `shift`:
+
+# %%
+source(Sampling.start_and_bin_size)
+
+# %% [markdown]
+# To see who is right, no convention is needed, only a **mirror**: flip the map and the box, and the features
+# must come out flipped.
 
 
 # %%
@@ -498,27 +504,30 @@ assert (start[2:] - start[:2]).min() < STRIDE or np.allclose(off, STRIDE / 2)  #
 
 # %% [markdown]
 # Why did networks with `aligned=False` work at all? Because the error is a constant, half a cell of the
-# level that is read; the heads get used to it, as they do to that of the maximum. What they cannot get used
-# to is a *change*: load weights that were trained with one setting and run them with the other, and the AP
-# drops. minimask sets the option by the checkpoint that it reads, and takes `True` for its own networks.
+# level that is read, and the heads get used to it, as they do to that of the maximum. What they cannot get
+# used to is a *change*: load weights that were trained with one setting and run them with the other, and
+# the AP drops. minimask sets the option to what the checkpoint was trained with, and takes `True` for its
+# own networks.
 #
-# (RoIPool and RoIWarp fail the mirror a little even when aligned, if a half is rounded:
-# $\mathrm{round}(1.5) = 2$, mirrored in 16 cells $\mathrm{round}(14.5) = 15 \ne 14$. Not for this box.)
+# (RoIPool and RoIWarp fail the mirror test a little even when aligned, if they have to round a half:
+# $\mathrm{round}(1.5) = 2$, but mirrored in 16 cells $\mathrm{round}(14.5) = 15 \ne 14$. This box has no
+# halves.)
 #
 # ## RoIWarp, or: which of the two is it?
 #
 # RoIAlign differs from RoIPool in two things: it interpolates, and it does not round. Which one helps?
-# RoIWarp is the experiment that tells, since it interpolates *and* rounds. In minimask it is nothing but
-# the aligned RoIAlign of the rounded box:
+# RoIWarp is the experiment that tells, since it interpolates *and* rounds. In minimask it is simply the
+# aligned RoIAlign of the rounded box:
 
 # %%
 source(warp.quantised, F.roi.RoIWarp)
 
 # %% [markdown]
 # The table has the paper's results (Table 2c: ResNet-50-C4, stride 16, mask AP on COCO minival) beside what
-# we measure here, without any training, on our nuclei: how much the error of a bin *wobbles* while its box
-# moves over a stride (in % of the image's contrast), what share of quarter-pixel steps the layer does not
-# notice, and how far its gradient is from that of the exact integral.
+# we measure here, without any training, on an image of nuclei: how much what a bin reads *wobbles* about
+# the exact integral while its box moves over a stride (in % of the image's contrast), what share of
+# quarter-pixel steps the layer does not notice, and how far its gradient is from that of the exact
+# integral.
 
 # %%
 PAPER = {  # mask AP, AP50, AP75
@@ -548,10 +557,10 @@ assert min(warps) > 3 * found["RoIAlign, average"]["wobble"] and found["RoIAlign
 assert min(found[name]["unseen"] for name in list(PAPER)[:3]) > 1 - 1.5 / STRIDE
 
 # %% [markdown]
-# Interpolation alone brings 0.2 to 0.3 AP. Not rounding brings 3. Max or average: 0.1. Among the measured
-# columns, one has the same two groups, three layers and two: the **steps unseen**. Everything else (the
-# maximum's coarse gradient, its larger error) seems not to matter much to a network that learns. What
-# matters is whether the layer can see where the box is.
+# Interpolation alone brings 0.2 to 0.3 AP. Not rounding brings 3. Maximum or average: 0.1. Only one of the
+# measured columns falls into the same two groups, three layers and two: the **steps unseen**. Everything
+# else (the maximum's coarse gradient, its larger error) seems to matter little to a network that learns.
+# What matters is whether the layer can see where the box is.
 #
 # That is an interpretation, from one table. Below we put it to the test.
 #
@@ -561,8 +570,7 @@ assert min(found[name]["unseen"] for name in list(PAPER)[:3]) > 1 - 1.5 / STRIDE
 # = \sum_j A_{ij} x_j$, where $x$ is the flattened map, with a row of $A$ for each bin and a column for each
 # cell. $A$ depends on the boxes and on nothing else; most of it is zero. minimask's RoIAlign builds this
 # very matrix (in SciPy's CSR format: the weights, their columns, and where each row begins) and multiplies.
-# It is *one* matrix also where there are several images and levels: their cells are numbered one after the
-# other.
+# Even with several images and levels it is *one* matrix: their cells are numbered one after the other.
 
 # %%
 rois = np.array([[0, *box], [0, 60, 20, 150, 70]])
@@ -571,8 +579,8 @@ A = plan.matrix
 dense = A.toarray()
 points = s.ratio**2  # of a bin
 print(f"A: {A.shape[0]} bins x {A.shape[1]} cells, {np.count_nonzero(dense) / dense.size:.0%} of it not zero")
-print(f"cells a bin: {A[0].nnz} of the first box, {A[bins].nnz} of the second;", end=" ")
-print(f"its {points} points read {points} * 4 = {4 * points}")
+print(f"cells per bin: {A[0].nnz} for the first box and {A[bins].nnz} for the second,", end=" ")
+print(f"of {points} * 4 = {4 * points} that the points of a bin read")
 
 figure, axes = plt.subplots(figsize=(11, 3.2), layout="constrained")
 shown = axes.imshow(np.ma.masked_equal(dense, 0), cmap="viridis_r", aspect="auto")
@@ -582,7 +590,7 @@ for k in range(1, height):
     axes.axvline(width * k - 0.5, color=GREY, lw=0.5)
 axes.set(
     xlabel="cell, row by row of the map (grey: a row ends)",
-    ylabel="bin (red: second box)",
+    ylabel="bin (below red: second box)",
     title="A: what each bin reads of each cell",
 )
 figure.colorbar(shown, label="weight")
@@ -600,14 +608,14 @@ assert ((dense > 0).sum(axis=1) <= 4 * points).all()
 # %% [markdown]
 # A bin's four points read four cells each, which would be 16 weights. But these points are less than two
 # cells apart and share cells, and a cell that several points read stands in the row once, with the sum of
-# its weights. (All bins of a box get room for as many cells as the widest of them needs, so a few stored
-# weights are 0.)
+# its weights. (All bins of a box get room for as many cells as the widest of them needs, so a few of the
+# stored weights are 0.)
 #
-# Each row sums to 1 (an average of averages), and each row is a stripe pattern: the cells of a bin lie in a
-# few rows of the map. Put a row back into the shape of the map, and you see the bin. It is a *product* of a
-# vector along $y$ and one along $x$, because bilinear weights are and because a grid of points is. (That is
-# how minimask builds $A$: `_read_axis` of `kernels/roi_align/sparse.py` reads each axis by itself, and
-# `_outer_product` multiplies.) Below: one bin as read by different rules.
+# Each row sums to 1 (an average of averages), and each row is a pattern of stripes: the cells of a bin lie
+# in a few rows of the map. Put a row back into the shape of the map, and you see the bin. It is the
+# *product* of a vector along $y$ and one along $x$, because bilinear weights are such a product and so is a
+# grid of points. (That is how minimask builds $A$: `_read_axis` of `kernels/roi_align/sparse.py` reads each
+# axis by itself, and `_outer_product` multiplies.) Below is one bin, as different rules read it.
 
 # %%
 rules = {
@@ -645,8 +653,8 @@ plt.show()
 # %% [markdown]
 # ### Its transpose is the gradient
 #
-# Now the backward pass. Upstream comes $\bar y = \partial L / \partial y$, and wanted is $\bar x$. Cell $j$
-# is read by every bin $i$ with the factor $A_{ij}$, so, summing over the readers as always,
+# Now the backward pass. Given is $\bar y = \partial L / \partial y$, and wanted is $\bar x$. Cell $j$ is
+# read by every bin $i$ with the factor $A_{ij}$, so, summing over the readers as always,
 #
 # $$\bar x_j = \sum_i A_{ij}\, \bar y_i, \qquad \bar x = A^\top \bar y .$$
 #
@@ -657,21 +665,22 @@ plt.show()
 #   adds only once where an index is repeated. It is *the* classic bug of this layer.)
 # * The backward pass needs the boxes, not the features: nothing of the map is saved.
 #
-# In minimask's `backward`, $A^\top \bar y$ is the call of `multiply` at the end. What stands around it is
-# about the order of numbers in memory. $A$ is the same for all channels, so the channels are the columns of
-# a dense matrix, side by side: `bins_first` turns the gradient (R, C, PH, PW) into (R PH PW, C), and `write`
-# brings the sums of some cells, (cells, C), back into their maps. (`backend.scratch` is a buffer that is kept
-# between calls, `backend.parallel` divides work over threads. For the maximum, $A$ has a row for each point,
-# and `spread` is 0 for all points but the winner. A GPU goes its own way, `plan.backward`; see below.)
+# In minimask's `backward`, $A^\top \bar y$ is the call of `multiply` at the end. What stands around it
+# deals with the order of numbers in memory. $A$ is the same for all channels, so the channels are the
+# columns of a dense matrix, side by side: `bins_first` turns the gradient (R, C, PH, PW) into (R PH PW, C),
+# and `write` brings the sums of some cells, (cells, C), back into their maps. (`backend.scratch` is a
+# buffer that is kept between calls, `backend.parallel` divides work over threads. For the maximum, $A$ has
+# a row for each point, and `spread` is 0 for all points but the winner. A GPU goes its own way,
+# `plan.backward`; see below.)
 
 # %%
 source(F.roi.RoIAlign, align.backward)
 
 # %% [markdown]
 # There is a test for such pairs that needs neither finite differences nor tolerances to speak of. For all
-# $v$ and $u$, $\langle A v, u \rangle = \langle v, A^\top u \rangle$: the same sum in another order. This
-# is the **adjoint test** (or *dot-product test*). It applies to any linear layer: convolution, upsampling,
-# padding, RoIAlign.
+# $v$ and $u$, $\langle A v, u \rangle = \langle v, A^\top u \rangle$: it is the same sum in another order.
+# This is the **adjoint test** (or *dot-product test*), and it applies to every linear layer: convolution,
+# upsampling, padding, RoIAlign.
 
 # %%
 pyramid = [rng.normal(size=(2, 3, 24 // k, 32 // k)) for k in (1, 2, 4)]
@@ -695,10 +704,9 @@ for points in ("centers", "crossings"):
 
 # %% [markdown]
 # What does it *not* see? **A wrong $A$.** It compares the backward pass with the forward pass, and if both
-# use the same wrong
-# matrix, they agree to the last digit. Here is RoIAlign with half a cell forgotten, `aligned=False`; and,
-# since that is an honest
-# option of the layer, one that nobody could want: each box read with $x$ and $y$ exchanged.
+# use the same wrong matrix, they agree to the last digit. Here is RoIAlign with half a cell forgotten,
+# `aligned=False`; and, since that is an honest option of the layer, a version that nobody could want: each
+# box read with $x$ and $y$ exchanged.
 
 # %%
 ramp = np.broadcast_to(np.arange(32) + 0.5, (24, 32))[None, None]  # each cell holds the x of its centre
@@ -722,9 +730,8 @@ for name, layer in wrong.items():
     read[name] = layer(ramp).data[0, 0, 2, 2]  # the bin in the middle
     print(
         f"{name:<22} adjoint test off by {adjoint[name]:.0e}; the middle bin reads x = {read[name]:5.2f}",
-        end=" ",
+        f"of {middle_of_box:.2f}",
     )
-    print(f"and should read {middle_of_box:.2f}")
 
 # %%
 assert max(adjoint.values()) < 1e-15
@@ -733,18 +740,17 @@ assert np.isclose(read["right"], middle_of_box) and np.isclose(
 )
 
 # %% [markdown]
-# All three pass. So does a gradient check, for the same reason: it asks whether the backward pass belongs
-# to the forward pass, not whether the
-# forward pass is what you wanted. *That* takes a case whose result one knows, such as the ramp, or an
-# implementation by somebody else.
+# All three pass. They would pass a gradient check as well, for the same reason: it asks whether the
+# backward pass belongs to the forward pass, not whether the forward pass is what you wanted. *That* takes a
+# case whose result one knows, such as the ramp, or an implementation by somebody else.
 #
 # ## The gradient against finite differences
 #
 # Finite differences would do, too, and for a linear layer they teach something: there is no truncation
 # error at all. A straight line has the slope of its chord, whatever the step $h$. What is left is rounding,
-# which falls with $1/h$: the larger the step, the *better*. Only a nonlinear function behind RoIAlign (here
-# a sigmoid, as in the mask head) brings truncation back, so that the two meet. And the maximum is linear
-# *in pieces*: right until the step reaches a point where another cell wins.
+# which falls as $1/h$: the larger the step, the *better*. Only a nonlinear function behind RoIAlign (here a
+# sigmoid, as behind the mask head) brings truncation back, so that the two meet. And the maximum is linear
+# *in pieces*: the difference is right until the step reaches a point where another cell wins.
 
 # %%
 steps = np.logspace(-13, 0, 27 if FAST else 53)
@@ -770,7 +776,8 @@ assert pieces[(steps > 1e-6) & (steps < 1e-4)].max() < 1e-9 and pieces[-1] > 1e-
 # %% [markdown]
 # ## Where the gradient goes
 #
-# What does a box teach the map? Send back a 1 from each of 7 x 7 bins, for one box of 87 x 79 pixels.
+# What does a box teach the map? Send back a 1 from each of 7 x 7 bins, for one box of 87 x 79 pixels, at
+# stride 16.
 
 # %%
 ones = np.ones((7, 7))
@@ -796,24 +803,25 @@ figure.colorbar(shown, ax=grid, label="gradient of a cell", extend="max")
 plt.show()
 
 # %% [markdown]
-# All six hand on the same total, 49: no layer loses or invents gradient (rows sum to 1). They differ in
-# *whom they tell*. RoIAlign's average tells everyone under the box, in proportion. RoIWarp tells everyone
-# under the *rounded* box: here 7 pixels at the top of the box are left out, and 8 pixels below it are told
-# what does not concern them. The maxima tell a few, RoIPool single cells: those that happened to be the
-# largest of their bins, up to four bins at once, while their neighbours hear nothing.
+# All six hand on the same total, 49: no layer loses or invents gradient (the rows sum to 1). They differ in
+# *whom they tell*. RoIAlign's average tells every cell under the box, in proportion. RoIWarp tells every
+# cell under the *rounded* box: here 7 pixels at the top of the box are left out, and 8 pixels below it are
+# told what does not concern them. The maxima tell a few, and RoIPool single cells: those that happened to
+# be the largest of their bins, of up to six bins at once, while their neighbours hear nothing.
 #
 # And the box itself? Rounding is a step function, whose derivative is 0 or does not exist: RoIPool and
-# RoIWarp *cannot* have a gradient for the box. RoIAlign could, since it is smooth in $x_1, \dots, y_2$
-# (piecewise). minimask, torchvision and the paper do not use it: proposals are treated as given.
+# RoIWarp, as they are here, *cannot* have a gradient for the box. RoIAlign could, since it is piecewise
+# smooth in $x_1, \dots, y_2$. minimask, torchvision and the paper do not use it: proposals are treated as
+# given.
 #
 # ## The experiment: Table 2c in a few seconds
 #
 # If what matters is where the box lies within a cell, then it should show *without any deep network*. Take
 # the simplest mask head there is: a linear function of the 7 x 7 features, fitted by least squares. Its
-# input: blobs of random shape, seen through cells of 16 x 16 pixels, with eight channels a cell (the first
-# eight cosine coefficients, a stand-in for what a trained backbone keeps of a cell). Its target: the mask
-# in the box, 28 x 28, as the paper's head for pyramids has it. Training is one `np.linalg.solve`. The only
-# thing that we change is the RoI layer.
+# input: blobs of random shape, seen through cells of 16 x 16 pixels, with eight channels per cell (the
+# first eight cosine coefficients, a stand-in for what a trained backbone keeps of a cell). Its target: the
+# mask in the box, 28 x 28, as the paper's head for pyramids has it. Training is one `np.linalg.solve`. The
+# RoI layer is the only thing that we change.
 
 # %%
 SIDE, MASK, CHANNELS = 160, 28, 8
@@ -913,34 +921,41 @@ most_of_align = max(lost[name] for name in PAPER if "Align" in name)
 assert min(lost[name] for name in PAPER if "Warp" in name) > most_of_align
 
 # %% [markdown]
-# RoIAlign does not care where a box lies. The other three get worse the more their boxes are moved, all
-# three alike, interpolation or not. They do not reach RoIAlign at the left end either: even there edges are
-# moved by 2 pixels on average, and their one head was fitted to boxes that are off by any amount, so that
-# it blurs all outlines.
+# RoIAlign does not care where a box lies. The other three get worse the farther rounding moves their boxes,
+# all three alike, interpolation or not. They do not reach RoIAlign at the left end either: even there edges
+# are moved by 2 pixels on average, and their one head was fitted to boxes that are off by any amount, so
+# that it blurs all outlines.
 #
 # ## The CUDA source, stepped through on the CPU
 #
-# On a GPU, RoIAlign is not a sparse matrix but a loop whose turns run at the same time: one **thread** for
-# each output. The source is C++ with a few additions; it ships with minimask, and it starts with the loop
-# that it replaces:
+# On a GPU, RoIAlign is not a sparse matrix but a loop whose iterations run at the same time: one **thread**
+# for each output. The source is C++ with a few additions; it ships with minimask, and it starts with the
+# loop that it replaces:
 
 # %%
 cuda_source = Path(align.__file__).with_name("roi_align.cu")
 lines = cuda_source.read_text(encoding="utf-8").splitlines()
-print("\n".join(line for line in lines[: lines.index("struct Maps {") - 2] if line.startswith("//")))
+
+
+def cpp(lines):
+    """Lines of C++, with its colours."""
+    return Markdown("\n".join(["```cpp", *lines, "```"]))
+
+
+cpp([line for line in lines[: lines.index("struct Maps {") - 2] if line.startswith("//")])
 
 # %% [markdown]
 # The kernel is the body of that loop. `blockIdx.x` says which RoI this thread works on, and `k` which of
-# its outputs; both loops go on in steps of the whole grid, so that any number of threads does all of the
-# work.
+# its outputs; both loops advance by the size of the whole grid, so that any number of threads does all of
+# the work.
 
 # %%
 first = next(i for i, line in enumerate(lines) if "__global__ void roi_align_backward(" in line) - 2
-print("\n".join(lines[first : lines.index("}", first) + 1]))
+cpp(lines[first : lines.index("}", first) + 1])
 
 # %% [markdown]
-# Here comes what cannot be done on a GPU: **stop the time**. `minimask.lessons.cuda_on_cpu` compiles this
-# very file with g++ and runs its threads one after the other ([docs/kernels.md](../docs/kernels.md) describes
+# Now for something that a GPU cannot do: **stop time**. `minimask.lessons.cuda_on_cpu` compiles this very
+# file with g++ and runs its threads one after the other ([docs/kernels.md](../docs/kernels.md) describes
 # it), and it can say what a single thread did to memory, line by line. This needs Linux and g++. Without
 # them, read the outputs that are stored here *before* you run the cells of this section: they then print
 # nothing.
@@ -967,9 +982,11 @@ def step_through(name, thread, *args, **arrays):
     steps = kernel.trace(
         (1,), (9,), (*args, *sizes, align.struct_sampling(one)), thread_index=(thread,), arrays=arrays
     )
-    for step in steps:
-        what = f"{step.kind:<5} {step.array}[{', '.join(map(str, step.index))}]"
-        print(f"line {step.line:<4} {what:<22} {lines[step.line - 1].strip()}")
+    for number, of_line in groupby(steps, key=lambda step: step.line):
+        said = f"line {number}: {lines[number - 1].strip()}"
+        print(textwrap.fill(said, 92, subsequent_indent=" " * 10))
+        for step in of_line:
+            print(f"    {step.kind} {step.array}[{', '.join(map(str, step.index))}]")
     return steps
 
 
@@ -984,9 +1001,9 @@ if can_run:
     np.testing.assert_allclose(y.ravel(), A1 @ x.ravel(), rtol=1e-14)
 
 # %% [markdown]
-# It reads its level and its box, then four cells of the map, and writes one number: row 4 of the matrix
-# $A$ for one point a bin, spelled out. Now backward: it reads one number of the gradient, and **adds** to
-# the same four cells.
+# It reads its level and its box, then four cells of the map, and writes one number: that is row 4 of the
+# matrix $A$ for one point per bin, spelled out. Now backward: it reads one number of the gradient, and
+# **adds** to the same four cells.
 
 # %%
 if can_run:
@@ -998,9 +1015,9 @@ if can_run:
 
 # %% [markdown]
 # Why `atomicAdd`, and not simply `+=`? Because `+=` is three steps (read, add, write), and thread 5 may
-# read between 4's read and 4's write; then one of the two contributions is gone. On a GPU this happens now
+# read between 4's read and 4's write; then one of the two contributions is lost. On a GPU this happens now
 # and then, in some runs, on some hardware. It is the bug of `gx[cells] += ...` again, made unpredictable.
-# The harness knows who touched what, so it finds the race *in any order*, even one in which the result
+# `cuda_on_cpu` records who touched what, so it finds the race *in any order*, even one in which the result
 # happens to be right:
 
 
@@ -1020,15 +1037,15 @@ if can_run:
     try:
         gradient_by_kernel(gy, rois[:1], small, watch=True, sources={"roi_align": wrong})
     except cuda_on_cpu.KernelError as error:
-        print(error)
+        print(textwrap.fill(str(error), 90))
         assert "race" in str(error)
     else:
         raise AssertionError("the race was overlooked")
 
 # %% [markdown]
 # `atomicAdd` lets the threads in one by one, but in *which* order is up to the hardware, and floating-point
-# addition is not associative. So the gradient of RoIAlign on a GPU differs in the last digits from run to
-# run, in every framework. On the CPU we can choose the order:
+# addition is not associative. So a gradient that is summed in this way differs in the last digits from run
+# to run, in every framework. On the CPU we can choose the order:
 
 # %%
 if can_run:
@@ -1052,8 +1069,8 @@ if can_run:
 #
 # ## Exercises
 #
-# **1.** RoIPool, forward. The text of the task says how it rounds. The try below is the natural one, and has
-# two mistakes; the check meets one after the other.
+# **1.** RoIPool, forward. The task says how it rounds. The attempt below is the natural one, and makes two
+# mistakes; the check finds one after the other.
 
 # %%
 exercises.describe("roi_pool")
@@ -1081,7 +1098,7 @@ def my_roi_pool(x, rois, output_size, scale):
 exercises.check("roi_pool", my_roi_pool)
 
 # %% [markdown]
-# **2.** RoIAlign, forward. Below, something is missing.
+# **2.** RoIAlign, forward. Something is missing below.
 
 # %%
 exercises.describe("roi_align_forward")
@@ -1103,8 +1120,8 @@ def my_roi_align(x, rois, output_size, scale, sampling_ratio):
 exercises.check("roi_align_forward", my_roi_align)
 
 # %% [markdown]
-# **3.** RoIAlign, backward. You have all you need: gather becomes scatter. The try takes the matrix, which
-# is fine. It looks right, and is not.
+# **3.** RoIAlign, backward. You have all you need: gather becomes scatter. The attempt takes the matrix,
+# which is fine. It looks right, and is not.
 
 # %%
 exercises.describe("roi_align_backward")
@@ -1126,13 +1143,14 @@ exercises.check("roi_align_backward", my_roi_align_backward)
 
 # %% [markdown]
 # **4.** On paper: RoIPool's bound is $\tfrac32 - \tfrac1P$ cells. Construct a box that comes within a
-# hundredth of it for $P = 2$, and look at it with `explorer.draw`.
+# hundredth of a cell of it for $P = 2$, and look at it with `explorer.draw`.
 #
 # <details><summary>Answer</summary>
 #
-# $W$ must be odd, so that $W / 2$ is rounded by a half; both ends must be rounded by almost a half, in the
-# same direction. For instance $a = 1.495$, $b = 4.495$: $a' = 1$, $b' = 4$, $W = 3$. The second bin begins
-# at $1 + \lfloor 1.5 \rfloor = 2$ and should begin at 2.995: off by 0.995 of at most 1 cell.
+# $W$ must be odd, so that rounding $W / 2$ moves it by a half, and both ends must be rounded by almost a
+# half, in the same direction. For instance $a = 1.495$, $b = 4.495$: $a' = 1$, $b' = 4$, $W = 3$. The
+# second bin begins at $1 + \lfloor 1.5 \rfloor = 2$ and should begin at 2.995: off by 0.995, of at most 1
+# cell.
 #
 # </details>
 #
@@ -1142,23 +1160,25 @@ exercises.check("roi_align_backward", my_roi_align_backward)
 # <details><summary>Answer</summary>
 #
 # The average: yes, for the points lie symmetrically along each axis, so that the mean of $x y$ over the
-# grid is the product of the means. The maximum: never, it is a corner's value. For $x^2$ neither: the
-# surface between two centres is a chord, above the parabola, and the points miss part of the curvature
-# besides; the first error is of the map, not of the layer.
+# grid is the product of the means, and that is the mean over the bin. The maximum: no, it is the value of
+# one of the points. For $x^2$ neither: between two centres the interpolated surface is a chord, above the
+# parabola, and the points miss part of the curvature besides. The first of these errors is the map's, not
+# the layer's.
 #
 # </details>
 #
-# **6.** Tell the linear head of the experiment how far each of the four edges was rounded: four more
-# features. Does RoIWarp come up to RoIAlign? Why not?
+# **6.** Tell the linear head of the experiment how far, and in which direction, each of the four edges was
+# rounded: four more features. Does RoIWarp come up to RoIAlign? Why not?
 #
 # <details><summary>Answer</summary>
 #
-# Somewhat. As additional features they raise the mean IoU of RoIWarp's average from 0.896 to 0.912, and
-# together with their products with all other features (so that the head can *use* a feature differently,
-# depending on the shift) to 0.915, or to 0.926 with a penalty ten times as large, which five times as many
-# features ask for; RoIAlign has 0.949. So the loss was one of information, partly: the
-# place within a cell. But the head must also undo the shift, and this is easier for a layer that knows the
-# box.
+# Hardly. Four additional features raise the mean IoU of RoIWarp's average from 0.896 to 0.899. A linear
+# head can only *add* something for each of them, the same to every mask, whatever its features. Let it use
+# a feature differently depending on the shift: add the products of the four with all other features, five
+# times as many in all. With a penalty ten times as large, which so many features ask for, that gives 0.908
+# (and with the old penalty 0.896); RoIAlign has 0.949. So part of what was lost is information, the place
+# within a cell, but the head must also learn to undo the shift, and for a layer that knows the box there is
+# nothing to undo.
 #
 # </details>
 #
@@ -1166,10 +1186,10 @@ exercises.check("roi_align_backward", my_roi_align_backward)
 #
 # <details><summary>Answer</summary>
 #
-# No: the layer is not linear, so there is no $A$ for all maps, and the test does not apply. At one map it
-# is linear *nearby*: it holds with $\langle J v, u \rangle = \langle v, J^\top u \rangle$, where $J v$ is
-# the difference of outputs for a step so small that no other point wins. The finite differences above say
-# the same of RoIPool.
+# No: the layer is not linear, so there is no one $A$ for all maps, and the test does not apply. Near a
+# given map it *is* linear: there $\langle J v, u \rangle = \langle v, J^\top u \rangle$ holds, where $J v$
+# is the difference of outputs over a step so small that no other point wins, divided by that step. The
+# finite differences above say the same of RoIPool.
 #
 # </details>
 #
@@ -1182,12 +1202,12 @@ exercises.check("roi_align_backward", my_roi_align_backward)
 # At most $512 \cdot 256 \cdot 49 \cdot 16 \approx 10^8$ (fewer where the points of a bin share cells)
 # against $512 \cdot (256 \cdot 49) \cdot 1024 \approx 6.6 \cdot 10^9$. But each of RoIAlign's needs its own
 # number from a map of many megabytes, in an irregular order, while a matrix product uses each number that
-# it loads a thousand times. RoIAlign is limited by memory. This is why minimask turns the cells that it
-# reads to channels last first: the 256 channels of a cell then lie side by side.
+# it loads a thousand times. RoIAlign is limited by memory. This is why minimask first copies the cells that
+# it reads into an order with the channels last: the 256 channels of a cell then lie side by side.
 #
 # </details>
 #
-# **9.** Which level does each box read?
+# **9.** Which level does each box read? The attempt is close.
 
 # %%
 exercises.describe("assign_levels")
@@ -1213,4 +1233,5 @@ exercises.check("assign_levels", my_assign_levels)
 # * B. Jiang, R. Luo, J. Mao, T. Xiao, Y. Jiang, *Acquisition of localization confidence for accurate object
 #   detection*, ECCV 2018: the exact integral as a layer, with a gradient for the box.
 #
-# Next: **06 CUDA kernels**, the same layer on a GPU, from naive to fast.
+# Next: [06 CUDA kernels](06_cuda_kernels.ipynb), the same layer on a GPU, from naive to fast. Those in a
+# hurry go straight to [07 Heads and losses](07_heads_and_losses.ipynb).

@@ -3,15 +3,16 @@
 # %% [markdown]
 # # 06 CUDA kernels
 #
-# **Time** 3 hours with the exercises (an hour to read); it runs in a minute. **Needs** notebook 05 (what
-# RoIAlign computes). No GPU: without one, the same CUDA source is compiled by g++ and run thread by thread
-# on the CPU. For that you need Linux and g++; with a GPU, only CuPy. With neither, running all cells ends
-# at the first that has a kernel to run, with a line that says so, and you read the outputs that are stored
-# here.
+# **Time** an hour to read, 3 hours with the exercises; it runs in a minute. **Needs** notebook 05 (what
+# RoIAlign computes). Readers in a hurry may leave this notebook out: nothing after it needs it. No GPU:
+# without one, the same CUDA source is compiled by g++ and run thread by thread on the CPU. For that you
+# need Linux and g++; with a GPU, only CuPy. With neither, running all cells ends in one line that says so,
+# at the first cell that has a kernel to run, and you read the outputs that are stored here.
 #
-# A GPU runs ten thousands of threads at a time, and each does little. So a program for it answers one
-# question above all: **which thread computes which number?** Everything else follows from the answer: how
-# fast memory is read, where two threads get in each other's way, and whether a result is the same twice.
+# A GPU runs tens of thousands of threads at a time, each of which does little. So a program for it answers
+# one question above all: **which thread computes which number?** Everything else follows from the answer:
+# how fast memory is read, where two threads get in each other's way, and whether a result is the same
+# twice.
 #
 # Afterwards you can
 #
@@ -48,6 +49,7 @@ print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and no
 
 # %%
 import re
+import textwrap
 from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
@@ -71,9 +73,10 @@ rng = np.random.default_rng(6)
 # %% [markdown]
 # ## Where the kernels run
 #
-# On a GPU where CuPy finds one. Otherwise on the CPU: `minimask.lessons.cuda_on_cpu` compiles a CUDA source
-# with g++ and runs its threads one after the other, on arrays of NumPy. It is slow, but it can do what no GPU
-# can: choose the order in which threads run, and watch every access to memory. minimask's tests use it, too.
+# On a GPU, where CuPy finds one. Otherwise on the CPU: `minimask.lessons.cuda_on_cpu` compiles a CUDA
+# source with g++ and runs its threads one after the other, on NumPy arrays. It is slow, but it can do what
+# no GPU can: choose the order in which threads run, and watch every access to memory. minimask's tests use
+# it, too.
 
 
 # %%
@@ -102,9 +105,10 @@ print("kernels run on", "the GPU" if gpu else "the CPU, thread by thread")
 # ## Which thread computes which output
 #
 # A kernel is a function that many threads run at once. They come in **blocks**, and each thread knows where
-# it stands: `blockIdx` says which block, `threadIdx` which thread of it, `gridDim` and `blockDim` how many
-# there are. From these it works out what is its own. The smallest useful kernel is a loop that starts at the
-# thread's number and goes on by the number of all threads, so that any number of threads does all the work:
+# it stands: `blockIdx` says which block it is in, `threadIdx` which thread of the block it is, and
+# `gridDim` and `blockDim` how many blocks, and threads per block, there are. From these it works out which
+# part of the work is its own. The smallest useful kernel is a loop that starts at the thread's number and
+# advances by the number of all threads, so that any number of threads does all the work:
 
 # %%
 WHO = """
@@ -123,7 +127,7 @@ block, thread, turn = (np.full(channels * bins * bins, -1, np.int32) for _ in ra
 launch(WHO, "who", (blocks,), (threads,), block, thread, turn, block.size)  # 27 outputs
 _, panels = plt.subplots(1, channels, figsize=(3 * channels, 3.2), layout="constrained", squeeze=False)
 for c, axes in enumerate(panels[0]):
-    axes.set(title=f"channel {c}", xticks=range(bins), yticks=range(bins), xlabel="bin j", ylabel="bin i")
+    axes.set(title=f"channel {c}", xticks=range(bins), yticks=range(bins), xlabel="bin j")
     axes.set(xlim=(-0.5, bins - 0.5), ylim=(bins - 0.5, -0.5), aspect="equal")
     for i, j in np.ndindex(bins, bins):
         k = (c * bins + i) * bins + j
@@ -131,6 +135,7 @@ for c, axes in enumerate(panels[0]):
         axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fc=colour, ec="white", alpha=alpha))
         text = f"k = {k}\nblock {block[k]}\nthread {thread[k]}\nturn {turn[k]}"
         axes.text(j, i, text, ha="center", va="center", fontsize=7)
+panels[0, 0].set(ylabel="bin i")
 plt.show()
 
 # %%
@@ -140,12 +145,12 @@ assert np.array_equal(turn, number // (blocks * threads))
 
 # %% [markdown]
 # These are the 27 outputs of RoIAlign for one RoI: 3 channels of 3 x 3 bins, `k = (c * 3 + i) * 3 + j`.
-# Block 0 (blue) takes eight outputs, block 1 (orange) the next eight, and in a second turn both go on: block
-# 0 begins with output 16, block 1 with 24 and has only three left.
+# Block 0 (blue) takes eight outputs, block 1 (orange) the next eight, and in a second turn (paler) both go
+# on: block 0 with outputs 16 to 23, block 1 with the three that are left, from 24 on.
 #
-# Now minimask's own kernel. It has the same loop, twice: the blocks of `blockIdx.x` take the RoIs, and those
-# of `blockIdx.y` with their threads the outputs of one. The body is the text of notebook 05: for each
-# sampling point the four pixels around it, and the mean.
+# Now minimask's own kernel. It has the same loop, twice: the blocks of `blockIdx.x` share out the RoIs, and
+# those of `blockIdx.y`, with their threads, the outputs of one RoI. The body is what notebook 05 says: for
+# each sampling point the four pixels around it, and then the mean.
 
 # %%
 CU = Path(align.__file__).with_name("roi_align.cu").read_text(encoding="utf-8")
@@ -161,9 +166,9 @@ def cuda(name):
 cuda("roi_align_forward")
 
 # %% [markdown]
-# On the host side stand a grid, a block and the arguments, in the order of the source; `backend.launch`
-# checks them against it, because a kernel cannot: it sees addresses and no shapes. (`Maps` is a structure of
-# the addresses of all levels of a pyramid, so that one launch serves them all.)
+# The host, which is to say Python, passes a grid, a block and the arguments in the order of the source;
+# `backend.launch` checks them against it, because a kernel cannot: it sees addresses and no shapes. (`Maps`
+# is a structure with the addresses of all levels of a pyramid, so that one launch serves them all.)
 
 # %%
 source(OnDevice.forward, align.one_each)
@@ -196,13 +201,14 @@ np.testing.assert_allclose(gx, on_cpu.grad, rtol=0, atol=1e-12)
 # %% [markdown]
 # ## What a read costs: 32 threads, and pieces of 32 bytes
 #
-# The hardware runs 32 neighbouring threads as a **warp**: one instruction for all of them at a time. When it
-# is a read, the memory does not serve 32 numbers but **pieces of 32 bytes**, eight floats each, and a piece
+# The hardware runs 32 neighbouring threads as a **warp**: one instruction for all of them at a time. When
+# it is a read, memory does not serve 32 numbers but **pieces of 32 bytes**, eight floats each, and a piece
 # that several threads want is fetched once. Neighbouring threads that read neighbouring addresses need 4
-# pieces for 32 numbers (they are *coalesced*); scattered ones need up to 32.
+# pieces for 32 numbers (the reads are *coalesced*); scattered ones need up to 32.
 #
-# Left is what the first warp of the naive kernel adds to in one instruction of its backward pass: 32 bins'
-# first pixel. Right are the same 32 threads if each takes a *pixel* instead, one after the other.
+# On the left below is what the first warp of the naive kernel adds to in one instruction of its backward
+# pass: the first pixel of each of 32 bins. On the right are the same 32 threads if each takes a *pixel*
+# instead, one after the other.
 
 # %%
 WIDTH = 40
@@ -234,7 +240,7 @@ for axes, pixels, title in zip(both, (by_bin, by_pixel), ("a thread takes a bin"
     axes.set(title=f"{title}: {len(pieces(pixels))} pieces for 32 numbers", xlabel="column u", aspect="equal")
     axes.set(xlim=(-0.5, 31.5), ylim=(rows[-1] + 2, -0.5))
 both[0].set(ylabel="row v")
-both[0].legend(loc="lower right")
+both[0].legend(loc="lower center", bbox_to_anchor=(0.5, 0.1))
 plt.show()
 print("one instruction:", len(pieces(by_bin)), "pieces by bin,", len(pieces(by_pixel)), "by pixel")
 
@@ -242,21 +248,21 @@ print("one instruction:", len(pieces(by_bin)), "pieces by bin,", len(pieces(by_p
 assert len(pieces(by_bin)) >= len(pieces(by_pixel))
 
 # %% [markdown]
-# Dashed is the RoI, orange what memory hands over. On the left a row has seven numbers a bin's width apart.
-# Forward there is little to be done about it: an output needs the pixels it needs. Backward there is, as we
-# will see.
+# Dashed is the RoI, orange are the pieces that memory hands over. On the left, a row has seven numbers that
+# lie a bin's width apart. In the forward pass little can be done about that: an output needs the pixels it
+# needs. In the backward pass much can, as we will see.
 #
 # ## Step 1, forward: compute where to read once
 #
-# What does the naive thread do for one output? Four points, and for each point two divisions, two roundings,
-# comparisons with the border, four weights; then 16 reads. All of it depends on the box and the bin, and
-# nothing on the channel; with 256 channels it is computed 256 times. So let a thread **keep its bin** and go
-# through the channels.
+# What does the naive thread do for one output? There are four points, and each takes two divisions, two
+# roundings, comparisons with the border and four weights; then come 16 reads. All but the values read
+# depends on the box and the bin alone, not on the channel; with 256 channels it is computed 256 times. So
+# let a thread **keep its bin** and go through the channels.
 #
 # There is more. The weight of a pixel is that of its row times that of its column, and the points of a bin
-# lie on a grid: 4 rows and 4 columns say all (two for each point, and where points are less than two pixels
-# apart, some are the same; the sparse matrix of notebook 05 merges them, too). So 8 numbers and 8 weights,
-# few enough for registers.
+# lie on a grid, so 4 rows and 4 columns describe it (two for each point; where points are less than two
+# pixels apart, some coincide, and as in the sparse matrix of notebook 05 they are merged). That is 8
+# positions and 8 weights, few enough for registers.
 
 # %%
 cuda("roi_align_forward_by_bin")
@@ -278,8 +284,8 @@ assert reads < 7 * 7 * 16
 # %% [markdown]
 # ## Step 2, backward: who adds to which pixel
 #
-# Take one RoI and one channel. Let $A$ be the weights of the map's rows in the rows of bins ($P \times H$)
-# and $B$ those of its columns ($P \times W$). Then
+# Take one RoI and one channel. Let $A$ ($P \times H$) hold the weight of each row of the map in each row of
+# bins, and $B$ ($P \times W$) that of each column of the map in each column of bins. Then
 #
 # $$ Y = A X B^\top, \qquad y_{ij} = \sum_v \sum_u A_{iv} B_{ju} x_{vu}, $$
 #
@@ -288,7 +294,7 @@ assert reads < 7 * 7 * 16
 # $$ \frac{\partial L}{\partial x_{vu}} = \sum_i \sum_j A_{iv} B_{ju} g_{ij}
 # = \sum_i A_{iv} \Big( \sum_j B_{ju} g_{ij} \Big), \qquad G_X = A^\top G B. $$
 #
-# We can see that from the sparse matrix of notebook 05: it is the Kronecker product of the two.
+# The sparse matrix of notebook 05 shows it: it is the Kronecker product of the two.
 
 # %%
 s = Sampling((7, 7), 2, True)
@@ -313,27 +319,29 @@ naive = np.zeros((30, 40), int)
 for v in (low_v, low_v + 1):
     for u in (low_u, low_u + 1):
         np.add.at(naive, (v.ravel()[:, None], u.ravel()), 1)
-three[0].imshow(A, aspect="auto", cmap="cividis")
+weights = three[0].imshow(A, aspect="auto", cmap="cividis")
+plt.colorbar(weights, ax=three[0], label="weight")
 three[0].set(title="A: weights of the rows", xlabel="row v", ylabel="bin i")
 for axes, count, title in (
     (three[1], naive, "naive"),
     (three[2], (naive > 0).astype(int), "one thread for each pixel"),
 ):
     picture = axes.imshow(count[: rows[-1] + 2, : columns[-1] + 2], cmap="cividis", vmin=0, vmax=naive.max())
-    axes.set(title=f"{title}: {count.sum()} additions", xlabel="column u", ylabel="row v")
-plt.colorbar(picture, ax=three[1:], label="additions to a pixel")
+    axes.set(title=f"{title}: {count.sum()} additions", xlabel="column u")
+three[1].set(ylabel="row v")
+plt.colorbar(picture, ax=three[1:], label="additions to a pixel", ticks=range(naive.max() + 1))
 plt.show()
 
 # %%
 assert naive.sum() == 7 * 7 * 16 and (naive > 0).sum() < naive.sum()
 
 # %% [markdown]
-# The naive backward kernel sends 784 additions to memory for a channel of a RoI. But only so many pixels
-# are touched: if a thread takes a **pixel** and computes its $\sum_i A_{iv} \sum_j B_{ju} g_{ij}$ first,
-# one addition each is enough, and neighbouring threads add to neighbouring addresses. That is the right
-# half of the picture of pieces above. What such a thread needs are the columns of $A$ and $B$, computed once
-# for a RoI and for all of its threads: this is what **shared memory** is for, which all threads of a block
-# see.
+# The naive backward kernel sends 784 additions to memory for one channel of a RoI, but only 572 pixels are
+# touched. If a thread takes a **pixel** and first computes its $\sum_i A_{iv} \sum_j B_{ju} g_{ij}$, one
+# addition per pixel is enough, and neighbouring threads add to neighbouring addresses: that is the right
+# half of the figure of pieces above. What such a thread needs are the columns of $A$ and $B$. They are
+# computed once for a RoI and all of its threads, and this is what **shared memory** is for, which all
+# threads of a block see.
 
 # %%
 cuda("roi_align_backward_by_pixel")
@@ -348,7 +356,7 @@ np.testing.assert_allclose(gx, on_cpu.grad, rtol=0, atol=1e-12)
 #
 # ## Races
 #
-# Several RoIs have read the same pixel; their threads must add to the same address. `x += 1` is three
+# Several RoIs have read the same pixel, so their threads must add to the same address. `x += 1` is three
 # steps: read, add, write. Two threads can do this:
 
 # %%
@@ -369,8 +377,8 @@ plt.show()
 
 # %% [markdown]
 # Here are 64 threads that all add 1 to the same number, in three ways. The second does the same as the
-# first, but we make sure of the bad moment: a **barrier**, `__syncthreads()`, lets no thread go on until all
-# of the block have come there, so that all have read before the first one writes.
+# first, but makes sure of the bad moment: a **barrier**, `__syncthreads()`, lets no thread go on until all
+# threads of the block have reached it, so that all have read before the first one writes.
 
 # %%
 ADD = """
@@ -404,10 +412,11 @@ assert {results["atomic", o] for o in ("forward", "reverse", "shuffled")} == {64
 assert {results["plain_at_a_bad_moment", o] for o in ("forward", "reverse", "shuffled")} == {1}
 
 # %% [markdown]
-# **The surprise is the first line.** On a GPU you get anything from 1 to 64, here 64 each time: on the CPU
-# one thread runs after the other, and no order of theirs shows the mistake. A test that compares results
-# would pass. So `cuda_on_cpu` does not compare, it *watches*: it knows for every address who touched it last,
-# and if two threads did, one of them wrote, and no barrier lies between, that is a race, whatever came out.
+# **The surprise is the first line.** On a GPU nothing says what comes out of it. Here it is 64 each time:
+# on the CPU one thread runs after the other, and no order of theirs shows the mistake. A test that compares
+# results would pass. So `cuda_on_cpu` does not compare, it *watches*: it knows for every address who
+# touched it last, and if two threads did, one of them wrote, and no barrier lies between, then that is a
+# race, whatever came out.
 
 # %%
 if not gpu:
@@ -417,14 +426,14 @@ if not gpu:
             print(f"{name}: nothing to object to")
             assert name == "atomic"
         except cuda_on_cpu.KernelError as error:
-            print(error)
+            print(textwrap.fill(str(error), 90))
             assert name == "plain" and "race" in str(error)
 
 # %% [markdown]
 # ## Barriers
 #
-# The other kind of race is about shared memory: a thread reads what another one has not written yet. This
-# is how a block adds up 64 numbers in six steps; each step halves how many are left:
+# The other kind of race concerns shared memory: a thread reads what another one has not written yet. This
+# is how a block adds up 64 numbers in six steps, each of which halves how many are left:
 
 # %%
 SUM = """
@@ -451,7 +460,7 @@ for name, code in versions.items():
         launch(code, "block_sum", (2,), (64,), numbers, sums[name, order], order=order)
     print(
         f"{name:<16}",
-        *(f"{order}: {sums[name, order]}  " for order in ("forward", "reverse", "shuffled")),
+        "   ".join(f"{order}: {sums[name, order]}" for order in ("forward", "reverse", "shuffled")),
     )
 right_answer = numbers.reshape(2, 64).sum(axis=1)
 assert all(
@@ -465,14 +474,14 @@ if not gpu:
             launch(versions[name], "block_sum", (2,), (64,), numbers, np.zeros(2, np.float32), watch=True)
             raise AssertionError("the race was overlooked")
         except cuda_on_cpu.KernelError as error:
-            print(error)
+            print(textwrap.fill(f"{name}: {error}", 90))
 
 # %% [markdown]
-# Without the first barrier the sum is right in one order of threads and wrong in others: this is why
-# minimask's tests run every kernel in three orders, and watch it besides. (On a GPU these two often come out
+# Without either barrier the sum is right in one order of threads, by luck, and wrong in the others: this is
+# why minimask's tests run every kernel in three orders, and watch it besides. (On a GPU both often come out
 # right, as the 32 threads of a warp go in step. Often.)
 #
-# Read `roi_align_backward_by_pixel` again: which of its two barriers keeps which race away? We take each
+# Read `roi_align_backward_by_pixel` again: which race does each of its two barriers prevent? We take each
 # out and let the watch tell.
 
 # %%
@@ -496,24 +505,26 @@ if not gpu:
             kernel((1, 1), (64,), arguments)  # one block takes all RoIs, one after the other
             raise AssertionError("the race was overlooked")
         except cuda_on_cpu.KernelError as error:
-            print(f"without the {which} barrier:\n  {error}")
+            print(f"without the {which} barrier:")
+            print(textwrap.fill(str(error), 90, initial_indent="  ", subsequent_indent="  "))
             for line in re.findall(r"line (\d+)", str(error)):
                 print(f"  line {line}: {broken.splitlines()[int(line) - 1].strip()}")
 
 # %% [markdown]
-# Both times a thread still asks how many pixels a RoI has while another one writes that, but not the same
-# RoI. Without the first barrier, thread 0 is through with its pixels and builds the axes of the *next* RoI
-# while thread 1 still works on this one. Without the second, thread 1 reads before the axes are built. Two
-# barriers for one table, one before it is written and one after: this pattern is in every kernel that uses
-# shared memory in a loop.
+# Both times one thread asks how many pixels a RoI has (`rows.count`) while another one writes that number,
+# but they mean different RoIs. Without the first barrier, thread 0 is done with its pixels and builds the
+# axes of the *next* RoI while thread 1 still works on this one. Without the second, thread 1 reads before
+# the axes are built. Two barriers for one table, one before it is written and one after: this pattern is in
+# every kernel that uses shared memory in a loop.
 #
 # ## The same bits in every run
 #
 # `atomicAdd` loses nothing, but it does not say who comes first, and floating-point addition depends on the
-# order: $(a + b) + c \neq a + (b + c)$ in the last digit. So the gradient of RoIAlign on a GPU is a little
-# different in every run, in every framework; a training that is repeated with the same seed drifts away from
-# the first one. Inside `backend.deterministic()`, minimask turns the work around: a thread takes a pixel *of
-# the map*, asks all RoIs in their order whether they reach it, and sums alone. One writer, one order.
+# order: $(a + b) + c \neq a + (b + c)$ in the last digit. So a gradient of RoIAlign that is summed by
+# `atomicAdd` is a little different in every run, in every framework, and a training that is repeated with
+# the same seed drifts away from the first one. Inside `backend.deterministic()`, minimask turns the work
+# around: a thread takes a pixel *of the map*, asks all RoIs in their order whether they reach it, and sums
+# alone. One writer, one order.
 
 # %%
 cuda("roi_align_backward_ordered")
@@ -534,8 +545,8 @@ right, unit = exact.grad[0, 0, v, u], np.spacing(np.float32(exact.grad[0, 0, v, 
 for (name, gradients), marker, colour in zip(runs.items(), "os", (BLUE, ORANGE)):
     different = len({g.tobytes() for g in gradients})
     off = [(float(g[0, 0, v, u]) - right) / unit for g in gradients]
-    axes.plot(off, marker, color=colour, label=f"{name}: {different} different of {count}", alpha=0.8)
-    print(f"{name}: {different} different gradients in {count} runs")
+    axes.plot(off, marker, color=colour, label=f"{name}: {different} distinct of {count}", alpha=0.8)
+    print(f"{name}: of {count} gradients {different} distinct")
     assert (different == 1) == (name == "deterministic")
     assert max(np.abs(g - exact.grad).max() for g in gradients) < 1e-5 * np.abs(exact.grad).max()
 axes.axhline(0, color=GREY, lw=1, label="in float64")
@@ -550,28 +561,31 @@ plt.show()
 # And the price? For a map of 200 x 304 pixels and 256 channels, and RoIs of 21 x 21 pixels:
 
 # %%
-pixels, groups = 200 * 304, 256 // 8  # a thread takes a pixel and 8 channels
+tiles, groups = (
+    -(-200 // 8) * -(-304 // 32),
+    256 // 8,
+)  # of 32 x 8 pixels; a thread takes a pixel and 8 channels
 print(f"{'RoIs':>6} {'questions':>12} {'answers looked at':>18} {'additions, either way':>22}")
 for number in (64, 512, 2000):
     questions, looks, additions = (
-        pixels // 256 * groups * number,
-        pixels * groups * number,
+        tiles * groups * number,
+        tiles * 256 * groups * number,
         number * 256 * 21**2,
     )
     print(f"{number:>6} {questions:>12,} {looks:>18,} {additions:>22,}")
 
 # %% [markdown]
-# A block of 256 threads asks whether a RoI reaches its tile of 32 x 8 pixels once for all of them, and for
-# 256 RoIs at a time. But then every thread goes through the answers, most of which say no: pixels times
-# RoIs, where the other version had additions for the pixels *of* the RoIs alone. Such a look is much cheaper
-# than an addition to memory, a few instructions that 32 threads do in step; the times stand in
-# [docs/kernels.md](../docs/kernels.md). Still it is work that grows with the map, and so minimask does it
-# where it is asked to.
+# A block of 256 threads has a tile of 32 x 8 pixels. It asks once, for all of them, whether a RoI reaches
+# its tile, and it asks about 256 RoIs at a time. But then every thread goes through all the answers, most
+# of which are no: that is pixels times RoIs, where the other version has additions for the pixels *of* the
+# RoIs alone. Looking at an answer is much cheaper than adding to memory, a few instructions that 32 threads
+# run in step; the times are in [docs/kernels.md](../docs/kernels.md). Still, it is work that grows with the
+# map, and so minimask does it only where it is asked to.
 #
 # ## Is the gradient right?
 #
-# Finite differences do not care where a function is computed. This Function has both CUDA kernels in it,
-# and gets the test that all Functions get:
+# Finite differences do not care where a function is computed. This Function wraps both CUDA kernels, and
+# gets the test that all Functions get:
 
 
 # %%
@@ -610,7 +624,7 @@ plt.show()
 assert errors.best() < 1e-10
 
 # %% [markdown]
-# There is no slope of $h^2$: RoIAlign is linear in the map, so that a difference has no error of truncation,
+# There is no rising slope of $h^2$: RoIAlign is linear in the map, so a difference has no truncation error,
 # and only rounding is left.
 #
 # ## Exercises
@@ -627,7 +641,8 @@ def check(code, name, grid, block, arguments, wanted):
         try:
             launch(code, name, grid, block, *mine, order=order, watch=True)
         except cuda_on_cpu.KernelError as error:
-            return print(f"wrong. {str(error).replace('kernel.cu: ', '')[:400]}")
+            said = str(error)[str(error).find("kernel.cu:") :]  # of the compiler, without its own command
+            return print(textwrap.fill("wrong. " + said.replace("kernel.cu: ", "")[:400], 90))
         result = next(a for a in reversed(mine) if isinstance(a, np.ndarray))
         if not np.allclose(result, wanted, rtol=1e-5, atol=1e-6):
             worst = np.unravel_index(
@@ -641,8 +656,9 @@ def check(code, name, grid, block, arguments, wanted):
 
 
 # %% [markdown]
-# **1. Channels last.** Turn a map (C, H, W) into (H, W, C): `y[v, u, c] = x[c, v, u]`. The try has two
-# mistakes in its indices. When it is right: which of the two accesses of a warp is coalesced?
+# **1. Channels last.** Turn a map (C, H, W) into (H, W, C): `y[v, u, c] = x[c, v, u]`. The attempt has two
+# mistakes, one in the step of its loop and one in an index. When it is right: which of a warp's two
+# accesses, the read or the write, is coalesced?
 
 # %%
 TRANSPOSE = """
@@ -666,9 +682,9 @@ check(
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# `k += gridDim.x * blockDim.x` (as it is, two blocks do the same work, which is a race, though a harmless
-# one), and `v = k / W % H`. The reads are coalesced, for `k` is the address; the writes are `C` numbers
-# apart. If `k` counted the outputs instead it would be the other way round.
+# `k += gridDim.x * blockDim.x` (as it is, the two blocks both do nearly all of the work, which is a race,
+# though a harmless one), and `v = k / W % H`. The reads are coalesced, for `k` is the address; the writes
+# are `C` numbers apart. If `k` counted the outputs instead, it would be the other way round.
 #
 # </details>
 #
@@ -691,13 +707,13 @@ check(POOL, "pool_backward", (4,), (32,), (sent, winners, np.zeros(12, np.float3
 # <details><summary>Answer</summary>
 #
 # `atomicAdd(gx + argmax[k], gy[k])`. Or without atomics: a thread for each of the 12 pixels, which goes
-# through all `k`. That is the deterministic version, and 12 threads read 100 numbers each.
+# through all `k`. That is the deterministic version, in which 12 threads read 100 numbers each.
 #
 # </details>
 #
 # **3. A running sum** in shared memory: `y[t] = x[0] + ... + x[t]` for one block of 64 threads, in six
-# steps: in step `far` = 1, 2, 4, ... each adds what stands `far` places before it. The try has a barrier in
-# each step, and still a race. Whose read meets whose write?
+# steps, `far` = 1, 2, 4, ..., 32: in each, every thread adds what stands `far` places before its own
+# number. The attempt has a barrier in each step, and still a race. Whose read meets whose write?
 
 # %%
 SCAN = """
@@ -728,14 +744,14 @@ check(SCAN, "running_sum", (1,), (64,), (sixty_four, np.zeros(64, np.float32)), 
 # __syncthreads();
 # ```
 #
-# The barrier must not stand inside the `if`: some threads would never come there, and the others wait for
-# them. (Try it.)
+# The barrier must not stand inside the `if`: some threads would never reach it, and the others would wait
+# for them. (Try it.)
 #
 # </details>
 #
-# **4. RoIAlign of your own**, naive: one box `(x1, y1, x2, y2)` in pixels of a map (C, H, W), P x P bins, one
-# sampling point in the middle of each. A thread takes an output; the box lies inside of the map. The try
-# rounds: it is a kind of RoIPool.
+# **4. RoIAlign of your own**, naive: one box `(x1, y1, x2, y2)` in pixels of a map (C, H, W), P x P bins,
+# one sampling point in the middle of each. Each thread takes one output; the box lies well inside the map.
+# The attempt rounds to the nearest pixel: it is a kind of RoIPool.
 
 # %%
 MINE = """
@@ -780,19 +796,19 @@ check(
 # <details><summary>Answer</summary>
 #
 # To itself within its RoI. Other RoIs, in other blocks, reach the same pixel, and no barrier reaches across
-# blocks. The deterministic kernel gives a pixel *of the map* to a thread, for all RoIs: there nobody else
-# comes.
+# blocks. The deterministic kernel gives a pixel *of the map* to a thread, for all RoIs: no other thread
+# adds there.
 #
 # </details>
 #
-# **7.** Before it calls `atomicAdd`, a kernel might look whether the number is 0, and save the addition.
-# When would that be wrong, and when slow?
+# **7.** Before it calls `atomicAdd`, a kernel might check whether the number is 0, and save the addition.
+# When would that be wrong, and when does it save nothing?
 #
 # <details><summary>Answer</summary>
 #
-# Wrong where the gradient is NaN and the test is written so that NaN counts as 0 (`if (g > 0 || g < 0)`): a
-# broken training would look healthy. Slow hardly ever: threads of a warp that skip wait for those that do
-# not, so that little is saved unless all 32 skip.
+# It is wrong where the gradient is NaN and the test is written so that NaN counts as 0 (`if (g > 0 || g <
+# 0)`): a broken training would look healthy. It saves nothing where only some threads of a warp skip, for
+# these wait for the others; all 32 must skip.
 #
 # </details>
 #
@@ -804,4 +820,4 @@ check(
 #   coalesced access.
 # * CuPy's documentation on `RawModule`. K. He and others, *Mask R-CNN*, ICCV 2017, section 3.
 #
-# Next: **07 Heads and losses**, what is done with the 7 x 7.
+# Next: [07 Heads and losses](07_heads_and_losses.ipynb), what is done with the 7 x 7.

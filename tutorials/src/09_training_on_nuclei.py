@@ -3,15 +3,18 @@
 # %% [markdown]
 # # 09 Training on nuclei
 #
-# **Time** 3 hours with the exercises (an hour to read); it runs in two to three minutes on one thread, nearly all of which is
-# training. **Needs** notebooks 01 (the tape) and 07 (the losses). No GPU, no downloads.
+# **Time** an hour to read, 3 hours with pencil, paper and exercises; it runs in two to three minutes on one
+# thread, nearly all of which is training. **Needs** notebooks 01 (the tape) and 07 (the losses). No GPU, no
+# downloads.
 #
-# The code is right, the gradients are checked, and the run that you started an hour ago finds nothing. Now what? Most of the time that training takes is
-# spent with this question, and it has no formula: one looks at curves and pictures, and knows what each mistake looks like, because one
-# has made it before. Here you make them on purpose, in a quarter of a minute each. Afterwards you can
+# The code is right, the gradients are checked, and the run that you started an hour ago finds nothing. Now
+# what? Most of the time that goes into training goes into this question, and there is no formula for it:
+# one looks at curves and pictures, and knows what each mistake looks like, because one has made it before.
+# Here you make them on purpose, in a quarter of a minute each. Afterwards you can
 #
 # 1. derive what momentum, weight decay and warm-up do, and the greatest rate that is stable;
-# 2. say what every loss is at the first step, before you have run it, and how much of a curve's wiggle is noise;
+# 2. say what every loss is at the first step, before you have run it, and how much of a curve's wobble is
+#    noise;
 # 3. compute AP and AP75 by hand;
 # 4. tell four broken runs by their curves and pictures;
 # 5. sort the errors of a network into four kinds, and look at the most confident ones first.
@@ -70,7 +73,8 @@ plt.rcParams["figure.dpi"] = 85
 # %% [markdown]
 # ## The idea in a picture
 #
-# 42 microscope images come with minimask: 32 to train on, 10 to validate. Before anything else, look at them.
+# 42 microscope images come with minimask: 32 to train on and 10 to validate with. Before anything else,
+# look at them.
 
 # %%
 train_set, val_set = nuclei_sample("train"), nuclei_sample("val")
@@ -98,7 +102,7 @@ def sides(boxes):
 
 
 def touching(masks):
-    """Of each object, whether one of its pixels lies beside a pixel of another."""
+    """How many objects have a pixel that lies beside one of another object."""
     numbers, found = np.zeros(masks.shape[1:], int), set()
     for k, mask in enumerate(masks, start=1):
         numbers[mask > 0] = k
@@ -135,18 +139,22 @@ assert (len(images), sum(counts), len(val_set)) == (32, 1115, 10)
 assert sum(coloured) == 8 and close / sum(counts) < 0.5
 
 # %% [markdown]
-# What is hard about them can be seen before any training:
+# What makes them hard can be seen before any training:
 #
 # * **Few and many**: 5 to 125 in an image.
-# * **Neighbours**: a third of the nuclei touch another one. A network must draw the line where the picture hardly has one, and suppression must not take the second of two for a repetition.
-# * **Two kinds of image**: in 24 the nuclei are bright on dark, in 8 dark on bright, and in colour. No threshold finds both.
-# * **Light**: in the darkest image nothing is brighter than 0.16. The pictures here are brightened for us; the network gets them as they are.
+# * **Neighbours**: a third of the nuclei touch another one. A network must draw the line where the picture
+#   hardly has one, and suppression must not take the second of two for a repetition of the first.
+# * **Two kinds of image**: in 24 the nuclei are bright on dark, in 8 dark on bright, and in colour. No
+#   single threshold finds both.
+# * **Light**: in the darkest image nothing is brighter than 0.16. We brighten the pictures here to look at
+#   them; the network gets them as they are.
 #
 # ### Sizes against anchors
 #
-# An anchor is a guess of a box; an anchor learns to find an object if their IoU is at least 0.7, and each object's best anchor does in any case (notebook 04).
-# So lay the anchors on the sizes. The best that an anchor of any place could do is to have the object's centre, and then the IoU is quickly
-# computed: with $w, h$ and $w_a, h_a$, the intersection is $\min(w, w_a) \min(h, h_a)$.
+# An anchor is a guess at a box. It learns to find an object if their IoU is at least 0.7, and each object's
+# best anchor does in any case (notebook 04). So compare the anchors with the sizes of the nuclei. The best
+# place for an anchor is the object's own centre, and then the IoU is quickly computed: with sides $w, h$
+# and $w_a, h_a$, the intersection is $\min(w, w_a) \min(h, h_a)$.
 
 # %%
 SIZES, LARGE = (8, 16, 32, 64, 128), (64, 128, 256, 512, 1024)
@@ -154,7 +162,7 @@ boxes = np.concatenate([s.boxes for s in images])
 
 
 def best_iou(boxes, sizes):
-    """Of each box, the greatest IoU with an anchor of its centre: three ratios of each size."""
+    """Of each box, the greatest IoU with an anchor at its centre: three ratios of each size."""
     w, h = (boxes[:, 2:] - boxes[:, :2]).T[:, :, None]
     heights = np.outer(sizes, np.sqrt([0.5, 1, 2])).ravel()
     widths = np.outer(sizes, 1 / np.sqrt([0.5, 1, 2])).ravel()
@@ -180,7 +188,7 @@ for sizes, colour, hatch in ((SIZES, BLUE, ""), (LARGE, RED, "//")):
     )
 axes[1].axvline(0.7, color=GREY, ls=":", lw=2)
 axes[1].set(
-    xlabel="best IoU that an anchor of its centre has",
+    xlabel="best IoU of an anchor at its centre",
     ylabel="nuclei",
     title="0.7: learnt as an object (dotted)",
 )
@@ -197,20 +205,27 @@ print(
 assert reached[SIZES][0] > 0.8 and reached[LARGE][0] < 0.1
 
 # %% [markdown]
-# Half of the nuclei have a side of 16 pixels and less, and the middle 90 % differ by a factor of eight. Anchors that double from 8 to 128 leave nobody far away: a square half-way between two of them has twice the area of one and half of the other's, so
-# an IoU of 1/2. That is where the blue bars begin, but for one at 0.39: nuclei of 5 x 5 pixels, below the smallest anchor, $25 / 64$. More than half do not reach 0.7 and are learnt through their best anchor alone; that is usual.
+# Half of the nuclei have a side of 16 pixels or less, and the middle 90 % differ by a factor of eight. With
+# anchors that double from 8 to 128 none is far from its nearest anchor: a square half-way between two of
+# them has twice the area of one and half that of the other, so an IoU of 1/2 with either. That is where the
+# blue bars begin, but for some nuclei below the smallest anchor: the bar at 0.39 holds those of 5 x 5
+# pixels, $25 / 64$. More than half do not reach 0.7 and are learnt through their best anchor alone; that is
+# usual.
 #
-# The red anchors are made for photos. For most nuclei their best IoU is below 0.1. We shall see what that looks like when nobody has drawn this figure.
+# The red anchors are made for photographs. For most nuclei their best IoU is below 0.1. We shall see what
+# that looks like in a training whose author has not drawn this figure.
 #
 # ## SGD, on a valley that one can draw
 #
-# Near any point a loss looks like a parabola along each direction of curvature; so the smallest problem with everything in it is
+# Near a minimum a loss looks like a parabola along each direction of curvature; so the smallest problem
+# with everything in it is
 #
 # $$f(w) = \tfrac12 (\lambda_1 w_1^2 + \lambda_2 w_2^2), \qquad \frac{\partial f}{\partial w_i} = \lambda_i w_i, \qquad \lambda = (1, 20).$$
 #
-# Steps of gradient descent, $w_i \leftarrow w_i - \eta \lambda_i w_i = (1 - \eta \lambda_i) w_i$, shrink each coordinate by a factor of its own. They converge if
-# $|1 - \eta \lambda_i| < 1$ for *both*: $\eta < 2 / \lambda_2 = 0.1$. The steep direction sets the rate; the flat one then takes its time. With the best
-# rate, $2 / (\lambda_1 + \lambda_2)$, both shrink by $19/21$ a step.
+# Steps of gradient descent, $w_i \leftarrow w_i - \eta \lambda_i w_i = (1 - \eta \lambda_i) w_i$, multiply
+# each coordinate by a factor of its own. They converge if $|1 - \eta \lambda_i| < 1$ for *both*: $\eta < 2
+# / \lambda_2 = 0.1$. The steep direction limits the rate, and the flat one then takes its time. With the
+# best rate, $2 / (\lambda_1 + \lambda_2)$, both shrink by $19/21$ a step.
 #
 # **Momentum** keeps a velocity, $v \leftarrow \mu v + g,\; w \leftarrow w - \eta v$. Where gradients agree it adds them up, to $g / (1 - \mu)$: ten of them for $\mu = 0.9$. Where
 # they change sign they cancel. Along one direction of curvature, $g = \lambda w$, and a step is a matrix:
@@ -218,13 +233,17 @@ assert reached[SIZES][0] > 0.8 and reached[LARGE][0] < 0.1
 # $$\begin{pmatrix} v \\ w \end{pmatrix} \leftarrow \begin{pmatrix} \mu & \lambda \\ -\eta \mu & 1 - \eta \lambda \end{pmatrix} \begin{pmatrix} v \\ w \end{pmatrix},
 # \qquad z^2 - (1 + \mu - \eta \lambda)\, z + \mu = 0$$
 #
-# for its eigenvalues $z$. Their product is $\mu$. As long as they are a complex pair, both have $|z| = \sqrt\mu$, *whatever the curvature*: that is the gain. They leave the
-# unit circle through $z = -1$, where $1 + (1 + \mu - \eta \lambda) + \mu = 0$:
+# for the eigenvalues $z$ of the matrix. Their product is $\mu$. As long as they are a complex pair, both
+# have $|z| = \sqrt\mu$, *whatever the curvature*: that is the gain. As $\eta \lambda$ grows they become
+# real, and one of them leaves the unit circle through $z = -1$, where $1 + (1 + \mu - \eta \lambda) + \mu =
+# 0$:
 #
 # $$\eta \lambda < 2\,(1 + \mu).$$
 #
-# **Weight decay** adds $\tfrac{d}{2} |w|^2$ to the loss: $g \leftarrow g + d\,w$. Every curvature grows by $d$, and the minimum of $\tfrac12 \lambda (w - a)^2$ moves from $a$ to
-# $\lambda a / (\lambda + d)$: along steep directions hardly, along flat ones (of which the data say little) to nearly 0. minimask leaves it off norms and biases.
+# **Weight decay** adds $\tfrac{d}{2} |w|^2$ to the loss: $g \leftarrow g + d\,w$. Every curvature grows by
+# $d$, and the minimum of $\tfrac12 \lambda (w - a)^2$ moves from $a$ to $\lambda a / (\lambda + d)$: along
+# steep directions hardly, along flat ones (about which the data say little) to nearly 0. minimask leaves it
+# off norms and biases.
 
 # %%
 source(SGD.step)
@@ -297,8 +316,10 @@ settled = walk(0.05, 0.9, decay=0.5, steps=2000, goal=1.0)[-1]
 assert np.allclose(settled, CURVATURE / (CURVATURE + 0.5))  # 0.667 and 0.976 instead of 1 and 1
 
 # %% [markdown]
-# The blue path bounces off the walls of the valley while it creeps along its floor; the green one swings, and after 20 steps is as near as the blue one after 55. The red rate is 2 % beyond the limit: it looks fine along
-# $w_1$, and $w_2$ grows by 4 % a step. Remember this picture when the loss of a network rises although it fell at first.
+# The blue path bounces off the walls of the valley while it creeps along its floor; the green one swings,
+# and after 20 steps is as near to the minimum as the blue one after 55. The red rate is 2 % beyond the
+# limit: along $w_1$ all looks well, while $w_2$ grows by 4 % a step. Remember this picture when the loss of
+# a network rises although it fell at first.
 #
 # ### The gradient with decay, checked
 #
@@ -338,14 +359,20 @@ assert np.allclose(first_velocity(w), whole.grad) and errors.best() < 1e-8
 # %% [markdown]
 # ### The rate over the steps
 #
-# **Batches.** The gradient of a batch is a mean, so twice the images make it less noisy, not longer. Two steps of rate $\eta$ with small batches go about as far as one
-# step of $2 \eta$ with a batch of both, as long as the gradient hardly changes in between: $(1 - \eta \lambda)^k \approx 1 - k \eta \lambda$. Hence the *linear rule*: rate in proportion to the
-# batch. It ends where $k \eta \lambda$ is no longer small.
+# **Batches.** The gradient of a batch is a mean, so twice the images make it less noisy, not longer. Two
+# steps of rate $\eta$ with small batches go about as far as one step of $2 \eta$ with a batch of both, as
+# long as the gradient hardly changes in between: $(1 - \eta \lambda)^k \approx 1 - k \eta \lambda$. Hence
+# the *linear rule*: the rate grows in proportion to the batch. The rule ends where $k \eta \lambda$ is no
+# longer small.
 #
-# **Warm-up.** At the first step that assumption is at its worst. Weights are random, the gradient turns within a few steps, and momentum carries on for ten steps in a direction that was right once. So the rate rises in proportion to the step.
+# **Warm-up.** At the first step that assumption is at its worst. Weights are random, the gradient turns
+# within a few steps, and momentum carries on for ten steps in a direction that was right once. So at first
+# the rate rises in proportion to the step.
 #
-# **Cosine.** At a constant rate the weights jitter around a minimum, in proportion to rate and noise. As the rate falls they settle. Half a cosine is flat at both ends: it stays high for long, and ends gently. The price: before the
-# end, every validation is of weights that still jitter, so a run that is cut off looks worse than a shorter one that was finished.
+# **Cosine.** At a constant rate the weights jitter around a minimum, more so the higher the rate and the
+# noise. As the rate falls they settle. Half a period of a cosine is flat at both ends: it stays high for
+# long, and ends gently. The price: before the end, every validation is of weights that still jitter, so a
+# run that is cut off looks worse than a shorter one that was finished.
 
 # %%
 source(LearningRate.__call__, scaled_learning_rate)
@@ -367,11 +394,14 @@ for k in (2, 8):
     )
 
 # %% [markdown]
-# Two steps or one of twice the rate: nearly the same. Eight: along the flat direction still nearly the same, 0.923 and 0.920, but along the steep one 0.168 became -0.6: the long step has jumped across. Large batches need the linear rule, and the linear rule needs warm-up.
+# Two steps, or one of twice the rate: nearly the same. Eight: along the flat direction still nearly the
+# same, 0.923 and 0.920, but along the steep one 0.168 has become -0.6: the long step has jumped across the
+# valley. Large batches need the linear rule, and the linear rule needs warm-up.
 #
 # ## A run
 #
-# A narrow `maskrcnn_fine` (FPN strides from 2 on, since half of the nuclei are small), crops of 96 pixels, two a step, and minimask's own training step, which does what its name says:
+# A narrow `maskrcnn_fine` (FPN strides from 2 on, since half of the nuclei are small), crops of 96 pixels,
+# two a step, and minimask's own training step:
 
 # %%
 source(training_step)
@@ -430,13 +460,15 @@ for step, each in zip(MARKS, healthy.judged):
 # %% [markdown]
 # ### What the first step should say
 #
-# Five losses, and each can be told before anything is computed, because the last layers begin near 0 (notebook 07):
+# There are five losses, and what each of them says can be told before anything is computed, because the
+# last layers begin near 0 (notebook 07):
 #
 # * **objectness**, a yes or no: $\log 2 = 0.693$;
 # * **classifier**, a softmax over background and nucleus: $\log 2$ as well; with $K$ classes, $\log (K + 1)$;
 # * **mask**, a yes or no for each cell: $\log 2$;
-# * **the two box losses**: all answers are 0, so the loss is smooth L1 of the *targets*: $\frac1R \sum_{positive} f(t)$, with $R$ all sampled anchors or RoIs. That depends on the sample, and it can be computed from
-#   the record of the step without asking the network for anything.
+# * **the two box losses**: all answers are 0, so the loss is smooth L1 of the *targets*: $\frac1R
+#   \sum_{positive} f(t)$, with $R$ the number of all sampled anchors or RoIs. That depends on the sample,
+#   and it can be computed from the record of the step without asking the network for anything.
 
 # %%
 batch, draws = Batches(images, 2, MIRRORED, seed=0)(0), Draws(0, 0)
@@ -462,9 +494,13 @@ for name in ("loss_objectness", "loss_classifier", "loss_mask"):
 assert abs(first["loss_box_reg"] - by_hand) < 0.1 * by_hand
 
 # %% [markdown]
-# Three times $\log 2$, to within 0.02, and the box loss to within a thousandth; what is left comes of last layers that are small, but not 0. The box loss is small because it is divided by all 128 RoIs, and only 4 of them have a box to learn.
+# Three times $\log 2$, to within 0.02, and the box loss to within a thousandth. What is left comes from
+# last layers that are small, but not 0. The box loss is small because it is divided by all 128 RoIs, and
+# only 4 of them have a box to learn.
 #
-# If yours says something else, stop. $\log 3$ for two classes: the head has one too many. 0.1: something was loaded, or the sum is divided by too much. 30: box targets in pixels, or weights that are far too large.
+# If yours says something else, stop. $\log 3$ where there are background and one class: the head has a
+# class too many. 0.1: something was loaded, or the sum is divided by too much. 30: box targets in pixels,
+# or weights that are far too large.
 #
 # ### The curves
 
@@ -506,10 +542,15 @@ assert FAST or (max(ends[f"loss_{n}"] for n in ("objectness", "classifier", "mas
 assert FAST or ends["loss_box_reg"] > 3 * first["loss_box_reg"]
 
 # %% [markdown]
-# Read the terms, not the sum. Objectness, classes and masks leave $\log 2$; the fresh RPN needs some twenty steps of warm-up before it moves. **The box loss rises**, from 0.04 to 0.58, and nothing is wrong: only RoIs that lie on a nucleus have one, at first those were 4 of 128, and as the RPN begins to propose nuclei there are more. After
-# step 50 the class loss rises with it: with more nuclei among the RoIs, "background" is no longer nearly always right.
+# Read the terms, not the sum. Objectness, classes and masks leave $\log 2$; the fresh RPN hardly moves in
+# the first ten steps, while the rate warms up. **The box loss rises**, from 0.04 to 0.58, and nothing is
+# wrong: only RoIs that lie on a nucleus have one. At first those were 4 of 128, and as the RPN begins to
+# propose nuclei there are more. From step 50 the class loss is higher, too: with more nuclei among the
+# RoIs, "background" is no longer nearly always right.
 #
-# So the sum is lowest before step 50 and *higher* at the end, while AP50 has gone from 0.07 to 0.28. Whoever stops where the loss is lowest, stops too early. (Have a look yourself: `healthy.model.training_record` on `batch` says how many RoIs are on a nucleus now.)
+# So the sum is lowest before step 50 and *higher* at the end, while AP50 has gone from 0.07 to 0.28.
+# Whoever stops where the loss is lowest stops too early. (Have a look yourself:
+# `healthy.model.training_record` on `batch` says how many RoIs are on a nucleus now.)
 #
 # ### How much of it is noise?
 #
@@ -540,14 +581,19 @@ print(f"batches whose mean is known to 0.05: {needed:.0f}")
 assert FAST or 1 / 3 < np.std(still, ddof=1) / last.std(ddof=1) < 3
 
 # %% [markdown]
-# Without any learning the loss of a batch has a standard deviation of 0.33; that of the run's last steps is 0.26. So all of the wiggle is which crops were drawn: one with a few small nuclei on black, or one full of stained tissue. Two consequences:
+# Without any learning the loss of a batch has a standard deviation of 0.33; that of the run's last steps is
+# 0.26. So all of the wobble comes from which crops were drawn: one with a few small nuclei on black, or one
+# full of stained tissue. This has two consequences:
 #
-# * A single step says nothing. To know the mean to 0.05 takes some 45 batches of two; a running mean of ten steps still moves by 0.1.
-# * A loss that jumps up by one standard deviation is no event. One that leaves the band, and stays outside, is.
+# * A single step says nothing. To know the mean to within 0.05 takes some 45 batches of two; a running mean
+#   of ten steps still varies by 0.1.
+# * A loss that jumps up by one standard deviation means nothing. One that leaves the band and stays outside
+#   does.
 #
 # ## AP by hand
 #
-# The loss is what is minimised; AP is what is wanted. Three nuclei, five detections, each a box of 20 x 20 moved aside by some pixels: a shift of $s$ gives $IoU = (20 - s) / (20 + s)$.
+# The loss is what is minimised; AP is what is wanted. Take three nuclei and five detections, each a box of
+# 20 x 20 moved aside by some pixels: a shift of $s$ gives $IoU = (20 - s) / (20 + s)$.
 
 # %%
 SIDE = 20.0
@@ -572,7 +618,9 @@ for s, row in zip(scores, iou):
 # | 0.60 | nothing there: wrong | 2/4 | 2/3 | wrong | 1/4 | 1/3 |
 # | 0.40 | nucleus 3 (0.818) | 3/5 | 3/3 | nucleus 3 | 2/5 | 2/3 |
 #
-# **Precision over recall**: at each recall the best precision that any *at least as great* recall has. **101 points**: the mean of it at the recalls 0, 0.01, ..., 1. Of these, 34 (0 to 0.33) are at most 1/3, another 33 (0.34 to 0.66) at most 2/3, and 34 (0.67 to 1) lie beyond:
+# **Precision over recall**: at each recall, take the best precision that is reached at that recall or a
+# greater one. **101 points**: average it over the recalls 0, 0.01, ..., 1. Of these, 34 (0 to 0.33) are at
+# most 1/3, another 33 (0.34 to 0.66) at most 2/3, and 34 (0.67 to 1) lie beyond:
 #
 # $$AP_{50} = \frac{34 \cdot 1 + 33 \cdot \frac23 + 34 \cdot \frac35}{101} = \frac{76.4}{101} = 0.756, \qquad
 # AP_{75} = \frac{34 \cdot 1 + 33 \cdot \frac25 + 34 \cdot 0}{101} = \frac{47.2}{101} = 0.467.$$
@@ -630,19 +678,22 @@ assert np.allclose(judged.box["AP50"], (34 + 33 * 2 / 3 + 34 * 3 / 5) / 101)
 assert np.allclose(judged.box["AP75"], (34 + 33 * 2 / 5) / 101)
 
 # %% [markdown]
-# AP is the mean of ten such numbers, at 0.5, 0.55, ..., 0.95, so it asks for tight outlines where AP50 is content with half. What to take home: a detection that is wrong costs precision *only for what comes after it*.
-# A wrong one with a score below all right ones costs nothing, and a confident one costs at every recall. That is why the most confident errors are those to look at.
+# AP is the mean of ten such numbers, at 0.5, 0.55, ..., 0.95, so it asks for tight outlines where AP50 is
+# content with rough ones. Remember this: a wrong detection costs precision *only for what comes after it*.
+# A wrong one with a score below all right ones costs nothing, and a confident one costs at every recall.
+# That is why the most confident errors are those to look at.
 #
 # ## Four ways to break it
 #
 # Now the same run four times, each with one mistake that people make:
 #
 # 1. **Rate**: twenty times too high.
-# 2. **Shift**: outlines and boxes lie 5 pixels too far right and down. That happens to whoever crops the image and forgets the annotation, counts from another corner, or exports at another zoom.
+# 2. **Shift**: outlines and boxes lie 5 pixels too far right and down. It happens when one crops the image
+#    and forgets the annotations, counts from another corner, or exports at another zoom.
 # 3. **Four images**: the network trains on four crops, always the same.
 # 4. **Anchors** of 64 to 1024 pixels: somebody copied them from a recipe for photos.
 #
-# Nothing crashes; nothing is not a number. (What would be, `training_step` stops at.)
+# Nothing crashes, and nothing is NaN (at which `training_step` would stop).
 
 # %%
 TOO_HIGH = 0.4
@@ -673,8 +724,10 @@ by_heart = fit(four_crops, augmentation=Augmentation())
 large_anchors = fit(images, anchor_sizes=LARGE)
 
 # %% [markdown]
-# Here they are, in no order that you know. Each has its loss (blue; the healthy run's is grey), AP50 of masks on the validation images (orange dots; the healthy run's are grey), and what it finds in one validation image, with scores of 0.5 and more
-# (orange; the annotated nuclei are white). **Which is which?** Decide before you read on, and say why.
+# Here they are, in an order that you do not know. Each has its loss (blue; the healthy run's is grey), the
+# AP50 of its masks on the validation images (orange squares; the healthy run's are grey dots), and what it
+# finds in one validation image with scores of 0.5 and more (orange; the annotated nuclei are white).
+# **Which is which?** Decide before you read on, and say why.
 
 # %%
 broken = {"rate": high_rate, "shift": misplaced, "four images": by_heart, "anchors": large_anchors}
@@ -727,7 +780,7 @@ def four(titles):
 four({letter: letter for letter in letters})
 
 # %% [markdown]
-# The same with names, and what the healthy network finds.
+# Here they are again with their names, and then the healthy run.
 
 # %%
 four({letter: f"{letter}: {name}" for letter, name in letters.items()})
@@ -736,34 +789,45 @@ curves(axes[0], healthy, "healthy")
 finds(axes[1], healthy, "healthy")
 plt.show()
 everything = {"healthy": healthy, **broken}
-print(
-    f"{'':<12}"
-    + "".join(f"{name.removeprefix('loss_'):>13}" for name in ("loss", *TERMS))
-    + "   AP50 box   mask"
-)
+named = {term: "  " + term.removeprefix("loss_") for term in ("loss", *TERMS)}
+print(f"{'':<11}" + "".join(f"{name:>8}" for name in named.values()) + "   AP50 box   mask")
 for name, run in everything.items():
-    values = [run.curve(term)[-tail:].mean() for term in ("loss", *TERMS)]
-    print(
-        f"{name:<12}"
-        + "".join(f"{value:13.3f}" for value in values)
-        + f"{run.ap50('box')[-1]:11.3f}{run.ap50()[-1]:7.3f}"
+    values = (
+        f"{run.curve(term)[-tail:].mean():{max(8, len(heading))}.3f}" for term, heading in named.items()
     )
+    print(f"{name:<11}" + "".join(values) + f"{run.ap50('box')[-1]:11.3f}{run.ap50()[-1]:7.3f}")
 
 # %%
 final = {name: run.ap50()[-1] for name, run in everything.items()}
 assert FAST or all(final[name] < final["healthy"] for name in broken)
 
 # %% [markdown]
-# * **C, the rate.** As the warm-up reaches a rate that is too high, the loss shoots out of the picture. What comes back is the surprise: **it ends lower than all others, and finds nothing.** The box loss is 0.008 instead of 0.58: hardly any RoI that is drawn lies on a nucleus any more, so there is next to nothing to be wrong about, and "background" is nearly always right. A spike, then a loss that is too good.
-# * **D, the shift.** The curves are those of the healthy run: the network learns what it is told, and 5 pixels are within what it sees. AP50 is 0. Losses cannot show this, as they are computed from the same wrong annotations; had validation been shifted as well, AP would look fine, too. Only the picture tells: the outlines are there, in the right shape, all displaced in the same direction.
-# * **B, four images.** The loss ends far below the healthy run's, while in validation it falls behind. The picture has the right places and wrong shapes: what was learnt are those crops.
-# * **A, the anchors.** The sum is too high from the first step on, and the terms say where: 0.43 instead of 0.02 for the RPN's boxes, and objectness near 0.53. The nearest anchor of a nucleus is several times too large, so the RPN must shrink it by a long way, and hardly knows which one to take. What it finds in the picture lies around two nuclei at once.
+# * **C, the rate.** As the warm-up reaches a rate that is too high, the loss shoots out of the picture.
+#   What comes back is the surprise: **it ends lower than all the others, and finds nothing.** The box loss
+#   is 0.008 instead of 0.58: hardly any RoI that is drawn lies on a nucleus any more, so there is next to
+#   nothing to be wrong about, and "background" is nearly always right. A spike, then a loss that is too
+#   good to be true.
+# * **D, the shift.** The curves are those of the healthy run: the network learns what it is told, and 5
+#   pixels are within what it sees. AP50 is 0. Losses cannot show this, as they are computed from the same
+#   wrong annotations; had validation been shifted as well, AP would look fine, too. Only the picture tells:
+#   there are outlines, as there are in the healthy run's picture, but all of them are displaced in the same
+#   direction.
+# * **B, four images.** The loss ends far below the healthy run's, while in validation it falls behind. The
+#   picture has the right places and the wrong shapes: what was learnt are those four crops.
+# * **A, the anchors.** The sum is too high from the first step on, and the terms say where: 0.43 instead of
+#   0.02 for the RPN's boxes, and 0.53 instead of 0.13 for objectness. The nearest anchor of a nucleus is
+#   several times too large, so the RPN must shrink it by a long way, and hardly knows which one to take.
+#   One of the outlines in its picture goes around two nuclei at once.
 #
-# Sum up these four: a loss that was too **high** from the start came from the set-up; one that was too **low**, from a network that had found a way not to do its work, or did it by heart; and one that looked **right** proved nothing. Therefore: terms, validation, pictures. In this order they cost more, and tell more.
+# To sum up these four: a loss that was too **high** from the start came from the set-up; one that was too
+# **low**, from a network that had found a way not to do its work, or had learnt by heart; and one that
+# looked **right** proved nothing. Therefore look at the terms, then at validation, then at pictures. In
+# this order they cost more, and tell more.
 #
 # ### The number that lies
 #
-# What would the third run have said of itself, had somebody validated on the crops that it trains on?
+# What would the run on four crops have said of itself, had somebody validated on the crops that it trains
+# on?
 
 
 # %%
@@ -810,12 +874,17 @@ gaps = leaky.mask["AP50"] - final["four images"], honest.mask["AP50"] - final["h
 assert FAST or gaps[0] > gaps[1]
 
 # %% [markdown]
-# 0.764, where 0.180 is true. Neither number is surprising by itself, and that is why nobody notices: the crops are easy, and the healthy network, which has seen them among others, does nearly as well there, 0.742. By its own account the run on four crops is the better one. In validation it is far behind. (Notebook 10 has a leak that is harder to see.)
+# It says 0.764, where 0.180 is true. Neither number is surprising by itself, and that is why nobody
+# notices: the crops are easy, and the healthy network, which has seen them among others, does nearly as
+# well on them, 0.742. By its own account the run on four crops is the better one. In validation it is
+# clearly the worse. (Notebook 10 has a leak that is harder to see.)
 #
-# ### A mistake that is made after training
+# ### Mistakes that are made after training
 #
-# Two more need no training: the image is handed over as 0..255 instead of 0..1, or with blue first, as OpenCV reads it. The first is refused in one line, since no image in 0..1 looks like that. But
-# who divides by 255 and then meets a function that divides once more has an image that is as valid as any dark one. We do both to the healthy network.
+# Two more mistakes need no training: the image is handed over as 0..255 instead of 0..1, or with blue
+# first, as OpenCV reads it. The first is refused in one line, since no image in 0..1 looks like that. But
+# whoever divides by 255 and then calls a function that divides once more has an image that is as valid as
+# any dark one. We do both to the healthy network.
 
 
 # %%
@@ -854,11 +923,17 @@ assert handed["blue first"][0] == handed["as it should be"][0]  # grey: three eq
 assert FAST or handed["divided by 255 twice"][0] < 0.5 * handed["as it should be"][0]
 
 # %% [markdown]
-# Divided twice, the image is black to the network: it finds nothing, and nothing complains. With blue first the grey images are the same to the bit, and most of the set is grey: over all ten images one would hardly notice. In the two stained ones, of which so short a run finds little anyway, AP50 falls from 0.062 to 0.036; with two images that is a hint, no proof. **Break a number down by kind of image** before you believe it.
+# Divided twice, the image is black to the network: it finds nothing, and nothing complains. With blue first
+# the grey images are the same to the bit, and most of the set is grey, so that over all ten images one
+# would hardly notice. In the two stained ones, of which so short a run finds little anyway, AP50 falls from
+# 0.062 to 0.036; with two images that is a hint, no proof. **Break a number down by kind of image** before
+# you believe it.
 #
 # ## Finding errors
 #
-# AP says that something is wrong, not what. So compare detections that score at least 0.5 with the annotations, and sort. A detection that finds an object of its own with $IoU \ge 0.5$ is right; of the others, by the greatest IoU with any object:
+# AP says that something is wrong, not what. So compare the detections that score at least 0.5 with the
+# annotations, and sort the errors. A detection that finds an object of its own with $IoU \ge 0.5$ is right;
+# the others are sorted by their greatest IoU with any object:
 #
 # | | |
 # | --- | --- |
@@ -887,7 +962,8 @@ assert (
 )  # every detection is right or one kind of wrong
 
 # %% [markdown]
-# The most confident of each kind, as `report.html` shows them, annotations left and detections right; of the missed, the largest:
+# Here are the most confident of each kind, as `report.html` shows them, annotations on the left and
+# detections on the right; of the missed, the largest:
 
 
 # %%
@@ -920,16 +996,23 @@ plt.show()
 # %% [markdown]
 # Four kinds, four causes:
 #
-# * **Missed** is by far the most: 179 of 305. The largest are over 3500 pixels, sides of 60: few nuclei of the training set are as large, and a crop of 96 pixels cuts most of those. Others may have been found with scores below 0.5, which AP counts and the picture does not. More steps, and larger crops.
-# * **Invented**: three, all at an edge of the image, and in each of these pictures there is something bright there. Are these nuclei that nobody annotated because the edge cuts them? Then the network is right. Look before you blame it.
+# * **Missed** are by far the most: 179 of 305 nuclei. The largest cover over 3500 pixels, 60 by 60: in
+#   training only 9 nuclei of 1115 do, and a crop of 96 pixels cuts through most of those. Others may have
+#   been found with scores below 0.5, which AP counts and this list does not. More steps would help, and
+#   larger crops.
+# * **Invented**: three, all at an edge of the image, and in each of these places there is something bright.
+#   Are these nuclei that nobody annotated because the edge cuts them? Then the network is right. Look
+#   before you blame it.
 # * **Badly shaped**: masks too large for a small nucleus, and too small for a large one.
-# * **Found twice**: two outlines on one nucleus that overlap too little for suppression. The box branch does not yet agree with itself. Whether they go away with training, the next section counts.
+# * **Found twice**: two outlines on one nucleus that overlap too little for suppression. The box branch
+#   does not yet agree with itself. Whether that goes away with training, the next section tells.
 
 # %% [markdown]
 # ## What more training does
 #
-# The weights that come with minimask are of a `maskrcnn_fine` with four times the parameters. It has seen 498 images, of which our 32 are a part, for 5000 steps of two crops of 256 pixels: 62 times as many steps, of 7 times as many pixels. The ten
-# images that judge were in nobody's training.
+# The weights that come with minimask are those of a `maskrcnn_fine` with four times the parameters. It has
+# seen 498 images, of which our 32 are a part, for 5000 steps of two crops of 256 pixels: 62 times as many
+# steps, of 7 times as many pixels. Neither network was trained on the ten images that judge them.
 
 # %%
 trained = models.from_checkpoint("minimask:nuclei", box_score_thresh=0.01)
@@ -940,20 +1023,25 @@ for name, run, errors_of in (
     ("this notebook", healthy.judged[-1], results),
     ("minimask:nuclei", after, kinds),
 ):
-    told = ", ".join(f"{sum(len(image.errors()[kind]) for image in errors_of)} {kind}" for kind in KINDS)
-    print(f"{name:<16} AP50 of masks {run.mask['AP50']:.3f}, AP {run.mask['AP']:.3f}: {told}")
+    print(f"{name:<16} AP50 of masks {run.mask['AP50']:.3f}, AP {run.mask['AP']:.3f}")
+    print(
+        " " * 16,
+        ", ".join(f"{sum(len(image.errors()[kind]) for image in errors_of)} {kind}" for kind in KINDS),
+    )
 
 # %%
 assert FAST or after.mask["AP50"] > healthy.judged[-1].mask["AP50"]
 
 # %% [markdown]
-# AP50 goes from 0.28 to 0.84, AP from 0.08 to 0.54. Missed, badly shaped and found twice become fewer, missed by far the most: 179 to 23. *Invented* becomes more, 3 to 11: who says more can be wrong more often, and 11 against 3 is a small price for what it finds.
-# A kind of error that grows is no proof of a worse network.
+# AP50 goes from 0.28 to 0.84, and AP from 0.08 to 0.54. Missed, badly shaped and found twice become fewer,
+# missed by far the most: from 179 to 23. *Invented* become more, 11 instead of 3: who says more can be
+# wrong more often, and that is a small price for what is found. A kind of error that grows is no proof of a
+# worse network.
 #
 # ## Exercises
 #
-# `exercises.check` says that it is right, or where it is wrong and which usual mistake it looks like. Change the cells until it says
-# "right". Solutions are in `tutorials/solutions/`.
+# `exercises.check` says that your function is right, or where it is wrong and which usual mistake it looks
+# like. Change the cells until it says "right". Solutions are in `tutorials/solutions/`.
 #
 # **1.** A step of SGD.
 
@@ -1007,7 +1095,9 @@ def my_average_precision(iou, scores, threshold):
 exercises.check("average_precision", my_average_precision)
 
 # %% [markdown]
-# **4.** Momentum 0.9 at rate 0.02. Somebody switches momentum off. Which rate makes steps of the same length where gradients agree? Is it stable in the steep direction of a valley in which the first setting just was?
+# **4.** Momentum 0.9 at rate 0.02. Somebody switches momentum off. Which rate makes steps of the same
+# length where gradients agree? Is it stable in the steep direction of a valley in which the first setting
+# was just stable?
 #
 # <details><summary>Answer</summary>
 #
@@ -1023,11 +1113,13 @@ exercises.check("average_precision", my_average_precision)
 #
 # </details>
 #
-# **6.** A hundred more wrong detections are added to the toy, with scores below 0.4. What becomes of AP50? And of the counts of errors at a score of 0.5?
+# **6.** A hundred more wrong detections are added to the example of AP by hand, with scores below 0.4. What
+# becomes of AP50? And of the counts of errors at a score of 0.5?
 #
 # <details><summary>Answer</summary>
 #
-# Nothing, both times: the precision at recall 1 was reached before them. That is why `score_threshold` is set low for AP, and why AP alone does not say how the pictures look.
+# Nothing, both times: recall 1 was reached before them, and what comes after it counts for nothing. That is
+# why `score_threshold` is set low for AP, and why AP alone does not say how the pictures look.
 #
 # </details>
 #
