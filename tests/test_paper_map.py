@@ -61,6 +61,15 @@ def test_code_that_moved_is_told_with_its_line_and_mended(page):
     assert page.read_text() == "[`f`](source.py#L5), [`A.f`](source.py#L10), [`X`](source.py#L1)\n"
 
 
+def test_a_link_with_a_title_leads_to_what_the_title_names(page):
+    page.write_text('[in words](source.py#L5 "f"), [`f`](source.py#L10 "A.f")\n')
+    assert line_links.problems(page) == []
+    page.write_text('[in words](source.py#L4 "f")\n')
+    assert [problem[:20] for problem in line_links.problems(page)] == ["page.md: f is in lin"]
+    line_links.mend(page)
+    assert page.read_text() == '[in words](source.py#L5 "f")\n'
+
+
 @pytest.mark.parametrize("text", ["`g`", "`A.g`", "f", "the function `f`"])
 def test_a_name_that_the_source_does_not_define_is_told_and_left(page, text):
     page.write_text(f"[{text}](source.py#L5)\n")

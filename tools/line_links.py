@@ -1,8 +1,9 @@
 """Links to a line of a source file: ``python tools/line_links.py check|mend``.
 
 In the pages, `` [`RPN.sample`](../minimask/models/rpn.py#L213) `` leads to the line that defines what the
-link is called: a function, a method as ``Class.method``, a class, or a name that is assigned. Code moves, and
-its lines with it.
+link is called: a function, a method as ``Class.method``, a class, or a name that is assigned. A link with a
+title, ``[other words](file.py#L8 "function")``, leads to what the title names. Code moves, and its lines with
+it.
 
 check   say which links lead to another line, or to nothing
 mend    write the right lines into the pages; what is not defined any more is said, and left
@@ -17,18 +18,19 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LINK = re.compile(r"\[([^\]\n]+)\]\(([^)#\s]+\.py)#L(\d+)\)")
+LINK = re.compile(r"\[([^\]\n]+)\]\(([^)#\s]+\.py)#L(\d+)(?: \"([\w.]+)\")?\)")
 SYMBOL = re.compile(r"`([\w.]+)`")
 
 
 @dataclass(frozen=True)
 class LineLink:
-    """A link to a line: the page it stands in, what it is called, the file, and the line."""
+    """A link to a line: the page it stands in, what it is called, the file, the line, and its title."""
 
     page: Path
     text: str
     target: str
     line: int
+    title: str = ""
 
     @property
     def file(self) -> Path:
@@ -36,7 +38,7 @@ class LineLink:
 
     def wanted(self) -> int | None:
         """The line that defines what the link is called; None if nothing does."""
-        symbol = SYMBOL.fullmatch(self.text)
+        symbol = SYMBOL.fullmatch(f"`{self.title}`" if self.title else self.text)
         return definitions(self.file).get(symbol[1]) if symbol and self.file.is_file() else None
 
 
@@ -48,7 +50,9 @@ def pages() -> list[Path]:
 def links(page: Path) -> list[LineLink]:
     """The links of a page that lead to a line."""
     text = page.read_text(encoding="utf-8")
-    return [LineLink(page, name, target, int(line)) for name, target, line in LINK.findall(text)]
+    return [
+        LineLink(page, name, target, int(line), title) for name, target, line, title in LINK.findall(text)
+    ]
 
 
 @cache
@@ -75,7 +79,7 @@ def problems(page: Path) -> list[str]:
     """What is wrong with the links of a page, a line each."""
     found = []
     for link in links(page):
-        wanted, where = link.wanted(), f"{page.relative_to(ROOT)}: {link.text}"
+        wanted, where = link.wanted(), f"{page.relative_to(ROOT)}: {link.title or link.text}"
         if wanted is None:
             found.append(f"{where} is not defined in {link.target}: name the link as the source names it")
         elif wanted != link.line:
@@ -90,8 +94,9 @@ def mend(page: Path) -> None:
     """Write the right lines into a page."""
 
     def right(match: re.Match) -> str:
-        name, target, line = match.groups()
-        return f"[{name}]({target}#L{LineLink(page, name, target, int(line)).wanted() or line})"
+        name, target, line, title = match.groups(default="")
+        line = LineLink(page, name, target, int(line), title).wanted() or line
+        return f'[{name}]({target}#L{line} "{title}")' if title else f"[{name}]({target}#L{line})"
 
     text = page.read_text(encoding="utf-8")
     if (mended := LINK.sub(right, text)) != text:
