@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from minimask import backend
 from minimask import functions as F
 from minimask.autograd import Tensor
+from minimask.backend import machine
 from minimask.boxes import nms
 from minimask.errors import InputError
 from minimask.lessons import cuda_on_cpu
@@ -156,3 +158,19 @@ def test_where_blas_cannot_be_held_to_one_thread_only_work_without_it_is_divided
     assert divided(lambda: paste_masks(masks, boxes[:6], (120, 120)))
     assert divided(lambda: F.relu(np.ones(1 << 21)))
     assert divided(lambda: F.max_pool2d(x, 2))
+
+
+def test_the_blas_that_is_told_is_numpys_whether_or_not_scipys_has_been_loaded(monkeypatch):
+    def library(path: str, version: str) -> SimpleNamespace:
+        return SimpleNamespace(filepath=path, version=version, internal_api="openblas", architecture="Zen")
+
+    numpys = library("/env/lib/numpy.libs/libopenblas-64.so", "0.3.31")
+    scipys = library("/env/lib/scipy.libs/libopenblas.so", "0.3.30")
+    shared = library("/usr/lib/libopenblas.so.0", "0.3.21")
+    for loaded, told in (
+        ([numpys], "openblas 0.3.31"),
+        ([scipys, numpys], "openblas 0.3.31"),
+        ([shared], "openblas 0.3.21"),
+    ):
+        monkeypatch.setattr(machine, "blas_libraries", lambda loaded=loaded: loaded)
+        assert machine.describe()["blas"] == told

@@ -22,8 +22,9 @@ def describe() -> dict[str, str]:
 
     from minimask._version import __version__
 
-    blas = [f"{library.internal_api} {library.version}" for library in blas_libraries()]
-    kernels = [getattr(library, "architecture", None) or "unknown" for library in blas_libraries()]
+    libraries = _of_numpy(blas_libraries())
+    blas = [f"{library.internal_api} {library.version}" for library in libraries]
+    kernels = [getattr(library, "architecture", None) or "unknown" for library in libraries]
     return {
         "minimask": __version__,
         "python": platform.python_version(),
@@ -35,6 +36,12 @@ def describe() -> dict[str, str]:
         "processor": _processor(),
         "gpu": _gpu(),
     }
+
+
+def _of_numpy(libraries: list) -> list:
+    """Those that NumPy computes with. SciPy's wheel brings its own, which is loaded sooner or later or never."""
+    own = [library for library in libraries if "numpy" in Path(library.filepath).parent.name]
+    return own or libraries
 
 
 def _gpu() -> str:
