@@ -236,7 +236,8 @@ assert smooth.best() < 1e-9 and whole.best() < 1e-6
 #
 # ## Kinks
 #
-# The network has KIND_OF_RELUS ReLUs. Each one has a corner at 0, and a step of $h$ reaches across it if the ReLU's input $z$ is nearer
+# The network has about 135,000 ReLUs. Three quarters of them are in the mask head, which runs on all eight positive RoIs, with 4 x 14 x 14 x 8
+# and 28 x 28 x 8 ReLUs for each. Every ReLU has a corner at 0, and a step of $h$ reaches across it if the ReLU's input $z$ is nearer
 # to 0 than the step moves it, $h\, |dz/dh|$. If the inputs have the density $\rho$ around 0, a central difference reaches across about
 # $2 \rho N h\, |dz/dh|$ of $N$ corners. With $N = 10^5$, $\rho = 0.4$ (the standard normal distribution's) and $|dz/dh| = 1$, the nearest
 # corner is at $h \approx 10^{-5}$. Here a random direction moves all 24,000 numbers at once, so $|dz/dh|$ is far larger than 1, and the nearest
@@ -777,8 +778,9 @@ with planted(*my_bug):
 #
 # <details><summary>Answer</summary>
 #
-# The pieces that contain a group norm: ResNet, images to levels, network. In the network, all parameters of the ResNet from which the way to a loss leads through some norm's
-# *input*: the convolutions' weights. The weights and biases of the last norms of a stage may be right.
+# The pieces that contain a group norm: ResNet, images to levels, network. In the network, every parameter from which the way to a loss leads through some norm's
+# *input* is wrong. That is the entire ResNet, including its norms, except for the weights and biases of the very last ones, `layer4.0.bn2` and
+# `layer4.0.downsample.1`: no norm comes after them.
 #
 # </details>
 #
@@ -797,7 +799,7 @@ with planted(*my_bug):
 #
 # <details><summary>Answer</summary>
 #
-# In a few random directions they are of the same size. The features reach the heads directly, and that part is used; the RPN's bias reaches them by way of the boxes only.
+# In most random directions they are of the same order, and the one that is used is often the larger. The backbone's weights reach the heads directly, through the features, and that part is used; the RPN's bias reaches them by way of the boxes only.
 #
 # </details>
 #
