@@ -133,7 +133,7 @@ for panel, reach in zip(axes, (1.0, 3e-2, 1e-4)):
     values = along(name, v, ts, total_loss)
     panel.plot(ts, values - total_loss(), color=BLUE, lw=2, label="the loss")
     panel.plot(ts, slope * ts, "--", color=ORANGE, label="the promise")
-    panel.set(xlabel="t", title=f"weights moved by up to {reach:g}")
+    panel.set(xlabel="t", title=f"moved by up to {reach:g}")
     panel.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both")
 axes[0].set_ylabel("change of the sum of the losses")
 axes[0].legend()
