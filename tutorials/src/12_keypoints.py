@@ -952,8 +952,8 @@ exercises.check("oks", my_oks)
 #
 # <details><summary>Answer</summary>
 #
-# First the head learns "a corner": the nearest corner of any name is found to a pixel or two, and the probability is shared among them (look at the maps). The tail, which has an angle of its own, comes first; tip, left and right last. The loss has a plateau
-# there, about $\log 3$ above where it will end.
+# First the head learns "a corner": some corner is found to a pixel or two, but not which one, and the probability is shared among them (look at the maps). The tail, which has an angle of its own, is told apart first;
+# tip, left and right come last. As long as these three share the probability equally, the loss stays about $\log 3$ above where it can end.
 #
 # </details>
 #

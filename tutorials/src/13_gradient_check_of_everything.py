@@ -807,7 +807,7 @@ with planted(*my_bug):
 #
 # <details><summary>Answer</summary>
 #
-# It is of order 1: the left out term is as large as the gradient, at any step. The check passes for all parameters on which no proposal depends: those of the box and mask head.
+# It is of order 1 (0.7): the missing term is about as large as the gradient, at any step. The check passes for all parameters on which no proposal depends: those of the box and mask head.
 #
 # </details>
 #
