@@ -274,7 +274,7 @@ PRETRAINING, STEPS = (16, 6) if FAST else (400, 150)
 
 
 def fit(model, samples, steps=STEPS, seed=0, augmentation=AS_IT_IS, batch=2, watch=None):
-    """Train on a list of samples; gives the losses. `watch(step)` is called after each step."""
+    """Train on a list of samples; return the losses. `watch(step)` is called after each step."""
     batches = Batches(samples, batch, augmentation, seed)
     optimizer = SGD(model.named_parameters(), lr=0.02)
     rate = LearningRate(0.02, total_steps=steps, warmup_steps=10)
@@ -329,7 +329,7 @@ def fine_tunable(seed, classes=3):
 
 
 model, notes = fine_tunable(seed=1)
-print(*notes, sep="\n")
+print(*(line for note in notes for line in fold(note)), sep="\n")
 fresh = models.maskrcnn_small(3, seed=1, **NARROW).state_dict()
 for name, array in model.state_dict().items():
     assert np.array_equal(array, fresh[name] if name in unfit else state[name])
@@ -437,7 +437,7 @@ source(minimask.Function._run, minimask.Function.save)
 
 # %%
 def freeze(model, prefix):
-    """Freeze what lies under a name; gives the frozen parameters."""
+    """Freeze the parameters whose names begin with `prefix`, and return them."""
     chosen = {name: p for name, p in model.named_parameters() if prefix and name.startswith(prefix)}
     for p in chosen.values():
         p.requires_grad = False
@@ -452,7 +452,7 @@ def arrays_in(saved):
 
 
 def tape_of(loss):
-    """How many calls stand on the tape, and how many bytes of arrays they keep."""
+    """How many calls are on the tape, and how many bytes of arrays they keep."""
     nodes, stack, kept = set(), [loss.creator], {}
     while stack:
         node = stack.pop()
@@ -472,7 +472,7 @@ prefixes, networks = networks, {name: fine_tunable(seed=1)[0] for name in networ
 for name, prefix in prefixes.items():
     freeze(networks[name], prefix)
 taped, seconds = {}, {name: [] for name in networks}
-for _ in range(3 if FAST else 9):  # in turn, so that whatever else the machine does hits all three
+for _ in range(3 if FAST else 9):  # in turns, so that whatever else the machine does affects all three
     for name, model in networks.items():
         begin = time.perf_counter()
         loss = sum(model.loss([s.image for s in batch], [s.target() for s in batch], Draws(0, 0)).values())
@@ -587,10 +587,11 @@ for row, name in zip(axes, ("from scratch", "fine-tuned")):
         panel.imshow(smoothed(image))
         for i in np.flatnonzero(result["scores"] > 0.5):
             panel.contour(result["masks"].numpy()[i, 0], [0.5], colors="white", linewidths=1)
-            x1, y1, _, y2 = result["boxes"][i].clip(3, 90)
+            x1, y1, _, y2 = result["boxes"][i]
             name_of = photos.class_names[result["labels"][i] - 1]
-            at = dict(y=y1, va="bottom") if name_of == "kite" else dict(y=y2, va="top")
-            panel.text(x1, s=f"{name_of} {result['scores'][i]:.1f}", color="white", fontsize=8, **at)
+            at = dict(y=max(y1, 11), va="bottom") if name_of == "kite" else dict(y=min(y2, 84), va="top")
+            shown = dict(color="white", fontsize=9, bbox=dict(color="black", alpha=0.5, pad=0.5, lw=0))
+            panel.text(x1.clip(1, 66), s=f"{name_of} {result['scores'][i]:.1f}", **shown, **at)
         panel.set(xticks=[], yticks=[])
     row[0].set_ylabel(name)
 plt.show()
@@ -613,7 +614,7 @@ ids = [entry["id"] for entry in document["images"]]
 
 
 def resampled(images):
-    """The AP50 if these had been the test images; one may occur several times."""
+    """The AP50 if these had been the test images; an image may occur several times."""
     truth = {"categories": document["categories"], "images": [], "annotations": []}
     detections = []
     for copy, image in enumerate(images, start=1):
@@ -647,12 +648,12 @@ axes.errorbar(
     label="mean and standard deviation",
 )
 axes.fill_between(sizes, p - rough, p + rough, color=GREY, alpha=0.25, label="$\\pm \\sqrt{p (1 - p) / m n}$")
-axes.axhline(p, color=GREY, lw=1, ls="--")
+axes.axhline(p, color=GREY, lw=1, ls="--", label="the AP50 on all test images, $p$")
 axes.set_xscale("log")
 axes.set_xticks(sizes, sizes)
 axes.minorticks_off()
 axes.set(xlabel="test images", ylabel="mask AP50", title="one network, other test images")
-axes.legend(loc="lower right", fontsize=8)
+axes.legend(loc="upper right", fontsize=8)
 plt.show()
 for n, a, b in zip(sizes, rough, measured):
     print(f"{n:>3} images: standard error {a:.3f} roughly, {b:.3f} by drawing images again")
@@ -704,7 +705,7 @@ axes.minorticks_off()
 axes.set(
     xlabel="photos to train on",
     ylabel="mask AP50 on other photos",
-    ylim=(0, None),
+    ylim=(0, 1.1 * table.max() + 0.01),
     title=f"{STEPS} steps each",
 )
 axes.grid(alpha=0.3)
@@ -807,8 +808,12 @@ _, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
 for panel, (kind, colour) in zip(axes, (("every third image", RED), ("by scene", GREEN))):
     panel.plot(marks, told[kind].T, "-", color=colour, lw=0.8, alpha=0.7)
     panel.plot(marks, true.T, "--", color=GREY, lw=0.8, alpha=0.7)
-    panel.plot(marks, told[kind].mean(axis=0), "-o", color=colour, lw=2.5, label="what validation says")
-    panel.plot(marks, true.mean(axis=0), "--s", color=GREY, lw=2.5, label="what is true: 60 other photos")
+    panel.plot(
+        marks, told[kind].mean(axis=0), "-o", color=colour, lw=2.5, label="what validation says, on average"
+    )
+    panel.plot(
+        marks, true.mean(axis=0), "--s", color=GREY, lw=2.5, label="what is true: 60 other photos, on average"
+    )
     panel.set(xlabel="step", title=f"validation: {kind}", ylim=(0, 1))
     panel.grid(alpha=0.3)
     panel.legend(loc="upper left", fontsize=8)
@@ -818,7 +823,7 @@ lie = {kind: (values - true)[:, -1] for kind, values in told.items()}
 print(f"at the end                                     the truth {true[:, -1].round(2)}")
 for kind in KINDS:
     said = f"{kind:<18} says {told[kind][:, -1].round(2)}"
-    print(f"{said}, too high by {lie[kind].mean():.2f} in the mean")
+    print(f"{said}, too high by {lie[kind].mean():.2f} on average")
 gains = [(values[:, -1] - values[:, 0]).mean() for values in (*told.values(), true)]
 print("from the first mark to the last: {:.2f}, {:.2f}; the truth {:.2f}".format(*gains))
 assert FAST or lie["every third image"].mean() > max(0.1, lie["by scene"].mean())
