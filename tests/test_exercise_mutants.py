@@ -37,6 +37,7 @@ EQUIVALENT = {
         "width + 3 * padding": BEHIND,
     },
     "oks": {"np.ones((len(found)": "every element is assigned"},
+    "transfer_weights": {"{'anew': anew}": "a list of True and False, which are as good as ones and zeros"},
     "group_norm_backward": {
         "len(gy)": "gy has the shape of x",
         "groups, -2": "any negative number says: as many as there are",

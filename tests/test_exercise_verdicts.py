@@ -331,6 +331,21 @@ def test_a_mask_for_indices_is_told_how_to_become_one():
     assert "kept is of bool, not of int64; np.nonzero gives the indices" in verdict.text
 
 
+@pytest.mark.parametrize("name", ["grouped_split", "transfer_weights"])
+def test_true_and_false_are_as_good_as_the_ones_and_zeros_of_a_mask(name):
+    right = solution(name)
+
+    def as_bool(result):
+        return result.astype(bool) if name == "grouped_split" else result | {"anew": list(result["anew"] > 0)}
+
+    def turned_round(result):
+        return ~as_bool(result) if name == "grouped_split" else result | {"anew": result["anew"] == 0}
+
+    assert exercises.check(name, lambda *inputs: as_bool(right(*inputs)))
+    verdict = exercises.check(name, lambda *inputs: turned_round(right(*inputs)))
+    assert not verdict and verdict.mistakes and "of bool" not in verdict.text
+
+
 def test_the_inputs_that_went_wrong_can_be_tried():
     verdict = exercises.check("relu_backward", lambda gy, x: gy * (x >= 0))
     gy, x = verdict.inputs

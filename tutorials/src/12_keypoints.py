@@ -3,12 +3,12 @@
 # %% [markdown]
 # # 12 Keypoints
 #
-# **Time** 3 hours with pencil, paper and exercises (an hour to read); it runs in under four minutes, most
-# of them training. **Needs** notebooks 01 (the tape and the check), 05 (RoIPool and RoIAlign) and 07 (heads
-# and losses). No GPU, no downloads.
+# **Time** an hour to read, 3 hours with pencil, paper and exercises; it runs in under four minutes, most
+# of them training. **Needs** notebooks 01 (the tape and the check), 05 (RoIPool and RoIAlign), 07 (heads
+# and losses) and 09 (AP). No GPU, no downloads.
 #
-# Section 5 of the paper turns Mask R-CNN into a pose estimator by hardly changing anything: in the place of the mask head there is a
-# keypoint head: "We model a keypoint's location as a one-hot mask". This notebook takes those words apart: what is predicted, what the
+# Section 5 of the paper turns Mask R-CNN into a pose estimator and hardly changes anything. A keypoint head takes the place of the
+# mask head: "We model a keypoint's location as a one-hot mask". This notebook takes those words apart: what is predicted, what the
 # loss wants, where half a pixel hides, how a result is scored, and what RoIPool does to all of it.
 #
 # Afterwards you can
@@ -19,7 +19,7 @@
 # 4. compute what $m = 56$ cells cost, in object keypoint similarity (OKS), before anything is trained;
 # 5. draw the circle in which a keypoint counts as found, and read an OKS;
 # 6. say when "sub-pixel" decoding is finer than the cells, and when it is coarser;
-# 7. say what it costs to round a box, measured with trained keypoint heads.
+# 7. say what rounding a box costs, measured with trained keypoint heads.
 
 # %%
 # Where minimask is missing, it is installed from the clone or wheel that MINIMASK_CLONE names, if it does.
@@ -70,9 +70,10 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The idea in a picture
 #
-# Photographs of people would need a download; generated figures do not. Triangles, kites and arrows have up to four named points, just inside their corners: the *tip*, the
-# *right* and the *left* corner (of someone inside who looks at the tip), and the *tail*, which a triangle has not. A figure may be turned in any way, so which
-# corner is "left" does not follow from its place in the picture: it has to be seen, as with a person's left hand.
+# Photographs of people would need a download; generated figures do not. Triangles, kites and arrows have up to four named points,
+# just inside their corners: the *tip*, the *right* and the *left* corner (as seen by someone inside who looks towards the tip), and
+# the *tail*, which a triangle does not have. A figure may be turned in any direction, so its place in the picture does not tell which
+# corner is "left": that has to be recognised, as with a person's left hand.
 
 # %%
 NAMES = ("tip", "right corner", "tail", "left corner")
@@ -144,14 +145,14 @@ for k, name in enumerate(NAMES):
 plt.show()
 
 # %% [markdown]
-# Right: what the head should say about the framed figure. For each of its $K = 4$ keypoints a map of $56 \times 56$ cells over the RoI, and in each map
-# **one** cell is right.
+# On the right is what the head should say about the framed figure: for each of its $K = 4$ keypoints a map of $56 \times 56$ cells
+# over the RoI, and in each map **one** cell is right.
 #
 # ### Visibility
 #
-# An annotation is $x$, $y$ and a number, COCO's: **0** not labelled (outside of the picture, or there is no such corner), **1** labelled but hidden
-# behind something, **2** visible. The loss counts 1 and 2 alike: one can tell where a hidden elbow must be. What counts besides: the RoI is a
-# proposal, not the true box, and a keypoint that lies outside of the RoI has no cell in it.
+# An annotation is $x$, $y$ and a visibility, as in COCO: **0** not labelled (outside the picture, or there is no such corner), **1**
+# labelled but hidden behind something, **2** visible. The loss counts 1 and 2 alike: one can tell where a hidden elbow must be. It also
+# matters that the RoI is a proposal, not the true box: a keypoint outside the RoI has no cell in it.
 
 # %%
 source(keypoints_to_heatmap)
@@ -185,9 +186,11 @@ shares = list(lost.values())  # the farther off, the more
 assert list(lost) == sorted(lost) and shares == sorted(shares)
 
 # %% [markdown]
-# Even in the *true* box a few corners have no cell: a hidden one may lie outside of it, since the box is that of what can be seen. When edges are off by a fifth, many are lost: a proposal that is too small teaches little about corners.
+# Even in the *true* box a few corners have no cell: a hidden one may lie outside it, since the box surrounds only what can be seen. When
+# the edges are off by a fifth, many are lost: a proposal that is too small teaches little about corners.
 #
-# The named points of these figures lie *inside* the corners, a fifth of the way to the figure's middle, as a wrist lies inside the end of a sleeve. Does that matter? Move them to the corners themselves, and count again, in the true boxes.
+# The named points of these figures lie *inside* the corners, a fifth of the way to the figure's middle, as a wrist lies inside the end
+# of a sleeve. Does that matter? Move them to the corners themselves, and count again, in the true boxes.
 
 # %%
 OF_TIP = {1: 4 / 9, 2: 1 / 5, 3: 4 / 9}  # the middle divides the line from tip to base in this proportion
@@ -209,8 +212,10 @@ print(
 assert np.mean(outside) > 0.5
 
 # %% [markdown]
-# Most of them would have no cell and no loss! A mask consists of the pixels whose centres the figure covers, the box is the mask's, and a sharp corner ends beyond the last such pixel. Half a pixel, invisible in any picture; the loss falls
-# nicely all the same, since it counts only the points that it can see. (minimask's figures were made like that at first. It was found by counting, not by looking at losses.) Before you train on keypoints of your own, count how many lie in their boxes.
+# Most of them would have no cell and no loss! A mask consists of the pixels whose centres the figure covers, the box is the mask's, and
+# a sharp corner ends beyond the last such pixel. It is only half a pixel, which nobody sees in a picture, and the loss falls nicely all
+# the same, since it counts only the points that have a cell. (minimask's figures were made like that at first. Counting revealed it; the
+# losses did not.) Before you train on keypoints of your own, count how many lie in their boxes.
 #
 # ## The head
 #
@@ -223,15 +228,16 @@ source(KeypointHead.forward, NormedKeypointNet.forward, KeypointHead.loss)
 # %%
 model = models.keypointrcnn_small(num_classes=4, num_keypoints=4)
 losses = model.train()([sample.image], [sample.target()])
-print({name: round(loss.item(), 3) for name, loss in losses.items()})
+for name, loss in losses.items():
+    print(f"{name:<17} {loss.item():.3f}")
 print(f"log(56 * 56) = {np.log(M * M):.3f}")
 
 # %%
 assert abs(losses["loss_keypoint"].item() - np.log(M * M)) < 0.3
 
 # %% [markdown]
-# The first number to look at: a fresh head thinks all 3136 positions equally likely, and $L_{keypoint} \approx \log 3136 = 8.05$. It is more than all the other
-# losses together; `KeypointOptions` can weigh it less.
+# This is the first number to look at: a fresh head thinks all 3136 positions equally likely, so $L_{keypoint} \approx \log 3136 = 8.05$.
+# That is more than all the other losses together; `KeypointOptions(weight=...)` gives it a smaller weight.
 #
 # ## A softmax over positions
 #
@@ -240,9 +246,10 @@ assert abs(losses["loss_keypoint"].item() - np.log(M * M)) < 0.3
 # $$L = -\log p_t = \log \sum_j e^{x_j} - x_t, \qquad p_j = \frac{e^{x_j}}{\sum_i e^{x_i}}, \qquad
 # \frac{\partial L}{\partial x_j} = \frac{e^{x_j}}{\sum_i e^{x_i}} - [j = t] = p_j - [j = t].$$
 #
-# It is the classifier's gradient (notebook 07), with *places* in the place of classes. There the masks were better off when they did not compete; why does it
-# have to be a competition here? Because exactly one place is right, and the loss should know that. Take the alternative: $m^2$ independent sigmoids with the
-# one-hot mask as target, whose gradient is $s(x_j) - [j = t]$. In a fresh head, where all logits are 0:
+# It is the classifier's gradient (notebook 07), with *places* instead of classes. There the masks were better off when they did not
+# compete; why must places compete here? Because exactly one place is right, and the loss should know that. Take the alternative: $m^2$
+# independent sigmoids with the one-hot mask as target, whose gradient is $s(x_j) - [j = t]$, with $s$ the sigmoid. In a fresh head, where
+# all logits are 0:
 
 # %%
 middle = np.array([[M * (M // 2) + M // 2]])
@@ -262,9 +269,10 @@ for name, gradient in gradients.items():
 assert np.isclose(gradients["softmax"].sum(), 0) and np.isclose(gradients["sigmoids"].sum(), M * M / 2 - 1)
 
 # %% [markdown]
-# The softmax moves as much up as down. The sigmoids say "nowhere!" 3135 times for each "here": every weight that all cells share, the last layer's bias first of all, is
-# pulled down by the sum. What that means can be computed: where would a head go that has learnt nothing yet but its bias $b$? The softmax does not see it at all ($\sum_j (p_j - [j = t]) = 0$);
-# the sigmoids' loss is smallest where $s(b) = 1/m^2$.
+# The softmax pulls up as much as it pulls down. The sigmoids say "nowhere!" 3135 times for each "here": every weight that all cells
+# share, above all the last layer's bias, is pulled down by the sum. How far? Take a head that has learnt nothing but its bias $b$. The
+# softmax does not depend on $b$ at all ($\sum_j (p_j - [j = t]) = 0$); the sigmoids' loss is smallest where the sum
+# $\sum_j (s(b) - [j = t]) = m^2 s(b) - 1$ is 0, that is, where $s(b) = 1/m^2$.
 
 # %%
 bias = -np.log(M * M - 1)
@@ -279,8 +287,9 @@ print(f"all others together pull by {x.grad[x.grad > 0].sum():.2f}, each by {x.g
 assert abs(x.grad.sum()) < 1e-9 and np.isclose(x.grad[x.grad > 0].max(), 1 / M**2)
 
 # %% [markdown]
-# So the sigmoids *first* learn that a keypoint is nowhere, and from there on the gradient is the same as the softmax's at its start: $1/m^2$ everywhere, and nearly $-1$ at the one cell.
-# The softmax starts there for free. It has a price: it cannot say "nowhere". A keypoint that cannot be seen gets a place like all others, and a low score at best.
+# So the sigmoids *first* learn that a keypoint is nowhere, and only there is their gradient the one that the softmax starts with: $1/m^2$
+# everywhere, and nearly $-1$ at the one cell. The softmax has this for free. It does have a price: it cannot say "nowhere". A keypoint
+# that cannot be seen gets a place like all others, and a low score at best.
 #
 # ### As it stands in minimask, and the check
 
@@ -302,17 +311,20 @@ assert errors.best() < 1e-9
 # %% [markdown]
 # ## Bilinear upscaling is a matrix
 #
-# From $28 \times 28$ to $56 \times 56$ nothing is learnt; the map is only drawn finer. Along one axis, the middle of fine cell $i$ lies at $(i + 1/2) / 2 - 1/2$ in coarse cells' middles,
-# that is a quarter of a cell beside one of them: it reads $3/4$ of the near coarse cell and $1/4$ of the next one. In the formula $y = U t\, U^T$ the matrix $U$ looks like this (4 cells to 8):
+# From $28 \times 28$ to $56 \times 56$ nothing is learnt; the map is only drawn finer. Along one axis, number the middles of the coarse
+# cells 0, 1, 2, ... Then the middle of fine cell $i$ lies at $(i + 1/2) / 2 - 1/2$, a quarter of a cell to one side of a coarse middle: it
+# reads $3/4$ of that coarse cell and $1/4$ of the next one. Write $u$ for the coarse map and $y$ for the fine one. In $y = U u\, U^T$ the
+# matrix $U$ looks like this (4 cells to 8):
 
 # %%
 print(bilinear_matrix(4, 8, float))
 source(UpsampleBilinear)
 
 # %% [markdown]
-# What is linear has its transpose as the backward pass: $L(U t\, U^T)$ changes by $\langle g_y, U\, dt\, U^T \rangle = \langle U^T g_y U, dt \rangle$, so $g_t = U^T g_y U$. Read along a column: a coarse
-# cell gets back $1/4, 3/4, 3/4, 1/4$ of the gradients of the four fine cells that read it. Rows of $U$ sum to 1 (a constant map stays constant), columns to 2: in two dimensions a coarse cell
-# receives four times the average gradient, because it speaks for four cells.
+# The backward pass of a linear function is its transpose: the loss changes by $\langle g_y, U\, du\, U^T \rangle = \langle U^T g_y U, du \rangle$, so
+# $g_u = U^T g_y U$. Read down a column of $U$: a coarse cell gets back $1/4, 3/4, 3/4, 1/4$ of the gradients of the four fine cells that
+# read it. The rows of $U$ sum to 1 (a constant map stays constant), its columns to 2: in two dimensions a coarse cell receives four times
+# the average gradient, because it stands for four cells.
 
 # %%
 u = bilinear_matrix(28, 56, np.float64)
@@ -328,7 +340,7 @@ errors = tutorial.step_errors(F.upsample_bilinear, [Tensor(rng.normal(size=(1, 2
 row, column = 30, 21  # of the right cell
 target = np.zeros((56, 56))
 target[row, column] = 1.0
-around = [slice(max(at - 8, 0), at + 10) for at in (row, column)]
+around = [slice(max(at // 2 * 2 - 4, 0), at // 2 * 2 + 6) for at in (row, column)]
 coarse = [slice(part.start // 2, part.stop // 2) for part in around]
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.7), layout="constrained", width_ratios=(1, 1, 1.5))
 picture(axes[0], target[*around], "one right cell of 56 x 56 ...", cmap="cividis")
@@ -346,29 +358,36 @@ plt.show()
 assert errors.best() < 1e-10
 
 # %% [markdown]
-# The curves on the right have no truncation error to show: the function is linear, so a finite difference is exact for every step, and only the rounding of the difference remains, which falls as the step grows.
+# The curves on the right show no truncation error: the function is linear, so a finite difference is exact for every step. Only the
+# rounding of the difference remains, and it falls as the step grows.
 #
 # ## From a point to a cell and back
 #
-# The box is divided into $m$ parts along each axis; a point at $x$ lies in cell $\lfloor (x - x_1)\, m / w \rfloor$, and a cell stands for its **middle**, $x_1 + (c + 1/2)\, w / m$. Going there and back costs up to half a cell,
-# on average over all places
+# The box is divided into $m$ parts along each axis; a point at $x$ lies in cell $c = \lfloor (x - x_1)\, m / w \rfloor$, and a cell stands for
+# its **middle**, $x_1 + (c + 1/2)\, w / m$. Going there and back costs up to half a cell along each axis. The error is uniform between
+# $-1/2$ and $1/2$ cell, so its square is $1/12$ on average, and in a box of $w$ by $w$, over both axes,
 #
-# $$\overline{e^2} = 2 \cdot \frac1{12} \left(\frac{w}{m}\right)^2 \quad \text{(two axes, } w \text{ by } w \text{ box)}.$$
+# $$\overline{e^2} = 2 \cdot \frac1{12} \left(\frac{w}{m}\right)^2 .$$
 #
-# Whoever forgets the half pixel and takes the cell's corner is off by $1/2$ in both directions *besides*: $2 \cdot (\frac1{12} + \frac14) = 8/12$ in the place of $2/12$, **four times** the squared error. Is any of it much? That depends on how a keypoint is scored.
+# Whoever forgets the half cell and takes the cell's corner is off by another $1/2$ along both axes: in cells squared,
+# $2 \cdot (\frac1{12} + \frac14) = 8/12$ instead of $2/12$, **four times** the squared error. Is any of this much? That depends on how a keypoint
+# is scored.
 #
 # ## Object keypoint similarity
 #
-# For boxes and masks there is IoU. Two points have none: they coincide or not. COCO's answer is a similarity that falls with the distance $d_k$, *relative to the object*, and at a rate of its own for each kind of keypoint:
+# Boxes and masks have an IoU. Two points do not: they coincide or they don't. COCO's answer is a similarity that falls with the distance
+# $d_k$, *relative to the object*, and at its own rate for each kind of keypoint:
 #
 # $$\mathrm{OKS} = \frac{\sum_k [v_k > 0]\; e^{-d_k^2 / (2 s^2 (2 \sigma_k)^2)}}{\sum_k [v_k > 0]}, \qquad s = \sqrt{\text{area}} .$$
 #
-# Where it comes from: let several people mark the same keypoint, and take the standard deviation of $d / s$: that is $\sigma_k$, the precision to which people know where a hip is (0.107) or an eye (0.025). The similarity is a
-# bell curve with *twice* that width. Solve for the distance, and an OKS is a circle:
+# ($v_k$ is the visibility.) Where does $\sigma_k$ come from? Let several people mark the same keypoint, and take the standard deviation of
+# $d / s$: it says how precisely people know where a hip is (0.107) or an eye (0.025). The similarity is a bell curve with *twice* that
+# width. For a single keypoint we can solve for the distance, and a value of OKS becomes a circle with the radius
 #
 # $$d = 2 \sigma_k\, s\, \sqrt{2 \log (1 / \mathrm{OKS})} .$$
 #
-# COCO's sigmas are for COCO's seventeen keypoints. For all others minimask takes 0.05, and says so in its table.
+# COCO's sigmas are for COCO's seventeen keypoints. For all others minimask takes 0.05, and the table of `minimask evaluate` says so. In the
+# figure, solid, dashed and dotted lines mean an OKS of 0.5, 0.75 and 0.95.
 
 # %%
 source(oks.similarity)
@@ -389,7 +408,8 @@ sizes = [row for row in sizes if (figures[row[1]].keypoints[row[2], :2, 2] == 2)
 _, axes = plt.subplots(1, 3, figsize=(12, 4.1), layout="constrained")
 for panel, (area, k, i) in zip(axes, (min(sizes), max(sizes))):
     s = figures[k]
-    image_of(panel, s, f"area {area} pixels")
+    panel.set_facecolor("0.85")  # beyond the picture's edge
+    image_of(panel, s, f"area {area}: OKS 0.5, 0.75 and 0.95")
     for x, y, seen in s.keypoints[i]:
         for value, line in ((0.5, "-"), (0.75, "--"), (0.95, ":")) if seen else ():
             panel.add_patch(
@@ -429,15 +449,19 @@ assert np.isclose(oks.similarity(swapped, true, np.array([400.0]), np.full(4, 0.
 assert np.isclose(radius_of(0.5, 0.05, 400), 2.355, atol=1e-3)
 
 # %% [markdown]
-# AP is then what it is for masks, with OKS in the place of IoU: the average over the thresholds 0.50, 0.55, ... 0.95. Circles are small! Note the sum over *keypoints*: swap left and right, and half of the OKS is gone although every corner has been found to the pixel.
+# AP is then what it is for masks, with OKS instead of IoU: the average over the thresholds 0.50, 0.55, ... 0.95. The circles are small!
+# And note that the sum is over *names*: swap left and right, and half of the OKS is gone, although every corner has been found to the
+# pixel.
 #
 # ### What $m$ costs, before anything is trained
 #
-# Now both halves can be put together. For small errors $1 - \mathrm{OKS} \approx \overline{e^2} / (2 s^2 (2\sigma)^2)$. With $\overline{e^2} = w^2 / (6 m^2)$, and an object that fills a share $f$ of its box, $s^2 = f w^2$:
+# Now the two can be put together. For small errors $1 - e^{-a} \approx a$, so $1 - \mathrm{OKS} \approx \overline{e^2} / (2 s^2 (2\sigma)^2)$. With
+# $\overline{e^2} = w^2 / (6 m^2)$, and an object that fills a share $f$ of its box, $s^2 = f w^2$:
 #
 # $$1 - \mathrm{OKS} \approx \frac{1}{48\, f\, m^2 \sigma^2} .$$
 #
-# The size of the box has gone: large or small, it costs the same. Let us hold that against a *perfect* head, which always names the right cell.
+# The size of the box has cancelled: large or small, it costs the same. Let us compare that with a *perfect* head, which always names the
+# right cell.
 
 # %%
 count, fill = (2000 if FAST else 20_000), 0.5
@@ -502,15 +526,20 @@ for m in sides[sides >= 40]:  # where the errors are small, the formula holds
     assert 3.7 < costs[0.05, m, 0.0] / costs[0.05, m, 0.5] < 4.1
 
 # %% [markdown]
-# (The hollow squares lie on the filled circles: a half cell forgotten costs as much as if the tolerance were half as wide.) That is why the head goes to 56 where the mask head stays at 28. With 14 cells, which is what RoIAlign gives, a perfect head could hardly pass the threshold of 0.95 for anybody's eye; "a relatively high resolution output (compared to masks) is required for keypoint-level localization accuracy", says the paper.
+# (The hollow squares lie on the filled circles: forgetting the half cell costs as much as a $\sigma$ half as large, since both multiply
+# $e^2 / \sigma^2$ by four.) This is why the keypoint head goes up to 56 where the mask head stays at 28. With 14 cells, which is what RoIAlign
+# gives, a perfect head would reach an OKS of 0.73 for keypoints as exacting as eyes, and could not pass the threshold of 0.95. "A relatively high
+# resolution output (compared to masks) is required for keypoint-level localization accuracy", says the paper.
 #
 # ## Decoding: is it sub-pixel?
 #
-# All systems do the same: resize the map to *the box's size in pixels* by cubic interpolation, and take the highest pixel. Compare three ways on maps whose peak is known, a bell of 1.5 cells' width around any place in a box of $w$ pixels:
+# torchvision, detectron2 and minimask all do the same: they resize the map to *the box's size in pixels* by cubic interpolation, and take
+# the highest pixel. Compare three ways of decoding on maps whose peak is known: a bell with a standard deviation of 1.5 cells, somewhere in a box of
+# $w$ pixels. The position is taken to be
 #
-# * the highest **cell**, its middle;
-# * the highest **pixel** of the resized map: what torchvision, detectron2 and minimask do;
-# * a **parabola** through the logarithm's highest cell and its two neighbours on each axis.
+# * the middle of the highest **cell**;
+# * the highest **pixel** of the resized map, as those systems do;
+# * on each axis, the vertex of a **parabola** through the logits of the highest cell and its two neighbours.
 
 # %%
 source(heatmaps_to_keypoints)
@@ -597,18 +626,22 @@ for width in widths:
         assert np.isclose(of_pixel, of_cell)
 
 # %% [markdown]
-# Here is a small surprise in a convention that everyone copies. For boxes **larger** than 56 pixels the answer is finer than the cells. At 56 the two are the same map. For **smaller** boxes the map is *shrunk*, and the answer is a whole pixel's middle, **coarser** than the
-# cells that the head was trained with. It never is sub-*pixel*; it is sub-*cell*, for large boxes. For people in COCO's photographs, mostly larger than 56 pixels, it is right; our figures are smaller. The parabola is exact for this bell, because its logarithm is a parabola; trained maps are no such bells, so
-# judge it below, on real ones.
+# Here is a small surprise in a convention that everyone copies. For boxes **larger** than 56 pixels the answer is finer than the cells. At
+# 56 the resized map is the map itself. For **smaller** boxes the map is *shrunk*, and the answer is the middle of a pixel, which is **coarser** than
+# the cells that the head was trained with. So the answer is never sub-*pixel*; it is sub-*cell*, for large boxes. That suits the people in COCO's
+# photographs, most of whom are larger than 56 pixels; our figures are smaller. The parabola is exact for this bell, because its logarithm is a
+# parabola; trained maps are not such bells, so judge it below, on real ones.
 
 # %% [markdown]
 # ## Training
 #
-# The whole network learns the figures with `minimask train --config figures --output run` (docs/keypoints.md says how long that takes and what it reaches). Here we have a minute, so the task is made
-# smaller, in two ways, and both are told:
+# `minimask train --config figures --output run` trains the whole network on the figures (docs/keypoints.md says how long that takes and
+# what it reaches). Here we have a few minutes, so we make the task smaller, in two ways:
 #
-# * **The boxes are given.** There is no RPN and no box head. The RoIs are true boxes, with edges moved by 5 % in training; so what we measure is the keypoint head and what lies below it.
-# * **Figures that lean by less than 60° from upright.** Telling left from right in all directions takes longer than finding corners: try it (exercise 6).
+# * **The boxes are given.** There is no RPN and no box head. The RoIs are the true boxes, with edges moved by about 5 % in training; so what we
+#   measure is the keypoint head and the backbone below it.
+# * **The figures lean by less than 60° from upright.** Telling left from right in all directions takes longer to learn than finding corners: try
+#   it (exercise 6).
 
 
 # %%
@@ -698,7 +731,8 @@ print(
 )
 
 # %% [markdown]
-# Four trainings, of about half a minute of processor time each: both RoI layers, with two seeds for the initial weights and the order of the pictures.
+# There are four trainings, of about half a minute of processor time each: both RoI layers, with two seeds for the initial weights and the
+# order of the pictures.
 
 # %%
 runs = {("RoIAlign", seed): train(ALIGN, seed, train_pictures, STEPS) for seed in SEEDS}
@@ -711,7 +745,8 @@ for (name, seed), (_, losses) in runs.items():
     )
 
 # %% [markdown]
-# What the first of them finds, in figures that it was not trained on. Large and filled: predicted; small and white: true.
+# This is what the first of them finds in figures that it was not trained on. The large, coloured markers are predicted, the small white
+# dots are true.
 
 # %%
 trained = runs["RoIAlign", 0][0]
@@ -753,14 +788,15 @@ for k, panel in enumerate(panels[1:]):
 plt.show()
 
 # %% [markdown]
-# In the heat maps, look at how the probability spreads: over some neighbours of the right cell, and, where the head hesitates, over *other corners*. One softmax can hesitate between two places; a regression of $x$ and $y$ would answer with
-# their mean, which lies at neither.
+# In the heat maps (each with its own colour scale), look at how the probability spreads: where the head is sure, over a few neighbouring
+# cells; where it hesitates, over several places. A softmax can hesitate between two places; a regression of $x$ and $y$ would answer
+# with their mean, which lies at neither.
 #
 # ## The experiment: RoIPool against RoIAlign
 #
-# In the paper's table 6 (ResNet-50-FPN, COCO minival) the keypoint AP is 59.8 with RoIPool and 64.2 with RoIAlign. FPN's finest level has a stride of 4 pixels,
-# so RoIPool's rounding moves what it reads by at most 2 pixels at an edge. Is a pixel or two worth that much? We have two networks (with each seed) that differ in one argument, `roi_layer`: the same initial weights, the same pictures in the same
-# order, the same boxes.
+# In the paper's table 6 (ResNet-50-FPN, COCO minival) the keypoint AP is 59.8 with RoIPool and 64.2 with RoIAlign. FPN's finest level has
+# a stride of 4 pixels, so on that level RoIPool's rounding moves an edge by at most 2 pixels. Is a pixel or two worth that much? For each seed we have two
+# networks that differ in one argument, `roi_layer`: the same initial weights, the same pictures in the same order, the same boxes.
 
 # %%
 table = {}
@@ -782,16 +818,19 @@ assert FAST or all(
 )
 
 # %% [markdown]
-# The order is the paper's, and the gap wider than its 4.4 points. Do not compare the sizes: our figures are smaller (the fewer pixels an object has, the more two of them are), the test has some hundred figures, the
-# boxes are given, and two seeds are two seeds. What can be compared is the mechanism, so let us look at that directly.
+# The order is the paper's, and the gap is wider than its 4.4 points. Do not compare the sizes of the gaps: our figures are smaller (two pixels
+# are a larger part of them), the test has some hundred figures, the boxes are given, and two seeds are only two seeds. What can be compared
+# is the mechanism, so let us look at that directly.
 #
-# And read the table downwards: the three ways of decoding differ by far less than the two layers. With RoIAlign the highest *pixel* is the worst of the three, by one or two hundredths, as the picture of the decoders led us to expect for figures smaller than 56 pixels;
-# the parabola wins little over the cell's middle, since trained maps are no bells. With RoIPool even that order is lost: what the rounding has moved, no decoding brings back.
+# Now read down the table: the three ways of decoding differ by far less than the two layers. With RoIAlign the highest *pixel* is the worst of
+# the three, by 0.03 at most, as the picture of the decoders led us to expect for figures smaller than 56 pixels; the parabola gains
+# little over the cell's middle, since trained maps are not bells. With RoIPool even that order is lost: no decoding brings back what the
+# rounding has moved.
 #
 # ### Slide the box
 #
-# A keypoint does not move when its RoI does. Take each test figure, with a box whose edges lie at multiples of 4 pixels (so exactly at the edges of FPN's cells) and a margin, and slide the box to the right, by up to 8 pixels: where does each network
-# say that the points are?
+# A keypoint does not move when its RoI does. Draw a box around each test figure, with a margin, whose edges lie at multiples of 4 pixels (exactly
+# at the edges of FPN's cells), and slide it to the right by up to 8 pixels. Where does each network say the points are?
 
 # %%
 STRIDE = 4
@@ -838,15 +877,18 @@ for key, slide in slides.items():
     assert FAST or (np.ptp(slide) > 2.5 if key[0] == "RoIPool" else np.ptp(slide) < 1.2)
 
 # %% [markdown]
-# RoIAlign's answers stay where they are, to a fraction of a pixel. RoIPool's follow the box like something glued to it, for a whole stride, and then fall back by nearly four pixels where the rounding tips over. The reason is in the two halves of
-# the head's job: *features* are read from the rounded box, but a *cell* is converted to a place by the box as it is. Between the two lies up to half a stride, and the network cannot learn it away, because nothing that it sees tells it how
-# the box was rounded. It can only blur its maps (its loss stays higher), which costs at small OKS circles: with a radius of two or three pixels for our figures, two pixels are the difference between found and not found.
+# RoIAlign's answers stay where they are, to a fraction of a pixel. RoIPool's are carried along by the box for a whole stride, and fall
+# back by three to four pixels where the rounding tips over. The reason lies in the two halves of the head's job: *features* are read from
+# the rounded box, but a *cell* is converted to a place by the box as it is. The two differ by up to half a stride, and the network cannot
+# learn to correct this, because nothing that it sees tells it how the box was rounded. All it can do is blur its maps (its loss stays higher).
+# And the OKS circles are small: for our figures the one of 0.5 has a radius of about two to four pixels, so two pixels decide
+# between found and not found.
 #
-# A box branch can shrug that off: IoU hardly notices two pixels of forty. A mask branch loses its outline. A keypoint has nothing but its place.
+# A box head can shrug that off: IoU hardly notices two pixels in forty. A mask loses its outline. A keypoint has nothing but its place.
 #
 # ## Exercises
 #
-# **1.** Write the backward pass of the loss. The first try is how people begin: look at what `check` says, and mend it.
+# **1.** Write the backward pass of the loss. The attempt below is how people often begin: see what `check` says about it, and correct it.
 
 # %%
 exercises.describe("keypoint_loss_backward")
@@ -864,7 +906,7 @@ def my_keypoint_loss_backward(gy, logits, cells, valid):
 exercises.check("keypoint_loss_backward", my_keypoint_loss_backward)
 
 # %% [markdown]
-# **2.** Object keypoint similarity, from its formula.
+# **2.** Write object keypoint similarity from its formula.
 
 # %%
 exercises.describe("oks")
@@ -879,41 +921,51 @@ def my_oks(found, keypoints, areas, sigmas):
 exercises.check("oks", my_oks)
 
 # %% [markdown]
-# **3.** On paper: a detector finds every corner to the pixel and confuses left and right in one figure of five. Its boxes and classes are perfect. What is its AP, if figures have four corners?
+# **3.** On paper: a detector finds every corner to the pixel, but confuses left and right in one figure out of five. Its boxes and classes are perfect. What is its AP (averaged over the ten thresholds), if all figures have four corners?
 #
 # <details><summary>Answer</summary>
 #
-# Confused figures have OKS 0.5, the others 1. At the threshold 0.50 all are found (0.5 is enough), at the nine others four of five. A wrong detection that scores like the right ones takes precision as well as recall: precision and recall are both 0.8,
-# so AP at these thresholds is about $0.8 \cdot 0.8 = 0.64$ if confusion comes at any score, and $(1 + 9 \cdot 0.64) / 10 \approx 0.68$. If the confused ones score lowest, it is 0.8 at the nine, and 0.82 in all: AP rewards a detector that knows when it hesitates.
+# Confused figures have an OKS of 0.5, the others 1. At the threshold 0.50 all are found (0.5 is enough), at the nine others four out of five.
+# If confused figures turn up at any score, precision is 0.8 all the way to the largest recall, 0.8: AP at these thresholds is about
+# $0.8 \cdot 0.8 = 0.64$, and $(1 + 9 \cdot 0.64) / 10 \approx 0.68$ overall. If the confused ones have the lowest scores, precision is 1 up to
+# that recall, so it is 0.8 at the nine and 0.82 overall: AP rewards a detector that knows when it hesitates.
 #
 # </details>
 #
-# **4.** The head's deconvolution has a bias for each keypoint. What is its gradient behind this loss, and what does weight decay do to it?
+# **4.** The head's deconvolution has a bias for each keypoint. What gradient does this loss give it, and what would weight decay do to it?
 #
 # <details><summary>Answer</summary>
 #
-# The bias is added to all cells of a map (bilinear upscaling keeps constants), and the gradients of a map sum to 0: nothing reaches it but rounding. So only weight decay moves it, towards 0; minimask does not decay biases, so it stays what it was.
+# The bias is added to all cells of a map (bilinear upscaling keeps constants), and the gradients of a map sum to 0: nothing but rounding reaches it. So only weight decay would move it, towards 0; minimask does not decay biases, so it stays where it was.
 #
 # </details>
 #
-# **5.** With which $m$ would COCO's eyes ($\sigma = 0.025$) in a box that a person fills to a third lose 1 % of OKS to the cells? What does it cost?
+# **5.** A person fills a third of the box. With which $m$ would the eyes ($\sigma = 0.025$) lose 0.01 of OKS to the cells? What does that $m$ cost?
 #
 # <details><summary>Answer</summary>
 #
-# $m^2 = 1 / (48 \cdot \frac13 \cdot 0.025^2 \cdot 0.01) = 10^4$: $m = 100$. The last layers have $(100/56)^2 \approx 3.2$ times as many cells. A parabola through the peak is the cheaper way, if the maps are smooth.
+# $m^2 = 1 / (48 \cdot \frac13 \cdot 0.025^2 \cdot 0.01) = 10^4$: $m = 100$. The last layers have $(100/56)^2 \approx 3.2$ times as many cells. If the maps are smooth, a parabola through the peak is cheaper.
 #
 # </details>
 #
-# **6.** Give `leaning` a `most` of $\pi$, so that figures turn in every direction, and train again. Which corners are confused, and with which? Then give it ten times as many steps.
+# **6.** Give `leaning` a `most` of $\pi$, so that figures point in every direction, and train again. Which corners are confused, and with which? Then train for ten times as many steps.
 #
 # <details><summary>Answer</summary>
 #
-# First the head learns "a corner": the nearest corner of any name is found to a pixel or two, and the probability is shared among them (look at the maps). The tail, which has an angle of its own, comes first; tip, left and right last. The loss has a plateau
-# there, about $\log 3$ above where it will end.
+# First the head learns "a corner": some corner is found to a pixel or two, but not which one, and the probability is shared among them (look at the maps). The tail, which has an angle of its own, is told apart first;
+# tip, left and right come last. As long as these three share the probability equally, the loss stays about $\log 3$ above where it can end.
 #
 # </details>
 #
-# **7.** Replace `ALIGN` by `partial(F.roi_warp, sampling_ratio=2, aligned=True)`: the box is rounded, bins are not, values are interpolated. Is it nearer to RoIPool or to RoIAlign? Which of the two steps is the one that costs?
+# **7.** Replace `ALIGN` by `partial(F.roi_warp, sampling_ratio=2, aligned=True)`: the box is rounded, the bins are not, and values are interpolated. Before you run it: will it come out nearer to RoIPool or to RoIAlign? What will the sliding box show?
+#
+# <details><summary>Answer</summary>
+#
+# The features still come from a rounded box, and the cells are still converted by the box as it is, so the saw teeth of the sliding box must remain: no interpolation
+# inside the box can know how its edges were moved. The paper's table 2c finds the same for masks (ResNet-50-C4): an AP of 27.1 for RoIWarp and 26.9 for RoIPool, against 30.3
+# for RoIAlign.
+#
+# </details>
 #
 # ## Read on
 #
@@ -921,3 +973,5 @@ exercises.check("oks", my_oks)
 # * M. Ronchi, P. Perona, *Benchmarking and error diagnosis in multi-instance pose estimation*, ICCV 2017: what OKS counts, and which errors there are (jitter, inversion, swap, miss).
 # * F. Zhang and others, *Distribution-aware coordinate representation for human pose estimation*, CVPR 2020: decoding better than to a cell.
 # * The code: `source(minimask.models.keypoint_head)`, `source(minimask.keypoints)`, `source(F.keypoint)`; docs/keypoints.md says what systems do differently.
+#
+# Next: **13 A gradient check of everything**, which takes all these layers as one function and holds its gradient to finite differences.

@@ -3,19 +3,19 @@
 # %% [markdown]
 # # 13 A gradient check of everything
 #
-# **Time** 2 hours with the exercises (an hour to read); it runs in two minutes. **Needs** notebooks 01 (the
-# check) and 07 (the heads); 04 and 05 help. No GPU, no downloads.
+# **Time** an hour to read, 2 hours with the exercises; it runs in two minutes. **Needs** notebooks 01 (the
+# check) and 07 (the heads); 04 and 05 help. No GPU, no downloads. If you are in a hurry, you can leave this one out.
 #
-# Each Function of minimask is checked by itself. But a network of right Functions can be wrong: two of them joined in the wrong place,
-# an array passed on where a Tensor belonged, a branch that gets no gradient. So here is the last check that there is: **the entire Mask R-CNN,
-# from the pixels to the five losses, in every parameter**, against differences of numbers that it computes without any derivative.
+# Each Function of minimask is checked by itself. But a network of correct Functions can still be wrong: two of them joined in the wrong place,
+# an array passed on where a Tensor belonged, a branch that gets no gradient. So here is the last check of all: **the entire Mask R-CNN,
+# from the pixels to the five losses, in every parameter**, against finite differences of the losses, which need no derivative.
 #
 # Afterwards you can
 #
-# 1. check a network of any size in a few seconds, and say what the check does *not* see;
+# 1. check a whole network, and say what the check does *not* see;
 # 2. say which function of the weights training differentiates (it is not the loss!), and measure what is left out;
 # 3. tell a kink from a bug by the error over the step size;
-# 4. find a wrong line in a network that trains happily, by cutting it in halves.
+# 4. find a wrong line in a network that trains happily, by bisection.
 
 # %%
 # Where minimask is missing, it is installed from the clone or wheel that MINIMASK_CLONE names, if it does.
@@ -64,11 +64,12 @@ plt.rcParams["figure.dpi"] = 85
 # %% [markdown]
 # ## The idea in a picture
 #
-# A backward pass makes a promise: "if you move the weights by $t$ along this direction, the loss will change by $t$ times this slope".
+# A backward pass makes a promise: "if you move the weights a small step $t$ along this direction, the loss will change by $t$ times this slope".
 # Anyone can hold it to that: move, compute the loss, look.
 #
-# The network is `maskrcnn_small` with a few channels, in **float64**, on two pictures of 64 x 64 (one, in the fast setting). Its weights are moved off their start: the
-# predictors and the RPN start near 0, which would hide errors below them, and biases start at 0, where ReLUs have their corners.
+# The network is `maskrcnn_small` with a few channels, in **float64**, on two pictures of 64 x 64 (one, in the fast setting). We move its
+# weights away from where they start: the predictors and the RPN start near 0, which would hide errors in the layers below them, and biases
+# start at 0, where ReLUs have their corners.
 
 
 # %%
@@ -130,22 +131,23 @@ _, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
 for panel, reach in zip(axes, (1.0, 3e-2, 1e-4)):
     ts = np.linspace(-reach, reach, 11 if FAST else 61)
     values = along(name, v, ts, total_loss)
-    panel.plot(ts, values, color=BLUE, lw=2, label="the loss")
-    panel.plot(ts, total_loss() + slope * ts, "--", color=ORANGE, label="the promise")
-    panel.set(xlabel="t", ylabel="sum of the losses", title=f"weights moved by up to {reach:g}")
-    panel.ticklabel_format(style="sci", scilimits=(-2, 3), axis="x")
+    panel.plot(ts, values - total_loss(), color=BLUE, lw=2, label="the loss")
+    panel.plot(ts, slope * ts, "--", color=ORANGE, label="the promise")
+    panel.set(xlabel="t", title=f"moved by up to {reach:g}")
+    panel.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both")
+axes[0].set_ylabel("change of the sum of the losses")
 axes[0].legend()
 plt.show()
 
 # %%
-# a hundred times closer than in the last piece, where a kink hardly ever lies: the loss keeps its promise
+# a hundred times closer than in the last panel, where a kink hardly ever lies: the loss keeps its promise
 NEAR = 1e-6
 low, high = along(name, v, (-NEAR, NEAR), total_loss)
 assert abs((high - low) / (2 * NEAR) - slope) < 0.01 * abs(slope)
 
 # %% [markdown]
-# From afar the loss is a landscape; close up it is a straight line, and the promise is kept. This notebook does the same for
-# every parameter, with numbers instead of eyes.
+# From afar the loss is a landscape; close up it is a straight line, and the promise is kept. This notebook checks the same for
+# every parameter, by numbers instead of by eye.
 #
 # ## What exactly is differentiated?
 #
@@ -156,9 +158,9 @@ assert abs((high - low) / (2 * NEAR) - slope) < 0.01 * abs(slope)
 # \frac{dL}{d\theta} = \underbrace{\frac{\partial \ell}{\partial \theta}}_{\text{what training uses}} +
 # \frac{\partial \ell}{\partial P}\, \frac{dP}{d\theta} + \text{jumps, where } S \text{ changes.}$$
 #
-# Mask R-CNN, like Faster R-CNN before it, takes the first term only: proposals are *detached*, they are data like the image. So the
-# gradient that training uses is **not the gradient of the loss that it prints**. To check it, we must hold $P$ and $S$ where they were. That is
-# what `held` is for:
+# Mask R-CNN, like Faster R-CNN before it, takes the first term only: proposals are *detached*, that is, treated as data like the image
+# (notebook 04 says why). So the gradient that training uses is **not the gradient of the loss that it prints**. To check it, we must hold
+# $P$ and $S$ where they were. That is what `held` is for:
 
 # %%
 source(models.MaskRCNN.training_record)
@@ -166,9 +168,9 @@ source(models.MaskRCNN.training_record)
 # %% [markdown]
 # ## The network as one Function
 #
-# For the check, any piece of the network becomes a single Function: of the arrays that come in, and of its parameters. Its forward pass runs the piece,
-# its backward pass is the piece's own tape. Five losses are five outputs, so that the check can weight them at random: their mere sum would not
-# see that two of them got each other's gradient.
+# For the check, any piece of the network becomes a single Function of the arrays that come in and of its parameters. Its forward pass runs
+# the piece, its backward pass is the piece's own tape. Five losses are five outputs, so that the check can weight them at random: with
+# their plain sum, it would not notice two losses that got each other's gradient.
 
 
 # %%
@@ -225,21 +227,25 @@ print(f"best: {smooth.best():.0e} and {whole.best():.0e}")
 assert smooth.best() < 1e-9 and whole.best() < 1e-6
 
 # %% [markdown]
-# Left: behind the class predictor there is only softmax cross-entropy, which is smooth. Rounding falls, truncation rises with $h^2$ and $h^4$; the
-# picture of notebook 01, for a loss that went through the whole network.
+# On the left, only softmax cross-entropy comes after the class predictor, and that is smooth. Rounding falls and truncation rises, with
+# $h^2$ and $h^4$: it is the picture of notebook 01, for the losses of a whole network.
 #
-# Right: the whole network at once. From the left, the same rounding. But near $h \approx 10^{-7}$ the error *jumps* by a factor of a thousand, and then climbs in
-# steps; and five points are no better than two. (No power of $h$ fits, so there is no dotted line.) Is that a bug?
+# On the right is the whole network at once. For small steps there is the same rounding. But near $h \approx 10^{-7}$ the error *jumps* by three orders of
+# magnitude and more, and then climbs in steps; and five points are no better than two. (No power of $h$ fits, so there is no dotted line.) Is that
+# a bug?
 #
 # ## Kinks
 #
-# The network has some hundred thousand ReLUs, more than half of them in the mask head, which runs on every positive RoI (each 4 x 14 x 14 x 8 and 28 x 28 x 8). Each one has a corner; a step of $h$ reaches
-# over those whose input $z$ is nearer to 0 than the step moves it, $h\, |dz/dh|$. If inputs are spread with density $\rho$ around 0, that is about $2 \rho N h\, |dz/dh|$ of them. With $N = 10^5$,
-# $\rho = 0.4$ (the standard normal distribution's) and $|dz/dh| = 1$, the nearest corner is at $h \approx 10^{-5}$; here, where a random direction moves all 24,000 numbers at once, $|dz/dh|$ is far larger than 1, and
-# it is at $10^{-7}$. **The larger the network, the smaller the step must be.** Each crossing changes the difference by a bit of its slope. A wrong gradient looks different: its error
-# stays, however small the step.
+# The network has about 135,000 ReLUs. Three quarters of them are in the mask head, which runs on all eight positive RoIs, with 4 x 14 x 14 x 8
+# and 28 x 28 x 8 ReLUs for each. Every ReLU has a corner at 0, and a step of $h$ reaches across it if the ReLU's input $z$ is nearer
+# to 0 than the step moves it, $h\, |dz/dh|$. If the inputs have the density $\rho$ around 0, a central difference reaches across about
+# $2 \rho N h\, |dz/dh|$ of $N$ corners. With $N = 10^5$, $\rho = 0.4$ (the standard normal distribution's) and $|dz/dh| = 1$, the nearest
+# corner is at $h \approx 10^{-5}$. Here a random direction moves all 24,000 numbers at once, so $|dz/dh|$ is far larger than 1, and the nearest
+# corner is at $10^{-7}$. **The larger the network, the smaller the step must be.** Each corner that is crossed changes the difference a
+# little. A wrong gradient looks different: its error stays, however small the step.
 #
-# Let us look at several random directions of the whole network, and at the same with one wrong sign in its 78 gradients (a bias of the first layer's norm).
+# Let us look at several random directions of the whole network, and at the same directions with one wrong sign among its 78 gradients (that of
+# a bias in the first layer's norm).
 
 # %%
 culprit = "backbone.body.bn1.bias"
@@ -288,24 +294,30 @@ axes.legend(loc="lower right")
 axes.grid(alpha=0.3)
 plt.show()
 best = {"right": right.min(axis=1), "wrong": wrong.min(axis=1)}
-print("best error of each direction, right:", " ".join(f"{e:.0e}" for e in best["right"]))
-print("                             wrong:", " ".join(f"{e:.0e}" for e in best["wrong"]))
+print("the best error in each direction")
+for kind, values in best.items():
+    print(f"  {kind}:", " ".join(f"{e:.0e}" for e in values))
+at = np.argmin(np.abs(np.log(steps / 1e-4)))
+print(
+    f"median at h = {steps[at]:.0e}: right {np.median(right[:, at]):.1%}, wrong {np.median(wrong[:, at]):.1%}"
+)
 
 # %%
 assert best["right"].max() < 1e-5 and best["wrong"].min() > 10 * best["right"].max()
 
 # %% [markdown]
-# The blue lines come down as far as rounding lets them. The red ones come to rest at the error of the gradient. So the rule is: **a
-# kink's error goes away with the step, a bug's does not.** And the window is narrow, for a network of this size: at $10^{-4}$, a step that
-# looks harmless, a right gradient is in error by a percent, just like the wrong one. Whenever you read "my gradient check fails in the big network", think of that.
+# The blue lines come down as far as rounding lets them. The red ones level off at the error of the gradient. So the rule is: **the error of
+# a kink goes away with the step, the error of a bug does not.** And for a network of this size the window is narrow: at $10^{-4}$, a step that
+# looks harmless, some directions of the right gradient are off by a percent and more, like the wrong one. Think of this when you read "my gradient check
+# fails in the big network".
 #
-# (In float32 the window does not exist at all. Check in float64.)
+# (In float32 there is no window at all: rounding reaches up to where the kinks begin. Check in float64.)
 #
 # ## Everything
 #
-# Now each of the 78 parameters alone, in a random direction, over several steps. Where the best step's error is not below $10^{-6}$, up to three further directions are
-# tried, because a slope that happens to be near 0 drowns in rounding; a wrong gradient is wrong in all four, as the red lines above. (In the fast setting, the parameters of
-# a layer are moved together.)
+# Now we move each of the 78 parameters alone, in a random direction, over several steps. Where the error of the best step is not below $10^{-6}$,
+# we try up to three more directions, because a slope that happens to be near 0 drowns in rounding; a wrong gradient is wrong in all
+# four, like the red lines above. (In the fast setting, the parameters of a layer are moved together.)
 
 
 # %%
@@ -361,16 +373,17 @@ assert found[worst] < 1e-5
 # %% [markdown]
 # ### What the check does not see
 #
-# * **A wrong forward pass.** The check compares the derivative with the function that is there, not with the one that you meant. RoIAlign half
-#   a pixel off has a perfectly right gradient. (References and other people's numbers are for that: 05.)
-# * **Constants.** Matching, sampling, targets: no gradient goes there, so no check does. (04 looks at them.)
+# * **A wrong forward pass.** The check compares the derivative with the function that is there, not with the one that you meant. A RoIAlign that is
+#   half a pixel off has a perfectly correct gradient. (To find that, one compares with references and with other people's numbers, as in 05.)
+# * **Constants.** No gradient goes through matching, sampling and targets, so the check does not see them. (04 looks at them.)
 # * **What is not reached.** The first version of this notebook drew 48 anchors instead of 256. Then no anchor of the level P5 was in the sample, and two
-#   parameters had a gradient of 0, which agreed with a difference of 0. Hence the line `assert not silent` at the top.
+#   parameters had a gradient of 0, which agreed with a difference of 0. That is why the first cell above prints "parameters without any gradient".
 #
 # ## Detached proposals
 #
-# What if we do not hold the proposals? Take a parameter of which the losses of the heads are *independent* while the proposals are held: the bias of the RPN's box
-# predictor. It moves every anchor's box a little.
+# What if we do not hold the proposals? Notebook 04 looked at this from the RPN's side, in a random direction of its box branch. Here we measure
+# the term that is left out against the one that is used. Take a parameter on which the heads' losses do *not* depend while the
+# proposals are held: the bias of the RPN's box predictor. It moves every anchor's box a little.
 
 # %%
 name, heads = "rpn.head.bbox_pred.bias", ("loss_classifier", "loss_box_reg", "loss_mask")
@@ -404,10 +417,10 @@ assert len(set(curves["held"])) == 1  # to the last bit: nothing of the heads de
 assert np.ptp(curves["moving"]) > 1e-7
 
 # %% [markdown]
-# From afar, jumps: non-maximum suppression decides otherwise, a proposal's IoU passes 1/2 and it changes its class, another sample is drawn. They
-# have no derivative at all. In between, and close up, there is a smooth slope: the boxes move, RoIAlign reads elsewhere, and the offsets to the
-# objects change. *That* term could be differentiated. How large is it? For each of the twelve numbers of the bias (four for each of three anchors), the slope that
-# training uses and the true slope of the printed loss:
+# From afar one sees jumps: non-maximum suppression decides differently, the IoU of a proposal crosses 1/2 so that its label changes, another
+# sample is drawn. Jumps have no derivative at all. Between them, and close up, there is a smooth slope: the boxes move, RoIAlign reads elsewhere, and
+# the offsets to the objects change. *That* term could be differentiated. How large is it? Here are, for each of the twelve numbers of the bias (four for each
+# of three anchors), the slope that training uses and the true slope of the printed loss:
 
 # %%
 h, size = 1e-6, parameters[name].size
@@ -439,32 +452,30 @@ axes.legend()
 plt.show()
 cosine = used @ slopes[:, 3] / np.linalg.norm(used) / np.linalg.norm(slopes[:, 3])
 ratio = np.linalg.norm(slopes[:, 3] - used) / np.linalg.norm(used)
-print(
-    f"what is left out is {ratio:.0f} times as large as what is used; the angle between the two gradients is {np.degrees(np.arccos(cosine)):.0f} degrees"
-)
+print(f"what is left out is {ratio:.0f} times as large as what is used;")
+print(f"the angle between the two gradients is {np.degrees(np.arccos(cosine)):.0f} degrees")
 print("by loss:", {h: f"{np.abs(s).max():.2g}" for h, s in zip(heads, slopes.T)})
 
 # %%
 assert np.allclose(used, held_slopes, atol=1e-7) and not np.allclose(used, slopes[:, 3], atol=1e-2)
 
 # %% [markdown]
-# It is not a small correction! What everybody leaves out is, for this parameter and these random weights, 26 times what is kept, and the two gradients point 41 degrees apart.
-# Two questions, then.
+# It is not a small correction! For this parameter and these random weights, what everybody leaves out is 26 times as large as what is
+# kept, and the two gradients point 41 degrees apart. (The last line has the largest slope of each of the heads' losses. Anchor 2 has no bars: the sample has no positive anchor of that shape, and no RoI that came
+# from one.)
 #
-# *Why does training work all the same?* The RPN has a loss of its own, which says directly where its boxes should be; and the heads are trained for whatever proposals they
-# get. As a game of two players, each takes the other's move as given. The left out term is what the heads *wish* the proposals
-# to be, and at the start they know little.
-#
-# *Why is it left out?* It needs the derivative of RoIAlign with respect to the box, of the encoded targets, of decoding and clipping; and even then it would
-# not see the jumps, which are most of what matters (left picture). Faster R-CNN calls the choice "approximate joint training" (section 3.2), and found it close to
-# alternating training, and faster. RoI warping (MNC) does differentiate the box.
+# Training works all the same, because the RPN has a loss of its own, which says directly where its boxes should be, and because the heads are trained on
+# whatever proposals they get. The missing term is what the heads *wish* the proposals to be, and at the start they know little. Notebook 04
+# gives the reasons for leaving it out. There is one more: it would need the derivative of RoIAlign with respect to the box, of the encoded targets, of
+# decoding and of clipping. That can be done: the RoI warping of MNC (below) does differentiate the box. And it was tested: Faster R-CNN (section 3.2)
+# found this "approximate joint training" about as accurate as training the two networks in turn, and faster.
 #
 # So a check of Mask R-CNN that does not hold the proposals *must* fail, and not because of a bug.
 #
 # ## All Functions
 #
-# The other end: each Function by itself, on inputs chosen to be nasty (odd sizes, strides beyond the kernel, boxes outside the image, nothing at all).
-# `minimask gradcheck` on the command line prints this table; a Function without a row fails the tests.
+# At the other end there is the check of each Function by itself, on inputs chosen to be nasty (odd sizes, strides larger than the kernel, boxes outside the image,
+# nothing at all). `minimask gradcheck` on the command line prints this table, and minimask's tests fail for a Function without a row.
 
 # %%
 assert run_table(["group_norm", "mask_loss"])
@@ -490,8 +501,9 @@ plt.show()
 # %% [markdown]
 # ## A bug is planted
 #
-# Now somebody changes one line, in one of two ways. In `Function` bugs, a backward pass is wrong. In the `joint` bug all Functions are right and are put together
-# wrongly. We do not look which one it is; a generator draws it.
+# Now somebody changes one line. There are two kinds of bug. Each of the five in `BUGS` makes the backward pass of one Function wrong; a
+# generator draws one of them, the *secret* bug, and we do not look which. In the *joint* bug, `JOINT`, all Functions are right, but they are
+# put together wrongly.
 
 
 # %%
@@ -527,7 +539,7 @@ def planted(cls, method, old, new):
 secret = BUGS[np.random.default_rng(21).integers(len(BUGS))]  # another seed: another bug
 
 # %% [markdown]
-# Would one notice? Train the small network on its two pictures: as it is, with the secret bug, and with the joint one.
+# Would you notice? Train the small network on its two pictures: as it is, with the secret bug, and with the joint one.
 
 
 # %%
@@ -563,9 +575,10 @@ plt.show()
 assert all(curve[-1] < curve[0] for curve in curves.values())
 
 # %% [markdown]
-# Nobody would: the curves cross, each wrong one is ahead at times, and in the end all three are at the same place. Now the hunt. Rule one: **cut where the intermediate results are known, and check each half by itself.** A gradient
-# is wrong in every parameter *before* the bug, seen from the image, because it flowed through it; so the wrong parameters alone show only the far end. But
-# a piece that is fed recorded arrays, and whose outputs are weighted at random, is right or wrong by itself. The record has all the cuts.
+# Nobody would: the curves cross, each wrong one is ahead at times, and in the end all three arrive at the same place. Now the hunt begins. Rule
+# one: **cut where the intermediate results are known, and check each part by itself.** A bug spoils the gradients of all layers between
+# it and the image, because they flow back through it; so a list of wrong parameters does not say which Function is to blame. But a
+# piece that is fed recorded arrays, and whose outputs are weighted at random, is right or wrong by itself. The record has everything we need for the cuts.
 
 # %%
 cs = [c.data for c in model.backbone.body(Tensor(record.batch.images))]
@@ -645,8 +658,8 @@ with planted(*secret):
     (suspect,) = bisect()
 
 # %% [markdown]
-# Two cuts, and a piece is left. Rule two: **ask the tape which Functions it has**, and check each of them by itself, on its
-# cases in the table.
+# Two cuts, and one piece is left. Rule two: **ask the tape which Functions the piece consists of**, and check each of them by itself, on its
+# cases from the table.
 
 
 # %%
@@ -668,7 +681,7 @@ def guilty(piece):
     for cls in functions_of(piece):
         reports = [check_function(cls, case) for case in CASES[cls]]
         mismatch = next((str(report.mismatch) for report in reports if report.mismatch), None)
-        print(f"{cls.__name__:<20} {mismatch or 'right'}")
+        print(textwrap.fill(f"{cls.__name__:<20} {mismatch or 'right'}", 95, subsequent_indent=" " * 21))
         if mismatch:
             wrong[cls] = mismatch
     return list(wrong)
@@ -680,10 +693,10 @@ assert accused == [secret[0]]
 print("\nplanted in", secret[0].__name__, ":", secret[2], "->", secret[3])
 
 # %% [markdown]
-# Found: in the backward pass of group normalisation, the mean was taken for a constant. (From there, `gradcheck` names the element, and its ratio hints at
-# the kind of mistake; 01 has the list.)
+# Found: in the backward pass of group normalisation, the mean was treated as a constant. (The line names the worst element. Sometimes its ratio hints
+# at the kind of mistake, as in 01; here it does not.)
 #
-# "Why not run the table at once?", you may ask; it takes two seconds. Do! It is the first thing to do. But look at the other bug.
+# "Why not run the table right away?", you may ask; it takes only seconds. Do! It is the first thing to try. But look at the other bug.
 
 # %%
 with planted(*JOINT):
@@ -702,8 +715,9 @@ with planted(*JOINT):
 assert accused == [] and suspect == "pyramid"
 
 # %% [markdown]
-# All Functions are right, also those of the pyramid, and the pyramid is wrong. So it is in how they are joined. Rule three: **check each input and each parameter of the piece alone**,
-# the others held. What is wrong lies on the ways from those that are wrong, and on no way from those that are right.
+# All Functions are right, including those of the pyramid, and still the pyramid is wrong. So the fault is in how they are joined. Rule three: **check
+# each input and each parameter of the piece alone**, with the others held. The fault lies on the paths from those that come out wrong to the
+# outputs, and on no path from those that come out right.
 
 # %%
 body, names, inputs, _ = PIECES["pyramid"]
@@ -718,28 +732,30 @@ with planted(*JOINT):
         one = [x if i == k else Tensor(x) for i, x in enumerate(inputs)]
         alone[f"C{k + 2}"] = best_error(body, [], one)
 for name, error in alone.items():
-    print(f"{name:<22} {error:.0e}  {'WRONG' if error > 1e-5 else 'right'}")
+    print(f"{name:<24} {error:.0e}  {'WRONG' if error > 1e-5 else 'right'}")
 wrong = {name for name, error in alone.items() if error > 1e-5}
 
 # %%
 assert wrong == {"C3", "C4", "C5", *(f"inner_blocks.{k}.0.weight" for k in (1, 2, 3))}
 
 # %% [markdown]
-# The 3 x 3 convolutions (`layer_blocks`) are right: so what comes *after* the additions is right. C2 and its lateral `inner_blocks.0` are right, those of the coarser levels
-# are wrong: what distinguishes them is the way down, by which they reach the finer levels. That way is made by UpsampleNearest, which has two inputs: the coarser map, which it enlarges, and the lateral, which it adds. It is right, and it is on the tape: but only because of the lateral. There is one line that calls it:
+# The 3 x 3 convolutions (`layer_blocks`) are right, so what comes *after* the additions is right. C2 and its lateral `inner_blocks.0` are right, those of
+# the coarser levels are wrong: what sets them apart is the way down, by which they reach the finer levels. That way goes through UpsampleNearest, which has two
+# inputs: the coarser map, which it enlarges, and the lateral, which it adds. The Function itself is right, and it is on the tape, but only because of
+# the lateral. One line calls it:
 
 # %%
 source(FPN.forward)
 
 # %% [markdown]
-# There, `inner[i + 1]` had become `inner[i + 1].detach()`. Without that gradient the coarse levels are trained for their own objects only, and nobody complains: forward,
-# not one bit is different. This is the kind of bug that lives for years.
+# In it, `inner[i + 1]` had become `inner[i + 1].detach()`. Without that gradient the coarse levels are trained for their own objects only, and nobody
+# complains: in the forward pass not one bit is different. This is the kind of bug that lives for years.
 #
-# What made the hunt short was not cleverness. The records are there to be cut at, each piece is a function, and each check is one number.
+# It was not cleverness that made the hunt short. The records give us places to cut, each piece is a function, and each check is one number.
 #
 # ## Exercises
 #
-# **1.** Hunt the others. Take each bug of the list `BUGS`, or draw `secret` with other seeds, and predict *before* you run `bisect` which pieces will be wrong.
+# **1.** Hunt the others. Take each bug in the list `BUGS`, or draw `secret` with other seeds, and *before* you run `bisect`, predict which pieces will be wrong.
 
 # %%
 my_bug = BUGS[2]
@@ -748,12 +764,12 @@ with planted(*my_bug):
         guilty(piece)
 
 # %% [markdown]
-# **2.** Plant a bug of your own that `bisect` finds, but the sum of the losses (all weights 1 instead of random) would not. Hint: two losses, two outputs.
+# **2.** Plant a bug of your own that `bisect` finds, but that a check of the sum of the losses (all weights 1 instead of random) would miss. Hint: a Function with two losses has two outputs.
 #
 # <details><summary>Answer</summary>
 #
-# In `BoxHeadLoss.backward` let the classification use `g_box` and the boxes `g_cls`. With a sum both are 1, and nothing is wrong. With
-# random weights, everything is. (Training with the sum would be right, too, until someone weights the losses.)
+# In `BoxHeadLoss.backward` let the classification use `g_box` and the boxes `g_cls`. In the sum both are 1, and nothing is wrong. With
+# random weights the gradients are wrong. (Training on the sum would be right, too, until someone weights the losses.)
 #
 # </details>
 #
@@ -762,34 +778,36 @@ with planted(*my_bug):
 #
 # <details><summary>Answer</summary>
 #
-# The pieces that contain a group norm: ResNet, images to levels, network. In the network, all parameters of the ResNet from which the way to a loss leads through some norm's
-# *input*: the convolutions' weights. The weights and biases of the last norms of a stage may be right.
+# The pieces that contain a group norm: ResNet, images to levels, network. In the network, every parameter from which the way to a loss leads through some norm's
+# *input* is wrong. That is the entire ResNet, including its norms, except for the weights and biases of the very last ones, `layer4.0.bn2` and
+# `layer4.0.downsample.1`: no norm comes after them.
 #
 # </details>
 #
-# **4.** A network has ten times the parameters and a hundred times the ReLUs. What is the largest step at which its check still works, if here it is $10^{-7}$? At what relative error of rounding does it
-# arrive there? What would you do?
+# **4.** A network has a hundred times as many ReLUs, and a step moves their inputs as far as here. What is the largest step at which its check still works, if here it is
+# $10^{-7}$? How large is the relative error of rounding there? What would you do?
 #
 # <details><summary>Answer</summary>
 #
-# The nearest corner is a hundred times nearer, $10^{-9}$, where rounding leaves about $10^{-16} / 10^{-9} = 10^{-7}$ times the loss over the slope: close to the limit. So check
-# the pieces, not the whole; move one parameter instead of all; or use smaller pictures. All of these reduce the number of ReLUs that move.
+# The nearest corner is a hundred times nearer, at $10^{-9}$. There rounding leaves about $10^{-16} / 10^{-9} = 10^{-7}$ times the loss over the slope: close to the limit.
+# (With more parameters the inputs move farther, too, and the corner comes nearer still.) So check pieces instead of the whole, move one parameter instead of all, or use smaller
+# pictures. Each of these means fewer ReLUs that move, or ReLUs that move less.
 #
 # </details>
 #
-# **5.** Repeat "detached proposals" for `backbone.body.conv1.weight` instead of the RPN's bias. Which of the two terms is larger now? Explain.
+# **5.** Repeat "Detached proposals" for `backbone.body.conv1.weight` instead of the RPN's bias. Which of the two terms is larger now? Explain.
 #
 # <details><summary>Answer</summary>
 #
-# In a few random directions they are of the same size. The features reach the heads directly, and that part is used; the RPN's bias reaches them by way of the boxes only.
+# In most random directions they are of the same order, and the one that is used is often the larger. The backbone's weights reach the heads directly, through the features, and that part is used; the RPN's bias reaches them by way of the boxes only.
 #
 # </details>
 #
-# **6.** `losses_of(held=None)` in `best_error`, for `rpn.head.bbox_pred.weight`: what error comes out, and why does it not go away with the step? For which parameters does the check pass even so?
+# **6.** Call `best_error(losses_of(held=None), ["rpn.head.bbox_pred.weight"])`. What error comes out, and why does it not go away with the step? For which parameters does the check pass even so?
 #
 # <details><summary>Answer</summary>
 #
-# It is of order 1: the left out term is as large as the gradient, at any step. The check passes for all parameters on which no proposal depends: those of the box and mask head.
+# It is of order 1 (0.7): the missing term is about as large as the gradient, at any step. The check passes for all parameters on which no proposal depends: those of the box and mask head.
 #
 # </details>
 #
@@ -798,4 +816,6 @@ with planted(*my_bug):
 # * S. Ren, K. He, R. Girshick, J. Sun, *Faster R-CNN*, section 3.2: alternating, approximate joint and non-approximate joint training.
 # * J. Dai, K. He, J. Sun, *Instance-aware Semantic Segmentation via Multi-task Network Cascades*, CVPR 2016: the gradient of the box.
 # * A. Griewank, A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008, chapter 14: functions with corners.
-# * In the repository: `tests/test_mask_rcnn.py` holds what this notebook showed, and `tests/test_mutants.py` plants a hundred bugs in all Functions and lets none survive.
+# * In the repository: `tests/test_mask_rcnn.py` asserts what this notebook showed, and `tests/test_mutants.py` plants bugs in all Functions and lets none survive.
+#
+# Next: **14 Why it is fast**, from loops in Python to the speed of C++, one step at a time.

@@ -3,19 +3,19 @@
 # %% [markdown]
 # # 14 Why it is fast
 #
-# **Time** 2 hours with the exercises (an hour to read); it runs in a minute. **Needs** notebooks 02
-# (convolution) and 05 (RoIAlign), Python and NumPy. No GPU, no downloads. threadpoolctl for the steps with
-# threads.
+# **Time** an hour to read, 2 hours with the exercises; it runs in a minute. **Needs** notebooks 02
+# (convolution) and 05 (RoIAlign), Python and NumPy, and threadpoolctl for the steps with threads. No GPU, no
+# downloads. If you are in a hurry, you can leave this one out.
 #
 # "NumPy is a hundred times slower than C++." A loop in Python is; NumPy need not be. minimask is written in NumPy, and its convolutions take about as long as those of the frameworks,
-# which thousands of people have tuned. This notebook goes from the loop to that, one step at a time, and measures on *your* machine what each step wins. The numbers in
-# the text are therefore only "about"; yours stand under the cells.
+# which thousands of people have tuned. This notebook goes from the loop to that point, one step at a time, and measures on *your* machine what each step gains. The numbers in
+# the text are those of the machine that made this page; yours appear under the cells when you run them.
 #
 # Afterwards you can
 #
 # 1. say, before you write it, how fast an operation can be at best on a given machine, from two measured numbers;
-# 2. name the five steps from a loop to that limit, and what each of them saves: interpreter, arithmetic units, memory, processors, memory again;
-# 3. tell a slow program's reason from its profile: waiting for memory, waiting for Python, computing in the wrong type, or copying.
+# 2. name the five steps from a loop to that limit, and what each of them makes better use of: the interpreter, the arithmetic units, memory, the processors, and memory again;
+# 3. tell why a program is slow: because it waits for memory, waits for Python, computes in the wrong type, or copies.
 
 # %%
 # Where minimask is missing, it is installed from the clone or wheel that MINIMASK_CLONE names, if it does.
@@ -71,12 +71,12 @@ for key in ("processor", "threads", "blas", "blas_kernel", "numpy"):
 # ## The idea in a picture
 #
 # A processor does two things: it computes, and it fetches what it computes with. Each has a top speed, and an operation can be no faster than the slower of the two allows. Let it do $F$ operations (a
-# multiplication and an addition count as two) and move at least $M$ bytes: its inputs read once, its outputs written once. On a machine with $P$ operations a second and $B$ bytes a second it takes at least
+# multiplication and an addition count as two) and move at least $M$ bytes: its inputs read once, its outputs written once. On a machine that does $P$ operations and moves $B$ bytes per second it takes at least
 #
 # $$t \ge \max\left(\frac{F}{P},\; \frac{M}{B}\right), \qquad \text{so its speed is at most} \quad \frac{F}{t} \le \min\left(P,\; B \cdot I\right), \quad I = \frac{F}{M} .$$
 #
-# $I$ is the *intensity*: operations per byte. Over $I$ this bound is a slope and then a flat top, a **roofline**. Below the slope live operations that wait for memory, below the flat part
-# those that compute. We measure $P$ with a product of two matrices, and $B$ by copying an array that is too large for the caches. (What else runs on the machine takes its share of $B$ above all: measure on a quiet one, and twice. $P$ is what BLAS reaches, not what the maker of the processor promises, so "100 % of $P$" below means as fast as BLAS.)
+# $I$ is the *intensity*: operations per byte. Drawn over $I$, this bound is a slope followed by a flat top, a **roofline**. Below the slope are the operations that wait for memory, below the flat part
+# those that wait for arithmetic. We measure $P$ with a product of two matrices, and $B$ by copying an array that is too large for the caches. (Other programs take their share, above all of $B$: measure on a quiet machine, and twice. $P$ is what BLAS reaches, not what the maker of the processor promises, so "100 % of $P$" below means as fast as BLAS.)
 
 
 # %%
@@ -160,15 +160,15 @@ assert P / B > 0.25  # adding two arrays waits for memory, on any machine of tod
 
 # %% [markdown]
 # So a ReLU can reach no more than a few percent of what the processor could compute, however cleverly it is written, and a 3 x 3 convolution could reach all of it. Two rules follow, and
-# the rest of the notebook is their application.
+# the rest of the notebook applies them.
 #
-# * **Right of the corner**: turn the work into matrix products. They are the one thing for which somebody has already spent years per processor: BLAS, whose speed we have just taken for $P$.
-# * **Left of the corner**: move less. Do what must be done to a number while it is in cache anyway.
+# * **Right of the corner**: turn the work into matrix products. They are the one thing that somebody has already spent years on for each processor: BLAS, whose speed we have just taken for $P$.
+# * **Left of the corner**: move less. Whatever must be done to a number, do it while the number is in the cache anyway.
 #
 # ## Step by step: one convolution
 #
-# The layer: 3 x 3, 64 to 64 channels, then a frozen norm (a scale and a shift per channel) and a ReLU: $y = \max(0,\, s\,(w * x) + t)$. Notebook 02 derived it as a list of products
-# $w \cdot x$. We write this list down in five ways. The first is the formula:
+# The layer is a 3 x 3 convolution, 64 to 64 channels, followed by a frozen norm (a scale and a shift per channel) and a ReLU: $y = \max(0,\, s\,(w * x) + t)$. Notebook 02 derived the
+# convolution as a list of products $w \cdot x$. We compute this list in five ways. The first is the formula:
 
 # %%
 source(im2col.forward_loop, im2col._terms)
@@ -227,8 +227,8 @@ with no_grad(), on_threads(1), backend.workers.one_thread_blas:
         assert difference < 1e-5
 
 # %% [markdown]
-# Equal results first, then the time. The loop is timed on a corner of the image and scaled up: the whole layer would take many minutes. The first four steps run on one thread; then
-# the others join.
+# The results agree, so now the time. The loop is timed on a corner of the image and scaled up: the whole layer would take many minutes. The first four ways run on one thread; then
+# the others join in.
 
 # %%
 steps = {}
@@ -269,20 +269,20 @@ took = list(steps.values())
 assert took[0] > 20 * took[1] > 60 * took[5]
 
 # %% [markdown]
-# Read the bars from left to right. Each step removes a different waste.
+# Read the bars from left to right. Each step removes a different kind of waste.
 #
-# 1. **Loops.** About a microsecond a product, nearly all of it spent by the interpreter looking up what `*` means for these two objects. It learns the answer, forgets it, and asks again.
-# 2. **NumPy without matrix products.** One question for a whole channel: tens to hundreds of times faster. But each multiplication reads and writes $y$ once more: some 12 bytes for 2 operations. This is
+# 1. **Loops.** They take about a microsecond per product, nearly all of it spent by the interpreter looking up what `*` means for these two objects. It learns the answer, forgets it, and asks again.
+# 2. **NumPy without matrix products.** It asks once for a whole channel: hundreds to thousands of times faster. But each multiplication reads and writes $y$ once more: at least 12 bytes for 2 operations. This is
 #    far down the roofline's slope, at $I \approx 1/6$.
-# 3. **im2col.** The same products as one matrix product $W \cdot \text{patches}$. BLAS keeps a tile of the result in registers while it adds to it, so the arithmetic units no longer wait. This is the
-#    step that needs no new hardware and no new language, only a look at the formula. Its price is the matrix of patches: nine copies of the image.
-# 4. **Blocks.** The patches of some rows, multiplied, thrown away, the next ones into the same buffer. Nine copies of the image are never in memory at once. How much time this wins depends on the
-#    machine's caches; how much memory, on nothing.
-# 5. **Threads.** Each thread has blocks of its own, and calls BLAS for itself *with one thread*. NumPy releases the interpreter's lock inside such calls. Why not give all threads to BLAS? Because then
-#    only the product is divided, while copying patches, adding the bias and applying the ReLU wait for one thread.
-# 6. **Fused.** The norm's scale goes into the weights once; shift and ReLU touch each block while it is in the cache. Three passes over the output become none.
+# 3. **im2col.** The same products become one matrix product $W \cdot \text{patches}$. BLAS keeps a tile of the result in registers while it adds to it, so the arithmetic units no longer wait. This
+#    step needs no new hardware and no new language, only a look at the formula. Its price is the matrix of patches: nine copies of the image.
+# 4. **Blocks.** Notebook 02 showed how: the patches of a few rows at a time, in a buffer that is used again. How much time this saves depends on the
+#    machine's caches; the memory it saves does not.
+# 5. **Threads.** Each thread has its own blocks, and calls BLAS for itself *with one thread*. NumPy releases the interpreter's lock inside such calls. Why not give all threads to BLAS? Because then
+#    only the product is divided, while copying patches, adding the bias and applying the ReLU stay on one thread.
+# 6. **Fused.** The norm's scale goes into the weights once; shift and ReLU are applied to each block while it is in the cache. No separate pass over the output is left.
 #
-# The last bar is no program: it is the bound. Here is the code of step 6, shorter than one would think.
+# The last bar is not a program: it is the bound. Here is the code of step 6, which is shorter than one would think.
 
 # %%
 source(ConvFrozenNorm, convolution.forward)
@@ -290,7 +290,7 @@ source(ConvFrozenNorm, convolution.forward)
 # %% [markdown]
 # ### How large should a block be?
 #
-# The buffer of a block should fit into a core's second-level cache, the books say. Try all sizes.
+# Notebook 02 tried several sizes, and found that the textbooks' rule (a buffer should fit into a core's second-level cache) does not hold here. Does it for this layer, on one thread and on several?
 
 # %%
 sizes = 2 ** np.arange(14, 25, 2 if FAST else 1)
@@ -328,14 +328,14 @@ for count, times in by_size.items():
     print(f"smallest / best {times[0] / min(times):.2f}, largest / best {times[-1] / min(times):.2f}")
 
 # %% [markdown]
-# (A block has at least one row of the output. Sizes below that change nothing; there the curve begins flat.) Small blocks cost time, by the first ratio printed above: a dozen NumPy calls a block cost about ten microseconds, and between the calls a thread must get the interpreter's lock back
-# from the other. Large ones should cost time, too, as they leave the cache; the second ratio says how much of it there is. Where it is within a few percent of 1, this layer does not care, and the books are right about other programs. The best block in Python is larger than the best block in C. Measure, then believe.
+# (A block has at least one row of the output. A smaller buffer changes nothing, so the curves begin flat.) The first ratio printed above says what small blocks cost, for the reasons given in 02: many calls of NumPy,
+# and short matrix products. Large blocks should cost time, too, as they leave the cache; the second ratio says how much, and it is far less. The best block in Python is larger than the best block in C. Measure before you believe.
 #
-# ### A step that need not pay: short rows
+# ### A step that may not pay: short rows
 #
-# The mask head convolves RoIs of 14 x 14. Copying the patches of an image with rows this short means copying 14 numbers at a time, and NumPy pays as much for starting a row as for moving it. A trick:
+# The mask head convolves RoIs of 14 x 14. Copying the patches of an image with rows this short means copying 14 numbers at a time, and NumPy spends as much time on starting a row as on moving it. Here is a trick:
 # lay the padded image out *flat*, rows of 16 one after another. Then the patches of kernel element $(i, j)$ are the flat image, shifted by $16 i + j$: one long copy. At the ends of rows the shifted image
-# straddles two rows; these positions are computed for nothing, two in sixteen, so the product takes 16/14 of the time, at least. Does it pay?
+# straddles two rows; these positions, two in sixteen, are computed for nothing, so the product has 16/14 of the operations. Does the trick pay?
 
 # %%
 channels = 32 if FAST else 256
@@ -369,13 +369,13 @@ with backend.workers.one_thread_blas:
         )
 
 # %% [markdown]
-# The copy is quicker, the product longer; which of the two is more depends on the machine and on the number of channels. A trick with a good story is not yet a step: measure it where it is to be used.
+# The copy is quicker, the product slower; which of the two matters more depends on the machine and on the number of channels. A trick with a good story is not yet a gain: measure it where it is to be used.
 #
 # %% [markdown]
 # ## The surprise: what does a ReLU cost?
 #
-# Count operations. The convolution above has 64 x 9 products for each output, 1152 operations; norm and ReLU have 3. Three in a thousand: who would bother? Guess their share of
-# the *time*, if they are passes of their own behind the convolution. Then, the same for a 1 x 1 convolution of 64 channels, as ResNet-50's blocks have them.
+# Count operations. The convolution above has 64 x 9 products for each output, 1152 operations; norm and ReLU have 3. Three in a thousand: why bother? Guess their share of
+# the *time*, if they are separate passes after the convolution. Then guess the same for a 1 x 1 convolution of 64 channels, such as ResNet-50's blocks have.
 
 # %%
 wide = rng.standard_normal((1, 64, 2 * height, 2 * width), np.float32)
@@ -397,20 +397,20 @@ with no_grad(), on_threads(1):
 assert shares[3] > 2 * 3 / (2 * 64 * 9 + 3) and shares[1] > 2 * 3 / (2 * 64 + 3)
 
 # %% [markdown]
-# The processor does not care how many operations there are; it waits for the array to come by. Fused, the norm's scale costs nothing (it is in the weights), and shift and ReLU come while the block is
-# still near; they are not free even so, as the last number of the 1 x 1 line shows. That is why frameworks fold batch norms into convolutions, and why compilers like XLA exist at all.
+# In norm and ReLU the processor does not notice the operations; it waits for the array to arrive. Fused, the norm's scale costs nothing (it is in the weights), and shift and ReLU are applied while the block is
+# still in the cache; even so they are not free, as the last number of the 1 x 1 line shows. This is why frameworks fold batch norms into convolutions, and one reason why compilers such as XLA exist.
 #
 # ## RoIAlign is a sparse matrix
 #
-# RoIAlign has no large matrix product in it. It reads the feature map at 2 x 2 points a bin, interpolates between four pixels each, and averages. In loops:
+# RoIAlign has no large matrix product in it. It reads the feature map at 2 x 2 points in each bin, interpolates each of them between four pixels, and averages. In loops:
 
 # %%
 source(align.roi_align_loop)
 
 # %% [markdown]
-# But it is linear in the features: each bin is a weighted sum of at most 16 pixels, and of fewer where its points lie so close that they share some. Write the weights of a bin into a row, one column a
-# pixel, and the whole layer for all RoIs is $Y = A X$ with a sparse matrix $A$ (rows: bins; columns: pixels, with a pyramid those of all its levels) and the features $X$ as (pixels, channels). $A$ knows
-# nothing of channels, so the geometry is computed once instead of 256 times. And backward needs no thought: $\bar X = A^\top \bar Y$, with the same matrix.
+# But it is linear in the features: each bin is a weighted sum of at most 16 pixels, and of fewer where its points are so close together that they share some. Write the weights of a bin into a row with one column for each
+# pixel. Then the whole layer, for all RoIs, is $Y = A X$ with a sparse matrix $A$ (rows: bins; columns: the pixels, for a pyramid those of all levels) and the features $X$ as (pixels, channels). $A$ does
+# not depend on the channel, so the geometry is computed once instead of 256 times. And the backward pass follows at once: $\bar X = A^\top \bar Y$, with the same matrix.
 
 # %%
 source(F.roi.RoIAlign)
@@ -500,15 +500,15 @@ plt.show()
 assert parts["loops\n(NumPy over channels)"] > 3 * parts["all of it"]
 
 # %% [markdown]
-# The four blue bars make up most of "all of it". Not all: measured one at a time, each finds its data still in the cache, and fresh memory for the result is in none of them. Two of them compute nothing at all: they
-# move the features from (channels, pixels) to (pixels, channels), and the result from (bins, channels) to (channels, bins). The product pays them back: it reads a pixel in one piece, all its channels, each
-# time a bin wants it. And both can be made cheap. A few boxes move only the pixels that they read (with as many boxes as here, asking which would cost as much as it saves). And how to transpose a matrix is
-# the next cell.
+# The four blue bars make up most of "all of it". Something is missing: measured one at a time, each finds its data still in the cache, and none of them includes fresh memory for the result. Two of them compute nothing at all: they
+# move the features from (channels, pixels) to (pixels, channels), and the result from (bins, channels) to (channels, bins). The product makes up for that: it reads all channels of a pixel in one piece, each
+# time a bin needs it. And both can be made cheaper. If there are few boxes, only the pixels that they read are moved (with as many boxes as here, finding out which would cost as much as it saves). How to transpose a matrix quickly is
+# shown next.
 #
 # ### Copy first, then transpose
 #
 # Both moves are transposes. A RoI's result is a matrix of 49 x 256 for the box head, which has 7 x 7 bins, and of 196 x 256 for the mask head with its 14 x 14. NumPy transposes it in one line,
-# `target[:] = matrix.T`. What happens if we *copy* the matrix first, into rows with room for four more numbers at their ends that nobody uses? One pass more: guess how much slower that is.
+# `target[:] = matrix.T`. What happens if we first *copy* the matrix, into rows with room at their ends for four more numbers that nobody uses? That is one more pass: guess how much slower it is.
 
 
 # %%
@@ -532,13 +532,13 @@ for bins in (49, 196):
         )
 
 # %% [markdown]
-# One pass more, and the large one takes a third of the time; the small one does not care. `target` is written in order, so the matrix is read column by column: one number of each row, though what comes
-# into the cache is a *line* of 64 bytes, with the numbers of 15 more columns. The first-level cache consists of *sets* (on most processors 64, each with room for 8 or 12 lines), and a line's address says
-# which set it must go to: rows of 256 floats lie 1 KiB, 16 lines, apart, so a whole column falls into 64 / 16 = 4 sets, at most 48 lines; 49 rows about fit, of 196 each line is driven out before the next
-# column comes to read it. The gap of 16 bytes moves each row on a little: a column spreads over all 64 sets, and its lines stay until the other columns on them have been read, too. (The copy itself goes along
-# the rows, where none of this matters. Without a gap it wins nothing: it is the gap that helps, not the copying.)
+# One more pass, and both take about half the time! `target` is written in order, so the matrix is read column by column: one number of each row, though what enters
+# the cache is a *line* of 64 bytes, with the numbers of 15 more columns. The first-level cache consists of *sets* (on most processors 64, each with room for 8 or 12 lines), and a line's address says
+# which set it must go to. Rows of 256 floats are 1 KiB, or 16 lines, apart, so a whole column falls into 64 / 16 = 4 sets, with room for 32 or 48 lines. Of 49 rows some do not fit, and of 196 each line is evicted before the next
+# column comes to read it. The gap of 16 bytes shifts each row a little: a column spreads over all 64 sets, and its lines stay until the other columns on them have been read, too. (The copy itself goes along
+# the rows, where none of this matters. Without a gap it gains nothing: it is the gap that helps, not the copying.)
 #
-# Sizes that are powers of two are the usual ones in a network, and the worst ones here. So the layer does it wherever a matrix is large enough:
+# Sizes that are powers of two are the usual ones in a network, and the worst ones here. The small matrix saves a few microseconds; the layer takes the detour where the matrix is large:
 
 # %%
 source(align.transpose)
@@ -546,7 +546,7 @@ source(align.transpose)
 # %% [markdown]
 # ## Every operator on the roofline
 #
-# Now the promised test. For each operator: operations, bytes that must be moved, measured time. Where does it stand under the roof?
+# Now we put all operators under the roof. For each of them: operations, bytes that must be moved, and the time measured. How close do they come?
 
 
 # %%
@@ -627,13 +627,14 @@ assert all(p.operations / p.bytes < 4 for p in points if p.colour == ORANGE)  # 
 assert all(p.operations / p.bytes > 20 for p in points if p.colour == GREEN)
 
 # %% [markdown]
-# The green ones should come near the flat roof and the orange ones near the slope. (A point *above* the slope is no mistake: an array that fits the cache need not come from memory; the roof was
-# measured with one that does not fit.) RoIAlign, blue, is far from both: its bytes count each pixel that is read once, but it is read anew for each bin that it is part of, in no order. The distance to the roof is what is left to win, and the table has it in percent. Someone who wants to make minimask faster
-# starts with the operator whose percentage is low *and* whose time is long.
+# The green points should come close to the flat roof and the orange ones close to the slope. (A point *above* the slope is not an error: an array that is still in a cache need not come from memory, and the roof was
+# measured with one that does not fit. `x + y`, moreover, adds an array to itself here, so that it reads one array where the table counts two.) Max pooling is the farthest from the slope: it goes through its window's nine elements one pass at a time.
+# RoIAlign, blue, is far from both parts of the roof: its bytes count each pixel that is read only once, but it is read again for every bin that it is part of, in no order. The distance to the roof is what is left to gain, and the table
+# has it in percent. If you want to make minimask faster, start with the operator whose percentage is low *and* whose time is long.
 #
 # ## Three ways to lose it again
 #
-# **A float64 slip.** A single number of the wrong type turns an array into float64, and with it everything after. Twice the bytes, half the numbers a processor handles at once. Python's own numbers are
+# **A float64 slip.** A single number of the wrong type turns an array into float64, and with it everything that follows: twice the bytes, and half as many numbers handled at once. Python's own numbers are
 # safe; NumPy's are not.
 
 # %%
@@ -653,14 +654,16 @@ for name, (slow, quick) in losses.items():
 assert losses["product in float64"][0] > 1.3 * losses["product in float64"][1]
 
 # %% [markdown]
-# **A copy nobody asked for.** `x.transpose(...)` is free, it only renames the axes. The bill comes with the first operation that wants memory in order; a transposing copy jumps through memory and is
-# many times slower than a plain one. (This one is as bad as can be: its rows lie 4 KiB apart, and a whole column shares a single set of the cache.) **Small calls**: NumPy needs about a microsecond to find out what to do; for a
-# product of 16 x 16 that is more than the work (the bound here is $F/P$). A network of many small layers is slow in NumPy, and no step of this notebook helps; put images together into a batch.
+# **A copy nobody asked for.** `x.transpose(...)` is free, since it only renames the axes. The bill comes with the first operation that needs memory in order; a transposing copy jumps through memory and is
+# many times slower than a plain one. (This one is as bad as it gets: its rows are 4 KiB apart, and a whole column shares a single set of the cache.)
+#
+# **Small calls.** NumPy needs about a microsecond to find out what to do; for a
+# product of 16 x 16 that is more than the work itself (which is $F/P$ here). A network of many small layers is slow in NumPy, and no step of this notebook helps; put several images into one batch.
 #
 # ## What is saved for the backward pass
 #
-# Memory decides how large an image can be, and how much of it must be written and read again. A convolution's backward pass reads $x$ and $w$, a ReLU's only where $y > 0$, a frozen norm's only
-# its scale. Who keeps more than that keeps it for nothing. A chain of convolution, norm, ReLU, held in four ways:
+# Memory decides how large an image can be, and what is kept must be written and read again. A convolution's backward pass reads $x$ and $w$, a ReLU's only where $y > 0$, a frozen norm's only
+# its scale. Keeping more than that is waste. Here is what a chain of convolution, norm and ReLU keeps in four cases:
 
 # %%
 layers = 4 if FAST else 8
@@ -735,18 +738,18 @@ assert amounts[0] > 2.5 * amounts[1] and amounts[1] > 2 * amounts[3]
 assert kept["what backward\nreads"][1] < amounts[0]
 
 # %% [markdown]
-# Three activations a layer, one, one, none. The second bar is minimask: a node of its graph holds what its `backward` reads and nothing else, and the output of one layer's ReLU *is* the input that the next
-# convolution saves, the same array. The fused layer holds no less: what it saves is passes, not memory. And during the backward pass each node is
-# freed as soon as it has been used, so the peak is little above what was held.
+# That is three activations per layer, then one, one and none. The second case is minimask: a node of its graph holds what its `backward` reads and nothing else, and the output of one layer's ReLU *is* the input that the next
+# convolution saves, the same array. Fusing saves passes, but no memory. And during the backward pass each node is
+# freed as soon as it has been used, so the peak is only a few activations above what was held.
 #
 # ## Fast, and still right
 #
-# Fast code is where bugs hide. So each fast path has a plain one beside it (`reference_only` turns the fast ones off), a test compares them, and the gradient is compared with finite differences like any
-# other. The derivation is short: with $z = s\,(w * x) + t + r$ and $y = \max(0, z)$,
+# Bugs like to hide in fast code. So each fast path has a plain one beside it (`reference_only` turns the fast ones off), a test compares them, and the gradient is compared with finite differences like any
+# other. The derivation is short: with a residual $r$ that is added before the ReLU, $z = s\,(w * x) + t + r$ and $y = \max(0, z)$,
 #
 # $$\bar z = \bar y \cdot [y > 0], \qquad \bar x = (s w)^\top \bar z, \qquad \bar w = s \cdot (\bar z \star x), \qquad \bar r = \bar z ,$$
 #
-# where $\star$ is the correlation of notebook 02. Note $[y > 0]$ instead of $[z > 0]$: they are the same, and $z$ need not be kept.
+# where $(s w)^\top$ is the transposed convolution and $\star$ the correlation of notebook 02. Note that $[y > 0]$ stands where you might expect $[z > 0]$: they are the same, so $z$ need not be kept.
 
 # %%
 arrays = rng.normal(size=(2, 3, 12, 12)), rng.normal(size=(4, 3, 3, 3)), rng.normal(size=(2, 4, 12, 12))
@@ -770,12 +773,12 @@ print(f"best agreement with central differences: {fast.best():.0e} (fast), {plai
 assert max(fast.best(), plain.best()) < 1e-8
 
 # %% [markdown]
-# The same error, to the last place. (Central differences have no truncation error here: between two corners of the ReLU the layer is a polynomial of the second degree, since $x$ and $w$ move together, and of that they are exact. The errors follow the rounding line, until the step is so
+# Both show the same errors. (Central differences have no truncation error here: between two corners of the ReLU the layer is a polynomial of degree two in the step, since $x$ and $w$ move together, and for that they are exact. Their errors follow the rounding line, until the step is so
 # large that some ReLU switches.)
 #
 # ## A yardstick
 #
-# If PyTorch is installed, compare. `python -m tests.benchmarks` in the repository does it properly: in turns, for every layer of the network, after comparing the results.
+# If PyTorch is installed, compare. In the repository, `python -m tests.benchmarks` does it properly: for every layer of the network, taking turns, and only after comparing the results.
 
 # %%
 if importlib.util.find_spec("torch"):
@@ -797,8 +800,8 @@ else:
 # %% [markdown]
 # ## Exercises
 #
-# **1.** Write a convolution by blocks of rows yourself. `my_blocks` below builds one large matrix of patches; make it a block of `rows` output rows at a time. The check compares results, and the largest
-# array that you allocate.
+# **1.** Write a convolution by blocks of rows yourself. `my_blocks` below builds one large matrix of patches; make it build the patches of `rows` output rows at a time. The check compares the result, and how much
+# memory is allocated on the way.
 
 
 # %%
@@ -839,44 +842,44 @@ check(my_blocks)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# `for first in range(0, height, rows):` and `last = min(first + rows, height)`. Nothing else changes.
+# Write `for first in range(0, height, rows):` and `last = min(first + rows, height)`. Nothing else changes.
 #
 # </details>
 #
-# **2.** Up to which number of channels $C$ does a 1 x 1 convolution of $C$ to $C$ channels wait for memory on your machine, if nothing is in the cache? And a 3 x 3?
+# **2.** Up to which number of channels $C$ does a 1 x 1 convolution of $C$ to $C$ channels wait for memory on your machine, if nothing is in the cache? And a 3 x 3 convolution?
 #
 # <details><summary>Answer</summary>
 #
-# For many pixels the weights do not count: $I = 2 k^2 C^2 / (4 \cdot 2 C) = k^2 C / 4$. It waits for memory where this is less than $P / B$, so for $C < 4 (P / B) / k^2$.
+# With many pixels the weights do not count. A $k \times k$ convolution does $2 k^2 C^2$ operations per pixel and moves $4 \cdot 2 C$ bytes, so $I = k^2 C / 4$. It waits for memory where this is less than $P / B$, that is for $C < 4 (P / B) / k^2$.
 #
 # </details>
 #
 # **3.** The backward pass of the sparse RoIAlign multiplies by $A^\top$. What would be lost if it built $A$ again from the boxes? And the box head and the mask head, which read the same features at 7 x 7
-# and 14 x 14, each bring what they read to channels last: what would be won if they shared it, and at which price?
+# and 14 x 14, each bring what they read to channels last: what would be gained if they shared it, and at what price?
 #
 # <details><summary>Answer</summary>
 #
-# Building takes the time of the bar "building A" once more; holding it takes 8 bytes an element that is stored, which is much less than the features. Shared, the bar "X: to channels last" would be paid
-# once instead of twice, and so would the way back of the gradients. The price is memory: a copy of the features would live until the mask head has read it, where now there is a buffer that the next layer
+# Building $A$ again takes the time of the bar "building A" once more; holding it takes 8 bytes for each stored element, which is much less than the features. If the copy were shared, the time of the bar "X: to channels last" would be
+# spent once instead of twice, and so would that of the gradients' way back. The price is memory: a copy of the features would have to stay until the mask head has read it, where now there is a buffer that the next layer
 # overwrites; and two layers would have to know of each other.
 #
 # </details>
 #
-# **4.** The fused layer saves its output $y$ for the ReLU's backward pass, 4 bytes a number, though it needs one *bit* of each. When would storing bits save memory, and when not?
+# **4.** The fused layer saves its output $y$ for the ReLU's backward pass, 4 bytes per number, though it needs only one *bit* of each. When would storing bits save memory, and when not?
 #
 # <details><summary>Answer</summary>
 #
-# Not here: $y$ is the next convolution's $x$, which is saved anyway, so a bit mask would come on top. It saves where nobody else holds $y$: before a layer that does not need its input, or
-# whose weights are frozen.
+# Not here: $y$ is the next convolution's $x$, which is saved anyway, so a bit mask would come on top. It does where nobody else holds $y$: in front of a layer that does not need its input for the backward pass, for instance because its
+# weights are frozen.
 #
 # </details>
 #
-# **5.** With $p$ threads, step 5 of the ladder is at best $p$ times as fast as step 4. Give all threads to BLAS instead (`with reference_only():` and no `on_threads`) and measure `one_matrix`. What
-# do you expect from the share of the time that the product has in it?
+# **5.** With $p$ threads, step 5 above is at best $p$ times as fast as step 4. Give all threads to BLAS instead: measure `one_matrix` outside of `on_threads` and `one_thread_blas`. What
+# speed-up do you expect, if the matrix product takes a share $q$ of the time?
 #
 # <details><summary>Answer</summary>
 #
-# If the product takes a share $q$ of the time, then $1 / (1 - q + q / p)$: Amdahl's law. With $q = 0.5$ and two threads, 1.33.
+# $1 / (1 - q + q / p)$, by Amdahl's law. With $q = 0.5$ and two threads that is 1.33.
 #
 # </details>
 #
@@ -887,3 +890,5 @@ check(my_blocks)
 # * K. Chellapilla, S. Puri, P. Simard, *High Performance Convolutional Neural Networks for Document Processing* (2006): where im2col comes from.
 # * A. Lavin, S. Gray, *Fast Algorithms for Convolutional Neural Networks*, CVPR 2016: fewer multiplications for a 3 x 3 convolution (Winograd), at the price of more additions and more memory traffic.
 # * In the repository: `docs/performance.md`, where the time of the whole network goes, and `tests/benchmarks`.
+#
+# This is the last notebook. What is left is to build something of your own: `docs/own_data.md` starts from your photos, `docs/architecture.md` from the code.

@@ -43,7 +43,9 @@ def as_array(mine, right: np.ndarray) -> tuple[np.ndarray | None, str]:
         return None, f"{a(mine)}, which does not make an array: are its rows equally long?"
     if array.dtype.kind not in "biuf":
         return None, f"{a(mine)} of {_kind(array)}, not of numbers"
-    if array.dtype.kind == "b" != right.dtype.kind and array.size:
+    # True and False are as good as the ones and zeros of a mask; of indices or numbers they are a mistake.
+    mask = right.dtype.kind == "i" and right.shape == array.shape and np.isin(right, (0, 1)).all()
+    if array.dtype.kind == "b" != right.dtype.kind and array.size and not mask:
         hint = "; np.nonzero gives the indices" if right.dtype.kind == "i" else ""
         return None, f"of {array.dtype}, not of {right.dtype}{hint}"
     return array.view(np.int8) if array.dtype.kind == "b" else array, ""

@@ -68,10 +68,10 @@ def keypoint_loss_backward(gy, logits, cells, valid):
     gy : () float, gradient of y
     logits : (R, K, M, M) float; may be large: exp(1000) overflows
     cells : (R, K) int in [0, M^2), y M + x of the right cell
-    valid : (R, K) bool, whether a keypoint is labelled and in its RoI; of the others the cell means nothing
+    valid : (R, K) bool, whether a keypoint is labelled and in its RoI; else its cell means nothing
 
-    Give gx : (R, K, M, M), gradient of the logits. The softmax of a keypoint is over all its M x M cells. If
-    none is valid, y is 0.
+    Give gx : (R, K, M, M), gradient of the logits. A keypoint's softmax is over all of its M x M
+    cells. If none is valid, y is 0.
     """
     return gradients(lambda x: F.keypoint_loss(x, cells, valid), gy, logits)[0]
 
@@ -126,11 +126,13 @@ def oks(found, keypoints, areas, sigmas):
     """Object keypoint similarity of every detection and every object.
 
     found : (D, K, 2) float, x, y in pixels
-    keypoints : (G, K, 3) float, x, y and visibility: 0 not labelled (and x, y are 0), 1 hidden, 2 visible
+    keypoints : (G, K, 3) float, x, y and visibility: 0 not labelled (then x = y = 0), 1 labelled but
+        hidden, 2 visible
     areas : (G,) float, pixels
     sigmas : (K,) float
 
-    Give similarity : (D, G), the mean over the object's labelled keypoints k of exp(-d_k^2 / (2 s^2 v_k^2)),
-    with d_k the distance, s^2 the area and v_k = 2 sigma_k. Each object has a labelled keypoint.
+    Give similarity : (D, G), the mean over the object's labelled keypoints k, hidden ones included,
+    of exp(-d_k^2 / (2 s^2 c_k^2)), where d_k is the distance, s^2 the area and c_k = 2 sigma_k. Each
+    object has a labelled keypoint.
     """
     return similarity(found, keypoints, areas, sigmas)

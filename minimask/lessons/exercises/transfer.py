@@ -88,9 +88,9 @@ def transfer_weights(mine, theirs):
     mine : dict of name to array, a network's fresh weights
     theirs : dict of name to array, another's trained ones
 
-    Give state : dict with the names of mine. Each has their array where they have one of that name and shape,
-    and keeps the fresh one where not. One more entry, "anew", is (P,) int in the order of mine: 1 for what
-    kept the fresh array, 0 for the others.
+    Give state : dict with the names of mine. Under each is the trained array where theirs has one
+    of that name and shape, and the fresh one where it does not. One more entry, "anew", is (P,) int
+    in the order of mine: 1 where the fresh array was kept, 0 elsewhere.
     """
     return _transfer(mine, theirs)
 
@@ -144,13 +144,13 @@ def _too_few(groups, order, wanted):
     },
 )
 def grouped_split(groups, order, wanted):
-    """Choose the images that validate so that no group is parted.
+    """Choose images to validate on, so that no group is split.
 
     groups : (N,) int, which photo (scene, patient, field, ...) each image is of
     order : (G,) int, every group once, shuffled
-    wanted : int, how many images are to validate at least
+    wanted : int, the least number of images to validate on
 
-    Give validation : (N,) int, 1 for an image that validates and 0 for one that trains. Whole groups
-    validate, taken in the given order until there are `wanted` images or more.
+    Give validation : (N,) int, 1 for an image to validate on and 0 for one to train on. Take whole
+    groups, in the given order, until there are `wanted` images or more.
     """
     return _split(groups, order, wanted)
