@@ -1,14 +1,15 @@
-# ruff: noqa: E402, E501
+# ruff: noqa: E402
 
 # %% [markdown]
 # # 00 The whole game
 #
-# **Time** 1 hour with the exercises (20 minutes to read); it runs in about a minute. **Needs** Python and NumPy. No
-# GPU, no downloads: the trained weights are in the package.
+# **Time** 1 hour with the exercises (20 minutes to read); it runs in about a minute. **Needs** Python and
+# NumPy. No GPU, no downloads: the trained weights are in the package.
 #
-# Before we take Mask R-CNN apart, line by line and gradient by gradient, here is all of it at once: a trained model, a
-# picture, and what comes out. Nothing is derived in this notebook. You see what each stage is *for*, what goes into it and
-# what comes out, and where in the course it is explained. Nobody expects you to understand every word yet.
+# Before we take Mask R-CNN apart, line by line and gradient by gradient, here is all of it at once: a
+# trained model, a picture, and what comes out. Nothing is derived in this notebook. You see what each
+# stage is *for*, what goes into it and what comes out, and where in the course it is explained. Nobody
+# expects you to understand every word yet.
 #
 # Afterwards you can
 #
@@ -63,9 +64,9 @@ CLASS_NAMES = ["nucleus"]  # of label 1; label 0 is the background
 # %% [markdown]
 # ## In the first minute
 #
-# Cell nuclei under a fluorescence microscope. The model was trained on other pictures of the same collection, and has
-# not seen this one. The task is **instance segmentation**: find every object, say what it is, and which pixels are
-# *its own*, so that two nuclei that touch are still two.
+# Cell nuclei under a fluorescence microscope. The model was trained on other pictures of the same
+# collection, and has not seen this one. The task is **instance segmentation**: find every object, say
+# what it is, and which pixels are *its own*, so that two nuclei that touch are still two.
 
 # %%
 CONFIDENT = 0.5  # detections that score less are not drawn
@@ -95,13 +96,15 @@ plt.show()
 print(f"found, with a score of {CONFIDENT} or more: {sure.sum()}; drawn by hand: {len(sample.boxes)}")
 
 # %% [markdown]
-# Three lines did it: load, read, `predict`. The colours only tell neighbours apart. Look closely: most detections are
-# right, but not all. Some nuclei were found twice, a few were missed, and here and there a mask bleeds over the edge.
-# Which ones are wrong, and at which stage each went wrong, can be found out (08): that is what stages are good for.
+# Three lines did it: load, read, `predict`. The colours only tell neighbours apart. Look closely: most
+# detections are right, but not all. Some nuclei were found twice, a few were missed, and here and there a
+# mask bleeds over the edge. Which ones are wrong, and at which stage each went wrong, can be found out
+# (08): that is what stages are good for.
 #
 # ## What goes in, what comes out
 #
-# `predict` takes a *list* of images, since images have different sizes, and returns a list with one dictionary for each.
+# `predict` takes a *list* of images, since images have different sizes, and returns a list with one
+# dictionary for each.
 
 # %%
 rows = [("in: image", sample.image, "red, green, blue of each pixel, from 0 to 1")]
@@ -125,26 +128,29 @@ assert (np.diff(found["scores"]) <= 0).all()
 # %% [markdown]
 # What to notice:
 #
-# * **How many** objects there are is not known beforehand. A network has a fixed number of outputs; how to get a list
-#   of any length out of it is the subject of notebook 04.
-# * Boxes are **floating-point numbers**, between the pixels. Rounding them costs more than one would think (05).
-# * There are more detections than nuclei: low scores are in the list as well. Where to cut is *your* decision
-#   (`CONFIDENT` above), and average precision judges a detector without choosing a cut (09).
-# * A mask is a **probability for each pixel**, and each object has its own: masks may overlap. Cutting it, usually at
-#   1/2, gives the outline.
-# * `masks` behaves like an array with a full-size mask for each object, but stores only 28 x 28 numbers for each, and
-#   pastes them into the image when you ask for it (07).
+# * **How many** objects there are is not known beforehand. A network has a fixed number of outputs; how
+#   to get a list of any length out of it is the subject of notebook 04.
+# * Boxes are **floating-point numbers**, between the pixels. Rounding them costs more than one would
+#   think (05).
+# * There are more detections than nuclei: low scores are in the list as well. Where to cut is *your*
+#   decision (`CONFIDENT` above), and average precision judges a detector without choosing a cut (09).
+# * A mask is a **probability for each pixel**, and each object has its own: masks may overlap. Cutting
+#   it, usually at 1/2, gives the outline.
+# * `masks` behaves like an array with a full-size mask for each object, but stores only 28 x 28 numbers
+#   for each, and pastes them into the image when you ask for it (07).
 #
 # ## The stages
 #
-# Here is the whole model, as it stands in the package: stage after stage, with the shape of what each one returns.
-# (N images, A anchors, P proposals, D detections; Q mask channels, M x M each. The keypoint head is for 12.)
+# Here is the whole model, as it stands in the package: stage after stage, with the shape of what each one
+# returns. (N images, A anchors, P proposals, D detections; Q mask channels, M x M each. The keypoint head
+# is for 12.)
 
 # %%
 source(models.MaskRCNN.inference_record)
 
 # %% [markdown]
-# `inference_record` keeps what every stage returned, so nothing has to be computed again. We can simply look.
+# `inference_record` keeps what every stage returned, so nothing has to be computed again. We can simply
+# look.
 
 # %%
 record = model.inference_record([sample.image])
@@ -155,7 +161,10 @@ print("2 features   ", *(tuple(x.shape[1:]) for x in record.levels))
 print(f"3 proposals   {len(record.rpn.anchors):,} anchors -> {len(ranked.anchors):,} best", end=" ")
 print(f"-> {len(ranked.survivors):,} after suppression -> {len(ranked.proposals):,} kept")
 pooled = model.box_head.pooler.output_size, model.mask_head.pooler.output_size
-print(f"4 RoIs        {record.levels[0].shape[1]} channels of {pooled[0]} x {pooled[0]} for each proposal,", end=" ")
+print(
+    f"4 RoIs        {record.levels[0].shape[1]} channels of {pooled[0]} x {pooled[0]} for each proposal,",
+    end=" ",
+)
 print(f"of {pooled[1]} x {pooled[1]} for each detection")
 print(f"5 classes     {candidates.probabilities.shape} probabilities -> {len(candidates.labels):,}", end=" ")
 print(f"score enough -> {len(candidates.survivors)} after suppression -> {len(detections.boxes)} kept")
@@ -170,10 +179,11 @@ assert all((2 * h, 2 * w) == before for before, (h, w) in zip(halves, halves[1:]
 assert sum(h * w for h, w in halves) * 3 == len(record.rpn.anchors)  # three shapes at each cell of each level
 
 # %% [markdown]
-# Here is one small picture of each. One nucleus is marked in orange, so that you can follow it through all of them: the
-# detection with the highest score in the middle of the image. The line printed below the picture says how well its
-# proposal already fitted, as an *IoU*, intersection over union: the area that two boxes have in common, divided by the
-# area that they cover together. It is 1 for equal boxes and 0 for boxes that do not touch.
+# Here is one small picture of each. One nucleus is marked in orange, so that you can follow it through
+# all of them: the detection with the highest score in the middle of the image. The line printed below the
+# picture says how well its proposal already fitted, as an *IoU*, intersection over union: the area that
+# two boxes have in common, divided by the area that they cover together. It is 1 for equal boxes and 0
+# for boxes that do not touch.
 
 # %%
 STAGES = {
@@ -261,32 +271,33 @@ print(
 print(f"IoU of its proposal with its final box {box_iou(origin[None], own_box[None])[0, 0]:.2f}")
 
 # %% [markdown]
-# 1. **Image.** The mean colour is subtracted, the result divided by the standard deviation, and the image padded so that
-#    it can be halved five times without a remainder.
-# 2. **Features.** A convolutional network, the *backbone*, with a *feature pyramid* on top: five maps, each half as fine as
-#    the one before. At each cell, a vector of numbers describes what is there and around it. Fine maps are for small
-#    objects, coarse ones for large. (Drawn are the four finest, all at the same size: the yellower a cell, the more
-#    its channels differ.)
-# 3. **Proposals.** For three boxes at every cell, the *anchors*, the network says whether there is an object nearby, and
-#    how the box must move to fit it. The most confident, without near-copies, become proposals (drawn: the best 150).
-#    They do not say *what* the object is.
-# 4. **RoIs**, regions of interest. Under every proposal, however large, *RoIAlign* reads the same number of features.
-#    (Drawn: four channels of the orange nucleus, as the mask branch will read them.)
-# 5. **Classes and boxes.** From the features of a RoI, the box head says what it is, where background is one of the
-#    answers, and corrects the box. Then near-copies are suppressed once more, class by class.
+# 1. **Image.** The mean colour is subtracted, the result divided by the standard deviation, and the image
+#    padded so that it can be halved five times without a remainder.
+# 2. **Features.** A convolutional network, the *backbone*, with a *feature pyramid* on top: five maps,
+#    each half as fine as the one before. At each cell, a vector of numbers describes what is there and
+#    around it. Fine maps are for small objects, coarse ones for large. (Drawn are the four finest, all at
+#    the same size: the yellower a cell, the more its channels differ.)
+# 3. **Proposals.** For three boxes at every cell, the *anchors*, the network says whether there is an
+#    object nearby, and how the box must move to fit it. The most confident, without near-copies, become
+#    proposals (drawn: the best 150). They do not say *what* the object is.
+# 4. **RoIs**, regions of interest. Under every proposal, however large, *RoIAlign* reads the same number
+#    of features. (Drawn: four channels of the orange nucleus, as the mask branch will read them.)
+# 5. **Classes and boxes.** From the features of a RoI, the box head says what it is, where background is
+#    one of the answers, and corrects the box. Then near-copies are suppressed once more, class by class.
 # 6. **Masks.** A small convolutional network draws a mask of 28 x 28 *in the frame of the box*.
 # 7. **Pasted.** The mask is stretched to its box, and cut at 1/2.
 #
 # (The picture without a number shows 7 once more, for the orange nucleus.)
 #
-# Stages 1 to 5 are Faster R-CNN (2015), with the pyramid of 2016. Mask R-CNN (2017) adds stage 6, a branch *beside* the
-# one for classes, not behind it, and, in stage 4, RoIAlign. That does not sound like much. The experiment further down
-# shows what it is worth.
+# Stages 1 to 5 are Faster R-CNN (2015), with the pyramid of 2016. Mask R-CNN (2017) adds stage 6, a
+# branch *beside* the one for classes, not behind it, and, in stage 4, RoIAlign. That does not sound like
+# much. The experiment further down shows what it is worth.
 #
 # ## Training: five losses
 #
-# In training, the true boxes, labels and masks are given. Each decision gets a **loss**, a number that says how wrong it
-# was. There are five of them, and training makes their sum small by following its gradient, one small step at a time.
+# In training, the true boxes, labels and masks are given. Each decision gets a **loss**, a number that
+# says how wrong it was. There are five of them, and training makes their sum small by following its
+# gradient, one small step at a time.
 
 # %%
 model.train()
@@ -316,15 +327,16 @@ assert positive <= options.batch_size_per_image * options.positive_fraction
 assert all(step.losses[name].item() < value for name, value in undecided.items())
 
 # %% [markdown]
-# "Undecided" is the loss of a network that gives every answer the same probability: $\log 2$ for a yes or no,
-# $\log (K + 1)$ for $K$ classes and background, which for one class is the same. A fresh network starts near these
-# values; this one has left them behind. (The box losses have no such number.) Notebooks 04 and 07 say why it is these
-# losses, why so few RoIs are drawn, and why the network learns nothing from the rest; 09 says how the steps are taken.
+# "Undecided" is the loss of a network that gives every answer the same probability: $\log 2$ for a yes or
+# no, $\log (K + 1)$ for $K$ classes and background, which for one class is the same. A fresh network
+# starts near these values; this one has left them behind. (The box losses have no such number.) Notebooks
+# 04 and 07 say why it is these losses, why so few RoIs are drawn, and why the network learns nothing from
+# the rest; 09 says how the steps are taken.
 #
 # ## The map of the course
 #
-# The top row has the stages in the order in which the data flows, each with the notebook that explains it. Below is what
-# they stand on, and what is done with them.
+# The top row has the stages in the order in which the data flows, each with the notebook that explains
+# it. Below is what they stand on, and what is done with them.
 
 # %%
 COURSE = {  # notebook: (what it explains, x, y, width)
@@ -380,17 +392,17 @@ axes.axis("off")
 plt.show()
 
 # %% [markdown]
-# To understand everything, go by the numbers. To find out what the paper is about and no more, read 05 and the second half
-# of 07. To train on pictures of your own, begin with 10, and come back when something looks strange. If you are in a hurry,
-# leave out 06, 13 and 14: nothing else needs them.
+# To understand everything, go by the numbers. To find out what the paper is about and no more, read 05
+# and the second half of 07. To train on pictures of your own, begin with 10, and come back when something
+# looks strange. If you are in a hurry, leave out 06, 13 and 14: nothing else needs them.
 #
 # ## The surprise: what is half a pixel worth?
 #
-# Stage 4 reads features under a box whose edges lie between the cells. Before Mask R-CNN they were *rounded* to whole
-# cells, which is what **RoIPool** does; **RoIAlign** interpolates instead. Rounding moves the edge of a box by at most half
-# a cell of its map, which on the finest level of this model is a single pixel. Now replace one layer by the other in the
-# trained model, without touching a single weight, and compare the IoU of the masks: pixels in common, divided by pixels
-# that either mask covers.
+# Stage 4 reads features under a box whose edges lie between the cells. Before Mask R-CNN they were
+# *rounded* to whole cells, which is what **RoIPool** does; **RoIAlign** interpolates instead. Rounding
+# moves the edge of a box by at most half a cell of its map, which on the finest level of this model is a
+# single pixel. Now replace one layer by the other in the trained model, without touching a single weight,
+# and compare the IoU of the masks: pixels in common, divided by pixels that either mask covers.
 
 # %%
 IMAGES = (6, 8) if FAST else (2, 6, 8)  # of the validation images; others have more nuclei and take longer
@@ -447,19 +459,21 @@ aligned, rounded = (np.mean(values >= BARS[-1]) for values in scored.values())
 assert rounded < 0.5 * aligned
 
 # %% [markdown]
-# Nearly all nuclei are still found, and their masks are roughly right. What is lost is *precision*: count only the masks that
-# fit well, and few are left. The nuclei are small, so one pixel matters.
+# Nearly all nuclei are still found, and their masks are roughly right. What is lost is *precision*: count
+# only the masks that fit well, and few are left. The nuclei are small, so one pixel matters.
 #
-# Is the comparison fair? No: the heads were trained with RoIAlign and never saw rounded features. Notebook 05 asks the fair
-# question, with a small head fitted to each layer, and derives how far off each of them is.
+# Is the comparison fair? No: the heads were trained with RoIAlign and never saw rounded features.
+# Notebook 05 asks the fair question, with a small head fitted to each layer, and derives how far off each
+# of them is.
 #
 # ## And it is all differentiable
 #
-# Why can such a machine be trained? Because one can go back from the mask's loss, stage by stage, to the features, the
-# weights and even the pixels, and say of each how the loss changes with it. In this course every one of these backward
-# passes is derived, and **checked against numbers that need no derivation**: change the pixels a little, and see how the
-# loss changes. Here is the check of all of them at once, on a small piece of the image: from the pixels through backbone,
-# pyramid, RoIAlign and mask branch to the mask's loss.
+# Why can such a machine be trained? Because one can go back from the mask's loss, stage by stage, to the
+# features, the weights and even the pixels, and say of each how the loss changes with it. In this course
+# every one of these backward passes is derived, and **checked against numbers that need no derivation**:
+# change the pixels a little, and see how the loss changes. Here is the check of all of them at once, on a
+# small piece of the image: from the pixels through backbone, pyramid, RoIAlign and mask branch to the
+# mask's loss.
 
 # %%
 SIDE = 64  # pixels of the piece
@@ -507,73 +521,80 @@ print(f"best error of central differences, a single lucky step aside: {errors.be
 assert errors.best() < 1e-6
 
 # %% [markdown]
-# The middle picture came out of the network *backwards*: what would have to be brighter or darker for the mask to be
-# better. It is strongest along the edge of the nucleus whose mask is asked for, and fades away from it. The right picture
-# says that it is correct. Towards the left the error grows, since a computer rounds. Towards the right it jumps up, since a
-# larger step switches some of the network's many ReLUs on or off, and there the function has corners. In between, gradient
-# and differences agree to six digits or more. You will meet this picture again and again, and 01 says how to read it.
+# The middle picture came out of the network *backwards*: what would have to be brighter or darker for the
+# mask to be better. It is strongest along the edge of the nucleus whose mask is asked for, and fades away
+# from it. The right picture says that it is correct. Towards the left the error grows, since a computer
+# rounds. Towards the right it jumps up, since a larger step switches some of the network's many ReLUs on
+# or off, and there the function has corners. In between, gradient and differences agree to six digits or
+# more. You will meet this picture again and again, and 01 says how to read it.
 #
 # ## Exercises
 #
 # Try them before you open the answers; each is a line or two of code.
 #
-# **1.** Cut at 0.9 instead of 0.5 in the first cell that predicts. What do you gain, what do you lose? And at 0.05?
+# **1.** Cut at 0.9 instead of 0.5 in the first cell that predicts. What do you gain, what do you lose?
+# And at 0.05?
 #
 # <details><summary>Answer</summary>
 #
-# At 0.9 only 27 nuclei are drawn, all of them right, so 13 of the 40 are missed. At 0.05 it is the other way round: 39
-# are found, among 70 outlines. No cut is right for everybody: someone who counts cells wants neither too many nor too few,
-# someone who looks for a rare one must not miss any. Notebook 09 draws the whole curve, and takes the area under it.
+# At 0.9 only 27 nuclei are drawn, all of them right, so 13 of the 40 are missed. At 0.05 it is the other
+# way round: 39 are found, among 70 outlines. No cut is right for everybody: someone who counts cells
+# wants neither too many nor too few, someone who looks for a rare one must not miss any. Notebook 09
+# draws the whole curve, and takes the area under it.
 #
 # </details>
 #
-# **2.** Predict the image rotated by 90 degrees: `model.predict([np.rot90(sample.image, axes=(1, 2)).copy()])`. Do you get the same nuclei?
-# Should you?
+# **2.** Predict the image rotated by 90 degrees:
+# `model.predict([np.rot90(sample.image, axes=(1, 2)).copy()])`. Do you get the same nuclei? Should you?
 #
 # <details><summary>Answer</summary>
 #
-# Nearly: 43 instead of 45. Nuclei have no up and down, so a perfect model would find the same. But a convolution does not
-# turn with its input: its weights have a top and a left. The model had to learn from examples, which were rotated and
-# mirrored in training, that direction does not matter.
+# Nearly: 43 instead of 45. Nuclei have no up and down, so a perfect model would find the same. But a
+# convolution does not turn with its input: its weights have a top and a left. The model had to learn from
+# examples, which were rotated and mirrored in training, that direction does not matter.
 #
 # </details>
 #
-# **3.** With paper and pencil: an image of 512 x 384 pixels, five levels, the finest with a stride of 2 pixels, three
-# anchors at each cell. How many anchors are there? Check with `model.inference_record([np.zeros((3, 384, 512), np.float32)]).rpn.anchors`.
+# **3.** With paper and pencil: an image of 512 x 384 pixels, five levels, the finest with a stride of 2
+# pixels, three anchors at each cell. How many anchors are there? Check with
+# `model.inference_record([np.zeros((3, 384, 512), np.float32)]).rpn.anchors`.
 #
 # <details><summary>Answer</summary>
 #
-# $3\,(256 \cdot 192 + 128 \cdot 96 + 64 \cdot 48 + 32 \cdot 24 + 16 \cdot 12) = 196{,}416$. Each level has a quarter of the one before, so
-# the finest alone has about three quarters of them all.
+# $3\,(256 \cdot 192 + 128 \cdot 96 + 64 \cdot 48 + 32 \cdot 24 + 16 \cdot 12) = 196{,}416$. Each level
+# has a quarter of the one before, so the finest alone has about three quarters of them all.
 #
 # </details>
 #
-# **4.** Replace only the *mask* head's RoIAlign in the experiment above: `heads, scored = (model.mask_head,), {}`. Which of
-# RoIPool's two bars changes, and why?
+# **4.** Replace only the *mask* head's RoIAlign in the experiment above:
+# `heads, scored = (model.mask_head,), {}`. Which of RoIPool's two bars changes, and why?
 #
 # <details><summary>Answer</summary>
 #
-# Classes and boxes do not change by a single bit, since the mask branch stands beside them. As many nuclei are found as
-# before, but at 0.85 the share falls from 55 % to 27 %, more than half of the whole loss. A class survives features that
-# are off by half a cell; a mask, whose answer is a *place*, does not.
+# Classes and boxes do not change by a single bit, since the mask branch stands beside them. As many
+# nuclei are found as before, but at 0.85 the share falls from 55 % to 27 %, more than half of the whole
+# loss. A class survives features that are off by half a cell; a mask, whose answer is a *place*, does
+# not.
 #
 # </details>
 #
-# **5.** Set `model.rpn.options = replace(model.rpn.options, post_nms_top_n_test=20)` and predict again. How many proposals does the model need
-# for the nuclei of this image?
+# **5.** Set `model.rpn.options = replace(model.rpn.options, post_nms_top_n_test=20)` and predict again.
+# How many proposals does the model need for the nuclei of this image?
 #
 # <details><summary>Answer</summary>
 #
-# With 20 proposals at most 20 of the 40 nuclei can be found, and 19 are. With 40 it is 33: several proposals lie on the
-# same nucleus, and others get none. From 80 on it is 38, and more proposals find nothing more. But proposals are cheap, and
-# an object that none of them covers is lost: so a thousand are kept.
+# With 20 proposals at most 20 of the 40 nuclei can be found, and 19 are. With 40 it is 33: several
+# proposals lie on the same nucleus, and others get none. From 80 on it is 38, and more proposals find
+# nothing more. But proposals are cheap, and an object that none of them covers is lost: so a thousand are
+# kept.
 #
 # </details>
 #
 # ## Read on
 #
-# * K. He, G. Gkioxari, P. Dollár, R. Girshick, *Mask R-CNN*, ICCV 2017. Read the introduction and figure 1 now, section 3 after notebook 07.
+# * K. He, G. Gkioxari, P. Dollár, R. Girshick, *Mask R-CNN*, ICCV 2017. Read the introduction and figure
+#   1 now, section 3 after notebook 07.
 # * The pictures are of the 2018 Data Science Bowl (BBBC038); see `minimask/data/nuclei/README.md`.
 #
-# Next: **01 Gradients and the tape**, which begins with one product and one sum, and builds the machine that finds every
-# gradient in this notebook.
+# Next: **01 Gradients and the tape**, which begins with one product and one sum, and builds the machine
+# that finds every gradient in this notebook.
