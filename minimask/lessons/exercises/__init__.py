@@ -7,6 +7,7 @@ element, and which usual mistake it looks like. `names` lists the exercises, `de
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 from collections.abc import Callable
 
@@ -22,7 +23,8 @@ from minimask.lessons.exercises import (  # noqa: F401  (they fill EXERCISES)
 )
 from minimask.lessons.exercises.exercise import EXERCISES, Exercise, Verdict
 
-_WIDTH = 100  # characters a line, which a notebook shows without wrapping them
+_WIDTH = 95  # characters a line, which JupyterLab shows without wrapping them
+_PARAMETER = r"[\w, ]+ : "  # how the line of a parameter begins, or of several
 
 __all__ = ["check", "describe", "names"]
 
@@ -40,7 +42,7 @@ def describe(name: str) -> None:
     InputError
         For an unknown name, naming the nearest.
     """
-    print(_find(name).describe())
+    print(_narrow(_find(name).describe()))
 
 
 def check(name: str, mine: Callable) -> Verdict:
@@ -67,6 +69,26 @@ def check(name: str, mine: Callable) -> Verdict:
     for line in verdict.text.splitlines():
         print(textwrap.fill(line, _WIDTH, subsequent_indent=" " * 4, break_long_words=False))
     return verdict
+
+
+def _narrow(task: str) -> str:
+    """A task within `_WIDTH`: each paragraph, and in it each "name : what it is", is filled anew."""
+    lines: list[str] = []
+    for line in task.splitlines():
+        if lines and lines[-1] and line and not re.match(_PARAMETER, line):
+            lines[-1] += " " + line.strip()
+        else:
+            lines.append(line)
+    return "\n".join(map(_filled, lines))
+
+
+def _filled(entry: str) -> str:
+    indent = "" if entry.startswith("Give ") or not re.match(_PARAMETER, entry) else "    "
+    whole = re.sub(
+        r"\[[^]]*\]|\([^)]*\)", lambda bracket: bracket[0].replace(" ", "\N{NO-BREAK SPACE}"), entry
+    )
+    filled = textwrap.fill(whole, _WIDTH, subsequent_indent=indent, break_long_words=False)
+    return filled.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _find(name: str) -> Exercise:
