@@ -43,7 +43,6 @@ FAST = os.environ.get("MINIMASK_FAST") == "1"  # fewer points and steps: how the
 print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and none is needed'}")
 
 # %%
-import textwrap
 import tracemalloc
 
 import matplotlib.pyplot as plt
@@ -55,8 +54,8 @@ from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
 
 
 def say(message, indent=""):
-    """Print a message of minimask's, broken into lines."""
-    print(textwrap.fill(str(message), 94, initial_indent=indent, subsequent_indent=indent + "  "))
+    """Print a message of minimask's, each of its parts on a line of its own."""
+    print(indent + str(message).replace("; ", f";\n{indent}  "))
 
 
 # %% [markdown]
@@ -627,7 +626,8 @@ for axis, distance in zip(axes, (1e-4, 1.0)):
 plt.show()
 
 report = gradcheck(F.relu, [with_corner(0.0)], raise_error=False)
-say(f"gradcheck at the corner: {report.kink}")
+print("gradcheck at the corner:")
+say(report.kink, indent="  ")
 
 # %%
 assert report.kink and report.mismatch is None  # not a wrong gradient, and not called one

@@ -998,7 +998,7 @@ axes.set(ylim=(0, 115), title="by how much a map differs from its shifted self")
 axes.legend(loc="upper right")
 plt.show()
 for name, values in kept.items():
-    print(f"{name}: a shift by", ", ".join(f"{s} pixels changes {v:.0%}" for s, v in zip(shifts, values)))
+    print(f"{name} changes by", ", ".join(f"{v:.0%} for {shift} pixels" for shift, v in zip(shifts, values)))
 
 # %%
 assert max(kept["C2"]) < 1e-5

@@ -190,9 +190,9 @@ source(Matcher.__call__)
 # %% [markdown]
 # The rescue has two traps. It looks for *equality* with an object's maximum, so that all anchors that tie
 # are rescued. And an object whose maximum is 0, which no anchor touches at all, must rescue nobody;
-# otherwise *every* anchor ties at 0, and all the background turns into objects. (torchvision does that.
-# It takes an object outside all anchors, which is rare. A small matrix of IoUs is enough to see what
-# minimask does; its third object is touched by no anchor:)
+# otherwise *every* anchor ties at 0, and all the background turns into objects. (torchvision does that;
+# it takes an object outside all anchors, which is rare.) Here is what minimask makes of a small matrix of
+# IoUs, whose third object is touched by no anchor:
 
 # %%
 HIGH, LOW = 0.7, 0.3  # of the IoU: an anchor is positive from here on, background below there
@@ -371,7 +371,7 @@ assert all(
 # %% [markdown]
 # ## Box coding
 #
-# What should the network put out to describe a box? Not pixels: an error of 4 pixels is a catastrophe for
+# What should the network output to describe a box? Not pixels: an error of 4 pixels is a catastrophe for
 # a nucleus and nothing for a house. Code the box $(x, y, w, h)$, by its centre and size, against the
 # anchor $(x_a, y_a, w_a, h_a)$:
 #
@@ -382,8 +382,8 @@ assert all(
 #
 # $$x = x_a + d_x w_a, \qquad w = w_a e^{d_w},$$
 #
-# gives a positive width for *any* output. But the exponential overflows, so $d_w$ is cut off at
-# $\log(1000/16)$: an untrained network must not produce an `inf`.
+# gives a positive width for *any* output. But the exponential overflows, so $d_w$ and $d_h$ are cut off
+# at $\log(1000/16)$: an untrained network must not produce an `inf`.
 
 # %%
 source(BoxCoder._encode, BoxCoder._decode)  # what `encode` and `decode` do, for some rows at a time
