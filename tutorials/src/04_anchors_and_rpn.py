@@ -157,7 +157,7 @@ source(AnchorGenerator.cell_anchors, AnchorGenerator._level)
 paper = AnchorGenerator()  # as torchvision and the paper have it: 32 to 512 pixels at strides 4 to 64
 ours = small.rpn.anchors
 for name, generator in (("maskrcnn_resnet50_fpn", paper), ("maskrcnn_small", ours)):
-    print(f"{name}: {', '.join(f'{size}' for (size,) in generator.sizes)} pixels on P2 to P6;", end=" ")
+    print(f"{name}: {', '.join(f'{size}' for (size,) in generator.sizes)} pixels;", end=" ")
     first = generator.cell_anchors(0)
     print("w x h on P2:", ", ".join(f"{x2 - x1:.4g} x {y2 - y1:.4g}" for x1, y1, x2, y2 in first))
 shapes = [(800 // s, 1344 // s) for s in (4, 8, 16, 32)] + [(13, 21)]
@@ -309,7 +309,7 @@ axes[0].set(xscale="log", xlim=(10, 3e7), xlabel="anchors", title="anchors of al
 axes[0].invert_yaxis()
 axes[1].hist(best_of_object, bins=np.linspace(0, 1, 41), color=BLUE)
 axes[1].axvline(HIGH, color=RED)
-axes[1].text(HIGH + 0.01, axes[1].get_ylim()[1], "positive without rescue", color=RED, va="top", fontsize=9)
+axes[1].text(HIGH + 0.01, axes[1].get_ylim()[1] * 0.98, "positive", color=RED, va="top", fontsize=9)
 axes[1].set(
     xlabel="IoU of the object's best anchor",
     ylabel="objects",
