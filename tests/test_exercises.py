@@ -39,7 +39,7 @@ def test_the_solution_is_right(name, capsys):
     assert verdict and verdict.mistakes == () and verdict.notes == ()
     assert verdict.text.startswith(f"{name}: right, in ")
     printed = capsys.readouterr().out
-    assert printed.split() == verdict.text.split() and max(map(len, printed.splitlines())) <= 100
+    assert printed.split() == verdict.text.split() and max(map(len, printed.splitlines())) <= 95
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}, {row[1][:25]}")
@@ -107,6 +107,8 @@ def test_a_task_names_what_it_takes_and_gives(name, capsys):
     task = text.split("Give ")[0]
     assert all(parameter in task.split("\n", 1)[1] for parameter in exercise.parameters)
     assert exercise.results and all(result in text for result in exercise.results)
+    assert text.split() == exercise.describe().split()  # filled anew for the width of a page, and whole
+    assert max(map(len, text.splitlines())) <= 95
 
 
 def test_an_unknown_exercise_is_refused_with_the_nearest_name():

@@ -39,7 +39,7 @@ def describe() -> dict[str, str]:
 
 
 def _of_numpy(libraries: list) -> list:
-    """Those that NumPy computes with. SciPy's wheel brings its own, which is loaded sooner or later or never."""
+    """Those that NumPy computes with. SciPy's wheel brings its own, loaded at some time or never."""
     own = [library for library in libraries if "numpy" in Path(library.filepath).parent.name]
     return own or libraries
 

@@ -1,20 +1,21 @@
-# ruff: noqa: E402, E501
+# ruff: noqa: E402
 
 # %% [markdown]
 # # 00 The whole game
 #
-# **Time** 1 hour with the exercises (a quarter of one to read); it runs in about a minute. **Needs** Python and NumPy. No
-# GPU, no downloads: the trained weights are in the package.
+# **Time** 1 hour with the exercises (20 minutes to read); it runs in about a minute. **Needs** Python and
+# NumPy. No GPU, no downloads: the trained weights are in the package.
 #
-# Before we take Mask R-CNN apart, line by line and gradient by gradient, here is all of it at once: a trained model, a
-# picture, and what comes out. Nothing is derived in this notebook. You see what each stage is *for*, what it takes and
-# what it gives, and where in the course it is explained. Nobody expects you to understand every word yet.
+# Before we take Mask R-CNN apart, line by line and gradient by gradient, here is all of it at once: a
+# trained model, a picture, and what comes out. Nothing is derived in this notebook. You see what each
+# stage is *for*, what goes into it and what comes out, and where in the course it is explained. Nobody
+# expects you to understand every word yet.
 #
 # Afterwards you can
 #
 # 1. run a trained model, and say what goes in and what comes out, with shapes, units and dtypes;
 # 2. name the stages from the image to the pasted masks, and say what each adds;
-# 3. say what is different in training, and which five numbers are made small;
+# 3. say what is different in training, and name the five losses;
 # 4. find in the map of the course which notebook explains what.
 
 # %%
@@ -63,12 +64,12 @@ CLASS_NAMES = ["nucleus"]  # of label 1; label 0 is the background
 # %% [markdown]
 # ## In the first minute
 #
-# Cell nuclei under a fluorescence microscope. The model was trained on other pictures of the same collection, and has
-# not seen this one. The task is **instance segmentation**: find every object, say what it is, and which pixels are
-# *its own*, so that two nuclei that touch are still two.
+# Cell nuclei under a fluorescence microscope. The model was trained on other pictures of the same
+# collection, and has not seen this one. The task is **instance segmentation**: find every object, say
+# what it is, and which pixels are *its own*, so that two nuclei that touch are still two.
 
 # %%
-CONFIDENT = 0.5  # what scores less is not drawn
+CONFIDENT = 0.5  # detections that score less are not drawn
 model = models.from_checkpoint("minimask:nuclei").eval()
 sample = nuclei_sample("val")[6]
 (found,) = model.predict([sample.image])
@@ -86,7 +87,7 @@ right = draw_instances(
 )
 _, axes = plt.subplots(1, 2, figsize=(9.6, 5), layout="constrained")
 for panel, picture, title in (
-    (axes[0], left, "in: an image (four times as bright, to be seen)"),
+    (axes[0], left, "in: an image (brightened, to make it visible)"),
     (axes[1], right, f"out: {sure.sum()} nuclei that score {CONFIDENT} or more"),
 ):
     panel.imshow(np.asarray(picture)[: 2 * sample.image.shape[1]])  # without the strip that counts
@@ -95,21 +96,23 @@ plt.show()
 print(f"found, with a score of {CONFIDENT} or more: {sure.sum()}; drawn by hand: {len(sample.boxes)}")
 
 # %% [markdown]
-# Three lines did it: load, read, `predict`. The colours only tell neighbours apart. Look closely: most are right, but
-# not all. Somewhere two nuclei share one outline, or one is missed, or a mask bleeds over its edge. Which are wrong, and
-# at which stage each went wrong, can be found out, and is: that is what stages are good for.
+# Three lines did it: load, read, `predict`. The colours only tell neighbours apart. Look closely: most
+# detections are right, but not all. Some nuclei were found twice, a few were missed, and here and there a
+# mask bleeds over the edge. Which ones are wrong, and at which stage each went wrong, can be found out
+# (08): that is what stages are good for.
 #
 # ## What goes in, what comes out
 #
-# `predict` takes a *list* of images, since images have different sizes, and gives a list of as many dictionaries.
+# `predict` takes a *list* of images, since images have different sizes, and returns a list with one
+# dictionary for each.
 
 # %%
 rows = [("in: image", sample.image, "red, green, blue of each pixel, from 0 to 1")]
 units = {
-    "boxes": "x1, y1, x2, y2 in pixels of the image; x to the right, y down",
-    "labels": "which class; 1 is the first, 0 would be the background",
-    "scores": "how sure, from 0 to 1; falling",
-    "masks": "for each pixel of the image: how surely the object's",
+    "boxes": "x1, y1, x2, y2 in pixels; x to the right, y down",
+    "labels": "the class: 1 is the first, 0 would be background",
+    "scores": "how confident, from 0 to 1; the highest first",
+    "masks": "the probability that a pixel belongs to the object",
 }
 rows += [(f"out: {name}", found[name], units[name]) for name in units]
 for name, values, meaning in rows:
@@ -125,46 +128,47 @@ assert (np.diff(found["scores"]) <= 0).all()
 # %% [markdown]
 # What to notice:
 #
-# * **How many** objects there are is not known beforehand. A network has a fixed number of outputs; how one gets a list
-#   of any length out of it is the subject of notebook 04.
-# * Boxes are **floating-point numbers**, between the pixels. Rounding them costs more than one would think (05).
-# * There are more detections than nuclei: those that score little are in the list as well. Where to cut is *your*
-#   decision (`CONFIDENT` above), and judging a detector without choosing a cut is what average precision is for (09).
-# * A mask is a **probability for each pixel**, and it is the object's own: masks may overlap. It becomes an outline where
-#   you cut it, at 1/2 as a rule.
-# * `masks` reads like an array as large as the image for each object, but it is kept small, 28 x 28 for each, and
-#   pasted when you ask for it (07).
+# * **How many** objects there are is not known beforehand. A network has a fixed number of outputs; how
+#   to get a list of any length out of it is the subject of notebook 04.
+# * Boxes are **floating-point numbers**, between the pixels. Rounding them costs more than one would
+#   think (05).
+# * There are more detections than nuclei: low scores are in the list as well. Where to cut is *your*
+#   decision (`CONFIDENT` above), and average precision judges a detector without choosing a cut (09).
+# * A mask is a **probability for each pixel**, and each object has its own: masks may overlap. Cutting
+#   it, usually at 1/2, gives the outline.
+# * `masks` behaves like an array with a full-size mask for each object, but stores only 28 x 28 numbers
+#   for each, and pastes them into the image when you ask for it (07).
 #
 # ## The stages
 #
-# Here is the whole model, as it stands in the package. Each line is a stage, with the shape of what it gives. (N images,
-# A anchors, P proposals, D detections, K classes.)
+# Here is the whole model, as it stands in the package: stage after stage, with the shape of what each one
+# returns. (N images, A anchors, P proposals, D detections; Q mask channels, M x M each. The keypoint head
+# is for 12.)
 
 # %%
 source(models.MaskRCNN.inference_record)
 
 # %% [markdown]
-# It keeps what every stage gave in a *record*, so we need not compute anything again: we look.
+# `inference_record` keeps what every stage returned, so nothing has to be computed again. We can simply
+# look.
 
 # %%
 record = model.inference_record([sample.image])
 (ranked,), (candidates,), (detections,) = record.ranked, record.candidates, record.detections
 mask_logits = record.mask.data
-print("1 image      ", record.batch.images.shape, "minus the mean colour, padded to a multiple of 32")
+print("1 image      ", record.batch.images.shape, "normalised colours, padded to a multiple of 32")
 print("2 features   ", *(tuple(x.shape[1:]) for x in record.levels))
 print(f"3 proposals   {len(record.rpn.anchors):,} anchors -> {len(ranked.anchors):,} best", end=" ")
 print(f"-> {len(ranked.survivors):,} after suppression -> {len(ranked.proposals):,} kept")
 pooled = model.box_head.pooler.output_size, model.mask_head.pooler.output_size
 print(
-    f"4 RoIs        of each proposal {record.levels[0].shape[1]} channels of {pooled[0]} x {pooled[0]},",
+    f"4 RoIs        {record.levels[0].shape[1]} channels of {pooled[0]} x {pooled[0]} for each proposal,",
     end=" ",
 )
-print(f"and of each detection {pooled[1]} x {pooled[1]}, whatever its size")
-print(f"5 classes and boxes  {candidates.probabilities.shape} probabilities ->", end=" ")
-print(
-    f"{len(candidates.labels):,} score enough -> {len(candidates.survivors)} after suppression -> {len(detections.boxes)}"
-)
-print("6 masks      ", mask_logits.shape, "a mask of each class for each detection")
+print(f"of {pooled[1]} x {pooled[1]} for each detection")
+print(f"5 classes     {candidates.probabilities.shape} probabilities -> {len(candidates.labels):,}", end=" ")
+print(f"score enough -> {len(candidates.survivors)} after suppression -> {len(detections.boxes)} kept")
+print("6 masks      ", mask_logits.shape, "for each detection a mask of each class, background included")
 print("7 pasted     ", found["masks"].shape)
 
 # %%
@@ -175,15 +179,18 @@ assert all((2 * h, 2 * w) == before for before, (h, w) in zip(halves, halves[1:]
 assert sum(h * w for h, w in halves) * 3 == len(record.rpn.anchors)  # three shapes at each cell of each level
 
 # %% [markdown]
-# And one small picture of each. To follow *one* nucleus through them, it is marked in orange: the detection that scores
-# best among those in the middle of the image.
+# Here is one small picture of each. One nucleus is marked in orange, so that you can follow it through
+# all of them: the detection with the highest score in the middle of the image. The line printed below the
+# picture says how well its proposal already fitted, as an *IoU*, intersection over union: the area that
+# two boxes have in common, divided by the area that they cover together. It is 1 for equal boxes and 0
+# for boxes that do not touch.
 
 # %%
 STAGES = {
     "image": "pixels",
     "features": "a pyramid of maps:\nwhat is where, coarse to fine",
-    "proposals": "where may there be\nan object?",
-    "RoIs": "the features under a box,\nalways as many",
+    "proposals": "where might there be\nan object?",
+    "RoIs": "the features under a box,\nalways the same number",
     "classes and boxes": "what is it, and where\nexactly?",
     "masks": "which of its pixels?",
     "pasted": "back into the image",
@@ -207,7 +214,7 @@ bright = np.clip(4 * sample.image, 0, 1).transpose(1, 2, 0)
 height, width = size
 middle = (found["boxes"][:, :2] + found["boxes"][:, 2:]) / 2
 central = np.abs(middle - [width / 2, height / 2]).max(axis=1) < min(size) / 4
-one = int(np.flatnonzero(central)[0]) if central.any() else 0  # they stand by falling score
+one = int(np.flatnonzero(central)[0]) if central.any() else 0  # the highest score comes first
 own_box = detections.boxes[one]  # in pixels of the network's input
 origin = ranked.proposals[candidates.proposals[candidates.kept[one]]]
 roi = np.concatenate([[0], own_box]).astype(np.float32)[None]
@@ -226,7 +233,8 @@ side = maps[0].shape[0]
 tiles = [np.repeat(np.repeat(m / m.max(), 1 << k, axis=0), 1 << k, axis=1) for k, m in enumerate(maps)]
 panels[1].imshow(np.block([tiles[:2], tiles[2:]]), cmap="cividis")
 for k, (y, x) in enumerate(np.ndindex(2, 2), 2):
-    panels[1].text((x + 0.04) * side, (y + 0.04) * side, f"P{k}", color="white", va="top", weight="bold")
+    label = dict(color="white", weight="bold", va="top", bbox=dict(fc="black", ec="none", alpha=0.7, pad=2))
+    panels[1].text((x + 0.05) * side, (y + 0.05) * side, f"P{k}", **label)
 cross(panels[1], side)
 scale = np.tile(record.batch.scale(0)[::-1], 2)  # x, y, x, y: input pixels per image pixel
 panels[2].imshow(bright)
@@ -263,30 +271,33 @@ print(
 print(f"IoU of its proposal with its final box {box_iou(origin[None], own_box[None])[0, 0]:.2f}")
 
 # %% [markdown]
-# 1. **Image.** Colours minus their mean, divided by their spread, and padded so that all halvings come out even.
-# 2. **Features.** A convolutional network, the *backbone*, and a *feature pyramid* on it: five maps, each half as fine as
-#    the one before (shown: the four finest, drawn equally large; how much the channels differ at each cell). Each cell has a
-#    vector of numbers that says what is around there. Fine maps are for small objects, coarse ones for large.
-# 3. **Proposals.** At every cell three boxes, the *anchors*, are asked whether there is an object about here, and
-#    how to move the box to fit it. The surest, without near-copies, are proposed. Drawn: the best 150. They need not say
-#    *what* it is.
-# 4. **RoIs**, regions of interest. Under every proposal, however large, *RoIAlign* reads the same number of features.
-#    Shown: four channels of the orange nucleus, as the mask branch will read them.
-# 5. **Classes and boxes.** From a RoI's features, two layers say what it is, the background included, and correct the box.
-#    Then near-copies are suppressed once more, class by class.
+# 1. **Image.** The mean colour is subtracted, the result divided by the standard deviation, and the image
+#    padded so that it can be halved five times without a remainder.
+# 2. **Features.** A convolutional network, the *backbone*, with a *feature pyramid* on top: five maps,
+#    each half as fine as the one before. At each cell, a vector of numbers describes what is there and
+#    around it. Fine maps are for small objects, coarse ones for large. (Drawn are the four finest, all at
+#    the same size: the yellower a cell, the more its channels differ.)
+# 3. **Proposals.** For three boxes at every cell, the *anchors*, the network says whether there is an
+#    object nearby, and how the box must move to fit it. The most confident, without near-copies, become
+#    proposals (drawn: the best 150). They do not say *what* the object is.
+# 4. **RoIs**, regions of interest. Under every proposal, however large, *RoIAlign* reads the same number
+#    of features. (Drawn: four channels of the orange nucleus, as the mask branch will read them.)
+# 5. **Classes and boxes.** From the features of a RoI, the box head says what it is, where background is
+#    one of the answers, and corrects the box. Then near-copies are suppressed once more, class by class.
 # 6. **Masks.** A small convolutional network draws a mask of 28 x 28 *in the frame of the box*.
 # 7. **Pasted.** The mask is stretched to its box, and cut at 1/2.
 #
 # (The picture without a number shows 7 once more, for the orange nucleus.)
 #
-# Stages 1 to 5 are Faster R-CNN (2015), with the pyramid of 2016. What Mask R-CNN (2017) adds are stage 6, a branch
-# *beside* the one for classes, not behind it, and in stage 4 RoIAlign. It sounds like little. The last experiment of this notebook
-# shows what it is worth.
+# Stages 1 to 5 are Faster R-CNN (2015), with the pyramid of 2016. Mask R-CNN (2017) adds stage 6, a
+# branch *beside* the one for classes, not behind it, and, in stage 4, RoIAlign. That does not sound like
+# much. The experiment further down shows what it is worth.
 #
-# ## Training: five numbers to be made small
+# ## Training: five losses
 #
-# In training the true boxes, labels and masks are given. Each stage that decides something gets a **loss**, a number that
-# says how wrong it was, and the sum of the five is made small by following its gradient, a small step at a time.
+# In training, the true boxes, labels and masks are given. Each decision gets a **loss**, a number that
+# says how wrong it was. There are five of them, and training makes their sum small by following its
+# gradient, one small step at a time.
 
 # %%
 model.train()
@@ -296,7 +307,7 @@ K = len(CLASS_NAMES)
 undecided = {"loss_objectness": np.log(2), "loss_classifier": np.log(K + 1), "loss_mask": np.log(2)}
 asks = {
     "loss_objectness": "does an anchor know whether it has an object?",
-    "loss_rpn_box_reg": "does it know how to get to the object's box?",
+    "loss_rpn_box_reg": "does it know how to reach the object's box?",
     "loss_classifier": "is a proposal's class right?",
     "loss_box_reg": "is its box?",
     "loss_mask": "is each pixel of its mask?",
@@ -305,8 +316,8 @@ for name, question in asks.items():
     untrained = f"{undecided[name]:.3f}" if name in undecided else "-"
     print(f"{name:<17} {step.losses[name].item():.3f}   undecided: {untrained:<6} {question}")
 positive = len(step.rois.positive.labels)
-print(f"of {len(ranked.proposals):,} proposals and more, {len(step.rois.labels)} were drawn,", end=" ")
-print(f"{positive} of them on an object; only those have a box and a mask to learn")
+print(f"{len(step.rois.labels)} RoIs were drawn from the proposals, {positive} of them on an object:")
+print("only those have a box and a mask to learn")
 
 # %%
 options = model.box_head.options
@@ -316,15 +327,16 @@ assert positive <= options.batch_size_per_image * options.positive_fraction
 assert all(step.losses[name].item() < value for name, value in undecided.items())
 
 # %% [markdown]
-# "Undecided" is what a network says that gives each answer the same probability: $\log 2$ for a yes or no, $\log (K + 1)$
-# for one of $K$ classes and background, which for one class is the same. A fresh network begins about there; this one has left it
-# behind. (The box losses have no such number.) Why these losses, why so few proposals, and why the network learns nothing
-# from the rest: 04 and 07. How the steps are taken: 09.
+# "Undecided" is the loss of a network that gives every answer the same probability: $\log 2$ for a yes or
+# no, $\log (K + 1)$ for $K$ classes and background, which for one class is the same. A fresh network
+# starts near these values; this one has left them behind. (The box losses have no such number.) Notebooks
+# 04 and 07 say why it is these losses, why so few RoIs are drawn, and why the network learns nothing from
+# the rest; 09 says how the steps are taken.
 #
 # ## The map of the course
 #
-# Above, the stages in the order of the data, each with the notebook that explains it. Below, what they stand on
-# and what is done with them.
+# The top row has the stages in the order in which the data flows, each with the notebook that explains
+# it. Below is what they stand on, and what is done with them.
 
 # %%
 COURSE = {  # notebook: (what it explains, x, y, width)
@@ -334,12 +346,14 @@ COURSE = {  # notebook: (what it explains, x, y, width)
     "07": ("classes, boxes,\nmasks, pasting", 8.5, 4.0, 1.9),
     "01": ("gradients,\nthe tape", 0.3, 2.1, 2.0),
     "02": ("convolution", 2.7, 2.1, 2.0),
-    "13": ("gradient check\nof everything", 5.1, 2.1, 2.2),
-    "06": ("CUDA\nkernels", 7.7, 2.1, 1.5),
-    "14": ("why it\nis fast", 9.6, 2.1, 1.5),
-    "09": ("training, and how\ngood is it?", 0.3, 0.2, 2.4),
-    "10": ("your own\nimages", 3.3, 0.2, 1.9),
-    "12": ("keypoints", 5.8, 0.2, 1.7),
+    "06": ("CUDA\nkernels", 5.1, 2.1, 1.6),
+    "13": ("gradient check\nof everything", 7.1, 2.1, 2.3),
+    "14": ("why it\nis fast", 9.8, 2.1, 1.6),
+    "08": ("the whole model,\ninspected", 0.3, 0.2, 2.4),
+    "09": ("training, and how\ngood is it?", 3.0, 0.2, 2.4),
+    "10": ("your own\nimages", 5.7, 0.2, 1.7),
+    "11": ("the paper's\nablations", 7.7, 0.2, 1.8),
+    "12": ("keypoints", 9.8, 0.2, 1.6),
 }
 ROWS = (
     (4.0, BLUE, "the stages"),
@@ -378,18 +392,20 @@ axes.axis("off")
 plt.show()
 
 # %% [markdown]
-# Whoever wants to understand everything goes by the numbers, 01 to 09. Whoever only asks what the paper is about reads 05 and
-# the second half of 07. Whoever wants to train on pictures of their own begins with 10, and comes back when something looks
-# strange. 06, 12, 13 and 14 may be read in any order, or not at all.
+# To understand everything, go by the numbers. To find out what the paper is about and no more, read 05
+# and the second half of 07. To train on pictures of your own, begin with 10, and come back when something
+# looks strange. If you are in a hurry, leave out 06, 13 and 14: nothing else needs them.
 #
 # ## The surprise: what is half a pixel worth?
 #
-# Stage 4 reads features under a box whose edges lie between the cells. Before Mask R-CNN one *rounded* them to
-# cells, which is what **RoIPool** does; **RoIAlign** interpolates. The edges of a box move by half a cell of its map at most,
-# which on the finest level of this model is a single pixel. Now replace one by the other in the trained model. Not one weight changes.
+# Stage 4 reads features under a box whose edges lie between the cells. Before Mask R-CNN they were
+# *rounded* to whole cells, which is what **RoIPool** does; **RoIAlign** interpolates instead. Rounding
+# moves the edge of a box by at most half a cell of its map, which on the finest level of this model is a
+# single pixel. Now replace one layer by the other in the trained model, without touching a single weight,
+# and compare the IoU of the masks: pixels in common, divided by pixels that either mask covers.
 
 # %%
-IMAGES = (6, 8) if FAST else (2, 6, 8)  # of the validation images; others are brighter and take longer
+IMAGES = (6, 8) if FAST else (2, 6, 8)  # of the validation images; others have more nuclei and take longer
 LAYERS = {"RoIAlign, as trained": None, "RoIPool": F.roi_pool}
 BARS = (0.5, 0.85)  # of the masks' IoU
 
@@ -408,7 +424,7 @@ def mask_ious(samples):
 
 
 samples = [nuclei_sample("val")[i] for i in IMAGES]
-heads, trained, scored = (model.box_head, model.mask_head), {}, {}
+heads, scored = (model.box_head, model.mask_head), {}
 poolers = [head.pooler for head in heads]
 for name, layer in LAYERS.items():
     for head, pooler in zip(heads, poolers):
@@ -436,26 +452,28 @@ axes.set_title(f"{len(scored[name])} nuclei in {len(IMAGES)} validation images, 
 axes.legend()
 plt.show()
 sides = np.concatenate([np.sqrt((s.boxes[:, 2:] - s.boxes[:, :2]).prod(axis=1)) for s in samples])
-print(f"a nucleus is {np.median(sides):.0f} pixels wide (median)")
+print(f"the median nucleus is {np.median(sides):.0f} pixels wide")
 
 # %%
 aligned, rounded = (np.mean(values >= BARS[-1]) for values in scored.values())
 assert rounded < 0.5 * aligned
 
 # %% [markdown]
-# (*IoU*, intersection over union: the area that two masks have in common, divided by the area that they cover together; 1 if
-# they are equal.) Most nuclei are still found, and most of their masks are roughly right. What is lost is *precision*: count
-# only masks that fit well, and far fewer are left. The nuclei are small, so that a pixel is a lot.
+# Nearly all nuclei are still found, and their masks are roughly right. What is lost is *precision*: count
+# only the masks that fit well, and few are left. The nuclei are small, so one pixel matters.
 #
-# Is the comparison fair? No: the heads were trained with RoIAlign and never saw rounded features. Notebook 05 asks the fair
-# question, with a small head fitted to each layer, and derives how far off each of them is.
+# Is the comparison fair? No: the heads were trained with RoIAlign and never saw rounded features.
+# Notebook 05 asks the fair question, with a small head fitted to each layer, and derives how far off each
+# of them is.
 #
 # ## And it is all differentiable
 #
-# Why can such a machine be trained? Because from the mask's loss one can go back, stage by stage, to the features, the weights,
-# the very pixels, and say for each how the loss changes with it. In this course every one of these ways back is derived, and
-# **checked against numbers that need no derivation**: change the pixels a little, and see how the loss changes.
-# The whole way at once, on a small piece of the image: from the pixels through backbone, pyramid, RoIAlign and mask branch to the mask's loss.
+# Why can such a machine be trained? Because one can go back from the mask's loss, stage by stage, to the
+# features, the weights and even the pixels, and say of each how the loss changes with it. In this course
+# every one of these backward passes is derived, and **checked against numbers that need no derivation**:
+# change the pixels a little, and see how the loss changes. Here is the check of all of them at once, on a
+# small piece of the image: from the pixels through backbone, pyramid, RoIAlign and mask branch to the
+# mask's loss.
 
 # %%
 SIDE = 64  # pixels of the piece
@@ -493,81 +511,90 @@ outlines(axes[0], piece["boxes"] - 0.5, colors="white", lw=1)
 axes[0].set(title=f"the piece; whole nuclei in it: {inside.sum()}", xticks=[], yticks=[])
 most = np.abs(asked).max()
 shown = axes[1].imshow(asked, cmap="PuOr_r", vmin=-most, vmax=most)
-axes[1].set(title="what L_mask asks of the pixels", xticks=[], yticks=[])
+axes[1].set(title="what the mask's loss asks of the pixels", xticks=[], yticks=[])
 plt.colorbar(shown, ax=axes[1], ticks=[-most, 0, most]).set_ticklabels(["darker", "as is", "brighter"])
 errors.plot(axes[2], "the derived gradient against differences")
 plt.show()
-print(f"best error of central differences {errors.best():.0e}")
+print(f"best error of central differences, a single lucky step aside: {errors.best():.0e}")
 
 # %%
 assert errors.best() < 1e-6
 
 # %% [markdown]
-# The middle picture has come *out of* the network backwards: what would have to be brighter or darker for the masks to be
-# more right. It is strongest in and around the nuclei whose masks were drawn, and fades away from them. The right one says that it
-# is correct. Going left the error grows, since a computer rounds; going right it jumps up, since a larger step switches some of the
-# network's many units on or off, and the function bends. In between they agree to six digits and more. You will meet this picture in every notebook, and 01 says how to read it.
+# The middle picture came out of the network *backwards*: what would have to be brighter or darker for the
+# mask to be better. It is strongest along the edge of the nucleus whose mask is asked for, and fades away
+# from it. The right picture says that it is correct. Towards the left the error grows, since a computer
+# rounds. Towards the right it jumps up, since a larger step switches some of the network's many ReLUs on
+# or off, and there the function has corners. In between, gradient and differences agree to six digits or
+# more. You will meet this picture again and again, and 01 says how to read it.
 #
 # ## Exercises
 #
 # Try them before you open the answers; each is a line or two of code.
 #
-# **1.** Cut at 0.9 instead of 0.5 in the first cell that predicts. What do you gain, what do you lose? And at 0.05?
+# **1.** Cut at 0.9 instead of 0.5 in the first cell that predicts. What do you gain, what do you lose?
+# And at 0.05?
 #
 # <details><summary>Answer</summary>
 #
-# At 0.9 next to nothing that is drawn is wrong, and far more nuclei are missed; at 0.05 the other way round. No cut is right for
-# everybody: who counts cells wants neither too many nor too few, who looks for a rare one wants to miss none. Notebook 09 draws
-# the whole curve, and takes the area under it.
+# At 0.9 only 27 nuclei are drawn, all of them right, so 13 of the 40 are missed. At 0.05 it is the other
+# way round: 39 are found, among 70 outlines. No cut is right for everybody: someone who counts cells
+# wants neither too many nor too few, someone who looks for a rare one must not miss any. Notebook 09
+# draws the whole curve, and takes the area under it.
 #
 # </details>
 #
-# **2.** Predict the image turned by a quarter: `model.predict([np.rot90(sample.image, axes=(1, 2)).copy()])`. Do you get the same nuclei?
-# Should you?
+# **2.** Predict the image rotated by 90 degrees:
+# `model.predict([np.rot90(sample.image, axes=(1, 2)).copy()])`. Do you get the same nuclei? Should you?
 #
 # <details><summary>Answer</summary>
 #
-# Nearly, not exactly. Nuclei have no up and down, so a perfect model would find the same. But nothing in a convolution is the
-# same when it is turned: its weights have an up and a left. It has learnt from examples (which were turned and mirrored in
-# training) that direction does not matter, as well as it could.
+# Nearly: 43 instead of 45. Nuclei have no up and down, so a perfect model would find the same. But a
+# convolution does not turn with its input: its weights have a top and a left. The model had to learn from
+# examples, which were rotated and mirrored in training, that direction does not matter.
 #
 # </details>
 #
-# **3.** Count with paper and pencil: an image of 512 x 384 pixels, five levels of which the finest has strides of 2 pixels, three anchors
-# a cell. How many anchors? Check with `model.inference_record([np.zeros((3, 384, 512), np.float32)]).rpn.anchors`.
+# **3.** With paper and pencil: an image of 512 x 384 pixels, five levels, the finest with a stride of 2
+# pixels, three anchors at each cell. How many anchors are there? Check with
+# `model.inference_record([np.zeros((3, 384, 512), np.float32)]).rpn.anchors`.
 #
 # <details><summary>Answer</summary>
 #
-# $3\,(256 \cdot 192 + 128 \cdot 96 + 64 \cdot 48 + 32 \cdot 24 + 16 \cdot 12) = 196{,}416$. Each level has a quarter of the one before, so
-# the finest alone has three quarters of them all.
+# $3\,(256 \cdot 192 + 128 \cdot 96 + 64 \cdot 48 + 32 \cdot 24 + 16 \cdot 12) = 196{,}416$. Each level
+# has a quarter of the one before, so the finest alone has about three quarters of them all.
 #
 # </details>
 #
-# **4.** Replace only the *mask* head's RoIAlign by RoIPool in the experiment above (`heads = (model.mask_head,)`). Which of the two bars
-# moves, and why so much of it?
+# **4.** Replace only the *mask* head's RoIAlign in the experiment above:
+# `heads, scored = (model.mask_head,), {}`. Which of RoIPool's two bars changes, and why?
 #
 # <details><summary>Answer</summary>
 #
-# Classes and boxes stay as they were, bit by bit, since the mask branch stands beside them; so nearly as many nuclei are found. The bar at
-# 0.85 falls more than half of the way that it fell before. A class survives features that are off by half a cell; a mask, whose answer is
-# a *place*, does not.
+# Classes and boxes do not change by a single bit, since the mask branch stands beside them. As many
+# nuclei are found as before, but at 0.85 the share falls from 55 % to 27 %, more than half of the whole
+# loss. A class survives features that are off by half a cell; a mask, whose answer is a *place*, does
+# not.
 #
 # </details>
 #
-# **5.** Set `model.rpn.options = replace(model.rpn.options, post_nms_top_n_test=20)` and predict again. How many proposals does the model need
-# for the nuclei of this image?
+# **5.** Set `model.rpn.options = replace(model.rpn.options, post_nms_top_n_test=20)` and predict again.
+# How many proposals does the model need for the nuclei of this image?
 #
 # <details><summary>Answer</summary>
 #
-# Of 20 proposals at most 20 of the 40 nuclei can come, and 19 do; with 40 it is 33, since some proposals lie on the same nucleus and
-# none on others; from 80 on, more find nothing more. Proposals are cheap, missed objects are lost: so a thousand are kept.
+# With 20 proposals at most 20 of the 40 nuclei can be found, and 19 are. With 40 it is 33: several
+# proposals lie on the same nucleus, and others get none. From 80 on it is 38, and more proposals find
+# nothing more. But proposals are cheap, and an object that none of them covers is lost: so a thousand are
+# kept.
 #
 # </details>
 #
 # ## Read on
 #
-# * K. He, G. Gkioxari, P. Dollár, R. Girshick, *Mask R-CNN*, ICCV 2017. Read the introduction and figure 1 now, section 3 after notebook 07.
+# * K. He, G. Gkioxari, P. Dollár, R. Girshick, *Mask R-CNN*, ICCV 2017. Read the introduction and figure
+#   1 now, section 3 after notebook 07.
 # * The pictures are of the 2018 Data Science Bowl (BBBC038); see `minimask/data/nuclei/README.md`.
 #
-# Next: **01 Gradients and the tape**, which begins with a single multiplication, and ends with the machine that finds the gradient of
-# anything in this notebook.
+# Next: **01 Gradients and the tape**, which begins with one product and one sum, and builds the machine
+# that finds every gradient in this notebook.

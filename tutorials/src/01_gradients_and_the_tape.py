@@ -3,19 +3,19 @@
 # %% [markdown]
 # # 01 Gradients and the tape
 #
-# **Time** 2 to 3 hours with pencil, paper and exercises (an hour to read); it runs in 15 seconds. **Needs**
-# Python, NumPy, and to know what a derivative and the chain rule are. No GPU, no downloads.
+# **Time** 2 to 3 hours with pencil, paper and exercises (an hour to read); it runs in 15 seconds.
+# **Needs** Python, NumPy, and to know what a derivative and the chain rule are. No GPU, no downloads.
 #
-# Mask R-CNN learns by one vector: the gradient of its loss. Nobody will hand it to us here. Every layer of
-# minimask has a backward pass that was derived on paper, and a *tape* of about a hundred lines chains them.
-# So the first question of this course is the one that decides all others: **how do you know that a gradient
-# is right?** That the loss falls does not answer it. At the end of this notebook a network learns, and
-# learns well, from a gradient that points 60 to 85 degrees away from the true one.
+# Mask R-CNN learns by one vector: the gradient of its loss. Nobody will hand it to us here. Every layer
+# of minimask has a backward pass that was derived on paper, and a *tape* of about a hundred lines chains
+# them. So the first question of this course is the one that decides all others: **how do you know that a
+# gradient is right?** That the loss falls does not answer it. At the end of this notebook a network
+# learns, and learns well, from a gradient that points 45 to 86 degrees away from the true one.
 #
 # Afterwards you can
 #
 # 1. derive the backward pass of a layer, and write it;
-# 2. say what the tape keeps, in which order it is walked, and why a recursion would be a mistake;
+# 2. say what the tape keeps, in which order it is walked, and why recursion would be a mistake;
 # 3. check a gradient so that you would bet on it, and read what a failing check tells you.
 
 # %%
@@ -43,7 +43,6 @@ FAST = os.environ.get("MINIMASK_FAST") == "1"  # fewer points and steps: how the
 print(f"minimask {minimask.__version__}; CuPy: {', '.join(cupy) or 'none, and none is needed'}")
 
 # %%
-import time
 import tracemalloc
 
 import matplotlib.pyplot as plt
@@ -53,17 +52,23 @@ from minimask import Function, GradientError, Tensor, exercises, gradcheck, tape
 from minimask import functions as F
 from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
 
+
+def say(message, indent=""):
+    """Print a message of minimask's, each of its parts on a line of its own."""
+    print(indent + str(message).replace("; ", f";\n{indent}  "))
+
+
 # %% [markdown]
 # ## The idea in a picture
 #
 # Take $y = \max(x w + x,\, 0)$ at $x = 2,\ w = 3$. To compute it is to call three Functions: a product, a
-# sum, a ReLU. While they are called, minimask writes down who read whose result: that is the **tape**. Then
-# `y.backward()` walks it from the end to the beginning, with the derivative of $y$ in its hands.
+# sum, a ReLU. While they are called, minimask writes down who read whose result: that is the **tape**.
+# Then `y.backward()` walks it from the end to the beginning, carrying the derivative of $y$ along.
 #
-# The picture below is not drawn by hand: nodes, arrows and red numbers are read off the tape. Blue is what
-# flowed forward, red (dashed) what flows back: at each arrow, the derivative of $y$ with respect to what
-# the blue arrow carries *on this way*. The first cell below reads the tape; the last only draws, and may
-# be skipped.
+# The picture below is not drawn by hand: nodes, arrows and red numbers are read off the tape. Blue is
+# what flowed forward, red (dashed) what flows back: at each arrow, the derivative of $y$ with respect to
+# what the blue arrow carries, *along this path*. The first cell below reads the tape; the last only
+# draws, and may be skipped.
 
 # %%
 x, w = Tensor(2.0, requires_grad=True), Tensor(3.0, requires_grad=True)
@@ -148,16 +153,16 @@ draw_tape({x: "x", w: "w"}, {x: x.item(), w: w.item()} | made_by, nodes, sent, y
 plt.show()
 
 # %% [markdown]
-# Two red numbers arrive at $x$: 3 through the product and 1 through the sum. They are **added**, 3 + 1 = 4,
-# because $x$ reaches $y$ on two ways and a change of $x$ travels on both. Forgetting that is the most
-# common bug in hand-written backward passes; you meet it again in the convolution (a pixel lies in several
-# windows), in RoIAlign (a pixel lies in several boxes) and in the exercises.
+# Two red numbers arrive at $x$: 3 through the product and 1 through the sum. They are **added**, 3 + 1 =
+# 4, because $x$ reaches $y$ by two paths, and a change of $x$ travels along both. Forgetting that is the
+# most common bug in hand-written backward passes. You will meet it again in the convolution (a pixel lies
+# in several windows), in RoIAlign (a pixel lies in several boxes) and in the exercises.
 #
 # ## The mathematics
 #
-# Number the values in the order in which they are computed, $v_1, \dots, v_n$, each from some earlier ones,
-# and let $L$ be the last. Write $\bar v_i = \partial L / \partial v_i$. If $v_i$ changes, $L$ changes only
-# through the values $v_j$ that *read* $v_i$, so
+# Number the values in the order in which they are computed, $v_1, \dots, v_n$, each from some earlier
+# ones, and let $L$ be the last. Write $\bar v_i = \partial L / \partial v_i$. If $v_i$ changes, $L$
+# changes only through the values $v_j$ that *read* $v_i$, so
 #
 # $$\bar v_i \;=\; \sum_{j \text{ reads } i} \Big(\frac{\partial v_j}{\partial v_i}\Big)^{\!\top} \bar v_j ,
 # \qquad \bar v_n = 1 .$$
@@ -167,10 +172,10 @@ plt.show()
 # * **A sum over the readers.** Gradients that arrive at one value are added.
 # * **An order.** $\bar v_i$ is complete only when all its readers are done; since a reader has a higher
 #   number, going through the numbers backwards is always right.
-# * **Locality.** A layer $y = f(x)$ needs to know nothing of the network. It is handed $\bar y$, called
-#   `gy` in minimask, and gives back $\bar x = J^\top \bar y$ with its own Jacobian
-#   $J = \partial y / \partial x$. It never *forms* $J$: for a 3 x 3 convolution of 256 channels on a 200 x
-#   300 map that would be $2 \cdot 10^{14}$ numbers.
+# * **Locality.** A layer $y = f(x)$ need not know anything about the network. It is handed $\bar y$,
+#   called `gy` in minimask, and gives back $\bar x = J^\top \bar y$ with its own Jacobian
+#   $J = \partial y / \partial x$. It never *forms* $J$: for a 3 x 3 convolution of 256 channels on a 200
+#   x 300 map that would be $2 \cdot 10^{14}$ numbers.
 #
 # ### What it costs
 #
@@ -204,7 +209,7 @@ x.mean().backward()
 count, parameters = CountedMatMul.multiplications, sum(w.size for w in layers)
 print(f"forward   {count['forward']:>18,} multiplications")
 print(f"backward  {count['backward']:>18,}  ({count['backward'] / count['forward']:.2f} times that)")
-print(f"differences {2 * parameters * count['forward']:>16,}  ({parameters:,} parameters, moved to and fro)")
+print(f"differences {2 * parameters * count['forward']:>16,}  ({parameters:,} parameters, moved up and down)")
 
 # %%
 # not 2 times: the batch itself needs no gradient, which saves the first of all products
@@ -213,13 +218,14 @@ assert np.isclose(count["backward"] / count["forward"], 2 - 1 / len(layers))
 # %% [markdown]
 # ### One layer on paper: the matrix product
 #
-# $y_{ik} = \sum_j a_{ij} b_{jk}$. Who reads $a_{ij}$? Every $y_{ik}$ of row $i$, with the factor $b_{jk}$:
+# $y_{ik} = \sum_j a_{ij} b_{jk}$. Who reads $a_{ij}$? Every $y_{ik}$ of row $i$, with the factor
+# $b_{jk}$:
 #
 # $$\bar a_{ij} = \sum_k \bar y_{ik}\, b_{jk} = (\bar y\, b^\top)_{ij}, \qquad
 #   \bar b_{jk} = \sum_i a_{ij}\, \bar y_{ik} = (a^\top \bar y)_{jk}.$$
 #
-# No rule to remember: write the formula with indices, ask who reads the element, sum over the rest. If the
-# shapes fit, there is usually just one way to put the factors.
+# No rule to remember: write the formula with indices, ask who reads the element, sum over the rest. If
+# the shapes fit, there is usually just one way to put the factors.
 #
 # ### And one with a full Jacobian: softmax
 #
@@ -235,16 +241,16 @@ assert np.isclose(count["backward"] / count["forward"], 2 - 1 / len(layers))
 source(F.array.MatMul, F.activation.Softmax)
 
 # %% [markdown]
-# `forward` gets arrays, computes, and says `self.save(...)` for what `backward` will read, and for nothing
-# else. `backward` gets the gradient of the output and gives one gradient for each input. That is the whole
-# contract of a **Function**. Let us write one.
+# `forward` gets arrays, computes, and calls `self.save(...)` on what `backward` will read, and on nothing
+# else. `backward` gets the gradient of the output and returns one gradient for each input. That is the
+# whole contract of a **Function**. Let us write one.
 #
 # ## Your own Function
 #
 # Softplus, $y = \log(1 + e^x)$, a ReLU without the corner. Its derivative is the sigmoid,
-# $e^x / (1 + e^x)$. As written, $e^{1000}$ overflows in the forward pass *and* in the derivative, although
-# both results are harmless (1000 and 1). So the code below uses two identities that never exponentiate a
-# positive number: $\log(1 + e^x) = \max(x, 0) + \log(1 + e^{-|x|})$ and
+# $e^x / (1 + e^x)$. As written, $e^{1000}$ overflows in the forward pass *and* in the derivative,
+# although both results are harmless (1000 and 1). So the code below uses two identities that never
+# exponentiate a positive number: $\log(1 + e^x) = \max(x, 0) + \log(1 + e^{-|x|})$ and
 # $e^x/(1+e^x) = \tfrac12 (1 + \tanh \tfrac x2)$.
 
 
@@ -273,9 +279,9 @@ assert np.isfinite(y.numpy()).all() and ((x.grad >= 0) & (x.grad <= 1)).all()
 # %% [markdown]
 # ## What the tape is
 #
-# `Softplus.apply(x)` makes an object, and calls it. The call runs `forward`, and if some input needs a
-# gradient, records. (If memory runs out, the error says in which Function, and of what shapes.) Here is all
-# of the recording:
+# `Softplus.apply(x)` makes an object, and calls it. The call runs `forward` and, if some input needs a
+# gradient, records itself. (If memory runs out, the error says in which Function, and for inputs of which
+# shapes.) Here is the recording:
 
 # %%
 source(Function.__call__, Function._record, Function.save)
@@ -283,10 +289,11 @@ source(Function.__call__, Function._record, Function.save)
 # %% [markdown]
 # The object itself is the node of the graph. An **edge** says where the gradient of an input has to go:
 # `(creator, slot)`, "output number *slot* of that call", for something computed; the Tensor itself for a
-# leaf, whose `.grad` is wanted; `None` for a constant. `order` is a counter: who was created when.
+# leaf, whose `.grad` is wanted; `None` for a constant. `order` counts the calls as they are made.
 #
-# What is *not* there is the input Tensors. The tape holds the call that made a value, but not the value. An
-# array lives on only if some backward pass has saved it; we measure in a moment what that is worth.
+# What is *not* there is the input Tensors. The tape holds the call that made a value, but not the value.
+# An array lives on only if some Function has saved it for its backward pass. We shall soon measure what
+# that is worth.
 
 # %%
 rng = np.random.default_rng(0)
@@ -307,22 +314,23 @@ for node, edges in nodes_behind(loss).items():
 # %% [markdown]
 # ## Walking it back
 #
-# The other half of the tape is the walk. `pending` holds, for each call reached, the gradients of its
-# outputs as far as they have arrived; a heap gives the call that was created last.
+# The other half of the tape is the walk. `pending` holds, for each call reached, what has arrived so far
+# of the gradients of its outputs; a heap says which of these calls was created last.
 
 # %%
 source(tape.run_backward, tape._add)
 
 # %% [markdown]
 # `_add` is careful about *whose* array it writes to. The backward pass of a sum hands one and the same
-# array to both of its inputs; to add to it in place for one of them would change the gradient of the other.
-# So the tape writes only into sums that it has made itself, and into arrays that nobody else holds: Python
-# counts the references to an array, and a view counts as one. You will be asked about this in the exercises.
+# array to both of its inputs; adding to it in place for one of them would change the gradient of the
+# other. So the tape writes only into sums that it has made itself, and into arrays that nobody else
+# holds: Python counts the references to an array, and a view counts as one. An exercise comes back to
+# this.
 #
 # Why a heap and a counter, when three lines of recursion ("send the gradient to my creators, and they to
-# theirs") look as if they would do? Because recursion does not wait. A call that is reached on two ways is
-# walked twice, and so is everything behind it; what is reached on two ways again, four times. Each way gives
-# a right part of the sum; there are just too many ways. Watch it: `x = x + x`, over and over.
+# theirs") look as if they would do? Because recursion does not wait. A call that is reached by two paths
+# is walked twice, and so is everything behind it; after a second such fork it is four times. Each path
+# adds a correct part of the sum; there are just too many paths. Watch it: `x = x + x`, over and over.
 
 
 # %%
@@ -353,16 +361,16 @@ for depth in depths:
     assert leaf.grad[0] == 2.0**depth  # right, but at what a price
 
 _, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-axes.semilogy(depths, calls, "o-", color=ORANGE, label="recursion: a call for each way")
+axes.semilogy(depths, calls, "o-", color=ORANGE, label="recursion: a call for each path")
 axes.semilogy(depths, depths, "s-", color=BLUE, label="heap: a call for each node")
-axes.set(xlabel="additions, one behind the other", ylabel="calls of backward")
+axes.set(xlabel="additions in a row", ylabel="calls of backward")
 axes.legend()
 plt.show()
 
 # %% [markdown]
 # Every residual block of a ResNet is such a fork: a ResNet-50 has 16 of them, so at least
-# $2^{16} = 65\,536$ ways lead from the loss to its first layer. And there is a second trap: Python's stack
-# ends at a depth of about a thousand.
+# $2^{16} = 65\,536$ paths lead from the loss to its first layer. And there is a second trap: Python's
+# stack ends at a depth of about a thousand.
 
 # %%
 x = chain = Tensor(np.ones(1), requires_grad=True)
@@ -373,9 +381,8 @@ try:
 except RecursionError as error:
     print("recursion:", error)
 x.grad = None
-begin = time.perf_counter()
 chain.backward()
-print(f"minimask: 20,000 calls in {time.perf_counter() - begin:.2f} s, gradient {x.grad[0]:g}")
+print(f"minimask:  20,000 calls, gradient {x.grad[0]:g}")
 
 # %%
 assert x.grad[0] == 1.0
@@ -383,10 +390,10 @@ assert x.grad[0] == 1.0
 # %% [markdown]
 # ## What the tape keeps, and when it lets go
 #
-# The memory of training is the memory of the tape, so look at it. `Probe` is a Function that does nothing
-# and notes how many bytes are alive when it is passed, forward and backward. We put one after each of 24
-# blocks $x \leftarrow \max(0.9\, x + 0.1,\, 0)$ on arrays of 1 MiB: three calls a block, of which the sum
-# saves nothing and the product's input *is* the array that the ReLU before it saved.
+# The memory of training is the memory of the tape, so look at it. `Probe` is a Function that changes
+# nothing and notes how much memory is in use when data passes through it, forward and backward. We put
+# one after each of 24 blocks $x \leftarrow \max(0.9\, x + 0.1,\, 0)$ on arrays of 1 MiB. A block makes
+# three calls: the product by a constant and the sum save no array, and the ReLU saves its output.
 
 # %%
 source(F.array.Add, F.array.Multiply, F.activation.ReLU)
@@ -444,16 +451,16 @@ assert max(curves[True]) - max(curves[False]) > 1.5 * blocks  # three arrays a b
 assert curves[False][-1] < 8  # at the end, nothing but the last block is left
 
 # %% [markdown]
-# Forward, the tape grows by one array a block instead of three. Backward, it shrinks: a node is freed as
-# soon as it is done. The price is that the graph is gone afterwards, and minimask says so rather than give
-# you half a gradient:
+# Going forward, the tape grows by one array per block instead of three. Going backward, it shrinks: a
+# node is freed as soon as it is done. The price is that the graph is gone afterwards, and minimask says
+# so rather than give you half a gradient:
 
 # %%
 try:
     loss.backward()
     loss.backward()
 except RuntimeError as error:
-    print(error)
+    say(error)
 
 # %% [markdown]
 # ## Is it right? Finite differences, and their two errors
@@ -464,15 +471,15 @@ except RuntimeError as error:
 # $$\varphi'(0) = \langle u, J v\rangle = \langle J^\top u, v \rangle .$$
 #
 # The left side we estimate without any derivative, the right side is what `backward(u)` gives, times $v$.
-# One number each. If $J^\top u$ is wrong in any element, then a random $v$ will see it.
+# Both sides are single numbers. If $J^\top u$ is wrong in any element, a random $v$ will see it.
 #
 # How small should the step be? By Taylor,
 #
 # $$\frac{\varphi(h) - \varphi(-h)}{2h} = \varphi'(0) + \frac{h^2}{6} \varphi'''(0) + \dots$$
 #
 # so **truncation** falls with $h^2$. But $\varphi$ is computed to a relative
-# $\varepsilon \approx 2 \cdot 10^{-16}$ only, and the division by $h$ magnifies this **rounding** to about
-# $\varepsilon |\varphi| / h$. Smaller steps are better until they are worse; the two meet where
+# $\varepsilon \approx 2 \cdot 10^{-16}$ only, and the division by $h$ magnifies this **rounding** to
+# about $\varepsilon |\varphi| / h$. Smaller steps are better until they are worse; the two meet where
 # $h^3 \approx \varepsilon$:
 #
 # $$h \approx \varepsilon^{1/3} \approx 6 \cdot 10^{-6}, \qquad
@@ -480,8 +487,8 @@ except RuntimeError as error:
 #
 # With five points the truncation is $h^4$, and they meet at $h \approx \varepsilon^{1/5}$, error
 # $\varepsilon^{4/5} \approx 3 \cdot 10^{-13}$; the textbook's $(\varphi(h) - \varphi(0))/h$ never gets
-# below $\varepsilon^{1/2} \approx 10^{-8}$. All of that can be seen, in a network of a matrix product, our
-# Softplus, and a softmax:
+# below $\varepsilon^{1/2} \approx 10^{-8}$. All of that can be seen, in a network of a matrix product,
+# our Softplus, and a softmax:
 
 # %%
 inputs = [rng.normal(size=(5, 6)), rng.normal(size=(6, 4))]
@@ -499,8 +506,9 @@ single = tutorial.step_errors(network, inputs, steps=steps, dtype=np.float32)
 single.plot(axes[1], "values in float32")
 plt.show()
 
+print("best error, a single lucky step aside")
 for kind in double.errors:
-    print(f"{kind:<12} best error: float64 {double.best(kind):.0e}, float32 {single.best(kind):.0e}")
+    print(f"  {kind:<12} float64 {double.best(kind):.0e}, float32 {single.best(kind):.0e}")
 
 # %%
 assert (
@@ -509,16 +517,17 @@ assert (
 assert single.best("central") > 1e-7
 
 # %% [markdown]
-# Look at the right half. Where $\varepsilon = 10^{-7}$ there is no good step any more: the best of central
-# differences is near $\varepsilon^{2/3} \approx 2 \cdot 10^{-5}$, at a step that you must guess, and at the
-# step that is best for float64 the error is near one percent. **Check gradients in float64**, even if you
-# train in float32.
+# The estimates are right up to a factor of ten: rounding errors of both signs partly cancel, so that the
+# best errors are smaller. Now look at the right half. In float32, with $\varepsilon \approx 10^{-7}$,
+# there is no good step any more: central differences get no better than $2 \cdot 10^{-6}$, at a step that
+# you would have to guess, and at the step that is best for float64 the error is near one percent. **Check
+# gradients in float64**, even if you train in float32.
 #
-# `minimask.gradcheck` does just that: five points, $h = 10^{-5}$, several random $v$, for each input alone
-# and for all together. Its *relative error* is that of the plots above, $|n - d| / (|n| + |d|)$ for the
-# numeric slope $n$ and the derived one $d$: 0 where they agree, 1 where the sign is wrong, and half the share
-# by which a nearly right $d$ is off. It wants less than $10^{-6}$, which leaves four orders of magnitude for
-# a wrong gradient to be noticed in.
+# `minimask.gradcheck` does just that: five points, $h = 10^{-5}$, several random $v$, for each input
+# alone and for all together. Its *relative error* is the one in the plots above, $|n - d| / (|n| + |d|)$
+# for the numeric slope $n$ and the derived one $d$: 0 where they agree, 1 where the sign is wrong, and
+# half the share by which a nearly right $d$ is off. It wants less than $10^{-6}$, which leaves four
+# orders of magnitude for a wrong gradient to be noticed in.
 
 # %%
 report = gradcheck(network, inputs)
@@ -530,9 +539,10 @@ assert report.worst_error < 1e-8
 # %% [markdown]
 # ### Plant a bug
 #
-# A check that has never failed proves nothing, so make it fail. Six wrong versions of softmax's backward
-# pass, from the crude to the subtle, and what the check says of each. Where random directions disagree, it
-# looks at single elements, and names the worst and its ratio, which often tells the mistake.
+# A check that has never failed proves nothing, so make it fail. Here are six wrong versions of softmax's
+# backward pass, from the crude to the subtle, and what the check says about each. Where random directions
+# disagree, it looks at single elements, and names the worst and its ratio, which often gives the mistake
+# away.
 
 # %%
 BUGS = {
@@ -568,14 +578,15 @@ for bug in BUGS:
         gradcheck(buggy(bug), [x])
         raise AssertionError(f"{bug} was not noticed")
     except GradientError as error:
-        print(f"{bug}\n    {error}\n")
+        print(bug)
+        say(error, indent="    ")
 
 # %% [markdown]
 # ### Blind checks
 #
-# Many tutorials check `f(x).sum()`, as if $u$ were all ones. For softmax that is worthless: the outputs sum
-# to 1 whatever $x$ is, so the true gradient of the sum is 0, and a backward pass with the wrong sign, or
-# with all zeros, gives 0 as well. Batch and group normalisation are blind in the same way.
+# Many tutorials check `f(x).sum()`, as if $u$ were all ones. For softmax that is worthless: the outputs
+# sum to 1 whatever $x$ is, so the true gradient of the sum is 0, and a backward pass with the wrong sign,
+# or with all zeros, gives 0 as well. Batch and group normalisation are blind in the same way.
 
 
 # %%
@@ -584,7 +595,7 @@ def check_of_the_sum(bug):
 
 
 blind = [bug for bug in BUGS if check_of_the_sum(bug)]
-print("pass the check of the sum:", "; ".join(blind))
+print("these pass the check of the sum:", "; ".join(blind))
 
 # %%
 assert blind == ["the sign", "a factor 2", "zeros", "one element of 20 off by 1 %"]
@@ -592,9 +603,10 @@ assert blind == ["the sign", "a factor 2", "zeros", "one element of 20 off by 1 
 # %% [markdown]
 # ## Kinks
 #
-# A ReLU has no derivative at 0, and near 0 a difference of step $h$ reaches over the corner. Below, one of
-# ten inputs lies at a distance of $10^{-4}$ from it. Elsewhere the function is linear: there is no
-# truncation at all, and the *largest* step is the best one, until it reaches the corner (red line).
+# A ReLU has no derivative at 0, and near 0 a difference of step $h$ reaches across the corner. Below on
+# the left, one of ten inputs lies at a distance of $10^{-4}$ from it, on the right at a distance of 1.
+# Elsewhere the function is linear: there is no truncation at all, and the *largest* step is the best one,
+# until it reaches the corner (red line).
 
 
 # %%
@@ -614,19 +626,20 @@ for axis, distance in zip(axes, (1e-4, 1.0)):
 plt.show()
 
 report = gradcheck(F.relu, [with_corner(0.0)], raise_error=False)
-print("gradcheck at the corner:", report.kink)
+print("gradcheck at the corner:")
+say(report.kink, indent="  ")
 
 # %%
 assert report.kink and report.mismatch is None  # not a wrong gradient, and not called one
 
 # %% [markdown]
-# A check has to tell the two apart, for it would be useless if it cried "wrong!" at every ReLU. `gradcheck`
-# compares the slopes on both sides, with several steps. A kink says nothing about the gradient: move the
-# inputs.
+# A check has to tell the two apart, for it would be useless if it cried "wrong!" at every ReLU.
+# `gradcheck` compares the slopes on both sides, with several steps. A kink says nothing about the
+# gradient: move the inputs.
 #
 # At the corner itself there is no right answer, and minimask takes 0. That has a consequence which
-# surprises even people who have used such tapes for years. Mathematically, $\max(x, 0) - \max(-x, 0) = x$,
-# so its derivative is 1, everywhere.
+# surprises even people who have used automatic differentiation for years. Mathematically,
+# $\max(x, 0) - \max(-x, 0) = x$, so its derivative is 1 everywhere.
 
 # %%
 x = Tensor(np.array([-1.0, 0.0, 1.0]), requires_grad=True)
@@ -647,12 +660,12 @@ assert np.array_equal(y.numpy(), x.numpy()) and np.array_equal(x.grad, [1, 0, 1]
 # ## The experiment: learning from a wrong gradient
 #
 # "The loss goes down, so the backward pass must be right." Let us see. A network of three layers has to
-# tell two spirals from each other. In the backward pass of its linear layers, $\bar x = \bar y\, W$, we
-# replace $W$ by another matrix $B$:
+# tell two spirals apart. In the backward pass of its linear layers, $\bar x = \bar y\, W$, we replace $W$
+# by another matrix $B$:
 #
 # * `right`: $B = W$;
-# * `random`: $B$ is drawn once, at random, and never changed. What the lower layers are told has nothing to
-#   do with how the upper layers use them;
+# * `random`: $B$ is drawn once, at random, and never changed. What the lower layers are told has nothing
+#   to do with how the upper layers use them;
 # * `nothing`: $B = 0$, so that only the last layer learns. This is the control.
 
 
@@ -731,41 +744,43 @@ for kind, colour in (("right", BLUE), ("random", ORANGE), ("nothing", GREEN)):
         left.plot(step, accuracy, color=colour, label=kind if i == 0 else None)
         if kind == "random":
             right.plot(step, whole, color=ORANGE, label="all weights" if i == 0 else None)
-            right.plot(step, middle, color=RED, ls="--", label="the middle layer's" if i == 0 else None)
+            right.plot(step, middle, color=RED, ls="--", label="the middle layer's only" if i == 0 else None)
             begun.append(round(middle[0]))
             assert whole[1:].max() < 90  # so that a small step along it goes downhill
-left.set(xlabel="step", ylabel="share of points told right", ylim=(0.4, 1.02), title="learning with B ...")
+left.set(xlabel="step", ylabel="share classified correctly", ylim=(0.4, 1.02), title="learning with B ...")
 left.legend(loc="lower right")
 right.axhline(90, color=GREY, lw=1)
-right.text(0, 91, "no relation", color=GREY, va="bottom")
+right.text(steps, 91, "no relation", color=GREY, ha="right", va="bottom")
 right.set(
     xlabel="step", ylabel="degrees", ylim=(0, 130), title="random B: angle between used and true gradient"
 )
 right.legend(loc="lower left")
 plt.show()
-print(final)
-print("the middle layer's angle begins at", begun, "degrees")
+for kind, shares in final.items():
+    print(f"{kind:<8} classified correctly at the end:", *(f"{share:.1%}" for share in shares))
+print("random B: the middle layer's angle begins at", *begun, "degrees")
 assert min(begun) > 90
 if not FAST:
     assert min(final["right"]) > 0.99 and min(final["random"]) > 0.95 and max(final["nothing"]) < 0.8
 
 # %% [markdown]
-# The network learns the spirals from a gradient that is off by 60 to 85 degrees, with lower layers that are
-# told random things. Watch the dashed lines for the reason: they begin beyond 90 degrees (at 108 to 113),
-# which is worse than no relation at all, and then *fall*. Nobody turns the feedback towards the weights; the
-# weights turn towards the feedback, because the last layer, whose gradient is right, finds use for whatever
-# the layers below can be taught. This is *feedback alignment* (Lillicrap et al., 2016).
+# The network learns the spirals from a gradient that, once under way, is off by 45 to 86 degrees, with
+# lower layers that are told random things. The dashed lines show the reason: they begin beyond 90 degrees
+# (at 108 to 113), which is worse than no relation at all, and then *fall*. Nobody turns the feedback
+# towards the weights; the weights turn towards the feedback, because the last layer, whose gradient is
+# right, finds a use for whatever the layers below can be taught. This is *feedback alignment* (Lillicrap
+# et al., 2016).
 #
 # What it means for us: a small step in any direction within 90 degrees of the right one leads downhill. A
-# missing factor, a lost term, a gradient that is overwritten where it should be added: training goes on, a
-# little worse, and nothing complains. A falling loss says that the angle is below 90 degrees. The check
+# missing factor, a lost term, a gradient that is overwritten where it should be added: training goes on,
+# a little worse, and nothing complains. A falling loss says that the angle is below 90 degrees. The check
 # says that it is 0.
 
 # %%
 x, label = spirals(rng)
 w, b = rng.normal(size=(2, 2, 3))
 report = gradcheck(lambda x, w: FeedbackLinear.apply(x, w, Tensor(b)), [x[:5], w], raise_error=False)
-print("gradcheck:", report.mismatch)
+say(f"gradcheck: {report.mismatch}")
 
 # %%
 assert not report
@@ -773,8 +788,8 @@ assert not report
 # %% [markdown]
 # ## Everything in minimask is checked
 #
-# A walk over the package finds every Function there is; one that has no row in the table of cases fails the
-# tests. Here are three of them. `minimask gradcheck` on the command line prints all.
+# Every Function in the package has rows in a table of cases, and the tests fail for one that has none.
+# Here are three of them; `minimask gradcheck` on the command line prints all.
 
 # %%
 from minimask.lessons.gradient_cases import all_functions, run_table
@@ -789,9 +804,9 @@ assert run_table(["relu", "softmax", "matmul"])
 #
 # `exercises.check` runs your function on several inputs and says that it is right, or where it is wrong,
 # and which of the usual mistakes it looks like. Change the cells until it says "right". Solutions are in
-# `tutorials/solutions/`; a wrong try teaches more than they do.
+# `tutorials/solutions/`, but a wrong attempt teaches more than they do.
 #
-# **1.** The backward pass of a ReLU. The try below is what one writes first.
+# **1.** The backward pass of a ReLU. The attempt below is what one writes first.
 
 # %%
 exercises.describe("relu_backward")
@@ -805,9 +820,9 @@ def my_relu_backward(gy, x):
 exercises.check("relu_backward", my_relu_backward)
 
 # %% [markdown]
-# **2.** Softmax and cross-entropy in one. Derive it first: with $p = \mathrm{softmax}(x)$ and
-# $L = -\log p_t$, insert $\bar p_i = -\delta_{it} / p_t$ into the formula for softmax above. Almost
-# everything cancels.
+# **2.** Softmax and cross-entropy in one, averaged over the rows. Derive it first: with
+# $p = \mathrm{softmax}(x)$ and $L = -\log p_t$, insert $\bar p_i = -\delta_{it} / p_t$ into the formula
+# for softmax above. Almost everything cancels.
 
 # %%
 exercises.describe("softmax_cross_entropy_backward")
@@ -823,8 +838,8 @@ def my_softmax_cross_entropy_backward(gy, logits, labels):
 exercises.check("softmax_cross_entropy_backward", my_softmax_cross_entropy_backward)
 
 # %% [markdown]
-# **3.** The tape itself. The list is in the order of creation, so you need no heap; but a value may be used
-# twice, a call may lead nowhere, and a call may hand you the same array for two inputs.
+# **3.** The tape itself. The list is in the order of creation, so you need no heap; but a value may be
+# used twice, a call may lead nowhere, and a call may hand you the same array for two inputs.
 
 # %%
 exercises.describe("tape_backward")
@@ -842,41 +857,41 @@ def my_tape_backward(tape, output, gradient):
 exercises.check("tape_backward", my_tape_backward)
 
 # %% [markdown]
-# **4.** On paper: $y = x / \lVert x \rVert$ for a vector $x$. Derive $\bar x$, write it as a Function, and
-# let `gradcheck` be the judge.
+# **4.** On paper: $y = x / \lVert x \rVert$ for a vector $x$. Derive $\bar x$, write it as a Function,
+# and let `gradcheck` be the judge.
 #
 # <details><summary>Answer</summary>
 #
 # With $n = \lVert x \rVert$: $\partial y_i / \partial x_j = \delta_{ij} / n - x_i x_j / n^3$, so
-# $\bar x = (\bar y - y \langle y, \bar y \rangle) / n$. What points along $y$ is removed: a change of
-# length does not change $y$.
+# $\bar x = (\bar y - y \langle y, \bar y \rangle) / n$. The part along $y$ is removed, since stretching
+# $x$ does not change $y$.
 #
 # </details>
 #
-# **5.** Which of Add, Multiply, ReLU, Softmax, MatMul, Sum save an array of the size of their input? Which
-# of them could save *less* than they do, and what would it cost?
+# **5.** Which of Add, Multiply, ReLU, Softmax, MatMul, Sum save an array of the size of their input?
+# Which of them could save *less* than they do, and what would it cost?
 #
 # <details><summary>Answer</summary>
 #
-# Add and Sum save shapes only. ReLU and Softmax save their output, which the next layer often holds anyway;
-# ReLU could save one bit for each element. Multiply and MatMul need both inputs, but each only for the
-# other's gradient: when the weights are frozen, the activations need not be kept (look how `Conv2d` does
-# it: `source(F.conv.Conv2d)`).
+# Add and Sum save shapes only. ReLU and Softmax save their output, which the next layer often holds
+# anyway; ReLU could save one bit for each element. Multiply and MatMul need both inputs, but each only
+# for the other's gradient: when the weights are frozen, the activations need not be kept
+# (`source(F.conv.Conv2d)` shows how a convolution does it).
 #
 # </details>
 #
-# **6.** There is a difference without rounding. If $f$ is analytic, $\operatorname{Im} f(x + i h v) / h$ is
-# the derivative up to $O(h^2)$, and nothing is subtracted, so $h = 10^{-200}$ is fine. Do it for softmax,
-# `np.exp(x) / np.exp(x).sum()`, and compare with `F.softmax`. Then for `np.maximum(x, 0)` and for
-# `np.abs(x)`: which of the two fails, and does anything tell you?
+# **6.** There is a difference quotient without cancellation. If $f$ is analytic,
+# $\operatorname{Im} f(x + i h v) / h$ is the derivative up to $O(h^2)$, and nothing is subtracted, so
+# $h = 10^{-200}$ is fine. Do it for softmax, `np.exp(x) / np.exp(x).sum()`, and compare with `F.softmax`.
+# Then for `np.maximum(x, 0)` and for `np.abs(x)`: which of the two fails, and does anything tell you?
 #
 # <details><summary>Answer</summary>
 #
 # For softmax the error is $10^{-16}$ at every $h$ below $10^{-8}$: no valley, no best step. `np.maximum`
 # compares the real parts and keeps the imaginary part of the winner, so it is right away from the corner.
-# `np.abs` of a complex number is its modulus, which is not analytic: the result has no imaginary part, the
-# "derivative" is 0, and nothing tells you. A cast to float does the same. So this check is for code that
-# one knows.
+# `np.abs` of a complex number is its modulus, which is not analytic: the result has no imaginary part,
+# the "derivative" is 0, and nothing tells you. A cast to float does the same. So use this check only on
+# code that you know.
 #
 # </details>
 #
@@ -886,24 +901,24 @@ exercises.check("tape_backward", my_tape_backward)
 #
 # <details><summary>Answer</summary>
 #
-# A sum of ten thousand terms of random sign is about 100 times as large as one term. An element that is off
-# by 1 % changes it by $10^{-4}$ of itself, a relative error of $5 \cdot 10^{-5}$: always seen. Off by 0.01
-# %, the error is $5 \cdot 10^{-7}$ for a typical direction, and only the directions whose sum happens to be
-# small see it: 37 in 100. Four directions overlook it in 16 of 100 tries. This is why `gradcheck` takes
-# several, with no element near 0 in any of them; and why one also checks small inputs, in which an element
-# counts for more.
+# A sum of ten thousand terms of random sign is about 100 times as large as one term. An element that is
+# off by 1 % changes it by $10^{-4}$ of itself, a relative error of $5 \cdot 10^{-5}$: always seen. Off by
+# 0.01 %, the error is $5 \cdot 10^{-7}$ for a typical direction, and only the directions whose sum
+# happens to be small see it: 37 in 100. Four directions overlook it in 16 of 100 tries. This is why
+# `gradcheck` takes several, with no element near 0 in any of them; and why one also checks small inputs,
+# in which an element counts for more.
 #
 # </details>
 #
 # ## Read on
 #
-# * minimask's tape in full: `source(tape, minimask.autograd)`, 800 lines with comments and arithmetic. The
-#   check: `source(minimask.gradient_check)`.
-# * A. Griewank, A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008: the cost of a backward pass, and
-#   trading memory for time.
+# * minimask's tape in full: `source(tape, minimask.autograd)`, 800 lines with comments and arithmetic.
+#   The check: `source(minimask.gradient_check)`.
+# * A. Griewank, A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008: the cost of a backward pass,
+#   and trading memory for time.
 # * T. Lillicrap, D. Cownden, D. Tweed, C. Akerman, *Random synaptic feedback weights support error
 #   backpropagation for deep learning*, Nature Communications 7, 2016.
 # * W. Squire, G. Trapp, *Using complex variables to estimate derivatives of real functions*, SIAM Review
 #   40, 1998 (exercise 6).
 #
-# Next: **02 Convolution**, where the pixel that lies in several windows gets its sum.
+# Next: **02 Convolution**, where a pixel lies in several windows and collects the sum of their gradients.

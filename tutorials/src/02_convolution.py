@@ -7,23 +7,20 @@
 # **Needs** notebook 01 (backward passes, finite differences), Python and NumPy. No GPU, no downloads.
 #
 # Nearly all the arithmetic of Mask R-CNN is convolution: backbone, pyramid, RPN and mask head consist of
-# little else.
-# It is also the layer that most people use for years without ever having derived its backward pass. Yet
-# there is just
-# one idea in it, and everything in this notebook follows from it: **a convolution is a list of products
-# $w \cdot x$, and the two gradients are the same list, summed up by other indices.**
+# little else. It is also the layer that most people use for years without ever having derived its
+# backward pass. Yet there is just one idea in it, and everything in this notebook follows from it: **a
+# convolution is a list of products $w \cdot x$, and the two gradients are the same list, summed over
+# other indices.**
 #
 # Afterwards you can
 #
 # 1. derive both gradients with stride, padding, dilation and groups, and say why one of them is a
-# correlation and
-#    the other a convolution;
+#    correlation and the other a convolution;
 # 2. write a convolution as loops, as one matrix product, by blocks of rows, and on shifted views without
-# any copy, and
-#    say what each costs;
+#    any copy, and say what each costs;
 # 3. say what a transposed convolution ("deconvolution") is, why the mask head's has a 2 x 2 kernel, and
-# why, in a
-#    fresh network, the squared gradient of some pixels is 64 times that of others a few pixels away.
+#    why, in a fresh network, the squared gradient of some pixels is 64 times that of others a few pixels
+#    away.
 
 # %%
 # Where minimask is missing, it is installed from the clone or wheel that MINIMASK_CLONE names, if it does.
@@ -71,13 +68,10 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The idea in a picture
 #
-# A convolution is linear in the image, so it is a matrix $A$: one row for each output, one column for each
-# pixel. We
-# need no formula to see it. Column $k$ of a matrix is what it makes of the $k$-th unit vector; so feed in
-# all the
-# images that are 1 in one pixel and 0 elsewhere. Below: a 3 x 3 kernel, its elements numbered 1 to 9, on
-# an image of
-# 6 x 6.
+# A convolution is linear in the image, so it is a matrix $A$: one row for each output, one column for
+# each pixel. We need no formula to see it. Column $k$ of a matrix is what it makes of the $k$-th unit
+# vector; so feed in all the images that are 1 in one pixel and 0 elsewhere. Below: a 3 x 3 kernel, its
+# elements numbered 1 to 9, on an image of 6 x 6.
 
 
 # %%
@@ -130,21 +124,17 @@ assert np.array_equal(wide[u : u + 3, v : v + 3], kernel[0, 0, ::-1, ::-1] * (wi
 #
 # * Going **forward**, an output asks: which pixels do I read? The answer is a row of $A$: **the kernel**.
 # * Going **backward**, a pixel asks: which outputs read me, and with what weight? The answer is a column
-# of $A$:
-#   **the kernel turned by 180 degrees**. The output *left* of the pixel reads it with the *right* side of
-# its window.
-#   So the gradient of the image, $A^\top \bar y$, is a convolution with the turned kernel. Nobody had to
-# remember to
-#   flip anything.
-# * Every diagonal of $A$ has one colour: **one weight sits in many places**, once for each output. Its
-# gradient is
-#   the sum over those places, and they are arranged like the image itself. That sum will turn out to be a
-#   correlation.
+#   of $A$: **the kernel turned by 180 degrees**. The output *left* of the pixel reads it with the *right*
+#   side of its window. So the gradient of the image, $A^\top \bar y$, is a convolution with the turned
+#   kernel. Nobody had to remember to flip anything.
+# * Follow one colour down: **one weight sits in many places**, once in every row, that is, for every
+#   output. Its gradient is the sum over those places, and they are arranged like the image itself. That
+#   sum will turn out to be a correlation.
 #
-# In mathematics, "convolution" means the sum with the turned kernel, and the sum without turning is called
-# (cross-)correlation. Deep learning calls the second one convolution, since a learnt kernel does not mind
-# which way
-# it is stored. The gradient minds. Both in SciPy's terms:
+# In mathematics, "convolution" means the sum with the turned kernel, and the sum without turning is
+# called (cross-)correlation. Deep learning calls the second one convolution, since for a kernel that is
+# learnt it makes no difference which way round it is stored. For the gradient it does. Both in SciPy's
+# terms:
 
 # %%
 x = rng.normal(size=(6, 6))
@@ -159,17 +149,14 @@ print("forward = correlate2d(x, w, 'valid')      gradient of x = convolve2d(gy, 
 # %% [markdown]
 # ## The formula, as loops
 #
-# With stride $s$, padding $P$ and dilation $d$ (the gap between the kernel's elements), for image $n$,
-# output channel
-# $o$, output position $(p, q)$:
+# With stride $s$, padding $P$ and dilation $d$ (the distance between neighbouring elements of the
+# kernel), for image $n$, output channel $o$, output position $(p, q)$:
 #
 # $$y_{n o p q} = b_o + \sum_{c, i, j} w_{o c i j}\; x_{n,\, c,\, p s + i d - P,\, q s + j d - P},$$
 #
-# where pixels outside the image count as 0. Now the one idea. The formula is a list of products $w \cdot
-# x$, each of
-# which is added to one $y$. Let `_terms` enumerate that list: for each product the index of its $y$, of
-# its $w$, of
-# its $x$. Then look at the three functions.
+# where pixels outside the image count as 0. Now the one idea. The formula is a list of products
+# $w \cdot x$, each of which is added to one $y$. Let `_terms` enumerate that list: for each product the
+# index of its $y$, of its $w$, of its $x$. Then look at the three functions.
 
 # %%
 source(
@@ -189,8 +176,7 @@ source(
 # | gradient of the weights | $\bar y, x$ | $\bar w$, where $w$ was |
 #
 # This *is* the derivation. If $x$ or $w$ changes a little, the loss changes by $\sum \bar y \, dy$, and
-# $dy$ consists
-# of the products $w\,dx + dw\,x$. So with
+# $dy$ consists of the products $w\,dx + dw\,x$. So with
 #
 # $$T(\bar y, w, x) = \sum_{\text{terms}} \bar y_{n o p q}\; w_{o c i j}\; x_{n c u v},
 # \qquad
@@ -200,15 +186,12 @@ source(
 # Three things follow at once.
 #
 # * **The cost.** Each of the three passes does the same number of multiplications. That is the origin of
-# the rule
-#   that a backward pass costs twice a forward pass.
-# * **What has to be kept.** $\bar x$ needs $w$ but not $x$; $\bar w$ needs $x$ but not $w$. If the weights
-# are
-#   frozen, as in the first stages of a pretrained backbone, the activations need not be kept.
+#   the rule that a backward pass costs twice a forward pass.
+# * **What has to be kept.** $\bar x$ needs $w$ but not $x$; $\bar w$ needs $x$ but not $w$. If the
+#   weights are frozen, as in the first stages of a pretrained backbone, the activations need not be kept.
 # * **A test for free.** $T$ is linear in each of its arguments, so
 #   $\langle \bar y, y\rangle = \langle \bar x, x\rangle = \langle \bar w, w\rangle = T$. Three numbers
-# that have to
-#   agree to the last digits, without any finite difference.
+#   that have to agree to the last digits, without any finite difference.
 #
 # Here is the layer itself. `needs` says which gradients are wanted.
 
@@ -227,9 +210,9 @@ print("<gy, y>, <gx, x>, <gw, w> =", *(f"{number:.12f}" for number in three))
 assert np.ptp(three) < 1e-12
 
 # %% [markdown]
-# (Would it find every mistake? No: it says nothing about $\bar x$ across $x$. Use it with fresh random $x$
-# and $w$,
-# and use the gradient check as well, which moves in random directions of its own.)
+# (Would it find every mistake? No: it says nothing about the part of $\bar x$ that is orthogonal to $x$.
+# Use it with fresh random $x$ and $w$, and use the gradient check as well, which moves in random
+# directions of its own.)
 #
 # ## The mathematics: what kind of sum is each gradient?
 #
@@ -238,36 +221,29 @@ assert np.ptp(three) < 1e-12
 # $$\bar w_{ocij} = \sum_{n, p, q} \bar y_{nopq}\; x_{n,\,c,\, i d + p s - P,\, j d + q s - P} .$$
 #
 # Put this line beside the formula of the forward pass. It *is* that formula, with other names: $(i, j)$
-# now counts
-# the output's positions, and $(p, q)$ the kernel's; the kernel is $\bar y$; **stride and dilation have
-# changed
-# places**; the sum runs over images instead of channels. All signs are $+$, nothing is turned: a
-# correlation of the
-# image with the gradient that arrives.
+# now counts the output's positions, and $(p, q)$ the kernel's; the kernel is $\bar y$; **stride and
+# dilation have changed places**; the sum runs over images instead of channels. All signs are $+$, nothing
+# is turned: a correlation of the image with the gradient that arrives.
 #
-# In words: *$\bar w_{ij}$ asks how well the image, moved by $(i, j)$, agrees with what the loss wants.* In
-# a moment
-# we use that to measure something.
+# In words: *$\bar w_{ij}$ asks how well the image, moved by $(i, j)$, agrees with what the loss wants.*
+# In a moment we use that to measure something.
 #
-# **Input: a convolution with the turned kernel.** Fix the pixel $u = p s + i d - P$. With stride 1, $p = u
-# + P - i d$:
+# **Input: a convolution with the turned kernel.** Fix the pixel $u = p s + i d - P$. With stride 1,
+# $p = u + P - i d$:
 #
 # $$\bar x_{ncuv} = \sum_{o, i, j} w_{ocij}\; \bar y_{n,\,o,\, u + P - i d,\, v + P - j d} .$$
 #
 # This time $i$ comes with a minus sign, because the pixel is fixed and the window moves. Count from the
-# other end,
-# $i = K - 1 - i'$:
+# other end, $i = K - 1 - i'$:
 #
 # $$\bar x_{ncuv} = \sum_{o, i', j'} \underbrace{w_{o,\,c,\,K-1-i',\,K-1-j'}}_{\text{turned by } 180^\circ}\;
 #   \bar y_{n,\,o,\; u + i' d - P',\; v + j' d - P'}, \qquad P' = d (K - 1) - P ,$$
 #
 # the forward formula once more: padding $P'$, input and output channels exchanged. A 3 x 3 kernel with
-# padding 1 has
-# $P' = 1$.
+# padding 1 has $P' = 1$.
 #
 # **With stride $s$**, only some $p = (u + P - i d)/s$ are whole numbers; the others do not exist.
-# Equivalently: put
-# $s - 1$ zeros between the elements of $\bar y$, and continue as with stride 1.
+# Equivalently: put $s - 1$ zeros between the elements of $\bar y$, and continue as with stride 1.
 #
 # **Bias.** $b_o$ is in every output of its channel: $\bar b_o = \sum_{n, p, q} \bar y_{nopq}$.
 #
@@ -307,20 +283,16 @@ print("both gradients are convolutions themselves: agreed to 1e-12")
 
 # %% [markdown]
 # Two details that would cost you an evening. With a stride, the last rows of the image may be read by no
-# window at
-# all; then the correlation has positions too many, and they are cut off. And if the padding exceeds $d (K
-# - 1)$, then
-# $P'$ is negative: cut a border off $\bar y$ instead of padding it.
+# window at all; then the correlation has more positions than the kernel has elements, and the surplus is
+# cut off. And if the padding exceeds $d (K-1)$, then $P'$ is negative: cut a border off $\bar y$ instead
+# of padding it.
 #
 # ## An experiment: the weight gradient finds a displacement
 #
 # Take a piece $t$ of a microscope slide, and a piece $x$ of the same slide that is 12 pixels larger on
-# each side, and
-# not quite centred on $t$. We want a 25 x 25 kernel that turns $x$ into $t$, we start it at **zero**, and
-# look at
-# nothing but its first gradient. With $L = \frac{1}{2M} \sum (y - t)^2$ over $M$ pixels, the gradient that
-# arrives at
-# $w = 0$, where $y = 0$, is $\bar y = -t / M$, so
+# each side, and not quite centred on $t$. We want a 25 x 25 kernel that turns $x$ into $t$, we start at
+# **zero**, and look at nothing but the first gradient. With $L = \frac{1}{2M} \sum (y - t)^2$ over $M$
+# pixels, the gradient that arrives at $w = 0$, where $y = 0$, is $\bar y = -t / M$, so
 #
 # $$-\bar w_{ij} = \frac{1}{M} \sum_{p, q} t_{pq}\; x_{p + i,\, q + j}$$
 #
@@ -379,24 +351,19 @@ assert min(losses) < losses[0]
 
 # %% [markdown]
 # One gradient, from a kernel that knows nothing, and it knows the displacement (the circle). This is what
-# the weight
-# gradient of every convolution in the network does: it correlates what is in its input with what is
-# missing in its
-# output.
+# the weight gradient of every convolution in the network does: it correlates what is in its input with
+# what is missing in its output.
 #
-# The peak is broad: about as broad as a nucleus. A picture moved by one pixel too many still looks alike,
-# so the
-# first gradient cannot tell; only by descending further do the neighbours get subtracted. (Undoing this
-# blur takes
-# many steps of gradient descent, since the spectrum of natural images spans orders of magnitude. It is one
-# reason why
-# *whitening* the input, and the norm layers of notebook 03, help.)
+# The peak is broad, about as broad as a nucleus. A picture moved by one pixel too many still looks much
+# the same, so the first gradient cannot tell them apart; only further descent makes the peak sharp (the
+# last panel). (Undoing this blur takes many steps of gradient descent, since the spectrum of natural
+# images spans orders of magnitude. It is one reason why *whitening* the input, and the norm layers of
+# notebook 03, help.)
 #
 # ## Padding, stride, dilation, groups: six matrices
 #
 # Each option is a change of the matrix, and the gradient is always its transpose. The last panel is a
-# transposed
-# convolution, of which more below: compare it with the one of stride 2.
+# transposed convolution, of which more below: compare it with the one of stride 2.
 
 # %%
 OPTIONS = {
@@ -431,35 +398,28 @@ assert not matrices["groups 2"][:4, 16:].any()  # the first group does not see t
 
 # %% [markdown]
 # * **Padding** adds rows (outputs) whose windows reach beyond the image, and are cut there: near the
-# border a row has
-#   fewer than nine colours.
+#   border a row has fewer than nine colours.
 # * **Stride 2** leaves rows out. Columns get thinner as well: some pixels are read once, others four
-# times. Keep that
-#   in mind.
+#   times. Keep that in mind.
 # * **Dilation** moves the diagonals apart; the number of weights stays.
 # * **Two channels** are two by two blocks, each with a kernel of its own (here, all alike). **Groups**
-# keep the
-#   blocks on the diagonal.
+#   keep the blocks on the diagonal.
 #
 # The number of weights never shows in the picture: nine numbers, or 36, fill it all. For one layer of
-# ResNet-50's
-# first stage the matrix would have $64 \cdot 200 \cdot 304$ rows and as many columns, $1.5 \cdot 10^{13}$
-# elements,
-# made of 36 864 weights. Nobody builds *that* matrix.
+# ResNet-50's first stage the matrix would have $64 \cdot 200 \cdot 304$ rows and as many columns,
+# $1.5 \cdot 10^{13}$ elements, made of 36 864 weights. Nobody builds *that* matrix.
 #
 # ## From loops to one matrix product: im2col
 #
 # But there is a smaller one. Write the pixels that each output reads into a column: a matrix of
-# **patches**, with
-# $C K_H K_W$ rows and $P Q$ columns. Then the convolution is $Y = W \cdot \text{patches}$ with $W$ the
-# weights as an
-# $O \times C K_H K_W$ matrix, and the two gradients follow from the matrix product's of notebook 01:
+# **patches**, with $C K_H K_W$ rows and $P Q$ columns. Then the convolution is
+# $Y = W \cdot \text{patches}$ with $W$ the weights as an $O \times C K_H K_W$ matrix, and the two
+# gradients follow from the matrix product's of notebook 01:
 #
 # $$\bar W = \bar Y \cdot \text{patches}^\top, \qquad \overline{\text{patches}} = W^\top \bar Y ,$$
 #
 # after which the patches' gradient is added back into the image (`col2im`, the transpose of `im2col`): a
-# pixel that
-# was copied nine times collects nine gradients. **Added**, not written.
+# pixel that was copied nine times collects nine gradients. **Added**, not written.
 
 # %%
 source(
@@ -472,15 +432,14 @@ source(
 
 # %% [markdown]
 # `im2col` has no loop over pixels: it loops over the kernel's elements, and copies for each of them the
-# whole image,
-# shifted. So the matrix of patches can be read in two ways, and both will be useful:
+# whole image, shifted. So the matrix of patches can be read in two ways, and both will be useful:
 #
 # * its **columns** are the windows, one for each output;
 # * its **rows** are the image, moved by $(i, j)$, one for each element of the kernel.
 #
-# Below, a 3 x 3 kernel with dilation 6, so that the rows are moved far enough to be seen: nine moved
-# images, and
-# three windows, each in one colour: its column, its pixels in the unmoved image (row 4), and what it holds.
+# Below is a 3 x 3 kernel with dilation 6, so that the rows are moved far enough to be seen: nine moved
+# images, and three windows, each in a colour of its own: its column, its pixels in the unmoved image (row
+# 4), and what it holds.
 
 # %%
 crop = slide[132:180, 136:184][None, None]
@@ -502,7 +461,7 @@ axes["P"].imshow(
     extent=(719.5, 1199.5, 8.5, -0.5),
 )
 axes["P"].set(
-    title="ten rows of outputs of the matrix of patches",
+    title="the matrix of patches: its columns for ten rows of outputs",
     xlabel="column: output",
     ylabel="row: kernel element",
 )
@@ -532,9 +491,8 @@ assert copies == (4, 6, 9)
 # %% [markdown]
 # ## Blocks of rows, and shifted views
 #
-# The price of im2col is memory: every pixel is there nine times. What would that be for one 3 x 3
-# convolution of the
-# feature pyramid, 256 channels on the finest level of an 800 x 1216 image?
+# The price of im2col is memory: every pixel is stored nine times. What would that be for one 3 x 3
+# convolution of the feature pyramid, 256 channels on the finest level of an 800 x 1216 image?
 
 # %%
 g = Geometry.of((1, 256, 200, 304), (256, 256, 3, 3), 1, 1, 1, 1)
@@ -546,18 +504,15 @@ print(f"image {image_bytes / 2**20:.0f} MiB, patches {patch_bytes / 2**20:.0f} M
 assert patch_bytes == np.prod(g.w_shape[2:]) * image_bytes * g.out_pixels / np.prod(g.x_shape[2:])
 
 # %% [markdown]
-# Half a GiB, written to memory and read back, for one layer and one image. There are two ways out, and they
-# correspond to the two readings of the matrix.
+# Half a GiB, written to memory and read back, for one layer and one image. There are two ways out, and
+# they correspond to the two readings of the matrix.
 #
 # **By columns: blocks.** Build the patches of a few rows of outputs, multiply, throw them away. The
-# buffer, 8 MiB at
-# most, is used over and over, so that a large last-level cache still holds it when the product reads it.
-# Each thread
-# has its own buffer and its own rows. (A 1 x 1 convolution needs no patches at all: there, the image
-# itself is the
-# matrix.)
-
-# Plainly, for one image, one stride and one padding:
+# buffer, 8 MiB at most, is used over and over, so that a large last-level cache still holds it when the
+# product reads it. Each thread has its own buffer and its own rows. (A 1 x 1 convolution needs no patches
+# at all: there, the image itself is the matrix.)
+#
+# In plain NumPy, for one image and a stride of 1:
 
 
 # %%
@@ -582,35 +537,30 @@ plain_x, plain_w = plain_rng.normal(size=(3, 11, 8)), plain_rng.normal(size=(4, 
 whole = F.conv2d(plain_x[None], plain_w, padding=1).numpy()[0]
 for at_once in (1, 4, 100):
     by_rows = forward_by_rows(plain_x, plain_w, 1, at_once)
-    print(f"{at_once:3} rows at a time: largest difference {np.abs(by_rows - whole).max():.0e}")
+    print(f"rows at a time: {at_once:3}; largest difference {np.abs(by_rows - whole).max():.0e}")
 
 # %%
 assert all(np.allclose(forward_by_rows(plain_x, plain_w, 1, k), whole, atol=1e-12) for k in (1, 4, 100))
 
 # %% [markdown]
-# The fast one below does just that: `_patches` is the loop over `i, j`, `forward` the one over the blocks.
-# What is more in it:
-# any stride and dilation, and groups of channels; nothing is padded (that would copy the image), but what
-# lies outside
-# is set to 0 in the patches; the buffer is kept (`backend.scratch`); the product is written straight into
-# `y`; and several
-# threads share the blocks.
+# minimask's own does just that: `_patches` is the loop over `i, j`, `forward` the one over the blocks.
+# Beyond that, it takes any stride and dilation, and groups of channels; it does not pad the image (that
+# would copy it), but sets to 0 what lies outside in the patches; it keeps the buffer (`backend.scratch`),
+# writes the product straight into `y`, and divides the blocks over several threads.
 
 # %%
 source(convolution._blocks, convolution._patches, convolution.forward)
 
 # %% [markdown]
 # **By rows: shifted views.** Row $(i, j)$ of the patches is the moved image. Pad the image with zeros and
-# lay it out
-# flat, row after row: then the moved image is *the same memory, read from a later position on*:
-# $i \cdot \text{pitch} + j$, with the pitch the width of the padded image. Nothing is copied at all;
-# $Y = \sum_{ij} W_{ij} \cdot \text{view}_{ij}$. There is a catch: a window that begins near the end of a row
-# continues at the beginning of the next one. These outputs are nonsense. They are computed along, and
-# thrown away.
+# lay it out flat, row after row: then the moved image is *the same memory, read from a later position
+# on*: $i \cdot \text{pitch} + j$, with the pitch the width of the padded image. Nothing is copied at all;
+# $Y = \sum_{ij} W_{ij} \cdot \text{view}_{ij}$. There is a catch: a window that begins near the end of a
+# row continues at the beginning of the next one. These outputs are nonsense. They are computed all the
+# same, and thrown away.
 #
-# The figure is a 6 x 6 image with padding 1, so a pitch of 8. Both outputs begin at some flat position and
-# read on from
-# there; the orange one straddles two rows.
+# The figure is a 6 x 6 image with padding 1, so a pitch of 8. Both outputs begin at some flat position
+# and read on from there; the orange one straddles two rows.
 
 # %%
 g = Geometry.of((1, 1, 6, 6), (1, 1, 3, 3), 1, 1, 1, 1)
@@ -648,12 +598,10 @@ assert np.allclose(kept, F.conv2d(x, kernel, padding=1).numpy()[0, 0])
 # ### How fast, on your machine
 #
 # Five ways to the same numbers: the loops, im2col, minimask's blocks, the sum over shifted views without
-# any copy (a
-# short function, below), and, as the goal, the bare matrix product of ready-made patches. (It has to fetch
-# them from
-# memory, so that blocks may even pass it.) The figures are those of the machine that made this page, which
-# had other
-# work to do. **Run it on yours**; nothing is asserted about times, only about results and memory.
+# any copy (a short function, below), and, as the goal, the bare matrix product of ready-made patches. (It
+# has to fetch them from memory, so blocks may even be faster.) The figures are those of the machine that
+# made this page, which had other work to do. **Run it on yours**; nothing is asserted about times, only
+# about results and memory.
 
 
 # %%
@@ -729,9 +677,8 @@ assert np.allclose(forward_views(x, w, 1), reference, rtol=0, atol=2e-3)
 
 peaks = {name: peak(WAYS[name][0]) for name in ("im2col", "shifted views", "minimask: blocks")}
 print("peak memory:", ", ".join(f"{name} {most:.1f} MiB" for name, most in peaks.items()))
-print(
-    f"(the output itself: {reference.nbytes / 2**20:.1f} MiB; the blocks' buffers, up to {4 * convolution.BLOCK_ELEMENTS / 2**20:.0f} MiB a thread, are kept between calls)"
-)
+print(f"(the output itself: {reference.nbytes / 2**20:.1f} MiB; the blocks' buffers,", end=" ")
+print(f"up to {4 * convolution.BLOCK_ELEMENTS / 2**20:.0f} MiB a thread, are kept between calls)")
 assert peaks["minimask: blocks"] < 0.6 * peaks["im2col"]
 
 sizes = 2 ** np.arange(16, 24, 2 if FAST else 1)  # from a row at a time to nearly all rows
@@ -760,60 +707,45 @@ right.set(
 plt.show()
 
 # %% [markdown]
-# The loops are slower by a factor of ten thousand and more, which is Python's price for touching each
-# number by
-# itself. Among the others, the arithmetic is identical, and all that differs is where the numbers wait.
+# The loops are slower by a factor of more than ten thousand, which is Python's price for touching each
+# number by itself. Among the others, the arithmetic is the same, and all that differs is where the
+# numbers wait.
 #
 # * **Blocks** of a single row (the left end of the curve) make short matrix products, and many of them;
-# blocks of all
-#   rows (the right end) are im2col. What is best between depends on the layer, on your caches, and on who
-# else is using
-#   them, so believe no single point of a curve from a busy machine. Textbooks say: as large as the
-# second-level cache.
-#   That is right for a program of one thread in C. Here several Python threads fill buffers and multiply,
-# and between
-#   any two calls of NumPy a thread needs the **interpreter's lock**, for which it may have to wait. Small
-# blocks mean
-#   many calls, and the waiting can cost more than the better cache saves. minimask's size was chosen by
-# larger layers
-#   than this one: on the machine on which it was made, the 7 x 7 stem and a 3 x 3 on 200 x 272 pixels took
-# about half
-#   as long with 8 MiB as with 1 MiB. Memory is the other side: each point to the right takes twice as
-# much, for every
-#   thread.
+#   blocks of all rows (the right end) are im2col. What is best in between depends on the layer, on your
+#   caches, and on who else is using them, so believe no single point of a curve from a busy machine.
+#   Textbooks say: as large as the second-level cache. That is right for a program of one thread in C.
+#   Here several Python threads fill buffers and multiply, and between any two calls of NumPy a thread
+#   needs the **interpreter's lock**, for which it may have to wait. Small blocks mean many calls, and the
+#   waiting can cost more than the better cache saves. minimask's size was chosen for larger layers than
+#   this one: on the machine on which it was made, the 7 x 7 stem and a 3 x 3 on 200 x 272 pixels took
+#   about half as long with 8 MiB as with 1 MiB. The price is memory: each point further to the right
+#   takes twice as much, for every thread.
 # * **Shifted views** copy nothing, but each of the nine products goes through the whole output once more
-# to add to
-#   it. The fewer the channels, the shorter the products and the heavier that weighs. Change 64 to 256 in
-# the cell
-#   above and look again. (One can also *fill* a block's buffer from shifted views, long pieces of memory,
-# where rows are
-#   short. With small blocks that was faster in the mask head; with large ones, it no longer was.)
+#   to add to it. The fewer the channels, the shorter the products, and the more that costs. Change 64 to
+#   256 in the cell above and look again. (One can also *fill* a block's buffer from shifted views, long
+#   pieces of memory, where rows are short. With small blocks that was faster in the mask head; with large
+#   ones, it no longer was.)
 #
 # ### The gradients, fast
 #
-# The gradient of the input, with stride 1, calls `forward` with the turned kernel: what we derived. With a
-# stride it
-# would multiply mostly zeros (with stride 2, three quarters of the spread-out gradient), so it does `W^T @
-# gy` by
-# blocks, and adds into place. Look who may add where: two threads must never add to the same pixel, so
-# each has some
-# of the input channels to itself. Where the stride is as large as the kernel, windows touch without
-# overlap, each pixel
-# is read once, and there is nothing to add: there blocks of rows are divided over the threads, as in the
-# forward pass,
-# and *written* into place.
+# The gradient of the input, with stride 1, calls `forward` with the turned kernel: what we derived. With
+# a stride it would multiply mostly zeros (with stride 2, three quarters of the spread-out gradient), so
+# it computes `W^T @ gy` by blocks, and adds the result into place. Note who may add where: two threads
+# must never add to the same pixel, so each has some of the input channels to itself. Where the stride is
+# as large as the kernel, windows touch without overlap, each pixel is read once, and there is nothing to
+# add: there blocks of rows are divided over the threads, as in the forward pass, and *written* into
+# place.
 
 # %%
 source(convolution.input_gradient, convolution._input_gradient_by_patches)
 
 # %% [markdown]
 # The gradient of the weights is a sum over all positions, so over all threads: each adds up its own rows,
-# and the sums
-# are added in a fixed order, since floating point numbers added in another order give other last digits.
-# The product
-# is computed as $\text{patches} \cdot \bar Y^\top$, the transpose of the formula above: a product of the
-# same numbers,
-# but BLAS is faster where the first matrix is the larger one.
+# and the sums are added in a fixed order, since floating-point numbers added in another order differ in
+# the last digits. The product is computed as $\text{patches} \cdot \bar Y^\top$, the transpose of the
+# formula above: a product of the same numbers, but BLAS is faster where the first matrix is the larger
+# one.
 
 # %%
 source(convolution.weight_gradient)
@@ -822,23 +754,18 @@ source(convolution.weight_gradient)
 # ## Transposed convolution
 #
 # The mask head (notebook 07) ends with 14 x 14 features and wants a 28 x 28 mask. A *transposed
-# convolution* does it:
-# its forward pass is the input gradient of a convolution, $y = A^\top x$. Then its own input gradient is
-# $A \bar y$,
-# a plain convolution, and its weight gradient is the convolution's with $x$ and $\bar y$ exchanged.
-# Nothing is left
-# to derive.
+# convolution* does it: its forward pass is the input gradient of a convolution, $y = A^\top x$. Then its
+# own input gradient is $A \bar y$, a plain convolution, and its weight gradient is the convolution's with
+# $x$ and $\bar y$ exchanged. Nothing is left to derive.
 
 # %%
 source(F.conv.ConvTranspose2d)
 
 # %% [markdown]
 # It is called deconvolution as well, which it is not: it does not undo a convolution. $A^\top A \ne I$;
-# what it
-# undoes is the *shape*. And not even that is unique: with stride 2, images of 7 and of 8 pixels both have
-# 4 outputs.
-# So a transposed convolution from 4 pixels has to be told which of the two it is to make, by
-# `output_padding`.
+# what it undoes is the *shape*. And not even that is unique: with stride 2, images of 7 and of 8 pixels
+# both have 4 outputs. So a transposed convolution from 4 pixels has to be told which of the two it is to
+# make, by `output_padding`.
 
 # %%
 w = rng.normal(size=(1, 1, 3, 3))
@@ -861,8 +788,7 @@ assert abs(inner[0] - inner[1]) < 1e-12
 
 # %% [markdown]
 # Every input pixel puts a stamp of the kernel, times its value, onto the output; where stamps overlap,
-# they are
-# added. How many stamps does an output pixel get? Kernel, input and bias of ones count them:
+# they are added. How many stamps does an output pixel get? Kernel, input and bias of ones count them:
 
 # %%
 _, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
@@ -880,14 +806,10 @@ assert np.all(stamps[4][1:-1, 1:-1] == 4)
 
 # %% [markdown]
 # A 3 x 3 kernel of stride 2 makes a **checkerboard**: whatever it has learnt, some outputs are sums of
-# four terms,
-# others of one. (Odena et al. found this pattern in images that networks had painted.) A kernel that is a
-# multiple of
-# the stride treats all alike. The mask head uses 2 x 2, stride 2: stamps side by side, never overlapping.
-# But then,
-# is there any use of neighbours? No: each input pixel becomes a 2 x 2 block by itself, and the layer is a
-# 1 x 1
-# convolution to four times as many channels, reordered:
+# four terms, others of one. (Odena et al. found this pattern in images that networks had painted.) A
+# kernel that is a multiple of the stride treats all alike. The mask head uses 2 x 2, stride 2: stamps
+# side by side, never overlapping. Does it look at neighbours at all, then? No: each input pixel becomes a
+# 2 x 2 block by itself, and the layer is a 1 x 1 convolution to four times as many channels, reordered:
 
 # %%
 x, w = rng.normal(size=(2, 8, 14, 14)), rng.normal(size=(8, 5, 2, 2))
@@ -903,10 +825,8 @@ print("a 2 x 2 transposed convolution of stride 2 is a 1 x 1 convolution and a r
 # ## Is it right? The error over the step size
 #
 # In notebook 01 truncation and rounding met at $h \approx 6 \cdot 10^{-6}$. Now the convolution alone,
-# moving $x$ and
-# $w$ together. Before you look: $y(x + h v, w + h v')$ is a polynomial in $h$. Which degree has it? What
-# does that do
-# to a central difference?
+# moving $x$ and $w$ together. Before you look: $y(x + h v, w + h v')$ is a polynomial in $h$. Of which
+# degree? And what does that do to a central difference?
 
 # %%
 shapes = ((2, 3, 8, 8), (4, 3, 3, 3), (4,))
@@ -929,9 +849,8 @@ axes[0].set_xlim(1e-14, 1e4)
 plt.show()
 
 large = steps >= 1e-3
-print(
-    f"central difference, largest error for h from 0.001 to 1000: {alone.errors['central'][large].max():.1e}"
-)
+worst = alone.errors["central"][large].max()
+print(f"central difference, largest error for h from 0.001 to 1000: {worst:.1e}")
 
 # %%
 assert alone.errors["central"][large].max() < 1e-10  # no truncation at all
@@ -939,21 +858,16 @@ assert 1e-9 < alone.best("one-sided") < 1e-5
 assert curved.best("central") < 1e-9 and curved.errors["central"].max() > 1e-4
 
 # %% [markdown]
-# The convolution is linear in $x$ and in $w$, so of degree 2 in both together: $y = y_0 + h\,y_1 + h^2
-# y_2$. A
-# one-sided difference has the error $h\,y_2$. In the central one the squares cancel, **exactly**, at any
-# $h$: there
-# is no truncation, only rounding, and the larger the step the better. Even a step of 1000 gives the
-# derivative to 13
-# digits. (From $h = 1$ on the error creeps up again: the values grow with $h^2$, and their last places
-# with them.) So
-# you need no small step for this layer? Right. It is only behind a curved function, on the right, that
-# truncation
-# appears and a smallest error, and a network is full of those.
+# The convolution is linear in $x$ and in $w$, so of degree 2 in both together:
+# $y = y_0 + h\,y_1 + h^2 y_2$. A one-sided difference has the error $h\,y_2$. In the central one the
+# squares cancel, **exactly**, at any $h$: there is no truncation, only rounding, and the larger the step
+# the better. Even a step of 1000 gives the derivative to 13 digits. (From $h = 1$ on the error creeps up
+# again: the values grow with $h^2$, and their last places with them.) So this layer needs no small step
+# at all. Only behind a curved function, on the right, does truncation appear, and with it a best step;
+# and a network is full of curved functions.
 #
 # Now everything at once: forward by loops, by im2col and by blocks, all three gradients likewise, and the
-# gradient
-# check, over the options.
+# gradient check, over the options.
 
 # %%
 TABLE = {
@@ -1002,9 +916,8 @@ for name, (x_shape, w_shape, options) in TABLE.items():
 # ### Plant a bug
 #
 # And would these checks have noticed? Six backward passes that people really write, each tried on five
-# sorts of
-# input. It is not only the check that can be blind, the *inputs* can. A dash means that the bug went
-# unnoticed.
+# sorts of input. It is not only the check that can be blind, the *inputs* can. A dash means that the bug
+# went unnoticed.
 
 
 # %%
@@ -1048,7 +961,7 @@ class Buggy(F.conv.Conv2d):
 x, w = rng.normal(size=(2, 3, 6, 6)), rng.normal(size=(3, 3, 3, 3))
 INPUTS = {
     "random": (x, w),
-    "kernel of ones": (x, np.ones_like(w)),
+    "kernel of 1s": (x, np.ones_like(w)),
     "one image": (x[:1], w),
     "one channel": (x[:, :1], w[:1, :1]),
     "1 x 1 kernel": (x, w[:, :, :1, :1]),
@@ -1064,9 +977,9 @@ def found(bug, x, w):
 
 
 missed = {name: [bug for bug in BUGS if not found(bug, *arrays)] for name, arrays in INPUTS.items()}
-print(f"{'':28}" + "".join(f"{name:>16}" for name in INPUTS))
+print(f"{'':25}" + "".join(f"{name:>14}" for name in INPUTS))
 for bug in BUGS:
-    print(f"{bug:28}" + "".join(f"{'-' if bug in missed[name] else 'found':>16}" for name in INPUTS))
+    print(f"{bug:25}" + "".join(f"{'-' if bug in missed[name] else 'found':>14}" for name in INPUTS))
 
 # %%
 assert not missed["random"]
@@ -1074,22 +987,17 @@ assert all(missed[name] for name in INPUTS if name != "random")
 
 # %% [markdown]
 # A kernel of ones looks the same from all sides and hides half of the bugs; a smoothing kernel in a unit
-# test is just
-# such a one. One image hides the forgotten sum over the batch. So minimask's table of cases has random
-# values,
-# unequal sizes in each direction, more than one image, more channels out than in: no symmetry that a bug
-# could hide
-# behind.
+# test does the same. One image hides the forgotten sum over the batch. So minimask's table of cases has
+# random values, unequal sizes in each direction, more than one image, more channels out than in: no
+# symmetry that a bug could hide behind.
 #
 # ## The experiment: not all pixels are equal
 #
 # Now the picture of stride 2 comes back, where some pixels were read once and others four times. In a
-# backbone such
-# layers follow one another. Take four convolutions, 3 x 3, stride 2, padding 1, so a total stride of 16,
-# and count
-# the **paths** from each pixel to the outputs: with kernels of ones, the gradient of the sum of all
-# outputs is that
-# number. What do you expect? Some smooth hill, since everything gets mixed?
+# backbone such layers follow one another. Take four convolutions, 3 x 3, stride 2, padding 1, so a total
+# stride of 16, and count the **paths** from each pixel to the outputs: with kernels of ones, the gradient
+# of the sum of all outputs is that number. What do you expect? Some smooth hill, since everything gets
+# mixed?
 
 
 # %%
@@ -1111,41 +1019,34 @@ print(f"fewest {count[16:48, 16:48].min():.0f}, most {count[16:48, 16:48].max():
 assert row.tolist() == [1, 5, 4, 7, 3, 8, 5, 7, 2, 7, 5, 8, 3, 7, 4, 5, 1]
 
 # %% [markdown]
-# The diagonal neighbour of a pixel with one path has 25. In a plane the numbers run from 1 to 64, and they
-# are
-# *self-similar*. You can derive them: an even pixel $2p$ is read by output $p$ only, with the kernel's
-# centre; an odd
-# pixel $2p + 1$ by $p$ and by $p + 1$. So with $a$ the number of paths,
+# The diagonal neighbour of a pixel with one path has 25. In the plane the numbers run from 1 to 64, and
+# they are *self-similar*. You can derive them: an even pixel $2p$ is read by output $p$ only, with the
+# kernel's centre; an odd pixel $2p + 1$ by $p$ and by $p + 1$. So with $a$ the number of paths,
 #
 # $$a_{2p} = a_p, \qquad a_{2p+1} = a_p + a_{p+1} :$$
 #
 # this is *Stern's diatomic sequence* of 1858, in which the ratios of neighbours are all the positive
-# fractions, each
-# once. Its largest values are Fibonacci numbers, 2, 3, 5, 8, 13, the next with each further layer, and in
-# the plane
-# their squares: 169 for five layers, the stride of 32 of a ResNet.
+# fractions, each once. Its largest values are Fibonacci numbers, 2, 3, 5, 8, 13, the next one with each
+# further layer, and in the plane their squares: 169 for five layers, the stride of 32 of a ResNet.
 #
 # ### How large should random weights be?
 #
-# We are about to use random kernels, so we have to say of which size; every network that begins to train
-# has to. An
-# output $y$ of a convolution is a sum of $n = C k^2$ products $w x$. With independent weights of mean 0,
+# We are about to use random kernels, so we have to decide how large their elements shall be, as everyone
+# must who begins to train a network. An output $y$ of a convolution is a sum of $n = C k^2$ products
+# $w x$. With independent weights of mean 0,
 #
 # $$\operatorname{Var} y = n \cdot \operatorname{Var} w \cdot \langle x^2 \rangle .$$
 #
 # If $x = \max(0, z)$ comes out of a ReLU and $z$ is as often negative as positive, then half of the
-# squares are gone,
-# $\langle x^2 \rangle = \tfrac12 \operatorname{Var} z$. So a layer multiplies the variance by
-# $\tfrac n2 \operatorname{Var} w$, and $L$ layers do so $L$ times: it must be 1, or the numbers explode or
-# vanish. Hence
+# squares are gone, $\langle x^2 \rangle = \tfrac12 \operatorname{Var} z$. So a layer multiplies the
+# variance by $\tfrac n2 \operatorname{Var} w$, and $L$ layers do so $L$ times: it must be 1, or the
+# numbers explode or vanish. Hence
 #
 # $$\operatorname{Var} w = \frac{2}{n} ,$$
 #
-# **He's initialisation** (He et al., 2015). The same argument holds backwards for the gradient, with $n =
-# O k^2$. In
-# minimask the 2 is the `gain` of `nn.Conv2d` and `nn.Linear`; layers without a ReLU before them take 1,
-# and predictors, which
-# shall begin by saying "I do not know", far less.
+# **He's initialisation** (He et al., 2015). The same argument holds backwards for the gradient, with
+# $n = O k^2$. In minimask the 2 is the `gain` of `nn.Conv2d` and `nn.Linear`; layers without a ReLU
+# before them take 1, and predictors, which should begin by saying "I do not know", far less.
 
 
 # %%
@@ -1179,19 +1080,15 @@ plt.show()
 assert all(0.85 < measured / (gain / 2) < 1.15 for gain, measured in growth.items())
 
 # %% [markdown]
-# Sixteen layers, and a factor of 2 in the variance of the weights decides between a signal that stays, one
-# that is gone
-# (about $2^{-15}$) and one that is out of all bounds. (Norms, notebook 03, take this care off the layers
-# that have one. The
-# heads of Mask R-CNN have none.)
+# After sixteen layers, a factor of 2 in the variance of the weights decides between a signal that stays,
+# one that is gone (about $2^{-15}$) and one that has exploded. (A layer followed by a norm, notebook 03,
+# need not worry about it. The heads of Mask R-CNN have no norms.)
 #
 # ### Back to the paths
 #
-# Counting paths is a game as long as kernels are made of ones. Does it matter for a real, random kernel,
-# with a ReLU
-# behind it? Weights of random sign make the terms of the sum over paths cancel, so the *mean square* of
-# the gradient
-# should go with their number. Measured, over random networks with He's initialisation:
+# With kernels of ones, counting paths is just a game. Does it matter for a real, random kernel, with a
+# ReLU behind it? Weights of random sign make the terms of the sum over paths cancel, so the *mean square*
+# of the gradient should go with their number. Measured, over random networks with He's initialisation:
 
 
 # %%
@@ -1259,32 +1156,25 @@ assert (
 )
 
 # %% [markdown]
-# The two squares are the same picture. A pixel's position modulo 16 decides how much a fresh network hears
-# of it, and
-# how much gradient comes back to it.
+# The two squares are the same picture. A pixel's position modulo 16 decides how much of it a fresh
+# network takes in, and how much gradient comes back to it.
 #
 # * **A convolution of stride 1 after each** (as in a ResNet's blocks) evens it out, from 64 to between 5
-# and 6,
-#   but not completely.
+#   and 6, but not completely.
 # * **4 x 4** is perfectly even: the kernel is a multiple of the stride.
-# * **1 x 1 with stride 2** reads one pixel of four and never looks at the rest: after four of them, 255 of
-# 256. It is
-#   not a strange example: it is the shortcut of every downsampling block in every ResNet. In the original
-# ResNets
-#   (and in detectron2's default models) the *main path* has its stride in a 1 x 1 convolution as well;
-# torchvision
-#   moved it to the 3 x 3. With both in 1 x 1, a downsampling block never looks at three of four values of
-# its input;
-#   only the pyramid's lateral connection does. Look into `source(minimask.models.resnet)` where minimask
-# has it.
+# * **1 x 1 with stride 2** reads one pixel of four and never looks at the rest; after four of them, 255
+#   pixels of 256 are never looked at. It is not a far-fetched example: it is the shortcut of every
+#   downsampling block in every ResNet. In the original ResNets (and in detectron2's default models) the
+#   *main path* has its stride in a 1 x 1 convolution as well; torchvision moved it to the 3 x 3. With
+#   both in 1 x 1, a downsampling block never looks at three of four values of its input; only the
+#   pyramid's lateral connection does. Look into `source(minimask.models.resnet)` where minimask has it.
 #
-# None of it keeps Mask R-CNN from working: the weights learn to compensate, and the pyramid's fine levels
-# have small
-# strides. But it is there, and now you know what a grid in a saliency map is.
+# None of this keeps Mask R-CNN from working: the weights learn to compensate, and the pyramid's fine
+# levels have small strides. But it is there, and now you know what a grid in a saliency map is.
 #
 # ## Exercises
 #
-# **1.** im2col. The try below has one of the usual mistakes.
+# **1.** im2col. The attempt below has one of the usual mistakes.
 
 # %%
 exercises.describe("im2col")
@@ -1304,9 +1194,8 @@ def my_im2col(x, kernel, stride, padding):
 exercises.check("im2col", my_im2col)
 
 # %% [markdown]
-# **2.** The forward pass, without im2col this time: NumPy can show all windows as a view. Someone has
-# looked up the
-# definition of a convolution in a textbook of mathematics.
+# **2.** The forward pass, without im2col this time: NumPy can show all windows as a view. The attempt
+# below follows the definition of a convolution in a textbook of mathematics.
 
 # %%
 exercises.describe("conv2d_forward")
@@ -1323,9 +1212,8 @@ def my_conv2d_forward(x, w, b, stride, padding):
 exercises.check("conv2d_forward", my_conv2d_forward)
 
 # %% [markdown]
-# **3.** The three gradients. Loop over output positions, or over kernel elements, or use the identities of
-# this
-# notebook.
+# **3.** The three gradients. Loop over output positions, or over kernel elements, or use the identities
+# of this notebook.
 
 # %%
 exercises.describe("conv2d_backward")
@@ -1348,86 +1236,68 @@ def my_conv2d_backward(gy, x, w, stride, padding):
 exercises.check("conv2d_backward", my_conv2d_backward)
 
 # %% [markdown]
-# **4.** On paper: which kernel sizes and paddings make a transposed convolution of stride $s$ multiply the
-# side by
-# exactly $s$, without `output_padding`? Which of them have no checkerboard?
+# **4.** On paper: which kernel sizes and paddings make a transposed convolution of stride $s$ multiply
+# the side by exactly $s$, without `output_padding`? Which of them have no checkerboard?
 #
 # <details><summary>Answer</summary>
 #
 # $(H - 1) s - 2P + K = s H$, so $K = s + 2P$: for $s = 2$, kernel 2 with padding 0, kernel 4 with padding
-# 1, kernel 6
-# with padding 2. All even ones, and those with $K$ a multiple of $s$ stamp every output equally often: for
-# $s = 2$,
-# all of them; for $s = 3$, the kernels 3 and 9, but not 5 or 7.
+# 1, kernel 6 with padding 2. Away from the border, every output gets equally many stamps where $K$ is a
+# multiple of $s$: for $s = 2$ that is all of them; for $s = 3$, kernels 3 and 9 but not 5 or 7.
 #
 # </details>
 #
-# **5.** How large is a convolution? The largest factor by which it can make an image longer,
-# $\max \lVert A x \rVert / \lVert x \rVert$, is the root of the largest eigenvalue of $A^\top A$. Find it by
-# repeating $x \leftarrow A^\top A x / \lVert A^\top A x\rVert$ with `conv2d` and `conv_transpose2d`, for a
-# blur of
-# nine times 1/9 and for the edge kernel $(-1, 0, 1)$, on 32 x 32 pixels with padding 1. Which images come
-# out?
+# **5.** How large is a convolution? The largest factor by which it can stretch an image,
+# $\max \lVert A x \rVert / \lVert x \rVert$, is the root of the largest eigenvalue of $A^\top A$. Find it
+# by repeating $x \leftarrow A^\top A x / \lVert A^\top A x\rVert$ with `conv2d` and `conv_transpose2d`,
+# for a blur of nine times 1/9 and for the edge kernel $(-1, 0, 1)$, on 32 x 32 pixels with padding 1.
+# Which images come out?
 #
 # <details><summary>Answer</summary>
 #
 # Just below 1 for the blur: a large bump in the middle that vanishes towards the border, since a smooth
-# image passes
-# unchanged. Just below 2 for the edge kernel (1 x 3, padding 0 and 1): a wave of period 4 along each row
-# (how strong
-# in which row is left to the start), for which the differences $x_{q+1} - x_{q-1}$ are twice as large as
-# $x$. Far
-# from the border, the factors are the moduli of the kernel's Fourier transform.
+# image passes unchanged. Just below 2 for the edge kernel (1 x 3, padding 0 and 1): a wave of period 4
+# along each row (how strong in which row is left to the start), for which the differences
+# $x_{q+1} - x_{q-1}$ are twice as large as $x$. Far from the border, the factors are the moduli of the
+# kernel's Fourier transform.
 #
 # </details>
 #
 # **6.** A depthwise 3 x 3 convolution (`groups=C`) has $C$ times fewer multiplications than a full one.
-# Why does it
-# not run $C$ times faster, in any of the ways above? Measure it for $C = 64$, then count the numbers that
-# have to be
-# *moved* for each multiplication.
+# Why does it not run $C$ times faster, in any of the ways above? Measure it for $C = 64$, then count the
+# numbers that have to be *moved* for each multiplication.
 #
 # <details><summary>Answer</summary>
 #
 # A full convolution uses each number of the patches $O$ times once it is in cache, a depthwise one only
-# once. The
-# matrix product becomes a product of one row of nine numbers with nine rows of patches: all of the time
-# goes into
-# moving memory. For this layer direct loops over shifted views, in a compiled language, are better than
-# any matrix
-# product.
+# once. The matrix product becomes a product of one row of nine numbers with nine rows of patches: all of
+# the time goes into moving memory. For this layer, direct loops over shifted views in a compiled language
+# beat any matrix product.
 #
 # </details>
 #
 # **7.** In the experiment of the displacement, the peak was as broad as a nucleus. Replace the slide by
-# white noise
-# of the same size. What does the first gradient look like now, and how many steps are needed? Then explain
-# what
-# "whitening the input" is good for.
+# white noise of the same size. What does the first gradient look like now, and how many steps are needed?
+# Then explain what "whitening the input" is good for.
 #
 # <details><summary>Answer</summary>
 #
-# The correlation of white noise with itself is a single point, with noise of relative size $1/\sqrt{112
-# \cdot 112}$
-# around it: the first gradient points straight to the solution, and a single step of the right length
-# nearly arrives
-# there. The matrix of second derivatives of $L$ is the input's autocorrelation; for a white input it is a
-# multiple of
-# the identity, and gradient descent is at its best.
+# The correlation of white noise with itself is a single point, with noise of relative size
+# $1/\sqrt{112 \cdot 112}$ around it: the first gradient points straight to the solution, and a single
+# step of the right length nearly arrives there. The matrix of second derivatives of $L$ is the input's
+# autocorrelation; for a white input it is a multiple of the identity, and gradient descent is at its
+# best.
 #
 # </details>
 #
 # **8.** Derive the input gradient for groups from `_terms` alone. Which single line of `input_gradient`
-# takes care of
-# it?
+# takes care of it?
 #
 # <details><summary>Answer</summary>
 #
 # Group $\gamma$ of outputs reads group $\gamma$ of inputs, so channels are exchanged within each group:
-# $w$ as
-# $(G, O/G, C/G, K_H, K_W)$ with axes 1 and 2 swapped. `.swapaxes(1, 2)` does it; without the reshape
-# before it,
-# weights of different groups would be mixed.
+# $w$ as $(G, O/G, C/G, K_H, K_W)$ with axes 1 and 2 swapped. `.swapaxes(1, 2)` does it; without the
+# reshape before it, weights of different groups would be mixed.
 #
 # </details>
 #
@@ -1437,12 +1307,11 @@ exercises.check("conv2d_backward", my_conv2d_backward)
 #   ([arXiv:1603.07285](https://arxiv.org/abs/1603.07285)): all the shapes, drawn.
 # * A. Odena, V. Dumoulin, C. Olah, *Deconvolution and checkerboard artifacts*, Distill, 2016.
 # * K. Chellapilla, S. Puri, P. Simard, *High performance convolutional neural networks for document
-# processing*,
-#   2006: im2col.
+#   processing*, 2006: im2col.
 # * K. Goto, R. van de Geijn, *Anatomy of high-performance matrix multiplication*, ACM TOMS 34, 2008: why
-# one product
-#   can be so fast, and what "in cache" means.
+#   one product can be so fast, and what "in cache" means.
 # * M. A. Stern, *Ueber eine zahlentheoretische Funktion*, Journal für die reine und angewandte Mathematik
-# 55, 1858.
+#   55, 1858.
 #
-# Next: **03 Backbone and pyramid**, where these layers are stacked and each learns to see a different size.
+# Next: **03 Backbone and pyramid**, where these layers are stacked and each learns to see a different
+# size.

@@ -3,25 +3,23 @@
 # %% [markdown]
 # # 03 Backbone and pyramid
 #
-# **Time** 3 to 4 hours with pencil, paper and exercises (an hour and a quarter to read); it runs in half a
-# minute. **Needs** notebook 01 (what a Function is, how a gradient is checked) and what a convolution is.
-# No GPU, no downloads.
+# **Time** 3 to 4 hours with pencil, paper and exercises (an hour and a quarter to read); it runs in half
+# a minute. **Needs** notebook 01 (what a Function is, how a gradient is checked) and what a convolution
+# is. No GPU, no downloads.
 #
-# Mask R-CNN asks two things of an image that get in each other's way: *what is there?*, which needs a wide
-# view,
-# and *where exactly?*, which needs a fine grid. The **backbone** (a ResNet) buys a wide view and pays with
-# the
-# grid; the **feature pyramid** (FPN) gives the fine grid its view back. Between every two layers sits a
-# **norm**,
-# and which norm it is decides more than one would think: whether a gradient is local, and whether your answer
-# depends on the image that happens to lie next to yours in the batch.
+# Mask R-CNN asks two things of an image that get in each other's way: *what is there?*, which needs a
+# wide view, and *where exactly?*, which needs a fine grid. The **backbone** (a ResNet) buys a wide view
+# and pays with the grid; the **feature pyramid** (FPN) gives the fine grid its view back. Between every
+# two layers sits a **norm**, and which norm it is decides more than one would think: whether a gradient
+# is local, and whether your answer depends on the image that happens to lie next to yours in the batch.
 #
 # Afterwards you can
 #
 # 1. say why a residual block has a shortcut, and show what happens without it;
 # 2. derive the backward pass of batch norm in four lines, read it as a projection, and say what "frozen"
-# changes;
-# 3. compute the receptive field of any cell, measure it by a gradient, and explain where the two disagree;
+#    changes;
+# 3. compute the receptive field of any cell, measure it by a gradient, and explain where the two
+#    disagree;
 # 4. derive the gradient of nearest upsampling, and say what each level of the pyramid sees.
 
 # %%
@@ -73,18 +71,13 @@ to_batch = Transform(MINIMASK, min_size=None, max_size=1600)  # normalises, and 
 # ## The idea in a picture
 #
 # A ResNet is a stem, which divides the grid by 4, and four stages, of which all but the first halve it: a
-# cell of
-# **C2** stands for 4 x 4 pixels, of C3 for 8 x 8, of C4 for 16 x 16, of **C5** for 32 x 32. On the right
-# you see what a grid that coarse leaves of an
-# image of nuclei (means over the cells): at stride 4 one could trace the outlines, at stride 32 a nucleus
-# is about
-# one number.
+# cell of **C2** stands for 4 x 4 pixels, of C3 for 8 x 8, of C4 for 16 x 16, of **C5** for 32 x 32. On
+# the right you see what such coarse grids leave of an image of nuclei (means over the cells): at stride 4
+# one could still trace the outlines; at stride 32 a nucleus is one or two numbers.
 #
-# On the left is what the cell gets in exchange. The filled squares are the cells of the four stages at one
-# place;
-# the frames are the pixels that *can* influence each of them in a ResNet-50. C2's cell decides from 35 x
-# 35 pixels:
-# less than a nucleus. C5's reads 427 x 427: more than the whole image.
+# On the left is what the cell gets in exchange. The filled squares are the cells of the four stages at
+# one place; the frames are the pixels that *can* influence each of them in a ResNet-50. C2's cell has
+# only 35 x 35 pixels to go by, less than a nucleus. C5's reads 427 x 427, more than the whole image.
 
 # %%
 COLOURS, STAGES = (BLUE, GREEN, ORANGE, RED), ("C2", "C3", "C4", "C5")
@@ -121,26 +114,24 @@ plt.show()
 
 # %% [markdown]
 # The pyramid adds the maps up, from the coarse to the fine: P5 = C5, P4 = C4 + P5 enlarged, and so on
-# (with small
-# convolutions that we come to). Everything behind it, the proposals, the boxes, the masks, reads P2 to P6.
+# (with small convolutions that we shall come to). Everything after it, the proposals, the boxes, the
+# masks, reads P2 to P6.
 #
 # ## The stem's max pooling
 #
 # The second half of the stem's factor of 4 comes from a **max pooling**: windows of 3 x 3, two pixels
-# apart, and of each window
-# only the largest number goes on, $y_p = \max_{k \in \text{window}(p)} x_k$. What is its gradient? Move
-# one $x_k$ a little: where it
-# is the largest of the window, $y_p$ moves along; where it is not, nothing happens. So
+# apart, of which only the largest number is passed on, $y_p = \max_{k \in \text{window}(p)} x_k$. What is
+# its gradient? Move one $x_k$ a little: where it is the largest of the window, $y_p$ moves along; where
+# it is not, nothing happens. So
 #
 # $$\frac{\partial y_p}{\partial x_k} = [k = k^*(p)], \qquad k^*(p) = \operatorname*{arg\,max}_{k \in
 # \text{window}(p)} x_k, \qquad
 # \bar x_k = \sum_{p\,:\,k^*(p) = k} \bar y_p :$$
 #
 # each output sends its gradient to its **winner**, and a pixel that wins in several windows, which
-# overlap, gets the **sum**. The
-# losers get nothing. (If two are equal, either is right as a derivative from one side; minimask takes the
-# first.) All that the
-# backward pass has to remember is the places of the winners.
+# overlap, gets the **sum**. The losers get nothing. (If two are equal, either is right as a derivative
+# from one side; minimask takes the first.) All that the backward pass has to remember is where the
+# winners were.
 
 # %%
 source(F.pool.MaxPool2d.backward)
@@ -168,16 +159,14 @@ winners = [(i, j) for i, j in np.argwhere(pixels.grad[0, 0])]
 assert pixels.grad.sum() == 1111 and set(few[tuple(zip(*winners))]) == set(pooled.data.ravel())
 
 # %% [markdown]
-# The 9 and the 4 win in one window each, the 8 in two, so that 10 and 1000 add up there; and most pixels
-# learn nothing at all.
+# The 9 and the 4 win in one window each, the 8 in two, so that 10 and 1000 add up there; most pixels get
+# nothing at all.
 #
 # ## A residual block
 #
 # He et al. (2016) let a block compute what is to be *added* to its input: $y = \max(0,\; x + f(x))$. Here
-# are the
-# two kinds that minimask knows. `Bottleneck` makes up ResNet-50 and ResNet-101; `BasicBlock` is cheaper,
-# and the
-# small network uses it.
+# are minimask's two kinds. `Bottleneck` makes up ResNet-50 and ResNet-101; `BasicBlock` is cheaper, and
+# the small network uses it.
 
 # %%
 source(BasicBlock, Bottleneck, nn.Norm)
@@ -191,17 +180,15 @@ source(BasicBlock, Bottleneck, nn.Norm)
 #
 # and a tower of $L$ blocks $(I + J_1)^\top \cdots (I + J_L)^\top$, where a plain tower has
 # $J_1^\top \cdots J_L^\top$. Multiply the first one out: it is a sum over all subsets of the blocks. The
-# empty
-# subset is $I$: the gradient arrives at the bottom as it left the top, whatever the blocks do. The plain
-# product
-# has one term only, with all the blocks in it, and a product of thirty random matrices is a wild thing.
+# empty subset is $I$: the gradient arrives at the bottom as it left the top, whatever the blocks do. The
+# plain product has one term only, with all the blocks in it, and a product of thirty random matrices is a
+# wild thing.
 #
 # How wild? Take a network with one input number $t$ and one output number, so that we can simply plot it.
-# Sixteen
-# blocks, as many as ResNet-50 has, of 64 channels on images of a single pixel; 256 images, one for each
-# $t$. The
-# norms are calibrated on these inputs (each channel has mean 0 and variance 1), so nothing is out of scale
-# anywhere. `Plain` is the very same block, with the very same weights, but for the shortcut.
+# Sixteen blocks, as many as ResNet-50 has, of 64 channels on images of a single pixel; 256 images, one
+# for each $t$. The norms are calibrated on these inputs (each channel has mean 0 and variance 1), so
+# nothing is out of scale anywhere. `Plain` is the same block with the same weights, but without the
+# shortcut.
 
 
 # %%
@@ -265,26 +252,23 @@ assert numbers["plain, 16 blocks"][1] < 0.1 < numbers["residual, 16 blocks"][1] 
 assert numbers["plain, 16 blocks"][2] > 10 * numbers["residual, 16 blocks"][2]
 
 # %% [markdown]
-# The plain network is noise: move $t$ by 1/64 and you get an unrelated number. Its gradient is hundreds of
-# times
-# too large and tells nothing about what happens one small step further on, so no learning rate is right. The
-# output of the residual network at the same depth is a curve one could follow. Its gradient is rough, too
-# (neighbours
-# correlate to 0.21 only, where one block has 0.97), but it does point somewhere: 0.01 was noise. *That* is
-# what the
-# shortcut is for. (Balduzzi et al., 2017, call it the *shattered gradient*.)
+# The plain network is noise: move $t$ by 1/64 and you get an unrelated number. Its gradient is hundreds
+# of times larger than that of one block, and says nothing about what happens one small step further on,
+# so no learning rate is right. The output of the residual network of the same depth is a curve one could
+# follow. Its gradient is rough, too (neighbours correlate at 0.21 only, where one block has 0.97), but it
+# does point somewhere; at 0.01 there is only noise. *That* is what the shortcut is for. (Balduzzi et al.,
+# 2017, call it the *shattered gradient*.)
 #
 # ## Norms
 #
 # A norm takes $m$ numbers, subtracts their mean, divides by their standard deviation, and gives each
-# channel a
-# scale $w$ and a shift $b$ of its own:
+# channel a scale $w$ and a shift $b$ of its own:
 #
 # $$\mu = \frac1m \sum_i x_i,\quad \sigma^2 = \frac1m \sum_i (x_i - \mu)^2,\quad
 #   \hat x_i = \frac{x_i - \mu}{\sqrt{\sigma^2 + \varepsilon}},\quad y_i = w\,\hat x_i + b .$$
 #
-# All that differs is *which* numbers belong together. Each column below is a channel, each row an image, each
-# square a whole map; squares of one colour share their mean and variance.
+# All that differs is *which* numbers belong together. Each column below is a channel, each row an image,
+# each square a whole map; squares with the same number (and colour) share their mean and variance.
 
 # %%
 _, axes = plt.subplots(1, 3, figsize=(11, 2.5), layout="constrained")
@@ -294,10 +278,13 @@ for axis, (title, groups) in zip(
     {
         "batch norm: a channel of all images": channel,
         "group norm: some channels of one image": 4 * row + channel // 2,
-        "frozen: constants, nobody shares": np.full((4, 8), -1),
+        "frozen: constants, nothing is shared": np.full((4, 8), -1),
     }.items(),
 ):
     axis.imshow(np.where(groups < 0, np.nan, groups * 7 % 16), cmap="cividis", vmin=0, vmax=15)
+    for (i, k), group in np.ndenumerate(groups):
+        colour = "black" if group * 7 % 16 > 8 else "white"
+        axis.text(k, i, group if group >= 0 else "", color=colour, ha="center", va="center", fontsize=9)
     for i in range(9):
         axis.axvline(i - 0.5, color="white" if groups.min() >= 0 else GREY, lw=1.5)
     for i in range(5):
@@ -309,9 +296,8 @@ plt.show()
 # ### The backward pass, in four lines
 #
 # The trap: $\mu$ and $\sigma$ depend on every $x_j$, so every $\hat x_i$ does. Write
-# $r = (\sigma^2 + \varepsilon)^{-1/2}$ and take differentials, with $\langle a \rangle = \frac1m \sum_i
-# a_i$ for a
-# mean:
+# $r = (\sigma^2 + \varepsilon)^{-1/2}$ and take differentials, with
+# $\langle a \rangle = \frac1m \sum_i a_i$ for a mean:
 #
 # $$\begin{aligned}
 # d\mu &= \langle dx \rangle, \qquad d(\sigma^2) = 2\, \langle (x - \mu)\, dx \rangle, \qquad dr =
@@ -321,17 +307,16 @@ plt.show()
 # J &= r\, \big( I - \tfrac1m \mathbf 1 \mathbf 1^\top - \tfrac1m \hat x\, \hat x^\top \big)
 # \end{aligned}$$
 #
-# $J$ is symmetric, so $J^\top = J$, and the backward pass is the *same* formula, applied to $g = w\,\bar y$:
+# $J$ is symmetric, so $J^\top = J$, and the backward pass is the *same* formula, applied to
+# $g = w\,\bar y$:
 #
 # $$\bar x = r\, \big( g - \langle g \rangle - \hat x\, \langle \hat x\, g \rangle \big), \qquad
 #   \bar w = \sum_i \bar y_i\, \hat x_i, \qquad \bar b = \sum_i \bar y_i .$$
 #
-# Read it as geometry. The vectors $\mathbf 1$ and $\hat x$ are orthogonal and (up to $\varepsilon$) of length
-# $\sqrt m$, so the bracket is a **projection**: it takes from $g$ what points along $\mathbf 1$ and along
-# $\hat x$.
-# It has to: adding a constant to all $x$, or multiplying all by a factor, does not change $y$, so the
-# gradient
-# cannot ask for it. As it reads, for group norm:
+# Read it as geometry. The vectors $\mathbf 1$ and $\hat x$ are orthogonal and (up to $\varepsilon$) of
+# length $\sqrt m$, so the bracket is a **projection**: it takes from $g$ what points along $\mathbf 1$
+# and along $\hat x$. It has to: adding a constant to all $x$, or multiplying all by a factor, does not
+# change $y$, so the gradient cannot ask for it. Written out, for group norm:
 
 
 # %%
@@ -362,13 +347,12 @@ for name, mine, fast in zip(("x", "w", "b"), plain, some):
 assert all(np.allclose(mine, fast.grad, rtol=1e-10, atol=1e-12) for mine, fast in zip(plain, some))
 
 # %% [markdown]
-# And as it stands in minimask. `BatchNorm` has mean and variance as further outputs, for the running
-# averages, so their gradients come in as well (two more terms of the same kind). `GroupNorm` takes as many
-# groups at a time as stay in cache, and its sums over the group by way of those over each channel, which
-# it needs
-# for $\bar w$ and $\bar b$ anyway: $\langle g \rangle = \tfrac1m \sum_c w_c \bar b_c$, with the $\bar b_c$
-# of one image. On a GPU it
-# hands the same formula to kernels.
+# And this is how it stands in minimask. `BatchNorm` has mean and variance as further outputs, for the
+# running averages, so their gradients come in as well (two more terms of the same kind). `GroupNorm`
+# takes as many groups at a time as fit into the cache, and computes the sums over a group from those over
+# each channel, which it needs for $\bar w$ and $\bar b$ anyway:
+# $\langle g \rangle = \tfrac1m \sum_c w_c \bar b_c$, with the $\bar b_c$ of one image. On a GPU it hands
+# the same formula to kernels.
 
 # %%
 source(BatchNorm, GroupNorm.backward)
@@ -390,19 +374,16 @@ for name, norm, axes_of in (
         values, g, axes_of = values.reshape(4, 2, -1), g.reshape(4, 2, -1), (2,)
     hat = (values - values.mean(axes_of, keepdims=True)) / values.std(axes_of, keepdims=True)
     along_1, along_x = np.abs(g.mean(axes_of)).max(), np.abs((g * hat).mean(axes_of)).max()
-    print(
-        f"{name:<22} largest <gx> {along_1:.0e}, largest <gx x_hat> {along_x:.0e}, of |gx| {np.abs(g).mean():.2f}"
-    )
+    print(f"{name:<22} largest <gx> {along_1:.0e}, largest <gx x_hat> {along_x:.0e};", end=" ")
+    print(f"mean |gx| {np.abs(g).mean():.2f}")
     assert along_1 < 1e-15 and along_x < 1e-6  # the second is zero up to epsilon, 1e-5 of a variance of 9
 
 # %% [markdown]
 # A consequence that few people expect: if a convolution stands before the norm, multiplying its *weights*
-# by a
-# factor changes nothing either. So the gradient of the weights is orthogonal to the weights, and a step
-# along it
-# can only make them *longer* (Pythagoras), while a longer weight turns less for the same step. Weight
-# decay in
-# front of a norm does not make the function simpler; it sets the pace at which the weights turn.
+# by a factor changes nothing either. So the gradient of the weights is orthogonal to the weights, and a
+# step along it can only make them *longer* (Pythagoras), and the longer they are, the less the same step
+# turns them. Weight decay in front of a norm does not make the function simpler; it sets the pace at
+# which the weights turn.
 
 # %%
 conv = nn.Conv2d(3, 6, 3, rng).astype(np.float64)
@@ -424,10 +405,9 @@ for name, norm in (
 # ### Is it right? The error over the step
 #
 # As in notebook 01: finite differences along a random direction against the derived gradient. For the
-# norms, that
-# is all inputs at once: $x$, $w$ and $b$. A block is checked through its shortcut, its norms and both its
-# ReLUs,
-# with one of its weights. Its curve breaks off at large steps, where some ReLU's corner is crossed.
+# norms, that is all inputs at once: $x$, $w$ and $b$. A block is checked through its shortcut, its norms
+# and both its ReLUs, with one of its weights. Its error jumps up at large steps, where some ReLU's corner
+# is crossed.
 
 # %%
 steps = np.logspace(-13, 0, 27 if FAST else 53)
@@ -459,9 +439,8 @@ for axis, (title, (function, inputs)) in zip(axes, cases.items()):
 plt.show()
 
 # %% [markdown]
-# And now the bug that everyone writes once: mean and variance taken for constants, $\bar x = r\,g$. It is
-# not a
-# small term that is missing. The check says so at once; a training run does not.
+# And now the bug that everyone writes once: mean and variance treated as constants, $\bar x = r\,g$. What
+# is missing is not a small term. The check says so at once; a training run does not.
 
 
 # %%
@@ -475,7 +454,8 @@ class CarelessBatchNorm(BatchNorm):
 
 function, inputs = cases["batch norm, with its mean and variance"]
 report = gradcheck(lambda *x: CarelessBatchNorm.apply(*x, eps=1e-5)[0], inputs, raise_error=False)
-print("careless:", report.mismatch)
+for line in ["careless:", *str(report.mismatch).split("; ")]:
+    print(line)
 
 # %%
 assert not report and gradcheck(lambda *x: function(*x)[0], inputs)
@@ -483,26 +463,20 @@ assert not report and gradcheck(lambda *x: function(*x)[0], inputs)
 # %% [markdown]
 # ### Frozen batch norm
 #
-# Detection trains with one or two images a GPU. Statistics of two images are poor, and we shall see how
-# poor; the
-# ResNet paper (appendix A) has another reason, memory. So one starts from a ResNet trained for
-# classification and
-# *freezes* its norms: $\mu$, $\sigma$,
-# and also $w$ and $b$, are constants. What is left is a scale and a shift,
+# Detectors are trained with one or two images per GPU. Statistics of two images are poor, and we shall
+# see how poor; the ResNet paper (appendix A) gives another reason, memory. So one starts from a ResNet
+# trained for classification and *freezes* its norms: $\mu$, $\sigma$, and also $w$ and $b$, are
+# constants. What is left is a scale and a shift,
 #
 # $$y = s\,x + t, \qquad s = \frac{w}{\sqrt{\sigma^2 + \varepsilon}}, \quad t = b - \mu s, \qquad\qquad
 # \bar x = s\,\bar y .$$
 #
 # The projection is gone: the careless formula above, wrong for batch norm, is *right* for the frozen one.
-# And a
-# scale and a shift behind a convolution are again a convolution: $s\,(W * x) + t = (sW) * x + t$. minimask
-# folds
-# them in, and with them the shortcut and the ReLU; four passes over memory become one. The weights'
-# gradient comes
-# back through the fold: $\bar W = s\,\overline{(sW)}$. For the backward pass it keeps $W$, which is in
-# memory anyway,
-# and computes $sW$ once more: a product for each weight, where keeping it would be a second copy of the
-# backbone.
+# And a scale and a shift behind a convolution are again a convolution: $s\,(W * x) + t = (sW) * x + t$.
+# minimask folds them in, and with them the shortcut and the ReLU; four passes over memory become one. The
+# weights' gradient comes back through the fold: $\bar W = s\,\overline{(sW)}$. For the backward pass it
+# keeps $W$, which is in memory anyway, and computes $sW$ once more: a product for each weight, where
+# keeping it would be a second copy of the backbone.
 
 # %%
 source(FrozenBatchNorm.forward, ConvFrozenNorm, F.scale_and_shift)
@@ -524,10 +498,10 @@ for name, folded, plain in zip(("y", "gx", "gW", "g of the shortcut"), *results)
     assert np.allclose(folded, plain, rtol=0, atol=1e-12)
 
 # %% [markdown]
-# What freezing costs: nobody keeps the scale of the activations in check any more. It works because the
-# statistics
-# fit the weights they were measured with. With *random* weights and statistics of 0 and 1, every block about
-# doubles the variance. Look at the standard deviation of the four stages, for one image and three norms:
+# Freezing has a price: nothing keeps the scale of the activations in check any more. It works because the
+# statistics fit the weights they were measured with. With *random* weights and statistics of 0 and 1,
+# every block about doubles the variance. Look at the standard deviation of the four stages, for one image
+# and three norms:
 
 # %%
 NORMS = {
@@ -556,9 +530,8 @@ assert spread["frozen, never calibrated"][3] > 10 * spread["group norm"][3]
 # ### The surprise: your answer depends on your neighbour
 #
 # Take one image $A$ of fluorescing nuclei on black, and put it into a batch of two: once beside another
-# dark image
-# $B$, once beside a bright image $C$ of stained tissue. Nothing about $A$ changes. What happens to $A$'s own
-# feature map C5?
+# dark image $B$, once beside a bright image $C$ of stained tissue. Nothing about $A$ changes. What
+# happens to $A$'s own feature map C5?
 
 # %%
 a, dark, bright = (nuclei[i].image[:, :256, :256] for i in (0, 1, 28))
@@ -581,34 +554,29 @@ bars = axes[3].barh(["frozen", "batch norm", "group norm"], [100 * v for v in ch
 axes[3].bar_label(bars, fmt="%.0f %%", padding=3)
 axes[3].set(xlabel="% of its norm", xlim=(0, 130), title="change of A's C5, B to C")
 plt.show()
-print({name: f"{100 * value:.0f} %" for name, value in change.items()})
+for name, value in change.items():
+    print(f"{name:<25} C5 of A changes by {100 * value:.0f} % of its norm")
 
 # %%
 assert change["group norm"] == 0 and change["frozen, never calibrated"] == 0 and change["batch norm"] > 0
 
 # %% [markdown]
-# With batch norm, the features of $A$ change by as much as they are large. With 32 images in a batch this
-# averages
-# out; with two it is the noise that you train on, and at inference, where running averages are used, the
-# network
-# meets statistics that it has never seen in training. Group norm has nothing to average out: $A$ is
-# normalised by
-# $A$. So: **frozen** norms if you start from a trained ResNet, **group** norm if you train from nothing, as
-# `maskrcnn_small` does.
+# With batch norm, the features of $A$ change by nearly their own size. With 32 images in a batch this
+# averages out; with two it is the noise that you train on, and at inference, where running averages are
+# used, the network meets statistics that it has never seen in training. Group norm has nothing to average
+# out: $A$ is normalised by $A$ alone. So: **frozen** norms if you start from a trained ResNet, **group**
+# norm if you train from scratch, as `maskrcnn_small` does.
 #
 # ## Receptive fields
 #
 # Which pixels can a cell see at all? Go backwards. If you know that cells $a$ to $b$ of a map are wanted,
-# then a
-# convolution of kernel $k$, stride $s$ and padding $p$ has read cells
+# then a convolution of kernel $k$, stride $s$ and padding $p$ has read cells
 #
 # $$a\,s - p \quad\text{to}\quad b\,s - p + k - 1$$
 #
-# of its input. Do that from the cell to the image; a $3\times3$ convolution at a map of stride $j$ adds
-# $2j$ pixels
-# to the width. At an addition (a shortcut, a lateral) take the union of both sides. For the network that
-# is a dozen
-# lines, and it reads kernels and strides off the modules:
+# of its input. Do that from the cell back to the image; a $3\times3$ convolution that reads a map of
+# stride $j$ adds $2j$ pixels to the width. At an addition (a shortcut, a lateral) take the union of both
+# sides. For the whole network that is a few dozen lines, which read kernels and strides off the modules:
 
 
 # %%
@@ -647,21 +615,18 @@ for i, stage in enumerate(STAGES):
     assert last - first + 1 == FIELDS[stage]
 
 # %% [markdown]
-# Two things to notice. C5's cell 0 sees 213 pixels to the left of the image: zeros of the padding, layer
-# upon layer
-# of them. And its field reaches from -213 to 213, so it is centred on pixel 0 (whose middle is at 0.5),
-# while the
-# cell "is" the square from 0 to 32, with its middle at 16. Convolutions with stride look at their cell's
-# *corner*,
-# not its middle. Remember that when anchors and RoIAlign argue about half a pixel.
+# Notice two things. C5's cell 0 sees 213 pixels to the left of the image: zeros of the padding, layer
+# upon layer of them. And its field reaches from -213 to 213, so it is centred on pixel 0 (whose middle is
+# at 0.5), while the cell "is" the square from 0 to 32, with its middle at 16. Convolutions with stride
+# look at their cell's *corner*, not its middle. Remember that when anchors and RoIAlign argue about half
+# a pixel.
 #
 # ### Measured
 #
-# A derivation should be tested by something that does not know it. The gradient does not: put a random
-# gradient on
-# all channels of one cell, zeros everywhere else, walk the tape back to the image, and see which pixels
-# received
-# anything. "Anything" is exact: a pixel that is not connected gets 0.0, not $10^{-9}$.
+# A derivation should be tested by something that knows nothing of it, such as the gradient: put a random
+# gradient on all channels of one cell, zeros everywhere else, walk the tape back to the image, and see
+# which pixels received anything. "Anything" is exact: a pixel that is not connected gets 0.0, not
+# $10^{-9}$.
 
 # %%
 SIDE = 704  # pixels: room for the largest field
@@ -706,32 +671,27 @@ middle = SIDE // 64 // 2
 assert extent(energy(pyramid, 4, middle, x)) == field_of_level(body, 6, middle, middle)  # P6
 
 # %% [markdown]
-# Computed and measured agree to the pixel, on all nine maps. Look at the P rows: C2's cell sees 35 pixels,
-# **P2's
-# sees almost as much as P5's**. That is the point of a pyramid with top-down additions, in a number: the
-# finest
-# level has a view that is wider than a nucleus, a face or a car. (P6 sees what P5 sees: it *is* P5, every
-# second
-# cell.)
+# Computed and measured agree to the pixel, on all nine maps. Look at the P rows: C2's cell sees 35
+# pixels, **P2's sees almost as much as P5's**. That is the point of a pyramid with top-down additions, in
+# one number: even the finest level has a view far wider than the objects that it is there for. (P6 sees
+# what P5 sees: it *is* P5, every second cell.)
 #
 # ### "Can see" is not "looks at"
 #
-# So does a cell of C5 look at 427 x 427 pixels? The gradient says more than zero or not zero. Take a plain
-# stack of
-# $n$ 3 x 3 convolutions with random weights and ask for the *expected squared* gradient. With independent
-# weights
-# of variance $v$, cross terms vanish, and one layer turns the squares $e$ into
+# So does a cell of C5 look at 427 x 427 pixels? The gradient tells more than whether it is zero. Take a
+# plain stack of $n$ 3 x 3 convolutions with random weights and ask for the *expected squared* gradient.
+# With independent weights of variance $v$, cross terms vanish, and one layer turns the squares $e$ into
 #
 # $$\mathbb E\, \bar x_p^2 \;\propto\; v \sum_{|q - p| \le 1} \bar y_q^2 ,$$
 #
 # a running mean over 3 (and a ReLU only halves it). $n$ layers are $n$ running means, one after another;
-# by the
-# central limit theorem that is a **Gaussian**. A uniform step on $\{-1, 0, 1\}$ has variance $\frac23$, so
+# by the central limit theorem that is a **Gaussian**. A uniform step on $\{-1, 0, 1\}$ has variance
+# $\frac23$, so
 #
 # $$\text{can see: } \pm n \text{ cells}, \qquad \text{looks at: a standard deviation of } \sqrt{2n/3}
 # \text{ cells}.$$
 #
-# The field grows with the depth, what is looked at with its root (Luo et al., 2016).
+# What can be seen grows with the depth, what is looked at only with its square root (Luo et al., 2016).
 
 # %%
 depths, size, tries = (4, 8, 16, 32), 97, 2 if FAST else 6
@@ -777,11 +737,10 @@ print("measured / derived:", np.round(measured / np.sqrt(2 * np.array(depths) / 
 assert np.allclose(measured, np.sqrt(2 * np.array(depths) / 3), rtol=0.25)
 
 # %% [markdown]
-# Now the real thing, ResNet-50's depth, untrained. The shortcuts keep it even narrower: part of the
-# gradient takes
-# no step at all. Each panel is as wide as the field asks for. Red frames: what the cell can see. White:
-# the squares with a half (dashed) and with 95 % of the
-# squared gradient; their sides, in pixels, stand in the titles.
+# Now the real thing, at ResNet-50's depth, untrained. The shortcuts keep it even narrower: part of the
+# gradient takes no sideways step at all. Each panel is cut to the cell's field. Red frames show what the
+# cell can see, white ones the squares that hold a half (dashed) and 95 % (solid) of the squared gradient;
+# the titles give the sides of all three, in pixels.
 
 
 # %%
@@ -832,28 +791,22 @@ assert sides["C5"][1] < FIELDS["C5"] / 2 and sides["P2"][1] > 5 * sides["C2"][1]
 assert seen["C5"].sum() > 5 * seen["C2"].sum()
 
 # %% [markdown]
-# C5 sees 427 pixels and, untrained, takes 95 % of its information from a square of less than half that side.
-# Training widens it, but a bell it remains. If an object fills the field to the rim, the cell hardly knows
-# its rim.
-# This is one reason why a level is given objects well below the width of its field (in the paper P2's
-# anchors have
-# 32 pixels, P5's 256).
+# C5 sees 427 pixels and, untrained, takes 95 % of its information from a square of less than half that
+# side. Training widens it, but it remains a bell. If an object fills the field to the edge, the cell
+# hardly sees the object's edge. This is one reason why a level is given objects that are much smaller
+# than its field (in the FPN paper P2's anchors have 32 pixels, P5's 256).
 #
-# The lower row is the pyramid's doing: P2, P3 and P4 look as far as P5. Where is the fine position, then,
-# P2's
-# reason to be? In what the lateral adds, a bright spot 35 pixels wide. One cannot see it here: a deep
-# stage of an
-# untrained network has a larger gradient (150 times here: remember the towers), so the views from above
-# drown the
-# one from the side. How much of each P2 should listen to is what training decides.
+# The lower row is the pyramid's doing: P2, P3 and P4 look nearly as far as P5. Where, then, is the fine
+# position for which P2 exists? In what the lateral adds, which is a spot some 40 pixels wide. One cannot
+# see it here: in an untrained network the gradient of a deep stage is larger (150 times for C5, if you
+# take the root of the ratio printed above: remember the towers), so what comes down from above drowns
+# what comes in from the side. How much P2 should listen to each is for training to decide.
 #
 # ### A surprise: with group norm there is no receptive field
 #
 # The derivation above went through convolutions. But a norm computes a mean over the *whole map*, and its
-# gradient
-# has the terms $\langle g \rangle$ and $\hat x \langle \hat x g \rangle$, which send something to every
-# pixel.
-# Measure C2, which should see 35 x 35 pixels, in a batch of two images:
+# gradient has the terms $\langle g \rangle$ and $\hat x \langle \hat x g \rangle$, which send something
+# to every pixel. Measure C2, which should see 35 x 35 pixels, in a batch of two images:
 
 # %%
 pair = to_batch([nuclei[i].image[:, :256, :256] for i in (0, 1)]).images
@@ -877,8 +830,10 @@ for column, (name, norm) in zip(axes.T, NORMS.items()):
         axis.set(xlabel="x in pixels", ylabel="y in pixels")
         axis.label_outer()
     print(
-        f"{name:<25} pixels reached: {100 * reach[name][0]:.0f} % and {100 * reach[name][1]:.0f} %; {100 * inside:.3f} % of it within 40 x 40"
+        f"{name:<25} pixels reached: {100 * reach[name][0]:3.0f} % and {100 * reach[name][1]:3.0f} %;",
+        end=" ",
     )
+    print(f"{100 * inside:.3f} % of it within 40 x 40")
 plt.colorbar(drawn, ax=axes, label="squared gradient, log10 of the largest", shrink=0.7)
 plt.show()
 
@@ -888,15 +843,12 @@ assert reach["group norm"][0] > 0.99 and reach["group norm"][1] == 0
 assert min(reach["batch norm"]) > 0.99
 
 # %% [markdown]
-# Every pixel of the image reaches every cell of the *first* stage, with group norm; with batch norm, every
-# pixel of
-# the *other image* too, which is the neighbour from above, seen as a gradient. By amount it is little (the
-# last
-# number). But it means that one cannot cut a large image into tiles, run a group-norm network on each, and
-# get what
-# the whole image would have given, however wide the tiles overlap. With frozen norms one can: tiles that
-# begin at
-# multiples of 64 pixels and overlap by the field give the same numbers.
+# Every pixel of the image reaches every cell of the *first* stage, with group norm; with batch norm, so
+# does every pixel of the *other image*: this is the neighbour from above, seen as a gradient. The amount
+# is small (the last number). But it means that one cannot cut a large image into tiles, run a group-norm
+# network on each, and get what the whole image would have given, however wide the tiles overlap. With
+# frozen norms one can: tiles that begin at multiples of 64 pixels and overlap by the field give the same
+# numbers.
 #
 # ## The pyramid
 #
@@ -911,14 +863,11 @@ source(FPN)
 # $$M_5 = L_5 C_5, \qquad M_i = L_i C_i + U M_{i+1}, \qquad P_i = S_i M_i, \qquad P_6 = P_5[::2, ::2].$$
 #
 # The sum $L_i C_i + U M_{i+1}$ is one Function, `F.upsample_nearest(..., add=...)`: the enlarged map is
-# never stored by
-# itself, it is added to the lateral on the way. Its backward pass has two results, $\bar M_i$ as it is for
-# the lateral,
-# and $U^\top \bar M_i$ for the coarser level.
+# never stored by itself, it is added to the lateral on the way. Its backward pass has two results,
+# $\bar M_i$ as it is for the lateral, and $U^\top \bar M_i$ for the coarser level.
 #
 # Why nearest upsampling, and not something smoother? It needs no arithmetic, and the 3 x 3 convolution
-# behind it
-# can learn to smooth the steps away.
+# after it can learn to smooth the steps away.
 #
 # ### The gradient of nearest upsampling
 #
@@ -928,14 +877,11 @@ source(FPN)
 # $$\bar x_{ij} = \bar y_{2i,2j} + \bar y_{2i,2j+1} + \bar y_{2i+1,2j} + \bar y_{2i+1,2j+1} .$$
 #
 # Again a sum over the readers. Written as a matrix, $U$ has a single 1 in each row, and the gradient is
-# $U^\top$:
-# two 1s in each row, along each axis. For sizes that are not doubled exactly (a map of 5 cells over one of
-# 3) the
-# index is $\lfloor p \cdot 3/5 \rfloor$, and the sums have as many terms as there are copies. (Here
-# minimask pads
-# images to a multiple of 32, so within the pyramid the factor is always 2. `_doubled` is that case without
-# any index:
-# the outputs of even rows and even columns are $x$ itself, and the other three quarters are $x$ again.)
+# $U^\top$: two 1s in each row, along each axis. For sizes that are not doubled exactly (a map of 5 cells
+# over one of 3) the index is $\lfloor p \cdot 3/5 \rfloor$, and the sums have as many terms as there are
+# copies. (Here minimask pads images to a multiple of 32, so within the pyramid the factor is always 2.
+# `_doubled` is that case without any index: the outputs of even rows and even columns are $x$ itself, and
+# the other three quarters are $x$ again.)
 
 # %%
 source(UpsampleNearest, resample.nearest, resample._doubled, resample._doubled_gradient)
@@ -970,16 +916,13 @@ assert x.grad.sum() == gy.sum()  # nothing is lost: each column of the transpose
 # ### Who trains C5?
 #
 # Follow the additions back. $M_3$ gets its own gradient and the sums of four from $M_2$; $M_4$ its own,
-# four from
-# $M_3$, and through it sixteen from $M_2$; $M_5$ gets $1 + 4 + 16 + 64 = 85$ terms. If these are
-# independent and of
-# variance 1, the standard deviations are
+# four from $M_3$, and through it sixteen from $M_2$; $M_5$ gets $1 + 4 + 16 + 64 = 85$ terms. If these
+# are independent and of variance 1, the standard deviations are
 #
 # $$1, \quad \sqrt{1 + 4}, \quad \sqrt{1 + 4 + 16}, \quad \sqrt{1 + 4 + 16 + 64} \approx 9.2 ,$$
 #
-# and $64/85 = 75\,\%$ of what C5 is told (as a variance) was said at P2. Measured on minimask's own FPN,
-# whose
-# initial weights keep the variance:
+# and $64/85 = 75\,\%$ of what C5 is told (measured as variance) was said at P2. Here it is, measured on
+# minimask's own FPN, whose initial weights keep the variance:
 
 # %%
 channels, cells = 64, 64
@@ -1010,7 +953,9 @@ for k in range(4):
     )
     below += measured[k]
 axes.plot(STAGES, derived.sum(axis=0), "D", color="black", label="derived: 1, 5, 21, 85")
-axes.set(ylabel="variance of the gradient", title="what reaches each stage, if all levels speak equally loud")
+axes.set(
+    ylabel="variance of the gradient", title="what reaches each stage, if all levels speak equally loudly"
+)
 axes.legend()
 plt.show()
 print("standard deviations at C2..C5:", np.round(np.sqrt(measured.sum(axis=0)), 2))
@@ -1020,16 +965,14 @@ assert np.allclose(measured, derived, rtol=0.35)
 
 # %% [markdown]
 # So the deepest stage is trained mostly by small objects. (In real training the levels do not speak
-# equally loud:
-# the losses read few cells of each, and those of large objects more often at the coarse levels.)
+# equally loudly: the losses read only a few cells of each, and large objects are read from the coarse
+# levels.)
 #
 # ### What the top-down path costs: shifts
 #
 # A convolution of stride 1 does the same everywhere: shift the image by a pixel, and the map shifts by a
-# pixel.
-# With strides that holds for shifts by whole cells only. C2 has a stride of 4, so it follows a shift of 4
-# pixels
-# exactly. Does P2, which has the same stride?
+# pixel. With strides, that holds only for shifts by whole cells. C2 has a stride of 4, so it follows a
+# shift of 4 pixels exactly. Does P2, which has the same stride?
 
 # %%
 shifts = (4, 8, 16, 32)
@@ -1054,7 +997,8 @@ axes.set(xticks=place, xticklabels=shifts, xlabel="shift of the image in pixels"
 axes.set(ylim=(0, 115), title="by how much a map differs from its shifted self")
 axes.legend(loc="upper right")
 plt.show()
-print({name: [f"{v:.0e}" for v in values] for name, values in kept.items()})
+for name, values in kept.items():
+    print(f"{name} changes by", ", ".join(f"{v:.0%} for {shift} pixels" for shift, v in zip(shifts, values)))
 
 # %%
 assert max(kept["C2"]) < 1e-5
@@ -1063,20 +1007,16 @@ for shift, difference in zip(shifts, kept["P2"]):
 
 # %% [markdown]
 # C2 follows. P2 does not, until the shift is a multiple of 32: it contains C5, enlarged, and C5 has only
-# one cell
-# for every 32 pixels. The same object, 4 pixels to the right, is another input to the heads. This is why
-# training
-# images are cropped at random: the network has to *learn* what its grid does not give it. It is also where
-# the
-# fields that you computed got their odd widths from: P2's view reaches further to one side, and on which side
-# depends on where in its C5 cell it lies.
+# one cell for every 32 pixels. The same object, 4 pixels to the right, is a different input to the heads.
+# This is one reason why training images are cropped at random: the network has to *learn* what its grid
+# does not give it. It is also why the fields above were not centred on their cells: P2's view reaches
+# further to one side, and which side that is depends on where the cell lies within its C5 cell.
 
 # %%
 for cell in range(88, 96):
     first, last = field_of_level(body, 2, cell, cell)
-    print(
-        f"P2 cell {cell}, pixels {4 * cell} to {4 * cell + 3}: sees {4 * cell - first} to its left, {last - 4 * cell - 3} to its right"
-    )
+    print(f"P2 cell {cell}, pixels {4 * cell} to {4 * cell + 3}:", end=" ")
+    print(f"sees {4 * cell - first} to its left, {last - 4 * cell - 3} to its right")
 widths = {b - a + 1 for a, b in (field_of_level(body, 2, cell, cell) for cell in range(88, 96))}
 
 # %%
@@ -1085,12 +1025,10 @@ assert widths == {427, 459}
 # %% [markdown]
 # ## The whole backbone, checked
 #
-# A body and a pyramid in double precision, thin, but with every kind of part: group norm, stride,
-# shortcut, max
-# pooling, laterals, upsampling, subsampling. Random weights on all five outputs, against finite
-# differences of the
-# image and of three weights far apart. If an addition of the pyramid were lost on the way back, here it
-# would show.
+# A body and a pyramid in double precision, with few channels, but with every kind of part: group norm,
+# stride, shortcut, max pooling, laterals, upsampling, subsampling. Random weights on all five outputs,
+# against finite differences of the image and of three weights far apart. If an addition of the pyramid
+# were lost on the way back, it would show here.
 
 # %%
 rng = np.random.default_rng(6)
@@ -1111,26 +1049,22 @@ inputs += [
 errors = tutorial.step_errors(through_backbone, inputs, steps=np.logspace(-12, -2, 21 if FAST else 41))
 errors.plot(title="backbone and pyramid, all five outputs")
 plt.show()
-print(f"best error of central differences {errors.best():.0e}")
+print(f"best error of central differences, a single lucky step aside: {errors.best():.0e}")
 
 # %%
 assert errors.best() < 1e-7
 
 # %% [markdown]
 # The rounding error is that of all layers together, and beyond a step of $10^{-5}$ or so some of the many
-# thousand
-# ReLUs and max poolings switch: here the error jumps at $3 \cdot 10^{-5}$ (five points, which reach
-# farther) and at
-# $6 \cdot 10^{-5}$. Between them is a valley of good steps, and it is narrow: the deeper a network, the
-# harder it is to
-# check in one piece. So minimask checks every Function alone, and the whole only to see that the
-# parts are put together right.
+# thousand ReLUs and max poolings switch: here the error jumps at $3 \cdot 10^{-5}$ (five points, which
+# reach farther) and at $6 \cdot 10^{-5}$ (central). Between too much rounding and the first switch lies a
+# valley of good steps, and it is narrow: the deeper a network, the harder it is to check in one piece. So
+# minimask checks every Function alone, and the whole only to see that the parts are put together right.
 #
 # ## Exercises
 #
-# **1.** Group norm's backward pass. The try below makes the careless mistake on one of the two terms.
-# Derive the
-# other one's place from the formula above.
+# **1.** Group norm's backward pass. The attempt below takes the mean into account, but treats the
+# variance as a constant. Add the term that is missing.
 
 # %%
 exercises.describe("group_norm_backward")
@@ -1150,8 +1084,8 @@ def my_group_norm_backward(gy, x, weight, groups, eps):
 exercises.check("group_norm_backward", my_group_norm_backward)
 
 # %% [markdown]
-# **2.** Max pooling's backward pass, for windows that may overlap. The try below is right for windows that
-# do not.
+# **2.** Max pooling's backward pass, for windows that may overlap. The attempt below is right for windows
+# that do not.
 
 # %%
 exercises.describe("max_pool_backward")
@@ -1171,8 +1105,7 @@ exercises.check("max_pool_backward", my_max_pool_backward)
 
 # %% [markdown]
 # **3.** Write the gradient of nearest upsampling to *any* size with `np.add.at` and
-# `resample.nearest_index`, and
-# compare with `resample.nearest_gradient` for 3 x 4 enlarged to 5 x 9.
+# `resample.nearest_index`, and compare with `resample.nearest_gradient` for 3 x 4 enlarged to 5 x 9.
 #
 # <details><summary>Answer</summary>
 #
@@ -1188,78 +1121,64 @@ exercises.check("max_pool_backward", my_max_pool_backward)
 # </details>
 #
 # **4.** Batch norm in training, one image, a map of 1 x 1 pixel. What is $y$, and what is $\bar x$? Where
-# in a Mask
-# R-CNN would that happen?
+# in a Mask R-CNN would that happen?
 #
 # <details><summary>Answer</summary>
 #
 # $m = 1$: $x = \mu$, so $\hat x = 0$, $y = b$, and $\bar x = 0$: the layer outputs a constant and nothing
-# before it
-# learns. An image of 32 x 32 pixels has a C5 of one cell. With $m = 2$, $\hat x$ is $\pm 1$ (up to
-# $\varepsilon$),
-# whatever $x$ is, and the gradient is zero again: two numbers minus their mean and their spread have no
-# freedom
-# left. In general $m - 2$ are left.
+# before it learns. An image of 32 x 32 pixels has a C5 of one cell. With $m = 2$, $\hat x$ is $\pm 1$ (up
+# to $\varepsilon$), whatever $x$ is, and the gradient is zero again: two numbers whose mean and variance
+# are prescribed have no freedom left. In general, $m - 2$ degrees of freedom remain.
 #
 # </details>
 #
-# **5.** `Bottleneck` has its stride in the 3 x 3 convolution (torchvision); the paper, and detectron2's older
-# models, have it in the first 1 x 1. Compute the receptive field of C5 for the latter. Which has the wider
-# view,
-# and which skips pixels?
+# **5.** `Bottleneck` has its stride in the 3 x 3 convolution (torchvision); the paper, and detectron2's
+# older models, have it in the first 1 x 1. Compute the receptive field of C5 for the latter. Which has
+# the wider view, and which skips pixels?
 #
 # <details><summary>Answer</summary>
 #
 # A 3 x 3 before the stride adds $2j$, after it $2 \cdot 2j$. Stages 3, 4 and 5 each have one such
-# convolution, at
-# $j = 4, 8, 16$, so the view grows by $8 + 16 + 32 = 56$ pixels to 483. But a 1 x 1 convolution of stride
-# 2 never
-# reads three of four cells: what only they knew is lost.
+# convolution, at $j = 4, 8, 16$, so the view grows by $8 + 16 + 32 = 56$ pixels to 483. But a 1 x 1
+# convolution of stride 2 never reads three of four cells: what only they knew is lost.
 #
 # </details>
 #
 # **6.** In a copy of `FPN.forward`, let `inner[i] = inner[i] + F.upsample_bilinear(inner[i + 1])`. What
-# are the variances
-# at C3, C4 and C5 now? Predict first: how much of a unit gradient's *square* does an input of bilinear
-# upsampling
-# by 2 collect?
+# are the variances at C3, C4 and C5 now? Predict first: how much of a unit gradient's *square* does an
+# input of bilinear upsampling by 2 collect?
 #
 # <details><summary>Answer</summary>
 #
-# Along one axis, an input is read with the weights ¼, ¾, ¾, ¼, whose squares add up to 1.25 (nearest: $1 +
-# 1 = 2$).
-# In two dimensions $1.25^2 \approx 1.56$ instead of 4. But the four neighbours' gradients are correlated
-# after one
-# level, since they share outputs, so the next levels get more than $1.56^2$. The *sum* of the weights is 4
-# either
-# way: for gradients that agree with one another, nothing changes.
+# Along one axis, an input is read with the weights ¼, ¾, ¾, ¼, whose squares add up to 1.25 (nearest:
+# $1 + 1 = 2$). In two dimensions $1.25^2 \approx 1.56$ instead of 4. But the four neighbours' gradients
+# are correlated after one level, since they share outputs, so the next levels get more than $1.56^2$. The
+# *sum* of the weights is 4 either way: for gradients that agree with one another, nothing changes.
 #
 # </details>
 #
-# **7.** Give P2 a gradient at one cell and look at $\bar C_5$. How many cells are not zero? And of C2? Use
-# `seen`'s
-# method on the FPN alone.
+# **7.** Give P2 a gradient at one cell and look at $\bar C_5$. How many of its cells are not zero? And
+# how many of $\bar C_2$'s? Use the method of `energy` on the FPN alone.
 #
 # <details><summary>Answer</summary>
 #
 # The smoothing reads 3 x 3 cells of $M_2$, so C2 gets 3 x 3. They lie in 1, 2 or 4 cells of $M_5$,
-# depending on
-# where the cell is: in one where neither its row nor its column touches a border of C5's cells, 36 of 64
-# positions.
+# depending on where the cell is: in one where neither its row nor its column touches a border of C5's
+# cells, 36 of 64 positions.
 #
 # </details>
 #
 # ## Read on
 #
-# * K. He, X. Zhang, S. Ren, J. Sun, *Deep residual learning for image recognition*, CVPR 2016; and *Identity
-#   mappings in deep residual networks*, ECCV 2016, where the product above is written out.
+# * K. He, X. Zhang, S. Ren, J. Sun, *Deep residual learning for image recognition*, CVPR 2016; and
+#   *Identity mappings in deep residual networks*, ECCV 2016, where the product above is written out.
 # * D. Balduzzi et al., *The shattered gradients problem: if resnets are the answer, then what is the
-# question?*,
-#   ICML 2017.
-# * S. Ioffe, C. Szegedy, *Batch normalization*, ICML 2015. Y. Wu, K. He, *Group normalization*, ECCV 2018.
-# * W. Luo, Y. Li, R. Urtasun, R. Zemel, *Understanding the effective receptive field in deep convolutional
-# neural
-#   networks*, NeurIPS 2016.
+#   question?*, ICML 2017.
+# * S. Ioffe, C. Szegedy, *Batch normalization*, ICML 2015. Y. Wu, K. He, *Group normalization*, ECCV
+#   2018.
+# * W. Luo, Y. Li, R. Urtasun, R. Zemel, *Understanding the effective receptive field in deep
+#   convolutional neural networks*, NeurIPS 2016.
 # * T.-Y. Lin et al., *Feature pyramid networks for object detection*, CVPR 2017.
 #
-# Next: **04 Anchors and the RPN**, which asks at every cell of these levels: is there an object, and where?
+# Next: **04 Anchors and the RPN**, which asks at every cell of these levels: is there an object, and
+# where?

@@ -3,24 +3,25 @@
 # %% [markdown]
 # # 04 Anchors and the region proposal network
 #
-# **Time** 3 to 4 hours with pencil, paper and exercises (an hour and a quarter to read); it runs in about a
-# minute. **Needs** notebooks 01 and 02; of 03 the pyramid: five maps P2 to P6, at strides of 4 to 64
+# **Time** 3 to 4 hours with pencil, paper and exercises (an hour and a quarter to read); it runs in about
+# a minute. **Needs** notebooks 01 and 02; of 03 the pyramid: five maps P2 to P6, at strides of 4 to 64
 # pixels. No GPU, no downloads.
 #
-# How many objects are there in an image? A network has a fixed number of outputs, an image has any number of
-# objects, and they come in no order. The **region proposal network** (RPN; Ren et al., 2015) turns that into a
-# question with a fixed number of answers: cover the image with tens of thousands of boxes, the **anchors**, and ask
-# of each: *is there an object about here, and how do I have to move and stretch this box to fit it?* What comes
-# out, sorted and thinned, are the proposals that the heads of Mask R-CNN look at.
+# How many objects are there in an image? A network has a fixed number of outputs, an image has any number
+# of objects, and they come in no order. The **region proposal network** (RPN; Ren et al., 2015) turns
+# that into a question with a fixed number of answers: cover the image with tens of thousands of boxes,
+# the **anchors**, and ask of each: *is there an object about here, and how must this box be moved and
+# stretched to fit it?* What comes out, sorted and thinned, is the proposals that the heads of Mask R-CNN
+# look at.
 #
 # Afterwards you can
 #
 # 1. compute the anchors of a level, and say from their size and stride what the matching *can* achieve;
-# 2. say which anchor learns which object, why some matches have to be rescued, and what becomes of a network whose
-#    matches are not;
+# 2. say which anchor learns which object, why some matches have to be rescued, and what becomes of a
+#    network that goes without this rescue;
 # 3. derive both losses of the RPN and the backward pass of its head over all levels;
-# 4. follow a proposal through decode, clip, top-k and non-maximum suppression, and say why no gradient flows
-#    through it.
+# 4. follow a proposal through decode, clip, top-k and non-maximum suppression, and say why no gradient
+#    flows through it.
 
 # %%
 # Where minimask is missing, it is installed from the clone or wheel that MINIMASK_CLONE names, if it does.
@@ -99,16 +100,17 @@ def show(axes, image, title, gain=1.0):
 # %% [markdown]
 # ## The idea in a picture
 #
-# Left: an image of nuclei and the anchors of *one* cell on each level of `maskrcnn_small`. On P2 a cell is 4 pixels
-# wide and has anchors of about 8 pixels; on each further level both are twice as large. Each comes in three shapes.
-# Every cell of every level has its own: the image is covered, densely with small boxes and sparsely with large
-# ones.
+# Left: an image of nuclei and the anchors of *one* cell on each level of `maskrcnn_small`. On P2 a cell
+# is 4 pixels wide and has anchors of about 8 pixels; on each further level both are twice as large. Each
+# comes in three shapes. Every cell of every level has its own: the image is covered, densely with small
+# boxes and sparsely with large ones.
 #
-# Middle: some objects (white), and for each the anchor that overlaps it most. These are what the network is told to
-# find: "you are an object, and your box is off by *this*".
+# Middle: a third of the objects (white), and for each the anchor that overlaps it most (orange, dashed).
+# These are the ones that the network is trained to find: "this is an object, and your box is off by
+# *that* much".
 #
-# Right: all anchors that count as background. It is nearly all of them, and that is the other problem of this
-# notebook.
+# Right: anchors that count as background (one in forty of them is drawn). Nearly all anchors do, and that
+# is the other problem of this notebook.
 
 # %%
 small = models.maskrcnn_small(num_classes=2, seed=0)
@@ -140,12 +142,13 @@ plt.show()
 #
 # $$w = a / \sqrt r, \qquad h = a \sqrt r, \qquad w h = a^2, \quad h / w = r ,$$
 #
-# so that the three ratios ½, 1 and 2 are three shapes *of one area*. There is not much more to it, but each line
-# below is a place where two libraries differ: the order of the anchors within a cell; whether corners are rounded
-# to whole pixels (torchvision: yes); and where in the cell they are centred: torchvision and detectron2 at its
-# corner, `maskrcnn_small` in its middle. (Notebook 03 found that a cell's receptive field is centred at the corner,
-# too. The network learns a constant offset either way. A *checkpoint*, however, has learnt one of them: read it
-# with the other convention and all boxes are off by half a cell, and nothing says so.)
+# so that the three ratios ½, 1 and 2 are three shapes *of one area*. There is not much more to it, but
+# libraries differ in each of these: the order of the anchors within a cell; whether corners are rounded
+# to whole pixels (torchvision: yes); and where in the cell they are centred (torchvision and detectron2:
+# at its corner; `maskrcnn_small`: in its middle). (Notebook 03 found that a cell's receptive field is
+# centred at the corner, too. The network learns a constant offset either way. A *checkpoint*, however,
+# has learnt one of the two: read it with the other convention, and all boxes are off by half a cell
+# without any warning.)
 
 # %%
 source(AnchorGenerator.cell_anchors, AnchorGenerator._level)
@@ -154,12 +157,9 @@ source(AnchorGenerator.cell_anchors, AnchorGenerator._level)
 paper = AnchorGenerator()  # as torchvision and the paper have it: 32 to 512 pixels at strides 4 to 64
 ours = small.rpn.anchors
 for name, generator in (("maskrcnn_resnet50_fpn", paper), ("maskrcnn_small", ours)):
-    print(
-        f"{name}: {[size for (size,) in generator.sizes]} pixels on P2..P6; shapes of the first (w, h):",
-        end=" ",
-    )
+    print(f"{name}: {', '.join(f'{size}' for (size,) in generator.sizes)} pixels;", end=" ")
     first = generator.cell_anchors(0)
-    print([(round(float(x2 - x1), 2), round(float(y2 - y1), 2)) for x1, y1, x2, y2 in first])
+    print("w x h on P2:", ", ".join(f"{x2 - x1:.4g} x {y2 - y1:.4g}" for x1, y1, x2, y2 in first))
 shapes = [(800 // s, 1344 // s) for s in (4, 8, 16, 32)] + [(13, 21)]
 print(f"an image of 800 x 1344 pixels has {len(paper((800, 1344), shapes)):,} anchors")
 areas = (first[:, 2] - first[:, 0]) * (first[:, 3] - first[:, 1])
@@ -174,23 +174,25 @@ assert np.allclose(areas, ours.sizes[0][0] ** 2)  # not rounded, so exactly of o
 #
 # $$\mathrm{IoU}(a, b) = \frac{|a \cap b|}{|a \cup b|} ,$$
 #
-# 1 for equal boxes, 0 for disjoint ones, and it does not depend on the scale. Section 3.1.2 of Faster R-CNN then
+# 1 for equal boxes, 0 for disjoint ones, and independent of the scale. Section 3.1.2 of Faster R-CNN then
 # says: an anchor is
 #
-# * **positive** if its IoU with some object is at least 0.7, and it answers for the object that it overlaps most;
+# * **positive** if its IoU with some object is at least 0.7, and it answers for the object that it
+#   overlaps most;
 # * **negative** (background) if its IoU with every object is below 0.3;
 # * **ignored** in between: it is neither a good example of an object nor of background;
-# * and also positive, *however low its IoU*, if no anchor overlaps some object more than it does. This is the
-#   **rescue**: without it, an object that no anchor fits well would have no one to learn it.
+# * and also positive, *however low its IoU*, if no anchor overlaps some object more than it does. This is
+#   the **rescue**: without it, no anchor would learn an object that none of them fits well.
 
 # %%
 source(Matcher.__call__)
 
 # %% [markdown]
-# Two traps are in the rescue. It looks for *equality* with an object's maximum, so that all anchors that tie are
-# rescued. And an object whose maximum is 0, which no anchor touches at all, must rescue nobody; otherwise *every*
-# anchor ties at 0, and all the background turns into objects. (torchvision does that. It needs an object outside
-# all anchors, which is rare, but a matrix is all it takes to see it:)
+# The rescue has two traps. It looks for *equality* with an object's maximum, so that all anchors that tie
+# are rescued. And an object whose maximum is 0, which no anchor touches at all, must rescue nobody;
+# otherwise *every* anchor ties at 0, and all the background turns into objects. (torchvision does that;
+# it takes an object outside all anchors, which is rare.) Here is what minimask makes of a small matrix of
+# IoUs, whose third object is touched by no anchor:
 
 # %%
 HIGH, LOW = 0.7, 0.3  # of the IoU: an anchor is positive from here on, background below there
@@ -210,19 +212,20 @@ assert list(matches) == list(wanted)
 assert (matcher(np.zeros((1, 5))) == BELOW_LOW).all()  # an object that nobody touches
 
 # %% [markdown]
-# Anchor 2 is the rescue at work: IoU 0.5, but nobody has more with object 1.
+# Anchor 2 shows the rescue at work: its IoU is only 0.5, but no anchor has a higher one with object 1.
 #
 # ### How well *can* an anchor match?
 #
-# Take the best case, a square object of exactly the size $a$ of an anchor on a level of stride $s$. Anchors stand
-# $s$ apart, so at worst the object's centre is half a stride away from the nearest one, in x and in y. The
-# intersection is $(a - s/2)^2$, and with $\rho = a / s$
+# Take the best case, a square object of exactly the size $a$ of an anchor on a level of stride $s$.
+# Anchors stand $s$ apart, so at worst the object's centre is half a stride away from the nearest one, in
+# x and in y. The intersection is $(a - s/2)^2$, and with $\rho = a / s$
 #
 # $$\mathrm{IoU}_{\text{worst}} = \frac{(\rho - \frac12)^2}{2 \rho^2 - (\rho - \frac12)^2} .$$
 #
-# In the paper $\rho = 32/4 = 8$ on every level: at worst 0.78, above the threshold. `maskrcnn_small` is made for
-# small objects and has $\rho = 8/4 = 2$. At worst: **0.39**, hardly above the threshold for *background*. Below is
-# the best IoU that a square of any side finds, over all its positions: the median, and the worst.
+# In the paper $\rho = 32/4 = 8$ on every level: at worst 0.78, above the threshold. `maskrcnn_small` is
+# made for small objects and has $\rho = 8/4 = 2$. At worst: **0.39**, hardly above the threshold for
+# *background*. The figure shows the best IoU that a square of any side finds among the anchors, over its
+# possible positions: the median, and the worst.
 
 
 # %%
@@ -258,9 +261,8 @@ for axis, name, generator in zip(axes, ("maskrcnn_small", "the paper's sizes"), 
     )
     for threshold, what in ((HIGH, "positive"), (LOW, "background")):
         axis.axhline(threshold, color=GREY, lw=0.8)
-        axis.text(
-            sides[-1], threshold, what, ha="right", va="bottom" if threshold > 0.5 else "top", color=GREY
-        )
+        at, ha, va = (sides[0], "left", "bottom") if threshold > 0.5 else (sides[-1], "right", "top")
+        axis.text(at, threshold, what, ha=ha, va=va, color=GREY)
     axis.set(title=name, xlabel="side of the object in pixels", ylabel="IoU of the best anchor", ylim=(0, 1))
     axis.set_xticks(exact, exact)
     axis.minorticks_off()
@@ -275,7 +277,9 @@ for generator, ratio in ((ours, 2), (unrounded, 8)):
     )
 
 # %% [markdown]
-# In between two sizes even the paper's anchors fall to 0.5: there, too, the rescue has to step in, if less often.
+# (The dashed line may run above the diamonds, since the other two shapes sometimes overlap a square
+# better.) In between two sizes even the paper's anchors fall to 0.5: there, too, the rescue has to step
+# in, though less often.
 #
 # ### The surprise: nine of ten positives are rescued
 #
@@ -305,6 +309,7 @@ axes[0].set(xscale="log", xlim=(10, 3e7), xlabel="anchors", title="anchors of al
 axes[0].invert_yaxis()
 axes[1].hist(best_of_object, bins=np.linspace(0, 1, 41), color=BLUE)
 axes[1].axvline(HIGH, color=RED)
+axes[1].text(HIGH + 0.01, axes[1].get_ylim()[1] * 0.98, "positive", color=RED, va="top", fontsize=9)
 axes[1].set(
     xlabel="IoU of the object's best anchor",
     ylabel="objects",
@@ -312,24 +317,23 @@ axes[1].set(
 )
 plt.show()
 share = np.mean(best_of_object < HIGH)
-print(counts)
+print("anchors:", "; ".join(f"{count:,} {name}" for name, count in counts.items()))
 print(f"{len(best_of_object):,} nuclei; {100 * share:.0f} % have no anchor of IoU {HIGH}:")
-print("without the rescue, no anchor would ever be told to find them")
+print("without the rescue, no anchor would ever learn to find them")
 
 # %%
 assert HIGH < 0.7 or (share > 0.6 and counts["rescued"] > 2 * counts[fits])
 
 # %% [markdown]
-# What most texts mention in half a sentence ("we also assign positives to the anchors with the highest IoU, for
-# rare cases") carries the whole training here. We shall see at the end what a network becomes that has to do
-# without.
+# What Faster R-CNN provides for "some rare cases" carries the whole training here. We shall soon see what
+# becomes of a network that has to do without.
 #
 # ## Sampling
 #
-# Look at the numbers again: a thousand times more background than objects. If all anchors were in the loss, then
-# "there is never anything" would be an excellent answer. So the loss sees 256 anchors an image, of which **at most
-# half** are positive; the rest is drawn from the background. Ignored anchors are never drawn. If there are few
-# positives, background fills up.
+# Look at the numbers again: there are five hundred times as many background anchors as positive ones. If
+# all anchors were in the loss, "there is never anything" would be an excellent answer. So the loss sees
+# 256 anchors per image, of which **at most half** are positive; the rest are drawn from the background.
+# Ignored anchors are never drawn. If there are few positives, background makes up the number.
 
 # %%
 source(sample_balanced)
@@ -367,19 +371,19 @@ assert all(
 # %% [markdown]
 # ## Box coding
 #
-# What should the network output, so that a box comes out? Not pixels: an error of 4 pixels is a catastrophe for a
-# nucleus and nothing for a house. Code the box $(x, y, w, h)$, by its centre and size, against the anchor
-# $(x_a, y_a, w_a, h_a)$:
+# What should the network output to describe a box? Not pixels: an error of 4 pixels is a catastrophe for
+# a nucleus and nothing for a house. Code the box $(x, y, w, h)$, by its centre and size, against the
+# anchor $(x_a, y_a, w_a, h_a)$:
 #
 # $$d_x = \frac{x - x_a}{w_a}, \quad d_y = \frac{y - y_a}{h_a}, \quad d_w = \log\frac{w}{w_a}, \quad d_h = \log\frac{h}{h_a}.$$
 #
-# Multiply everything by a factor, and the code stays as it is: one small convolution can serve all levels. The
-# logarithm makes twice as wide and half as wide equally far, and decoding,
+# Multiply everything by a factor, and the code stays the same: one small convolution can serve all
+# levels. With the logarithm, twice as wide and half as wide are equally far away, and decoding,
 #
 # $$x = x_a + d_x w_a, \qquad w = w_a e^{d_w},$$
 #
-# gives a positive width for *any* output. It also grows without bound, so $d_w$ is cut at $\log(1000/16)$: an
-# untrained network must not produce an `inf`.
+# gives a positive width for *any* output. But the exponential overflows, so $d_w$ and $d_h$ are cut off
+# at $\log(1000/16)$: an untrained network must not produce an `inf`.
 
 # %%
 source(BoxCoder._encode, BoxCoder._decode)  # what `encode` and `decode` do, for some rows at a time
@@ -421,13 +425,15 @@ axes.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# All four are of one order, a few tenths, whatever the size of the nuclei: nothing for the loss to weigh. (The
-# second stage sees better boxes, so its targets are smaller, and it multiplies them by 10, 10, 5, 5: notebook 07.)
+# All four are of the same order, a few tenths, whatever the size of the nuclei, so the loss need not
+# weight them. (The second stage sees better boxes, so its targets are smaller, and it multiplies them by
+# 10, 10, 5, 5: notebook 07.)
 #
 # ## Two losses
 #
-# **Objectness** is a yes or no for each anchor: binary cross-entropy. With the sigmoid $\sigma(x) = 1/(1 + e^{-x})$
-# and a target $t \in \{0, 1\}$, use $1 - \sigma(x) = \sigma(-x)$ and $\log \sigma(x) = -\log(1 + e^{-x})$:
+# **Objectness** is a yes or no for each anchor: binary cross-entropy. With the sigmoid
+# $\sigma(x) = 1/(1 + e^{-x})$ and a target $t \in \{0, 1\}$, use $1 - \sigma(x) = \sigma(-x)$ and
+# $\log \sigma(x) = -\log(1 + e^{-x})$:
 #
 # $$\begin{aligned}
 # L(x, t) &= -t \log \sigma(x) - (1 - t) \log \sigma(-x) = t \log(1 + e^{-x}) + (1 - t) \log (1 + e^{x}) \\
@@ -435,18 +441,19 @@ plt.show()
 # \end{aligned}$$
 #
 # The last line is for the computer: no exponential of a positive number. And since
-# $\frac{d}{dx} \log(1 + e^x) = \sigma(x)$, the derivative is as simple as can be:
+# $\frac{d}{dx} \log(1 + e^x) = \sigma(x)$, the derivative is as simple as it could be:
 #
 # $$\frac{dL}{dx} = -t\,\sigma(-x) + (1 - t)\,\sigma(x) = \sigma(x) - t .$$
 #
-# **The box** of the positives uses smooth L1 on $d = \text{output} - \text{target}$, all four numbers added:
+# **The box** of a positive anchor has the smooth L1 loss of $d = \text{output} - \text{target}$, summed
+# over the four numbers:
 #
 # $$f(d) = \begin{cases} d^2 / (2\beta) & |d| < \beta \\ |d| - \beta/2 & \text{else,} \end{cases}
 # \qquad f'(d) = \begin{cases} d / \beta & |d| < \beta \\ \operatorname{sign} d & \text{else.} \end{cases}$$
 #
-# Value and slope agree at $\pm\beta$. A squared error alone would let one hopeless match (and rescued matches *are*
-# far off) dominate the gradient; $|d|$ alone never settles, its slope is 1 right up to the minimum. Here
-# $\beta = 1/9$.
+# Value and slope agree at $\pm\beta$. A squared error alone would let one hopeless match (and rescued
+# matches *are* far off) dominate the gradient; $|d|$ alone never settles, since its slope stays 1 right
+# up to the minimum. Here $\beta = 1/9$.
 
 # %%
 x = np.linspace(-6, 6, 241)
@@ -495,23 +502,25 @@ assert computed == -far and (far > -88 or np.isinf(naive))
 #
 # $$L = \frac{1}{N_{cls}} \sum_i L_{cls}(p_i, p_i^*) + \lambda\, \frac{1}{N_{reg}} \sum_i p_i^*\, L_{reg}(d_i, d_i^*),$$
 #
-# with $p_i^* = 1$ for a positive anchor and 0 for background, so that background has no box loss. There $N_{cls} = 256$, the
-# anchors drawn; $N_{reg} \approx 2400$, the number of *positions* of the map (not of positives, as one might think); and
-# $\lambda = 10$, so that $\lambda / N_{reg} \approx 1/240$ and both terms weigh about alike. The paper tries $\lambda$ from 0.1 to 100
-# and finds that it matters little. Today's code, torchvision's, detectron2's and ours, has dropped both numbers: $N_{reg} = N_{cls}$ and
-# $\lambda = 1$, which is the same, but for 1/240 against 1/256.
+# with $p_i^* = 1$ for a positive anchor and 0 for background, so that background has no box loss. There
+# $N_{cls} = 256$, the anchors drawn; $N_{reg} \approx 2400$, the number of *positions* of the map (not of
+# positives, as one might think); and $\lambda = 10$, so that $\lambda / N_{reg} \approx 1/240$ and both
+# terms weigh about alike. The paper tries $\lambda$ from 0.1 to 100 and finds that between 1 and 100 it
+# matters little. Today's code, torchvision's, detectron2's and ours, has dropped both numbers:
+# $N_{reg} = N_{cls}$ and $\lambda = 1$, which is nearly the same, 1/256 instead of 1/240.
 #
-# So both sums are divided by the *same* number: all anchors drawn (256 an image). Then the box loss of an image with one
-# positive weighs a hundredth of that of an image with a hundred, as it should: each *object* weighs alike, not each
-# image. (Divided by the number of positives, a lone, rescued match would shout as loud as a crowd.)
+# So both sums are divided by the *same* number, that of all anchors drawn (256 per image). Then the box
+# loss of an image with one positive counts a hundredth of that of an image with a hundred, as it should:
+# every *match* counts the same, not every image. (If one divided by the number of positives, a lone
+# rescued match would weigh as much as a crowd.)
 
 # %%
 source(RPNLoss)
 
 # %% [markdown]
-# The gradient is zero for every anchor that was not drawn; of 16,000, about 250 speak. And before any training, the
-# logits are about 0, so $L = \log 2$ whatever the targets are. That is a number worth remembering: a first
-# objectness loss that is not about 0.69 is a bug.
+# The gradient is zero for every anchor that was not drawn: of more than 16,000, only 256 have a say. And
+# before any training, the logits are about 0, so $L \approx \log 2$ whatever the targets are. That is a
+# number worth remembering: if the first objectness loss is not about 0.69, look for a bug.
 
 # %%
 with no_grad():
@@ -534,20 +543,21 @@ assert np.allclose(logits.grad[0, positive], wanted, rtol=1e-6)  # (sigma(x) - t
 # %% [markdown]
 # ## The head
 #
-# On each level a 3 x 3 convolution with a ReLU, and on it two 1 x 1 convolutions: $K$ logits and $4K$ box numbers a
-# cell, $K = 3$ anchors.
+# On each level there is a 3 x 3 convolution with a ReLU, and after it two 1 x 1 convolutions, which give
+# $K$ logits and $4K$ box numbers for each cell with its $K = 3$ anchors:
 #
 # $$h_l = \max(0, w * x_l + b), \qquad o_l = u\, h_l + c, \qquad d_l = v\, h_l + e, \qquad l = 2 \dots 6 .$$
 #
-# There is **one** set of weights for all five levels: a small nucleus on P2 and a large one on P4 look alike to it,
-# since box coding has taken out the scale. Who reads $w$? Every level. So its gradient is a sum over the levels,
+# There is **one** set of weights for all five levels: a small nucleus on P2 and a large one on P4 look
+# alike to it, since box coding has taken out the scale. Who reads $w$? Every level. So its gradient is a
+# sum over the levels,
 #
 # $$\bar u = \sum_l \sum_{\text{cells}} \bar o_l\, h_l^\top, \qquad \bar h_l = u^\top \bar o_l + v^\top \bar d_l, \qquad
 # \bar z_l = \bar h_l \cdot [h_l > 0], \qquad \bar w = \sum_l (\bar z_l \star x_l), \qquad \bar x_l = w \star^{\!\top} \bar z_l ,$$
 #
-# with the convolution's own gradients from notebook 02 ($\star$ for the correlation with the input, $\star^\top$
-# for its transpose). Forward, as it reads: two lines a level, and the rest is order, since a list of anchors runs through the
-# cells, row by row, and in each through the anchors.
+# with the convolution's own gradients from notebook 02 ($\star$ for the correlation with the input,
+# $\star^\top$ for its transpose). The forward pass takes two lines per level. The rest is a matter of
+# order: a list of anchors runs through the cells, row by row, and in each cell through its anchors.
 
 
 # %%
@@ -565,8 +575,8 @@ def plain_rpn_head(levels, conv, objectness, deltas):
 
 
 # %% [markdown]
-# minimask has it as *one* Function with the backward pass above; $u$ and $v$ are stacked, so both 1
-# x 1 convolutions are one matrix product, and the order is a transpose.
+# In minimask this is *one* Function, with the backward pass above; $u$ and $v$ are stacked, so that both
+# 1 x 1 convolutions are one matrix product, and the order is a transpose.
 
 # %%
 source(RPNHead)
@@ -598,10 +608,10 @@ assert worst < 1e-11 and of_plain < 1e-11
 # %% [markdown]
 # ### Do logits and anchors have the same order?
 #
-# A convolution gives (N, K, H, W), a list of anchors runs through cells and then through the K anchors of a cell.
-# `_position_major` puts one into the order of the other, and a wrong transpose there is the classic bug of this
-# stage: nothing crashes, shapes fit, the network even learns a little. Test it from outside. Poke one cell of one
-# level, see which logits move, and look up where *their anchors* are:
+# A convolution gives (N, K, H, W), a list of anchors runs through cells and then through the K anchors of
+# a cell. `_position_major` puts one into the order of the other, and a wrong transpose there is the
+# classic bug of this stage: nothing crashes, the shapes fit, the network even learns a little. So test it
+# from outside: poke one cell of one level, see which logits move, and look up where *their anchors* are:
 
 # %%
 quiet = [np.zeros((1, 64, *size), np.float32) for size in sizes]
@@ -613,18 +623,20 @@ with no_grad():
         moved = np.flatnonzero(small.rpn.head([Tensor(x) for x in poked])[0].numpy()[0] != still)
         middles = (anchors[moved, :2] + anchors[moved, 2:]) / 2 / (4 * 2**level)  # in cells
         x1, y1, x2, y2 = *middles.min(axis=0), *middles.max(axis=0)
-        print(f"{LEVELS[level]} cell (row {row}, column {column}): {len(moved)} logits move;", end=" ")
-        print(f"their anchors are centred in columns {x1:g} to {x2:g}, rows {y1:g} to {y2:g}")
+        print(f"{LEVELS[level]}, row {row:>2}, column {column:>2}: {len(moved)} logits move;", end=" ")
+        print(f"their anchors: rows {y1:g} to {y2:g}, columns {x1:g} to {x2:g}")
         assert len(moved) == 27 and (x1, x2, y1, y2) == (column - 0.5, column + 1.5, row - 0.5, row + 1.5)
 
 # %% [markdown]
-# Three by three cells around the poked one (its middle is at half a cell), three anchors each: 27.
+# These are the three by three cells around the poked one (cell $i$ has its middle at $i + \frac12$), with
+# three anchors each: 27.
 #
 # ### Is it right? The error over the step
 #
-# Left: the two losses as functions of logits and deltas. Right: losses *of* the head of three levels, as a function
-# of the maps and of all weights. Cross-entropy is smooth; the first derivative of smooth L1 has a corner at $\beta$,
-# where the second jumps; the head's ReLUs have corners themselves. Both show at large steps.
+# Left: the two losses as functions of logits and deltas. Right: losses *of* the head of three levels, as
+# a function of the maps and of all weights. Cross-entropy is smooth; the first derivative of smooth L1
+# has a corner at $\beta$, where the second jumps; the head's ReLUs have corners themselves. Both make the
+# error jump at large steps.
 
 # %%
 some = np.sort(rng.choice(2 * 252, 40, replace=False))  # anchors of two images, 252 each, that are drawn
@@ -654,10 +666,10 @@ for axis, (title, (function, inputs)) in zip(axes, cases.items()):
 plt.show()
 
 # %% [markdown]
-# ## Training, for some seconds
+# ## Training, for a few seconds
 #
-# `maskrcnn_small`'s backbone and RPN, from random weights, on crops of the packaged nuclei; no heads yet. Twice: as
-# it is, and with the rescue switched off, everything else equal.
+# We train `maskrcnn_small`'s backbone and RPN, from random weights, on crops of the packaged nuclei; no
+# heads yet. We do it twice: as it is, and with the rescue switched off and everything else equal.
 
 # %%
 STEPS = 20 if FAST else 200
@@ -702,9 +714,9 @@ runs = {"untrained": (models.maskrcnn_small(num_classes=2, seed=0), None)}
 runs |= {"without rescue": train_rpn(False), "with rescue": train_rpn(True)}
 
 # %% [markdown]
-# How good are proposals? What the heads need is that *each object has some proposal that covers it*: **recall**,
-# the share of objects whose best proposal has an IoU of at least 0.5, as a function of how many proposals one
-# keeps.
+# How good are proposals? What the heads need is that *each object has some proposal that covers it*:
+# **recall**, the share of objects whose best proposal has an IoU of at least 0.5, as a function of how
+# many proposals are kept.
 
 # %%
 kept = np.unique(np.geomspace(1, 1000, 19).astype(int))
@@ -738,7 +750,7 @@ axes[1].set(
     ylim=(0, 300),
 )
 axes[2].set(
-    xlabel="proposals kept an image",
+    xlabel="proposals kept per image",
     ylabel="recall at IoU 0.5",
     title="nuclei found, validation images",
     ylim=(0, 1),
@@ -747,14 +759,14 @@ axes[1].legend(fontsize=8)
 axes[2].legend(fontsize=8, loc="upper left")
 plt.show()
 for name, (_, log) in runs.items():
-    told = (
-        ""
-        if log is None
-        else f"; last losses {log[-10:, 0].mean():.3f} and {log[-10:, 1].mean():.3f}; {log[:, 2].mean():.1f} positives a step"
-    )
-    print(
-        f"{name:<15} recall of 100: {recall[name][list(kept).index(100)]:.2f}, of all: {recall[name][-1]:.2f}{told}"
-    )
+    print(f"{name:<15} recall with 100 proposals {recall[name][list(kept).index(100)]:.2f},", end=" ")
+    print(f"with all {recall[name][-1]:.2f}")
+    if log is not None:
+        print(
+            f"{'':<15} last losses: objectness {log[-10:, 0].mean():.3f}, box {log[-10:, 1].mean():.3f};",
+            end=" ",
+        )
+        print(f"{log[:, 2].mean():.1f} positives a step")
 lost, kept_losses = runs["without rescue"][1], runs["with rescue"][1]
 assert lost[-10:, 0].mean() < kept_losses[-10:, 0].mean()  # the *worse* network has the lower loss
 of_100 = {name: values[list(kept).index(100)] for name, values in recall.items()}
@@ -763,23 +775,23 @@ of_100 = {name: values[list(kept).index(100)] for name, values in recall.items()
 assert FAST or of_100["untrained"] < of_100["without rescue"] < of_100["with rescue"] - 0.1
 
 # %% [markdown]
-# Read the left picture alone, and you would take the network without rescue: **its loss is far lower**. It has
-# almost nothing to find, and "background" everywhere is nearly right. Losses of different *targets* cannot be
-# compared; recall can. And the network with the rescue has learnt in two hundred steps that there is something at
-# blobs.
+# Judging by the left picture alone, you would take the network without rescue: **its loss is far lower**.
+# It has almost nothing to find, and "background" everywhere is nearly right. Losses of different
+# *targets* cannot be compared; recall can. And in two hundred steps the network with the rescue has
+# learnt that bright blobs are objects.
 #
 # ## Proposals, step by step
 #
-# From logits and deltas to a list of boxes, as `RPN.rank` does it. (`xp` is NumPy, or CuPy where the arrays are on a
-# GPU. `# sync` marks the lines where the program has to wait for a GPU, because it needs to know *how many* boxes are
-# left. On the CPU there is nothing to wait for.)
+# From logits and deltas to a list of boxes, as `RPN.rank` does it. (`xp` is NumPy, or CuPy where the
+# arrays are on a GPU. `# sync` marks the lines where the program has to wait for a GPU, because it needs
+# to know *how many* boxes are left. On the CPU there is nothing to wait for.)
 
 # %%
 source(RPN.rank, top_of_each_level, top_k)
 
 # %% [markdown]
-# We take it apart on a validation image, with the same functions and the options of inference, and see at the end
-# whether the same boxes come out.
+# We take it apart on a validation image, with the same functions and the options of inference, and see at
+# the end whether the same boxes come out.
 
 # %%
 model = runs["with rescue"][0].eval()
@@ -808,7 +820,8 @@ funnel = {
     "anchors": len(out.anchors), "best of each level": len(chosen), "with an area inside": len(large),
     "after NMS": len(survivors), "kept": len(proposals), "objects": len(truth),
 }  # fmt: skip
-print("  ->  ".join(f"{count:,} {name}" for name, count in funnel.items()))
+for name, count in funnel.items():
+    print(f"{count:>6,} {name}")
 
 # %%
 assert np.array_equal(proposals, model.rpn.propose(out, scene_batch)[0])
@@ -852,22 +865,22 @@ print(
 )
 
 # %% [markdown]
-# After some seconds of training, objectness has found the nuclei, and boxes are rough. That is all that is asked of
-# a *proposal*: the box head will move it once more. NMS removes little here: at a threshold of 0.7 it takes away
-# near-copies only, and rough boxes are no copies of each other. The better the regression, the more boxes fall on
-# the same object, and the more NMS has to do.
+# After a few seconds of training, objectness has found most nuclei, and the boxes are rough. That is all
+# that is asked of a *proposal*: the box head will move it once more. NMS removes little here: at a
+# threshold of 0.7 it takes away only near-copies, and rough boxes are not copies of each other. The
+# better the regression, the more boxes land on the same object, and the more NMS has to do.
 #
 # ### Non-maximum suppression
 #
-# Go through the boxes by falling score; keep a box unless it overlaps one that is already kept by more than the
-# threshold. As it reads:
+# Go through the boxes by falling score; keep a box unless its IoU with one that is already kept exceeds
+# the threshold. In code:
 
 # %%
 source(nms_loop)
 
 # %% [markdown]
-# Watch it on eight boxes around two nuclei. Row $i$, column $j$: the IoU of box $i$ with the later box $j$,
-# outlined where it exceeds the threshold, so that $i$ *would* strike out $j$ if $i$ itself survives.
+# Watch it on eight boxes around two nuclei. Row $i$, column $j$: the IoU of box $i$ with the later box
+# $j$, outlined where it exceeds the threshold, so that $i$ *would* strike out $j$ if $i$ itself survives.
 
 # %%
 rng = np.random.default_rng(4)
@@ -878,6 +891,7 @@ eight = np.sort(rng.uniform(0.3, 0.99, 8))[::-1]  # the scores, falling
 THRESHOLD = 0.5
 kept_boxes = nms(boxes, eight, THRESHOLD)
 
+plain_label = dict(zorder=3, bbox=dict(fc="white", ec="none", pad=0.8))  # above the lines
 _, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
 for i, (x1, y1, x2, y2) in enumerate(boxes):
     stays = i in kept_boxes
@@ -885,9 +899,9 @@ for i, (x1, y1, x2, y2) in enumerate(boxes):
         axes[0], boxes[i], colors=GREEN if stays else GREY, lw=2.5 if stays else 1, ls="-" if stays else "--"
     )
     if stays:  # in the upper left corner, and the others in the lower right one, where they do not meet
-        axes[0].text(x1 + 0.6, y1 + 0.6, i, va="top", fontsize=9, weight="bold", color=GREEN)
+        axes[0].text(x1 + 0.6, y1 + 0.6, i, va="top", fontsize=9, weight="bold", color=GREEN, **plain_label)
     else:
-        axes[0].text(x2 - 0.6, y2 - 0.6, i, ha="right", va="bottom", fontsize=9, color=GREY)
+        axes[0].text(x2 - 0.6, y2 - 0.6, i, ha="right", va="bottom", fontsize=9, color=GREY, **plain_label)
 axes[0].set(
     xlim=(0, 95),
     ylim=(70, 5),
@@ -916,15 +930,17 @@ plt.show()
 struck = {
     int(j): [int(i) for i in kept_boxes if overlap[i, j] > THRESHOLD] for j in range(8) if j not in kept_boxes
 }
-print("kept:", kept_boxes.tolist(), "; struck out, by whom:", struck)
+print("kept:", *kept_boxes)
+for j, by in struck.items():
+    print(f"box {j} struck out by", *by)
 
 # %%
 assert np.array_equal(kept_boxes, nms_loop(boxes, eight, THRESHOLD))
 assert all(struck.values())
 
 # %% [markdown]
-# The rule is greedy, and that has an odd consequence: a *better* box can bring a worse one back. Three boxes in a
-# row; B overlaps A and C, but A and C hardly touch.
+# The rule is greedy, and that has an odd consequence: a *better* box can bring a worse one back. Three
+# boxes in a row; B overlaps A and C, but A and C hardly touch.
 
 # %%
 row = np.array([[0.0, 0, 10, 10], [4.0, 0, 14, 10], [8.0, 0, 18, 10]])  # A, B, C
@@ -938,17 +954,18 @@ if overlap_of_ends <= at_most < overlap_of_two:
     assert list(alone) == [0] and list(with_a) == [0, 2]
 
 # %% [markdown]
-# A strikes out B, so B can no longer strike out C. A change of one score by a hair changes *which* boxes come out,
-# by a chain of any length. Keep that in mind for the last question.
+# A strikes out B, so B can no longer strike out C. A tiny change of one score can change *which* boxes
+# come out, through a chain of any length. Keep that in mind for the last question.
 #
 # ## Why no gradient flows through a proposal
 #
-# `propose` reads `.data`: the tape ends there. But the heads' losses do depend on the RPN's weights, by way of the
-# proposals: where they lie is decoded from the deltas. Why throw that derivative away?
+# `propose` reads `.data`: the tape ends there. But the heads' losses do depend on the RPN's weights, by
+# way of the proposals, whose positions are decoded from the deltas. Why throw that derivative away?
 #
-# Look at the function itself. Take a model whose RPN is trained, and move the weights of its box branch along a
-# random direction, by $t$. Plot the loss *of the heads only* (classification, box and mask), twice: with proposals
-# computed anew for each $t$, and with those of $t = 0$ held fast, which is what the tape differentiates.
+# Look at the function itself. Take a model whose RPN is trained, and move the weights of its box branch
+# along a random direction, by $t$. Plot the loss *of the heads only* (classification, box and mask),
+# twice: with proposals computed anew for each $t$, and with those of $t = 0$ held fixed, which is what
+# the tape differentiates.
 
 # %%
 model = runs["with rescue"][0].train().astype(np.float64)
@@ -983,7 +1000,9 @@ for axis, reach in zip(axes, (1.0, 1e-2, 1e-6)):
     values = np.array([loss_of_heads(v) for v in t]) - loss_of_heads(0.0)
     axis.plot(t / reach, values, ".-", color=ORANGE, lw=0.8, label="proposals anew")
     axis.axhline(0, color=BLUE, ls="--", label="proposals held")
-    axis.set(xlabel=f"t / {reach:g}", ylabel="change of the heads' loss", title=f"t up to {reach:g}")
+    axis.set(xlabel="t" if reach == 1 else f"t / {reach:g}", title=f"t up to {reach:g}")
+    axis.yaxis.set_major_formatter("{x:g}")  # no power of ten set apart above the axis
+axes[0].set_ylabel("change of the heads' loss")
 axes[0].legend(fontsize=8)
 plt.show()
 assert np.ptp([loss_of_heads(v, record) for v in (-1.0, 0.0, 1.0)]) == 0.0
@@ -992,23 +1011,25 @@ assert spread > 0
 print(f"within t = ±0.01 the loss with new proposals moves by {spread:.4f}, with held ones by 0")
 
 # %% [markdown]
-# From afar it is noise: with every change of the order of scores or overlaps, NMS lets other boxes through, other
-# RoIs are drawn, other objects get matched. Where a derivative exists, near enough, it is the slope of one tiny
-# piece, and the piece ends at the next jump. It promises nothing about where the loss goes for a step of a usual
-# size: what happens at the jumps is not in it. So:
+# From afar (left) it is noise: whenever the order of scores changes, or an overlap crosses the threshold,
+# NMS lets other boxes through, other RoIs are drawn, other objects get matched. From close up (middle and
+# right) there is a derivative, but it is the slope of one short piece, which ends at the next jump. It
+# says nothing about where the loss goes beyond: here it promises a fall to the right, and to the left the
+# loss falls far lower. So:
 #
 # * what *matters*, which proposals there are, has no derivative;
-# * what has one, the coordinates of a given proposal, is a half-truth: a moved RoI also gets moved targets, and the
-#   heads' loss can be lowered by moving proposals to where it is easy rather than to where the objects are;
+# * what has one, the coordinates of a given proposal, is only half the truth: a moved RoI also gets moved
+#   targets, and the heads' loss can be lowered by moving proposals to where it is easy rather than to
+#   where the objects are;
 # * and the RPN needs no such advice: it has a loss of its own, with true boxes.
 #
-# Faster R-CNN (section 3.2) calls this *approximate joint training*. In minimask the training step defines its
-# gradient with the proposals, samples and matches as constants, and `training_record(held=...)` makes that
-# definition checkable to the last digit: notebook 13 does so for the whole network.
+# Faster R-CNN (section 3.2) calls this *approximate joint training*. minimask's training step defines its
+# gradient with proposals, samples and matches as constants, and `training_record(..., held)` makes that
+# definition checkable: notebook 13 does so for the whole network.
 #
 # ## Exercises
 #
-# **1.** Overlap. The try below has two usual mistakes; the check meets one after the other.
+# **1.** Overlap. The attempt below has two of the usual mistakes; the check finds one after the other.
 
 # %%
 exercises.describe("box_iou")
@@ -1079,8 +1100,8 @@ def my_box_decode(deltas, anchors, limit):
 exercises.check("box_decode", my_box_decode)
 
 # %% [markdown]
-# **5.** Non-maximum suppression. The try compares each box with *all* better ones, also with those that are gone:
-# A, B and C from above.
+# **5.** Non-maximum suppression. The attempt below compares each box with *all* better ones, even with
+# those that are gone: think of A, B and C above.
 
 # %%
 exercises.describe("nms")
@@ -1096,60 +1117,67 @@ def my_nms(boxes, scores, threshold):
 exercises.check("nms", my_nms)
 
 # %% [markdown]
-# **6.** Give `maskrcnn_small` twice as many anchors, sizes 8 *and* 11.3 on P2 and so on. What does the left picture
-# of "how well can an anchor match" gain, and where does it gain nothing? What if the *stride* were halved instead?
+# **6.** Give `maskrcnn_small` twice as many anchors, sizes 8 *and* 11.3 on P2 and so on. In the left
+# picture of "How well *can* an anchor match?", where does the median gain, and where does it gain
+# nothing? What if the *stride* were halved instead?
 #
 # <details><summary>Answer</summary>
 #
-# Sizes in between fill the valleys between two sizes (a side of 11 lies between 8 and 16), but the worst position
-# at an exact size stays at $\rho = 2$: 0.39. The stride is what limits it: at half the stride, $\rho = 4$, and the
-# worst is 0.62. That costs four times the anchors on four times the cells.
+# Sizes in between fill the valleys: for a side of 11.3, the median rises from 0.50 to 0.71. At an exact
+# size, such as 16, it stays at 0.61, since there it is the position that limits it; only the worst
+# position gains, from 0.41 to 0.50, because a larger anchor still contains most of the object. At half
+# the stride, $\rho = 4$, and even the square anchors have 0.62 at worst. That costs four times the cells,
+# and so four times the anchors.
 #
 # </details>
 #
-# **7.** The objectness loss of the network without rescue ended far below the other's. Estimate both from the
-# number of positives alone: what is the least cross-entropy of a network that gives *every* drawn anchor the same
-# probability?
+# **7.** The objectness loss of the network without rescue ended far below the other's. Estimate both from
+# the mean number of positives alone: what is the least cross-entropy of a network that gives *every*
+# drawn anchor the same probability?
 #
 # <details><summary>Answer</summary>
 #
-# With a share $p$ of positives it is the entropy $-p \log p - (1-p) \log(1-p)$, at the logit $\log \frac{p}{1-p}$.
-# For 19.4 of 512 that is 0.16, for 1.2 of 512 it is 0.017. With the rescue the loss ended at 0.10, well below: the
-# network has looked at the image. Without, it ended at 0.016, about where one gets by knowing how rare objects are.
+# With a share $p$ of positives it is the entropy $-p \log p - (1-p) \log(1-p)$, at the logit
+# $\log \frac{p}{1-p}$. For 19.2 of 512 that is 0.16, for 1.2 of 512 it is 0.017. With the rescue the loss
+# ended at 0.11, well below: the network has looked at the image. Without, it ended at 0.015, about what
+# one gets by knowing how rare objects are.
 #
 # </details>
 #
-# **8.** Initial biases of the objectness branch are 0, so at first every anchor says "one half". What would you
-# choose instead, with exercise 7 in mind? What happens to the first gradients?
+# **8.** The objectness branch begins with biases of 0, so at first every anchor says "one half". What
+# would you choose instead, with exercise 7 in mind? What happens to the first gradients?
 #
 # <details><summary>Answer</summary>
 #
-# $\log \frac{p}{1-p}$ for the expected share, about $-3.2$ for 20 of 512 (RetinaNet does this with $p = 0.01$).
-# Without it the first steps all push the same way, towards "no", by way of the bias and of every feature, and only
-# then does the network begin to tell anchors apart. With sampling it matters little, without sampling much.
+# $\log \frac{p}{1-p}$ for the expected share, about $-3.2$ for 20 of 512 (RetinaNet does this with
+# $p = 0.01$). With biases of 0 the first steps all push the same way, towards "no", through the bias and
+# through every feature, and only then does the network begin to tell anchors apart. With sampling this
+# matters little, without sampling a lot.
 #
 # </details>
 #
-# **9.** Swap `.transpose(0, 3, 4, 1, 2)` for `.transpose(0, 1, 2, 3, 4)` in a copy of `_position_major`. Which cell
-# of this notebook notices? Would `gradcheck` of the head notice?
+# **9.** Replace `.transpose(0, 3, 4, 1, 2)` by `.transpose(0, 1, 2, 3, 4)` in `_position_major`, and
+# change `_channel_major`, its inverse, to match. Which cells of this notebook notice? Would `gradcheck`
+# of the head notice?
 #
 # <details><summary>Answer</summary>
 #
-# The poking does. `gradcheck` does not, if the backward pass has the matching mistake: forward and backward are
-# then consistent, and the gradient of the wrong function is right. A gradient check never says that you
-# differentiate what you wanted.
+# The poking does, and the comparison with the plain lines. `gradcheck` does not, if the backward pass has
+# the matching mistake: forward and backward are then consistent, and the gradient of the wrong function
+# is right. A gradient check never tells you that you differentiate what you wanted to.
 #
 # </details>
 #
 # ## Read on
 #
-# * S. Ren, K. He, R. Girshick, J. Sun, *Faster R-CNN: towards real-time object detection with region proposal
-#   networks*, NeurIPS 2015: sections 3.1 and 3.2.
-# * T.-Y. Lin et al., *Feature pyramid networks*, CVPR 2017, section 4.1: one size a level, one head for all.
-# * R. Girshick et al., *Rich feature hierarchies*, CVPR 2014, appendix C: where box coding comes from. R. Girshick,
-#   *Fast R-CNN*, ICCV 2015: smooth L1.
-# * S. Zhang et al., *Bridging the gap between anchor-based and anchor-free detection via adaptive training sample
-#   selection*, CVPR 2020: how much of it all is the matching.
+# * S. Ren, K. He, R. Girshick, J. Sun, *Faster R-CNN: towards real-time object detection with region
+#   proposal networks*, NeurIPS 2015: sections 3.1 and 3.2.
+# * T.-Y. Lin et al., *Feature pyramid networks*, CVPR 2017, section 4.1: one size per level, one head for
+#   all.
+# * R. Girshick et al., *Rich feature hierarchies*, CVPR 2014, appendix C: where box coding comes from. R.
+#   Girshick, *Fast R-CNN*, ICCV 2015: smooth L1.
+# * S. Zhang et al., *Bridging the gap between anchor-based and anchor-free detection via adaptive
+#   training sample selection*, CVPR 2020: how much depends on the matching.
 #
-# Next: **05 RoIPool and RoIAlign**, which reads the features under a proposal, and takes its fractions of a pixel
-# seriously.
+# Next: **05 RoIPool and RoIAlign**, which reads the features under a proposal, and takes its fractions of
+# a pixel seriously.

@@ -8,6 +8,7 @@ element, and which usual mistake it looks like. `names` lists the exercises, `de
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,8 @@ from minimask.lessons.exercises import (  # noqa: F401  (they fill EXERCISES)
 from minimask.lessons.exercises.exercise import EXERCISES, Exercise, Verdict
 from minimask.lessons.exercises.marking import Marked, mark_files
 
-_WIDTH = 100  # characters a line, which a notebook shows without wrapping them
+_WIDTH = 95  # characters a line, which JupyterLab shows without wrapping them
+_PARAMETER = r"[\w, ]+ : "  # how the line of a parameter begins, or of several
 
 __all__ = ["check", "describe", "mark", "names"]
 
@@ -43,7 +45,7 @@ def describe(name: str) -> None:
     InputError
         For an unknown name, naming the nearest.
     """
-    print(_find(name).describe())
+    print(_narrow(_find(name).describe()))
 
 
 def check(name: str, mine: Callable) -> Verdict:
@@ -110,6 +112,26 @@ def mark(
     for name in names:
         _find(name)
     return mark_files(folder, names, seconds, table)
+
+
+def _narrow(task: str) -> str:
+    """A task within `_WIDTH`: each paragraph, and in it each "name : what it is", is filled anew."""
+    lines: list[str] = []
+    for line in task.splitlines():
+        if lines and lines[-1] and line and not re.match(_PARAMETER, line):
+            lines[-1] += " " + line.strip()
+        else:
+            lines.append(line)
+    return "\n".join(map(_filled, lines))
+
+
+def _filled(entry: str) -> str:
+    indent = "" if entry.startswith("Give ") or not re.match(_PARAMETER, entry) else "    "
+    whole = re.sub(
+        r"\[[^]]*\]|\([^)]*\)", lambda bracket: bracket[0].replace(" ", "\N{NO-BREAK SPACE}"), entry
+    )
+    filled = textwrap.fill(whole, _WIDTH, subsequent_indent=indent, break_long_words=False)
+    return filled.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _find(name: str) -> Exercise:
