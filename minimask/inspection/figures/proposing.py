@@ -50,9 +50,9 @@ def anchor_targets(trace: Trace, layout: Layout = WIDE) -> Any:
     every = {name: int(which.sum()) for name, which in _kinds(t.matches).items()}
     chosen = drawing.some(len(t.positive), 40)
     for panel, after, what in zip(axes, (t.wanted, t.refined), ("targets", "own deltas")):
-        drawing.picture(
-            panel, seen, f"{len(t.positive)} drawn of {every['positive']} positive; {what}", pale=0.4
-        )
+        drawn = f"{len(t.positive)} drawn of {every['positive']} positive"
+        drawn += f", {len(chosen)} of them here" if len(chosen) < len(t.positive) else ""
+        drawing.picture(panel, seen, f"{drawn}; {what}", pale=0.4)
         drawing.boxes(panel, a[t.positive[chosen]], BLUE, 0.8, "--")
         drawing.boxes(panel, after[chosen], GREEN, 1.4)
         drawing.arrows(panel, a[t.positive[chosen]], after[chosen], "black")
