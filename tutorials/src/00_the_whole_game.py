@@ -97,7 +97,7 @@ print(f"found, with a score of {CONFIDENT} or more: {sure.sum()}; drawn by hand:
 # %% [markdown]
 # Three lines did it: load, read, `predict`. The colours only tell neighbours apart. Look closely: most are right, but
 # not all. Somewhere two nuclei share one outline, or one is missed, or a mask bleeds over its edge. Which are wrong, and
-# at which stage each went wrong, can be found out, and is: that is what stages are good for.
+# at which stage each went wrong, can be found out, and is, in notebook 08: that is what stages are good for.
 #
 # ## What goes in, what comes out
 #
@@ -337,9 +337,10 @@ COURSE = {  # notebook: (what it explains, x, y, width)
     "13": ("gradient check\nof everything", 5.1, 2.1, 2.2),
     "06": ("CUDA\nkernels", 7.7, 2.1, 1.5),
     "14": ("why it\nis fast", 9.6, 2.1, 1.5),
-    "09": ("training, and how\ngood is it?", 0.3, 0.2, 2.4),
-    "10": ("your own\nimages", 3.3, 0.2, 1.9),
-    "12": ("keypoints", 5.8, 0.2, 1.7),
+    "08": ("the whole model,\ninspected", 0.3, 0.2, 2.3),
+    "09": ("training, and how\ngood is it?", 3.2, 0.2, 2.4),
+    "10": ("your own\nimages", 6.2, 0.2, 1.9),
+    "12": ("keypoints", 8.7, 0.2, 1.7),
 }
 ROWS = (
     (4.0, BLUE, "the stages"),

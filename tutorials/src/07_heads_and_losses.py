@@ -1142,3 +1142,5 @@ exercises.check("detect", my_detect)
 # * R. Girshick, *Fast R-CNN*, ICCV 2015: equations 1 to 3, and why smooth L1.
 # * Z. Cai, N. Vasconcelos, *Cascade R-CNN*, CVPR 2018: the boxes of training and of inference.
 # * The code: `source(minimask.models.box_head)`, `source(minimask.models.mask_head)`, `source(F.loss)`, `source(minimask.masks)`.
+#
+# Next: **08 The whole model inspected**, all of this in a trained network, and where it loses a nucleus.

@@ -174,7 +174,7 @@ def _overlaps(axes: Any, trace: Trace) -> None:
     if len(boxes) and len(target.boxes):
         rows, columns = np.nonzero((iou >= 0.5) & (target.labels[:, None] == labels))
         axes.plot(columns, rows, "o", markersize=3, markerfacecolor="none", color=ORANGE)
-    drawing.bare(axes, f"IoU of {len(target.boxes)} objects (rows) and {len(boxes)} detections")
+    drawing.bare(axes, f"IoU of {len(target.boxes)} objects (rows)\nand {len(boxes)} detections")
     axes.set_xlabel("detections by falling score; circles: IoU ≥ 0.5, one class", fontsize=7)
 
 
