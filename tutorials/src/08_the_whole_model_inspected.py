@@ -3,8 +3,7 @@
 # %% [markdown]
 # # 08 The whole model inspected
 #
-# **Time** 2 hours with the exercises (half an hour to read); it runs in two minutes, most of which are ten traces and a
-# gradient check. **Needs** notebooks 04 (anchors and proposals), 05 (RoIAlign) and 07 (heads and losses). No GPU, no downloads.
+# **Time** 2 hours with the exercises (half an hour to read); it runs in a minute. **Needs** notebooks 04 (anchors and proposals), 05 (RoIAlign) and 07 (heads and losses). No GPU, no downloads.
 #
 # Forty nuclei, 38 of them found. *Which* two are missing is plain to see; *where* they got lost is not. A detector is a chain:
 # what one stage drops, no later one picks up. So finding a fault is no matter of genius. One asks the same question at every
@@ -70,7 +69,7 @@ from minimask.tutorial import BLUE, GREEN, GREY, ORANGE, RED, source
 plt.rcParams["figure.dpi"] = 75
 plt.switch_backend(plt.get_backend())  # now, so that figures are shown that pyplot has not made
 PAGE, SMALL, PAIRS = (
-    figures.Layout(w, n) for w, n in ((7.6, 3), (6.0, 3), (5.2, 2))
+    figures.Layout(w, n) for w, n in ((7.6, 3), (6.0, 3), (5.8, 2))
 )  # inches, panels in a row
 
 # %% [markdown]
@@ -195,7 +194,7 @@ assert not AS_WRITTEN or [biographies["lost B", s] >= 0.5 for s in STAGES] == [T
 
 # %% [markdown]
 # No: the best anchor of lost B is the best of the three, and A's is as good as that of the found one. Good anchors are not what the lost ones lacked. **A** is there (solid green) until the RPN's own non-maximum suppression, where the last box that fits it is struck out. **B** is there until the very end: at "refined again"
-# a box fits it by 0.88, better than most, and still it is not detected, since that box does not score 0.5. What is detected there (dotted) covers B *and* its neighbour.
+# a box fits it by 0.88, and still it is not detected, since that box does not score 0.5. What is detected there (dotted) covers B *and* its neighbour.
 #
 # Two nuclei, two stages. Now the chain from the beginning, one link at a time.
 #
@@ -204,7 +203,7 @@ assert not AS_WRITTEN or [biographies["lost B", s] >= 0.5 for s in STAGES] == [T
 # ### The image, and what is done to it
 #
 # **Predict.** In training, the masks become targets of 28 x 28 cells within the box, and at the end such masks are pasted back.
-# How much of a nucleus gets lost on this way, if the network makes no mistake at all?
+# How much of a nucleus gets lost on the way, if the network makes no mistake at all?
 
 # %%
 figures.image(found, PAIRS)
@@ -231,7 +230,7 @@ assert not AS_WRITTEN or trip.min() > 0.99
 figures.network_input(trace(model, validation[2].image), PAGE)
 
 # %% [markdown]
-# In training each step sees the image otherwise: cropped, turned, scaled, brightened, with boxes and masks going along. An outline that leaves its nucleus *here* would be learnt. These are
+# In training, every step sees the image differently: cropped, turned, scaled, brightened, with boxes and masks going along. An outline that leaves its nucleus *here* would be learnt. These are
 # the options that trained this network:
 
 # %%
@@ -240,7 +239,7 @@ figures.augmentations(found, augmentation(read_config("nuclei").data), layout=SM
 # %% [markdown]
 # ### What the features see
 #
-# **Predict.** A nucleus here is about 18 pixels wide. P2 has a cell for every 2 pixels, P6 one for every 32. At which level can one still count nuclei?
+# **Predict.** A nucleus here is about 17 pixels wide. P2 has a cell for every 2 pixels, P6 one for every 32. At which level can one still count nuclei?
 
 # %%
 LEVELS = ("C5", "P2", "P4", "P6")  # of nine
@@ -436,8 +435,7 @@ assert not AS_WRITTEN or close_pairs(after) > 100 * close_pairs(before)
 # Nearly everything: 860 candidates become 125. Before the box head, 19 pairs were near-copies (of different levels, which the RPN suppresses apart); after it there are 3,294. **The box head makes copies, and the better it is, the more**: around each nucleus lie some twenty proposals that differ
 # enough to have survived, and it leads all of them to the same box. The last histogram shows how far they go: most candidates overlap their own proposal by only 0.5 to 0.7. So the second NMS is no repetition of the first, and cannot be left out because there has been one.
 # (`detect`, the exercise of notebook 07, is this step; the indices printed above are what it keeps.)
-
-# %% [markdown]
+#
 # ### Masks
 #
 # Of a sample of training RoIs: what the RoI shows, what is wanted, what is given. **Predict.** Where will *given* be grey instead of blue or yellow?
@@ -446,15 +444,18 @@ assert not AS_WRITTEN or close_pairs(after) > 100 * close_pairs(before)
 figures.mask_targets(found, layout=PAGE)
 
 # %%
-figures.masks(found, 3, SMALL)
+figures.masks(found, 3, PAGE)
 
 # %%
 has_mask = np.isfinite(found.failures.mask_iou)
 mask_iou, box_of = found.failures.mask_iou[has_mask], found.failures.box_iou[has_mask]
 print(f"mean IoU of the detected boxes {box_of.mean():.3f}, of their masks {mask_iou.mean():.3f}")
 
+# %%
+assert not AS_WRITTEN or mask_iou.mean() > box_of.mean()
+
 # %% [markdown]
-# Along the edges, in a rim of a cell or two, and hardly elsewhere: inside and outside the network is sure, with logits of 7 and more. The exception is a RoI in which neighbours are to be seen as well (upper right), where it does not know whose a whole corner is. And the masks overlap their nuclei better than the boxes do that
+# Along the edges, in a rim of a cell or two, and hardly elsewhere: inside and outside the network is sure, with logits that reach 7 or 8. The exception is a RoI in which neighbours are to be seen as well (upper right), where it does not know whose a whole corner is. And the masks overlap their nuclei better than the boxes do that
 # they were found with: a box that is a little too large costs the box its IoU, but not the mask.
 #
 # ## Training: which pixels does a loss look at?
@@ -530,7 +531,7 @@ if AS_WRITTEN:
         assert looks[loss][:, 1].min() > 0.1 > looks[loss][:, 0].max()
 
 # %% [markdown]
-# **Each lost nucleus glows in the losses of the stage that lost it.** A was lost by the RPN: more than half of what objectness would like to change about the image lies around it, and next to nothing of what the box and mask losses want. B was lost by the box head, and it is the other way round. The dots say that this is no luck of
+# **Each lost nucleus glows in the losses of the stage that lost it.** A was lost by the RPN: more than half of what objectness would like to change about the image lies around it, and next to nothing of what the heads' box and mask losses would. B was lost by the box head, and it is the other way round. (The RPN's box loss looks at both.) The dots say that this is no luck of
 # the draw. And the two answers were found independently: the causes come from inference and compare boxes; the gradients come from a training step and compare nothing.
 #
 # Is objectness so wrong about A? Let us see which of the drawn anchors are most wrong, and what each of their logits makes of the pixels.
@@ -544,21 +545,26 @@ drawn = np.concatenate([record.anchors.positive, record.anchors.negative])
 wanted = (np.arange(len(drawn)) < len(record.anchors.positive)).astype(float)
 wrong = 1 / (1 + np.exp(-logits[drawn].astype(np.float64))) - wanted  # d loss / d logit, times their number
 worst = np.argsort(-np.abs(wrong))[:4]
-fits = box_iou(truth, found.anchors.boxes[drawn[worst]])
-print("the four anchors that are most wrong:  nearest nucleus   p - t   |d logit / d pixels|   product")
-for row, k in enumerate(worst):
+slopes = []  # of each one's logit in the pixels
+for k in worst:
     once_more = model.training_record([sample.image], [sample.target()], Draws(), record, **with_gradient)
     once_more.rpn.logits[0, int(drawn[k])].backward()
-    slope = np.sqrt((once_more.x.grad.astype(np.float64) ** 2).sum())
-    near = f"{fits[:, row].argmax()}, IoU {fits[:, row].max():.2f}" if fits[:, row].max() > 0 else "none"
-    print(
-        f"  {'positive' if wanted[k] else 'negative'} {near:>32} {wrong[k]:>+13.2f} {slope:>15.1f} {abs(wrong[k]) * slope:>17.1f}"
-    )
+    slopes.append(np.sqrt((once_more.x.grad.astype(np.float64) ** 2).sum()))
 model.eval()
+fits = box_iou(truth, found.anchors.boxes[drawn[worst]])
+print("the four anchors that are most wrong:  nearest nucleus   p - t   |d logit / d pixels|   product")
+for k, slope, iou in zip(worst, slopes, fits.T):
+    near = f"{iou.argmax()}, IoU {iou.max():.2f}" if iou.max() > 0 else "none"
+    kind = "positive" if wanted[k] else "negative"
+    print(f"{kind:>36} {near:>18} {wrong[k]:>+7.2f} {slope:>22.1f} {abs(wrong[k]) * slope:>9.1f}")
+
+# %%
+products = np.abs(wrong[worst]) * slopes
+assert not AS_WRITTEN or (products[1] > 5 * np.delete(products, 1).max() and slopes[1] > 8 * slopes[0])
 
 # %% [markdown]
 # It is not. The most wrong is a negative anchor, of which the RPN is nearly sure that it holds a nucleus; one can see why, it overlaps nucleus 34 by 0.27, and with 0.3 it would have been in no loss at all. But a gradient is a product: how wrong, *times* how much the logit changes with the pixels. There it hardly changes, the RPN has made up its mind.
-# At A's anchor it changes ten times as much: a case that could go either way. So these maps do not show where a loss is large. They show where a little change of the image would change it.
+# At A's anchor it changes nine times as much: a case that could go either way. So these maps do not show where a loss is large. They show where a little change of the image would change it.
 #
 # ### Look at the picture
 #
@@ -606,7 +612,7 @@ assert not AS_WRITTEN or (darkest[0] == a and dark[a] > 0.25 and dark[darkest[1]
 
 # %% [markdown]
 # A bright spot, and an annotation that goes on from there down into the dark. Its lowest rows are darker than the surroundings' mean; so are 29 % of all its pixels, while of the next nucleus in this list it is 4 %. The dashed box, one of the "invented" detections, fits the bright spot. What
-# the annotator saw we cannot know: another focus, another channel, or a hand that slipped. But a network is given these pixels and no others, and it has found all that is in them. Cut the annotation down to what is brighter than its surroundings (by two standard deviations), and compare again:
+# the annotator saw we cannot know: another focus, another channel, or a hand that slipped. But a network is given these pixels and no others, and what is bright in them it has found. Cut the annotation down to what is brighter than its surroundings (by two standard deviations), and compare again:
 
 # %%
 trimmed = mask_a & (grey > grey[ring].mean() + 2 * grey[ring].std())
@@ -631,7 +637,7 @@ if AS_WRITTEN:
 # The network was not even run again; only what its boxes are compared with has changed. One correction, and there are *two* faults fewer: one object less is missed and one less invented, since they were the same nucleus. "Suppressed by the RPN" was true, and useless as a diagnosis. **Before you mend a model, look at the picture.** That a loss led us
 # there is no accident either. A network that has seen thousands of annotations disagrees with one that does not fit the others, and to sort training images by their losses is how people find the mistakes in data sets.
 #
-# B is another matter. Its annotation is fine (look at the top of the first figure): two nuclei touch, and the network's surest box there, with 0.78, holds both. B by itself gets 0.43. That is a mistake, it is the model's, and only better training mends it.
+# B is another matter. Its annotation is fine (look at its row of the biographies): nuclei touch, and the network's surest box there, with 0.78, holds both. B by itself gets 0.43. That is a mistake, it is the model's, and only better training mends it.
 #
 # ## The gradients against finite differences
 #
@@ -764,8 +770,7 @@ for what, (name, factor) in ACCIDENTS.items():
     t = accidents[what] = trace(hurt, sample.image)
     told = judged(t, found.target).causes
     strange = [w.name for w in t.weights if w.dead or w.exploding]
-    print(f"{what:<10} {' '.join(strange)}: {told.count('found')} of {len(causes)} found;", end=" ")
-    print(", ".join(f"{n} {cause}" for cause, n in Counter(told).items()))
+    print(f"{what:<10} {' '.join(strange)}:", ", ".join(f"{n} {cause}" for cause, n in Counter(told).items()))
 figures.weights(accidents["exploding"], PAGE)
 
 # %%
@@ -773,8 +778,8 @@ for what, (name, _) in ACCIDENTS.items():
     assert [w.name for w in accidents[what].weights if getattr(w, what)] == [name]
 
 # %% [markdown]
-# Both, and the second as if nothing had happened! The group norm behind that convolution divides by the spread of what comes in, and a factor of 100,000 is gone (in float32 without harm; its weight decay would soon tell). And without the last convolution of P3, the level with the anchors of a nucleus' size, anchors of P2 and P4 take over: 35 are found.
-# A network hides its wounds. That is why the check of all tensors is worth its line: AP would have told of the one as a small loss, and of the other not at all.
+# Both, and the second as if nothing had happened! The group norm behind that convolution divides by the spread of what comes in, and a factor of 100,000 is gone. And without the last convolution of P3, the level with the anchors of a nucleus' size, anchors of P2 and P4 take over: 35 are found.
+# A network hides its wounds. That is why the check of all tensors is worth its line: the number of nuclei found tells of the one as a small loss, and of the other not at all.
 #
 # ## All images, all causes
 #
@@ -816,10 +821,11 @@ for k in (at, 0):
 # %%
 by_rpn = counts[:, -2:].sum(axis=1)  # the last two causes
 assert (counts.sum(axis=1) == counts[0].sum()).all() and (np.diff(invented) <= 0).all()
-assert FAST or (by_rpn == 4).all()
+assert FAST or (by_rpn == by_rpn[0]).all()
+assert FAST or counts[0, 0] - counts[at, 0] < (counts[at].sum() - counts[at, 0]) / 2
 
 # %% [markdown]
-# Most of them, for a price. At 0.5, 62 of 305 nuclei are lost, 42 of which only scored too low. At 0.1 it is 6 of these, and 33 in all; but there are 163 detections without an object instead of 43. What no threshold wins back is at the bottom of the bars: 4 nuclei that no proposal covers. "Suppressed" and "poor mask" even grow: who passes one link can fail at the next.
+# Not even half of them, and at a price. At 0.5, 62 of 305 nuclei are lost, 42 of which only scored too low. At 0.1 it is 6 of these, and 33 in all; but there are 163 detections without an object instead of 43. What no threshold wins back is at the bottom of the bars: 4 nuclei that no proposal covers. "Suppressed" and "poor mask" even grow: who passes one link can fail at the next.
 #
 # So where would *you* work on this network? Not on the RPN, which loses 4 of 305. What is left is the class score of faint and touching nuclei, and, before anything else, a look at the annotations of those that it "misses".
 #
@@ -846,7 +852,7 @@ def my_last_seen(objects, boxes, stages, threshold):
 exercises.check("last_seen", my_last_seen)
 
 # %% [markdown]
-# Then try it on the trace: `np.concatenate(list(STAGES.values()))` are all boxes, `np.repeat(np.arange(6), [len(b) for b in STAGES.values()])` their stages.
+# Then try it on the trace: `np.concatenate(list(STAGES.values()))` are all boxes, `np.repeat(np.arange(6), [len(b) for b in STAGES.values()])` their stages; of the three nuclei, `truth[list(heroes.values())]`, come 5, 1 and 4.
 #
 # **2.** Three exercises of other notebooks are steps of what you have seen here. Give your functions what the trace holds, and compare:
 # `assign_levels` (05) of `candidates.boxes[candidates.kept]` with the levels in `found.masking.readings`; `detect` (07) of `candidates.probabilities` with `found.classifying.proposals` and the scores; and, once you have done it in 09,
@@ -872,7 +878,7 @@ exercises.check("last_seen", my_last_seen)
 #
 # <details><summary>Answer</summary>
 #
-# Ten of 22 are found; five score too low, four have a poor mask, two are suppressed, one the RPN missed: nearly every stage seems to fail. But most of the lost have a dotted box *inside*, and even the found overlap by no more than 0.5 to 0.8. Somebody has drawn these outlines wider than those that the network learnt from. One
+# Ten of 22 are found; five score too low, four have a poor mask, two are suppressed, one the RPN missed: nearly every stage seems to fail. But most of the lost have a dotted box *inside*, and even the found overlap by no more than 0.5 to 0.8. These outlines seem to be drawn wider than those that the network learnt from. One
 # habit of an annotator looks like five kinds of errors.
 #
 # </details>
