@@ -723,7 +723,7 @@ assert max(agree.values()) < 1e-9
 assert max(errors.best() for errors in checks.values()) < (1e-4 if FAST else 1e-5)
 
 # %% [markdown]
-# From the left, rounding falls, as in every notebook. What ends it at a step of $10^{-5}$ is not truncation, which would rise smoothly, but kinks: thousands of ReLUs lie between a pixel and a loss, and a larger step takes some of them over their corner. In between all five agree to eight digits and more, and they are those of the trace to the bit. The maps are right.
+# From the left, rounding falls, as in every notebook. What ends it at a step of $10^{-5}$ is not truncation, which would rise smoothly, but kinks: thousands of ReLUs lie between a pixel and a loss, and a larger step takes some of them over their corner. In between all five agree to seven digits and more, and they are those of the trace to the bit. The maps are right.
 #
 # ## The weights
 #
