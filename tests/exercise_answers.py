@@ -259,6 +259,19 @@ def assign_levels(boxes, canonical, lowest, highest):
     return np.floor(np.clip(levels, lowest, highest)).astype(int)
 
 
+def last_seen(objects, boxes, stages, threshold):
+    last = []
+    for x1, y1, x2, y2 in objects:
+        seen = -1
+        for (u1, v1, u2, v2), stage in zip(boxes, stages):
+            both = max(min(x2, u2) - max(x1, u1), 0) * max(min(y2, v2) - max(y1, v1), 0)
+            union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - both
+            if stage > seen and both >= threshold * union:
+                seen = int(stage)
+        last.append(seen)
+    return last
+
+
 def detect(probabilities, boxes, score_threshold, nms_threshold, most):
     """Each class's boxes moved far away from the others': suppressed together, they do not meet."""
     proposals, labels = np.nonzero(probabilities > score_threshold)

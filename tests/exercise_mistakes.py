@@ -532,6 +532,53 @@ MISTAKES = {
         ("counted from the lowest", ("highest))", "highest) - lowest)")),
         ("+1", ("(x2 - x1) * (y2 - y1)", "(x2 - x1 + 1) * (y2 - y1 + 1)")),
     ],
+    "last_seen": [
+        (
+            "the first stage at which",
+            (
+                "    return np.where(there, stages, -1).max(axis=1, initial=-1)",
+                "    return np.array([min(stages[row], default=-1) for row in there], np.int64)",
+            ),
+        ),
+        (
+            "the stage before the first",
+            (
+                "    return np.where(there, stages, -1).max(axis=1, initial=-1)",
+                "    last = np.full(len(objects), -1)\n    for g, row in enumerate(there):\n"
+                "        while last[g] + 1 in stages[row]:\n            last[g] += 1\n    return last",
+            ),
+        ),
+        (
+            "the stage of the box that fits",
+            (
+                "    return np.where(there, stages, -1).max(axis=1, initial=-1)",
+                "    best = np.hstack([box_iou(objects, boxes) * there, np.zeros((len(objects), 1))])\n"
+                "    which = np.where(there.any(axis=1), best.argmax(axis=1), len(boxes))\n"
+                "    return np.append(stages, -1)[which]",
+            ),
+        ),
+        (
+            "the stage of the best box, however",
+            (
+                "    return np.where(there, stages, -1).max(axis=1, initial=-1)",
+                "    best = box_iou(objects, np.vstack([boxes, np.zeros((1, 4))])).argmax(axis=1)\n"
+                "    return np.append(stages, -1)[best]",
+            ),
+        ),
+        ("more than the threshold", (">= threshold", "> threshold")),
+        ("0 where it never is", ("stages, -1)", "stages, 0)"), ("initial=-1", "initial=0")),
+        (
+            "each box for one object",
+            (
+                "    return",
+                "    if len(objects):\n"
+                "        own = box_iou(objects, boxes).argmax(axis=0)\n"
+                "        there &= own == np.arange(len(objects))[:, None]\n"
+                "    return",
+            ),
+        ),
+        ("+1", ("box_iou(objects, boxes)", "box_iou(objects + [0, 0, 1, 1], boxes + [0, 0, 1, 1])")),
+    ],
     "detect": [
         (
             "suppression over all classes",

@@ -67,6 +67,7 @@ EQUIVALENT = {
         "in found])": "of nothing, it is float, but has nothing in it either; else of the right kind",
         "box_iou(of_class[kept], of_class[[i]])": "IoU is symmetric",
     },
+    "last_seen": {"stages, -2)": "the maximum begins with -1"},
     "roi_pool": {
         "round(math.copysign": WHOLE,
         "return zip(": "looped over once, as the list is",

@@ -1122,5 +1122,5 @@ exercises.check("detect", my_detect)
 # * Z. Cai, N. Vasconcelos, *Cascade R-CNN*, CVPR 2018: the boxes of training and of inference.
 # * The code: `source(minimask.models.box_head)`, `source(minimask.models.mask_head)`, `source(F.loss)`, `source(minimask.masks)`.
 #
-# Next: **08 The whole model inspected**: one image through all of these stages, from its pixels to
+# Next: [08 The whole model inspected](08_the_whole_model_inspected.ipynb): one image through all of these stages, from its pixels to
 # its masks.

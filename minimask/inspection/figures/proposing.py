@@ -46,13 +46,14 @@ def anchor_targets(trace: Trace, layout: Layout = WIDE) -> Any:
     t, a, seen = trace.training, trace.anchors.boxes, trace.input.seen
     if t is None:
         return None
-    figure, axes = layout.panels(4, drawing.aspect(seen), min(2, layout.columns))
+    figure, axes = layout.panels(4, drawing.aspect(seen), min(2, layout.columns), title=0.4)
     every = {name: int(which.sum()) for name, which in _kinds(t.matches).items()}
     chosen = drawing.some(len(t.positive), 40)
     for panel, after, what in zip(axes, (t.wanted, t.refined), ("targets", "own deltas")):
-        drawing.picture(
-            panel, seen, f"{len(t.positive)} drawn of {every['positive']} positive; {what}", pale=0.4
+        title = (
+            f"{len(t.positive)} drawn of {every['positive']} positive:\n{what}, {len(chosen)} of them shown"
         )
+        drawing.picture(panel, seen, title, pale=0.4)
         drawing.boxes(panel, a[t.positive[chosen]], BLUE, 0.8, "--")
         drawing.boxes(panel, after[chosen], GREEN, 1.4)
         drawing.arrows(panel, a[t.positive[chosen]], after[chosen], "black")

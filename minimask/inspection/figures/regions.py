@@ -93,6 +93,10 @@ def _levels(axes: Any, trace: Trace, boxes: np.ndarray, readings: list[Reading])
     drawing.plain(
         axes, title="level by side of the box", xlabel="square root of the area, pixels", xscale="log"
     )
+    low, high = np.log2(sides.min(initial=64)), np.log2(sides.max(initial=64))
+    ticks = 2.0 ** np.arange(np.floor(low), np.ceil(high) + 1)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
 
@@ -112,7 +116,7 @@ def filtering(trace: Trace, layout: Layout = WIDE) -> Any:
     bins = np.linspace(0, 1, 41)
     axes[0].hist(top, bins, color=BLUE)
     least = found.scores.min(initial=1.0)
-    title = f"best class score of {len(top):,} proposals; kept from {least:.2g}"
+    title = f"best class score of {len(top):,} proposals;\nkept from {least:.2g}"
     drawing.plain(axes[0], title=title)
     axes[0].set_yscale("symlog", linthresh=1)
     steps = (
@@ -170,7 +174,7 @@ def _overlaps(axes: Any, trace: Trace) -> None:
     if len(boxes) and len(target.boxes):
         rows, columns = np.nonzero((iou >= 0.5) & (target.labels[:, None] == labels))
         axes.plot(columns, rows, "o", markersize=3, markerfacecolor="none", color=ORANGE)
-    drawing.bare(axes, f"IoU of {len(target.boxes)} objects (rows) and {len(boxes)} detections")
+    drawing.bare(axes, f"IoU of {len(target.boxes)} objects (rows)\nand {len(boxes)} detections")
     axes.set_xlabel("detections by falling score; circles: IoU ≥ 0.5, one class", fontsize=7)
 
 

@@ -1,6 +1,6 @@
-"""Exercises about RoIs and detections: which level a RoI reads, and which boxes come out at the end.
+"""Exercises about RoIs and detections: the level of a RoI, the boxes that come out, where an object is lost.
 
-Shapes: R boxes, P proposals, K classes and background, D detections.
+Shapes: R boxes, P proposals, K classes and background, D detections, G objects.
 """
 
 from __future__ import annotations
@@ -232,3 +232,101 @@ def detect(probabilities, boxes, score_threshold, nms_threshold, most):
     detection comes from, its class and its probability.
     """
     return _detect(probabilities, boxes, score_threshold, nms_threshold, most)
+
+
+def _seen(objects, boxes, stages, threshold, enough=np.greater_equal, lost=-1):
+    """The right answer, or a wrong one: with another comparison, or another word for lost everywhere."""
+    there = enough(box_ops.box_iou(objects, boxes), threshold)  # (G, N)
+    return np.where(there, stages, lost).max(axis=1, initial=lost)
+
+
+def _first_stage(objects, boxes, stages, threshold):
+    there = box_ops.box_iou(objects, boxes) >= threshold
+    first = np.where(there, stages, stages.max(initial=0) + 1).min(axis=1, initial=stages.max(initial=0) + 1)
+    return np.where(there.any(axis=1), first, -1)
+
+
+def _until_first_gone(objects, boxes, stages, threshold):
+    """The stage before the first at which it is gone, whatever comes after."""
+    there = box_ops.box_iou(objects, boxes) >= threshold
+    count = stages.max(initial=-1) + 1
+    at = np.stack(
+        [(there & (stages == s)).any(axis=1) for s in range(count)] + [np.zeros(len(objects), bool)]
+    )
+    return at.argmin(axis=0) - 1
+
+
+def _stage_of_best(objects, boxes, stages, threshold, strict=True):
+    iou = box_ops.box_iou(objects, boxes)
+    if not len(boxes):
+        return np.full(len(objects), -1)
+    best = stages[iou.argmax(axis=1)]
+    return np.where(iou.max(axis=1) >= threshold, best, -1) if strict else best
+
+
+def _one_object_each(objects, boxes, stages, threshold):
+    """As if a box could stand for the object alone that it overlaps most."""
+    iou = box_ops.box_iou(objects, boxes)
+    if not len(objects):
+        return np.zeros(0, np.int64)
+    own = iou.argmax(axis=0) == np.arange(len(objects))[:, None]
+    return np.where(own & (iou >= threshold), stages, -1).max(axis=1, initial=-1)
+
+
+def _stages(rng, count: int, objects: int):
+    """Objects, and boxes around them that get better from stage to stage; a third are never fitted."""
+    corner = rng.uniform(0, 60, (objects, 2))
+    truth = np.concatenate([corner, corner + rng.uniform(10, 20, (objects, 2))], axis=1)
+    which, stages = rng.integers(0, objects, count), rng.integers(0, 5, count)
+    off = rng.normal(0, 1, (count, 4)) * np.where(which % 3, 5 - stages, 12)[:, None]
+    boxes = truth[which] + off
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    return truth, boxes, stages
+
+
+@exercise(
+    lambda rng: {
+        "twelve objects, five stages": (*_stages(rng, 60, 12), 0.6),
+        "gone at a stage, and there again": (
+            np.array([[0.0, 0, 8, 8], [20, 20, 30, 30]]),
+            np.array([[0.0, 0, 8, 9], [20, 20, 30, 32], [2, 2, 12, 12], [0, 0, 8, 10], [50, 50, 60, 60]]),
+            np.array([0, 0, 1, 2, 3]),
+            0.5,
+        ),
+        "an overlap of just the threshold, and of a little less": (
+            np.array([[0.0, 0, 4, 4], [10, 10, 14, 14], [20, 20, 24, 24]]),
+            np.array([[0.0, 0, 4, 2], [10, 10, 14, 11], [20, 20, 24, 21.9]]),
+            np.array([1, 2, 0]),
+            0.5,
+        ),
+        "one box over two objects": (
+            np.array([[0.0, 0, 6, 6], [0, 0, 6, 8]]),
+            np.array([[0.0, 0, 6, 7]]),
+            np.array([0]),
+            0.5,
+        ),
+        "no boxes": (np.array([[0.0, 0, 4, 4]]), np.zeros((0, 4)), np.zeros(0, np.int64), 0.5),
+        "no objects": (np.zeros((0, 4)), np.array([[0.0, 0, 4, 4]]), np.array([0]), 0.5),
+    },
+    {
+        "the first stage at which it is there, not the last": _first_stage,
+        "the stage before the first at which it is gone: it may be there again later": _until_first_gone,
+        "the stage of the box that fits best: a later one that fits well enough counts": _stage_of_best,
+        "the stage of the best box, however badly it fits": partial(_stage_of_best, strict=False),
+        "more than the threshold: just as much is enough": partial(_seen, enough=np.greater),
+        "0 where it never is: 0 is the first stage, -1 means never": partial(_seen, lost=0),
+        "each box for one object alone: it may overlap two enough": _one_object_each,
+        PLUS_ONE: dict(boxes=lambda a: a.boxes + ONE, objects=lambda a: a.objects + ONE),
+    },
+)
+def last_seen(objects, boxes, stages, threshold):
+    """The last stage of a detector at which each object is still there.
+
+    objects : (G, 4) float, x1, y1, x2, y2
+    boxes : (N, 4) float, all boxes of all stages
+    stages : (N,) int, from which stage each box is, counted from 0; there may be none of a stage
+    threshold : float; an object is there where a box of the stage overlaps it by an IoU of at least this
+
+    Give last : (G,) int, the last such stage of each object; -1 where there is none.
+    """
+    return _seen(objects, boxes, stages, threshold)
