@@ -1,0 +1,66 @@
+"""The notebooks as pages: copied below docs/ for the build, and their figures described.
+
+Sphinx reads what lies below docs/, so tutorials/ is copied to docs/tutorials/, which git ignores; links in the
+copies are followed from where the originals stand (`repository`). A figure says what it is in its cell's metadata
+(``alt``), or it is described by the text that leads up to it.
+"""
+
+import shutil
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+ROOT = Path(__file__).parents[2]
+COPIES = ROOT / "docs" / "tutorials"
+LONGEST = 300  # characters of a description
+
+
+def copy_notebooks(app: Sphinx, config: Config) -> None:
+    """Bring docs/tutorials/ up to date; files that have not changed keep their time and are not read anew."""
+    COPIES.mkdir(exist_ok=True)
+    originals = {path.name: path for path in (ROOT / "tutorials").iterdir() if path.suffix in (".ipynb", ".md")}
+    for copy in COPIES.iterdir():
+        if copy.name not in originals:
+            copy.unlink()
+    for name, original in originals.items():
+        copy = COPIES / name
+        if not copy.exists() or copy.read_bytes() != original.read_bytes():
+            shutil.copyfile(original, copy)
+
+
+def describe_figures(app: Sphinx, doctree: nodes.document) -> None:
+    """Give every figure without a description one: its section, and the last words before its code."""
+    heading, before = "", ""
+    for node in doctree.findall():
+        if isinstance(node, nodes.title):
+            heading, before = plain(node), ""
+        elif isinstance(node, nodes.paragraph) and not within_output(node):
+            before = plain(node) or before
+        elif isinstance(node, nodes.image) and not node.get("alt"):
+            node["alt"] = f"Figure under “{heading}”, drawn by the code above it."
+            node["alt"] += f" The text before it: {before}" if before else ""
+
+
+def within_output(node: nodes.Node) -> bool:
+    """Whether code has printed it."""
+    while node := node.parent:
+        if "cell_output" in node.get("classes", ()):
+            return True
+    return False
+
+
+def plain(node: nodes.Element) -> str:
+    """A node's text on one line, whole sentences from its end as far as they are short enough."""
+    text = " ".join(node.astext().split())
+    if len(text) <= LONGEST:
+        return text
+    _, stop, sentences = text[-LONGEST:].partition(". ")
+    return sentences if stop else "… " + text[-LONGEST:].partition(" ")[2]
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("config-inited", copy_notebooks)
+    app.connect("doctree-read", describe_figures)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
