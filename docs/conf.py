@@ -25,9 +25,9 @@ extensions = [
     "sphinx.ext.mathjax",
     "numpydoc",
     "myst_nb",
+    "api",
     "command_help",
     "notebook_pages",
-    "object_role",
     "repository",
 ]
 exclude_patterns = ["_ext"]
@@ -61,6 +61,8 @@ python_display_short_literal_types = True
 
 # The pages
 html_theme = "furo"
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
 html_title = f"minimask {release}"
 html_theme_options = {"navigation_with_keys": False}
 html_copy_source = False

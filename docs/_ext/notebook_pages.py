@@ -1,8 +1,8 @@
 """The notebooks as pages: copied below docs/ for the build, and their figures described.
 
-Sphinx reads what lies below docs/, so tutorials/ is copied to docs/tutorials/, which git ignores; links in the
-copies are followed from where the originals stand (`repository`). A figure says what it is in its cell's metadata
-(``alt``), or it is described by the text that leads up to it.
+Sphinx reads what lies below docs/, so tutorials/ is copied to docs/tutorials/, which git ignores; links in
+the copies are followed from where the originals stand (`repository`). A figure may say what it is in its cell's
+metadata (``"mystnb": {"image": {"alt": ...}}``); the others are described by the text that leads up to them.
 """
 
 import shutil
@@ -20,7 +20,9 @@ LONGEST = 300  # characters of a description
 def copy_notebooks(app: Sphinx, config: Config) -> None:
     """Bring docs/tutorials/ up to date; files that have not changed keep their time and are not read anew."""
     COPIES.mkdir(exist_ok=True)
-    originals = {path.name: path for path in (ROOT / "tutorials").iterdir() if path.suffix in (".ipynb", ".md")}
+    originals = {
+        path.name: path for path in (ROOT / "tutorials").iterdir() if path.suffix in (".ipynb", ".md")
+    }
     for copy in COPIES.iterdir():
         if copy.name not in originals:
             copy.unlink()

@@ -11,6 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -48,6 +49,7 @@ FENCED = re.compile(r"^(```+).*?^\1", re.M | re.S)
 log = logging.getLogger(__name__)
 
 
+@cache
 def shown_files() -> list[Path]:
     """The files that have a page, as paths within the repository."""
     found = {path for pattern in SHOWN for path in ROOT.glob(pattern)}
@@ -159,7 +161,9 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict, str]]:
         for name in sorted(entries):
             there = app.builder.get_relative_uri(page_of(folder), page_of(folder / name))
             slash = "/" if (ROOT / folder / name).is_dir() else ""
-            items.append(f'<li><a href="{html.escape(there)}"><code>{html.escape(name)}{slash}</code></a></li>')
+            items.append(
+                f'<li><a href="{html.escape(there)}"><code>{html.escape(name)}{slash}</code></a></li>'
+            )
         yield page_of(folder), context(app, folder, f"<ul>{''.join(items)}</ul>"), "page.html"
 
 
@@ -184,7 +188,9 @@ def listing(app: Sphinx, path: Path) -> str:
         pass  # the language above
     highlighted = app.builder.highlighter.highlight_block(text, language, location=path.as_posix())
     start, code, end = re.fullmatch(r"(.*?<pre>)(.*)(</pre>.*)", highlighted, re.S).groups()
-    lines = [f'<span id="L{i}" class="line">{s}\n</span>' for i, s in enumerate(code.rstrip("\n").split("\n"), 1)]
+    lines = [
+        f'<span id="L{i}" class="line">{s}\n</span>' for i, s in enumerate(code.rstrip("\n").split("\n"), 1)
+    ]
     return f'<div class="source-listing">{start}{"".join(lines)}{end}</div>'
 
 
