@@ -280,6 +280,13 @@ def warmup_cosine(steps, base, warmup, total):
     return base * np.minimum((steps + 1) / max(warmup, 1), 1) * np.cos(np.pi * done / 2) ** 2
 
 
+def paired_difference(first, second, t):
+    d = np.subtract(first, second)
+    mean = np.mean(d)
+    half = t * np.linalg.norm(d - mean) / np.sqrt(len(d) * (len(d) - 1))
+    return np.array(mean), mean - half, mean + half
+
+
 def average_precision(iou, scores, threshold):
     left, points = set(range(iou.shape[1])), []
     for k, d in enumerate(sorted(range(len(scores)), key=lambda d: -scores[d]), start=1):

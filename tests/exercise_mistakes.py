@@ -742,6 +742,22 @@ MISTAKES = {
             ("min((step - warmup) / (total - warmup), 1)", "(step - warmup) / (total - warmup)"),
         ),
     ],
+    "paired_difference": [
+        (
+            "as if the two had nothing in common",
+            (
+                "sum((d - mean) ** 2 for d in differences) / (n - 1)",
+                "np.var(first, ddof=1) + np.var(second, ddof=1)",
+            ),
+        ),
+        ("the spread divided by n", ("(n - 1)", "n")),
+        ("the spread of one seed", ("variance / n", "variance")),
+        ("the mean's spread falls with the root", ("np.sqrt(variance / n)", "np.sqrt(variance) / n")),
+        ("t left out", ("t * ", "")),
+        ("1.96 holds for many", ("t * ", "1.96 * ")),
+        ("the other way round", ("first[i] - second[i]", "second[i] - first[i]")),
+        ("the median", ("return mean,", "mean = np.median(differences)\n    return mean,")),
+    ],
     "average_precision": [
         ("not by falling score", ("np.argsort(-scores)", "range(len(scores))")),
         ("by rising score", ("-scores", "scores")),

@@ -5,13 +5,16 @@ import json
 import math
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from minimask.ablations import designs, runs, stars
+from minimask.ablations import measured as measuring
 from minimask.ablations.designs import ABLATIONS, Ablation, Comparison, Training, Variant
+from minimask.ablations.measured import FOLDER, design_of, measured
 from minimask.ablations.networks import PYRAMID, Network, Sizes, build
 from minimask.ablations.runs import Result, run
 from minimask.ablations.stars import Stars
@@ -430,3 +433,40 @@ def test_another_design_and_damaged_results_are_named(tiny, tmp_path, monkeypatc
         assert ablate("tiny", "--output", tmp_path) == 2
         err = capsys.readouterr().err
         assert f"{folder / 'result.json'}: is damaged; remove it" in err and err.count("\n") == 1
+
+
+# ------------------------------------------------------------------------- the results that the package has
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "ablations.md"
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_the_page_shows_the_packages_own_results_of_todays_design(name):
+    ablation, results = ABLATIONS[name], measured(name)
+    page = PAGE.read_text(encoding="utf-8")
+    if results is None:
+        assert f"`minimask ablate {name}`, the paper's" not in page
+        return
+    kept = json.loads((FOLDER / f"{name}.json").read_text())
+    assert kept["design"] == design_of(ablation), "another design than today's: its runs are to be made again"
+    assert list(results) == [(r.variant.name, r.seed) for r in runs.plan(ablation, PAGE, ablation.seeds)]
+    assert table(ablation, results, ablation.seeds) in page
+
+
+def test_a_finished_ablation_is_kept_and_one_with_a_run_missing_is_not(unbroken, tmp_path, monkeypatch):
+    finished, output = unbroken
+    monkeypatch.setattr(measuring, "FOLDER", tmp_path / "measured")
+    monkeypatch.setitem(ABLATIONS, TINY.name, TINY)
+    assert measured(TINY.name) is None
+    measuring.keep(TINY.name, output)
+    kept = measured(TINY.name)
+    assert list(kept) == list(finished.results)
+    for key, result in kept.items():
+        for kind, values in result.kinds.items():
+            assert values == pytest.approx(
+                {score: finished.results[key].kinds[kind][score] for score in values}, abs=5e-6
+            )
+    monkeypatch.setitem(ABLATIONS, TINY.name, replace(TINY, seeds=3))
+    with pytest.raises(InputError, match="seed-2: this run is not done"):
+        measuring.keep(TINY.name, output)

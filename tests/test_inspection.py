@@ -257,8 +257,8 @@ BOX = np.array([10.0, 10, 30, 30])
 FAR = np.array([60.0, 60, 80, 80])
 
 
-def judged(ranked, kept, candidates, found, above=0.5):
-    """One object of class 1 at BOX; what the stages have is given as (box, label, score)."""
+def judged(ranked, kept, candidates, found, above=0.5, objects=1):
+    """`objects` of class 1 at BOX; what the stages have is given as (box, label, score)."""
     anchors = RankedAnchors(
         None, None, None, np.array(ranked), np.array(ranked), np.array(kept), np.array(kept)
     )
@@ -273,7 +273,7 @@ def judged(ranked, kept, candidates, found, above=0.5):
         "labels": np.array([label for _, label, _ in found], np.int64),
         "scores": np.array([score for *_, score in found]),
     }
-    target = Objects(BOX[None], np.ones(1, np.int64), None, np.zeros((0, 4)))
+    target = Objects(np.tile(BOX, (objects, 1)), np.ones(objects, np.int64), None, np.zeros((0, 4)))
     return failures.judge(target, (1.0, 1.0), Proposing(None, None, anchors, None), stage, result, above)
 
 
@@ -318,6 +318,12 @@ def test_a_box_with_another_mask_is_a_poor_mask(traced):
 def test_two_detections_of_one_object_are_one_found_and_one_invented():
     found = judged([NEAR], [0], [ONE, ONE], [ONE, (BOX, 1, 0.8)])
     assert found.causes == ["found"] and found.detections.tolist() == [0] and found.invented == [1]
+
+
+def test_a_detection_of_another_class_stands_for_one_object():
+    found = judged([NEAR], [0], [OTHER], [OTHER], objects=2)
+    assert found.detections.tolist() == [0, -1]
+    assert found.causes[0] == "wrong class" != found.causes[1]
 
 
 # --------------------------------------------------------------------------------------------------- weights

@@ -1,8 +1,8 @@
 """The notebooks as pages: copied below docs/ for the build, and their figures described.
 
 Sphinx reads what lies below docs/, so tutorials/ is copied to docs/tutorials/, which git ignores; links in
-the copies are followed from where the originals stand (`repository`). A figure may say what it is in its cell's
-metadata (``"mystnb": {"image": {"alt": ...}}``); the others are described by the text that leads up to them.
+the copies are followed from where the originals stand (`repository`). A figure may say what it is in the
+metadata of its cell (``"mystnb": {"image": {"alt": ...}}``); the others are described by the text that leads up to them.
 """
 
 import shutil

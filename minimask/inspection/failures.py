@@ -59,9 +59,9 @@ def judge(
     )
     causes, chosen = [], np.full(len(boxes), -1)
     mask_iou = np.full(len(boxes), np.nan)
+    free = confident & (match < 0)  # (D,): they stand for no object yet
     for g, label in enumerate(labels.tolist()):
-        free = (match < 0) & confident & (iou[g] >= OVERLAP)
-        other = np.flatnonzero(free & (np.asarray(result["labels"]) != label))
+        other = np.flatnonzero(free & (iou[g] >= OVERLAP) & (np.asarray(result["labels"]) != label))
         mine = np.flatnonzero(match == g)
         if len(mine):
             chosen[g], cause = mine[0], "found"
@@ -70,6 +70,7 @@ def judge(
                 cause = "found" if mask_iou[g] >= OVERLAP else "poor mask"
         elif len(other):
             chosen[g], cause = other[0], "wrong class"
+            free[other[0]] = False
         else:
             cause = _lost(label, of_candidates[g], of_proposals[g], of_ranked[g], classifying, above)
         causes.append(cause)

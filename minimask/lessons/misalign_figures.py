@@ -22,7 +22,7 @@ from minimask.results.visualize import PALETTE
 
 COLOURS = {"RoIPool": PALETTE[4], "RoIWarp": PALETTE[0], "RoIAlign": PALETTE[6]}
 HATCHES = {"RoIPool": "", "RoIWarp": "//", "RoIAlign": ".."}
-STYLE = {"font.size": 14, "svg.hashsalt": "minimask", "axes.spines.top": False, "axes.spines.right": False}
+STYLE = {"font.size": 20, "svg.hashsalt": "minimask", "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw(found: dict, x, output: Path) -> dict[str, dict]:
@@ -60,7 +60,7 @@ def _save(figure, path: Path, title: str, alt: str) -> list[str]:
 def _canvas(title: str, rows: int = 1, columns: int = 1, **options):
     figure = new_figure(figsize=(13.33, 7.5), layout="constrained")  # 16:9
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    figure.suptitle(title, fontsize=20)
+    figure.suptitle(title, fontsize=28)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -142,7 +142,7 @@ def worst(found, x, box):
             middles, heights = np.arange(len(rows)) + 0.27 * (k - 1), [row["worst"] for row in rows]
             look = dict(color=colour, edgecolor="black", hatch=HATCHES[name])
             bars = axes.bar(middles, heights, 0.25, label=name, **look)
-            axes.bar_label(bars, fmt="%.1f", padding=4, fontsize=11)
+            axes.bar_label(bars, fmt="%.1f", padding=4, fontsize=13)
             bounds = [row["bound"] for row in rows]
             axes.hlines(bounds, middles - 0.125, middles + 0.125, color="black", linewidth=3.5)
             (at_16,) = (row for row in rows if row["stride"] == 16)
@@ -150,6 +150,7 @@ def worst(found, x, box):
         axes.set(title="box edges read as places" if aligned else "as the original reads them")
         axes.set(xlabel="stride", xticks=range(len(misalign.STRIDES)), xticklabels=misalign.STRIDES)
     panels[0].set(ylabel="input pixels")
+    panels[0].margins(y=0.1)  # room for the number on the highest bar
     panels[0].plot([], [], color="black", linewidth=3.5, label="bound, derived")
     panels[0].legend(frameon=False)
     return figure, dict(text=text)
@@ -175,7 +176,7 @@ def gradient(found, x, box):
         panel.plot(*outline, "white", linewidth=2)
         off = np.linalg.norm(image - exact) / np.linalg.norm(exact)
         titles.append(f"{name}: off by {off:.0%}" if off else name)
-        panel.set(title=titles[-1], xticks=[], yticks=[])
+        panel.set(title=titles[-1].replace(": ", "\n"), xticks=[], yticks=[])
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="gradient of a cell", extend="max")
     return figure, dict(text="; ".join(titles[1:]))
 

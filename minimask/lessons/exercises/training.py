@@ -1,10 +1,11 @@
-"""Exercises about training and judging: a step of SGD, the learning rate over the steps, average precision.
+"""Exercises about training and judging: SGD, the learning rate, average precision, a difference over seeds.
 
-Shapes: S steps, D detections and G objects of one image.
+Shapes: S steps, D detections and G objects of one image, N seeds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -270,3 +271,66 @@ def average_precision(iou, scores, threshold):
     is none.
     """
     return _ap(iou, scores, threshold)
+
+
+# ----------------------------------------------------------------------------------- a difference over seeds
+
+
+def _seed_cases(rng):
+    shared = rng.normal(30, 4, 5)  # what a seed gives, or takes, both
+    return {
+        "five seeds": (shared + rng.normal(2, 1, 5), shared, 2.776),
+        "three seeds, the second is better": (
+            np.array([21.0, 25.0, 18.0]),
+            np.array([26.0, 28.5, 20.0]),
+            4.303,
+        ),
+        "two seeds": (np.array([0.5, 0.25]), np.array([0.25, 0.125]), 12.71),
+        "no difference": (shared, shared, 2.776),
+    }
+
+
+def _interval(values, t: float, mean: float | None = None, ddof: int = 1, count: int | None = None):
+    """Mean, and the interval around it, of values; of `count`, if not of as many as there are."""
+    mean = values.mean() if mean is None else mean
+    half = t * values.std(ddof=ddof) / math.sqrt(count or len(values))
+    return mean, mean - half, mean + half
+
+
+def _unpaired(a, b, t):
+    mean, half = (a - b).mean(), t * np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a))
+    return mean, mean - half, mean + half
+
+
+def _median(a, b, t):
+    return _interval(a - b, t, mean=float(np.median(a - b)))
+
+
+@exercise(
+    _seed_cases,
+    {
+        "as if the two had nothing in common: take the differences seed by seed, and their spread": _unpaired,
+        "the spread divided by n: one degree of freedom went into the mean, so n - 1": lambda a, b, t: (
+            _interval(a - b, t, ddof=0)
+        ),
+        "the spread of one seed, not of the mean over n": lambda a, b, t: _interval(a - b, t, count=1),
+        "the mean's spread falls with the root of n, not with n": lambda a, b, t: _interval(
+            a - b, t, count=len(a) ** 2
+        ),
+        "t left out: that is one standard error": dict(t=lambda a: 1.0),
+        "1.96 holds for many seeds: with few, t is greater": dict(t=lambda a: 1.96),
+        "the other way round: the first less the second": lambda a, b, t: _interval(b - a, t),
+        "the median: the interval is the mean's": _median,
+    },
+)
+def paired_difference(first, second, t):
+    """How much better one way of training is than another, and how surely.
+
+    first, second : (N,) float, a score of each way by seed, the same seeds in the same order; N is at least 2
+    t : float, the quantile of Student's distribution for N seeds
+
+    Give mean, low, high: () float each. With d = first - second, seed by seed, mean is that of d, and low and
+    high lie t standard errors of it below and above. The standard error is s / sqrt(N), where s is the
+    standard deviation of d, with N - 1 in its denominator.
+    """
+    return _interval(first - second, t)

@@ -1,0 +1,59 @@
+"""What the package's own runs of an ablation gave: the numbers of docs/ablations.md and notebook 11."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from minimask.ablations.designs import ABLATIONS, Ablation
+from minimask.ablations.runs import Result, Results, plan, read_result
+from minimask.ablations.table import SCORES
+from minimask.errors import InputError
+from minimask.files import write_json
+
+FOLDER = Path(__file__).parent / "measured"
+
+
+def measured(name: str) -> Results | None:
+    """Results of all runs of an ablation, with AP, AP50 and AP75; None where they have not been made.
+
+    Parameters
+    ----------
+    name : str
+        Of `designs.ABLATIONS`.
+    """
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        return None
+    runs = json.loads(path.read_text())["runs"]
+    return {(run["variant"], run["seed"]): Result(run["kinds"], run["seconds"]) for run in runs}
+
+
+def design_of(ablation: Ablation) -> dict:
+    """All that an ablation's results depend on, as JSON would give it back."""
+    return json.loads(json.dumps(asdict(ablation)))
+
+
+def keep(name: str, output: Path) -> Path:
+    """Make a finished ablation's results, in the directory of its runs, the package's own.
+
+    Raises
+    ------
+    InputError
+        If a run is missing or damaged.
+    """
+    ablation, runs = ABLATIONS[name], []
+    for run in plan(ablation, output, ablation.seeds):
+        result = read_result(run.folder)
+        if result is None:
+            raise InputError(f"{run.folder}: this run is not done; go on with minimask ablate {name}")
+        kinds = {
+            kind: {score: round(values[score], 5) for score in SCORES}
+            for kind, values in result.kinds.items()
+        }
+        runs.append(
+            {"variant": run.variant.name, "seed": run.seed, "kinds": kinds, "seconds": result.seconds}
+        )
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    write_json(path, {"design": design_of(ablation), "runs": runs}, indent=1)
+    return path
