@@ -160,6 +160,13 @@ def gradcheck(
     ValueError
         If there is nothing to check: no floating-point array among the inputs, or no Tensor of floating-point
         numbers among the outputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from minimask import functions
+    >>> bool(gradcheck(functions.sigmoid, [np.array([0.3, -1.0])]))
+    True
     """
     # Not the stream of default_rng(seed), which people draw their inputs from: u would equal x.
     point = FunctionAtPoint(function, inputs, np.random.default_rng([seed, *b"gradcheck"]))

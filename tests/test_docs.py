@@ -1,9 +1,14 @@
 """The pages: links lead to files, and docs/architecture.md finds what it says is there."""
 
+import doctest
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+
+import minimask
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "tutorials" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,3 +49,15 @@ def test_what_is_looked_for_is_in_one_of_the_files_beside_it(row):
     for name in re.findall(r"`([\w.]+)`", row[1]):
         *_, last = name.split(".")
         assert re.search(rf"\b(class|def) {last}\b|\b{last}\b *[:=]", text), f"{name} is in none of its files"
+
+
+def test_the_examples_in_docstrings_are_right():
+    names = [
+        m.name for m in pkgutil.walk_packages(minimask.__path__, "minimask.") if "__main__" not in m.name
+    ]
+    finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner()
+    for name in names:
+        for examples in finder.find(importlib.import_module(name)):
+            if examples.examples:
+                runner.run(examples)
+    assert runner.tries > 10 and runner.failures == 0

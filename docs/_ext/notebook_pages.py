@@ -2,7 +2,7 @@
 
 Sphinx reads what lies below docs/, so tutorials/ is copied to docs/tutorials/, which git ignores; links in
 the copies are followed from where the originals stand (`repository`). A figure may say what it is in the
-metadata of its cell (``"mystnb": {"image": {"alt": ...}}``); the others are described by the text that leads up to them.
+metadata of its cell (``"mystnb": {"image": {"alt": ...}}``). The text before it describes any other.
 """
 
 import shutil
