@@ -62,7 +62,7 @@ python_display_short_literal_types = True
 # The pages
 html_theme = "furo"
 pygments_style = "a11y-high-contrast-light"
-pygments_dark_style = "a11y-high-contrast-dark"
+pygments_dark_style = "github-dark"
 html_title = f"minimask {release}"
 html_theme_options = {"navigation_with_keys": False}
 html_copy_source = False

@@ -11,7 +11,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from minimask.command import cli
 
-WIDTH = 100  # characters a line, whatever terminal the site is built in
+WIDTH = 96  # characters a line, whatever terminal the site is built in
 
 
 def help_of(*command: str) -> str:
@@ -39,7 +39,7 @@ class CommandHelp(SphinxDirective):
         return [self.block(whole), *(self.section(name) for name in names)]
 
     def block(self, text: str) -> nodes.literal_block:
-        return nodes.literal_block(text, text, language="text")
+        return nodes.literal_block(text, text, language="text", classes=["command-help"])
 
     def section(self, name: str) -> nodes.section:
         title = f"minimask {name}"

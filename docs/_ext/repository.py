@@ -28,9 +28,12 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 TUTORIALS = ROOT / "tutorials"  # notebook_pages copies them to docs/tutorials
 SHOWN = (
+    ".ci/run",
+    ".pre-commit-config.yaml",
     "minimask/**/*.*",
     "minimask/**/LICENSE",
     "tests/**/*.py",
+    "tests/**/*.sh",
     "tools/*.py",
     "tutorials/solutions/*.py",
     "tutorials/src/*.py",
