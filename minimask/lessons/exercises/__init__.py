@@ -1,7 +1,8 @@
 """Exercises that check themselves: ``check("roi_align_backward", mine)``.
 
 The reader writes a forward or backward pass. `check` says that it is right, or what is wrong: the worst
-element, and which usual mistake it looks like. `names` lists the exercises, `describe` prints a task.
+element, and which usual mistake it looks like. `names` lists the exercises, `describe` prints a task, and
+`mark` checks what a whole class hands in.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import difflib
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 
 from minimask.errors import InputError
 from minimask.lessons.exercises import (  # noqa: F401  (they fill EXERCISES)
@@ -21,10 +23,11 @@ from minimask.lessons.exercises import (  # noqa: F401  (they fill EXERCISES)
     transfer,
 )
 from minimask.lessons.exercises.exercise import EXERCISES, Exercise, Verdict
+from minimask.lessons.exercises.marking import Marked, mark_files
 
 _WIDTH = 100  # characters a line, which a notebook shows without wrapping them
 
-__all__ = ["check", "describe", "names"]
+__all__ = ["check", "describe", "mark", "names"]
 
 
 def names() -> list[str]:
@@ -67,6 +70,46 @@ def check(name: str, mine: Callable) -> Verdict:
     for line in verdict.text.splitlines():
         print(textwrap.fill(line, _WIDTH, subsequent_indent=" " * 4, break_long_words=False))
     return verdict
+
+
+def mark(
+    folder: str | Path, *names: str, seconds: float = 20.0, table: str | Path | None = None
+) -> list[Marked]:
+    """Check the exercises in each file of a folder, print a table, and say of each wrong one what is wrong.
+
+    A file is a module (.py) or a notebook (.ipynb). Of it only imports, functions, classes and constants are
+    run; a function belongs to an exercise if ``exercises.check("NAME", function)`` stands in the file, or if
+    it is called ``NAME`` or ``my_NAME``. What they do is done with your rights: this is no protection.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Of the files, one for each student.
+    *names : str
+        The exercises that were set; by default those that any of the files has.
+    seconds : float
+        An exercise that takes longer is wrong.
+    table : str or Path, optional
+        A CSV file to be written, with a row for each file and exercise.
+
+    Returns
+    -------
+    list of Marked
+        In the order of the files' names, each with its ``verdicts`` by exercise.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, a folder without such files, or a table that cannot be written. Whatever the
+        files do wrong is printed, not raised.
+
+    Examples
+    --------
+    >>> exercises.mark("hand-ins", "nms", "box_iou", table="marks.csv")  # doctest: +SKIP
+    """
+    for name in names:
+        _find(name)
+    return mark_files(folder, names, seconds, table)
 
 
 def _find(name: str) -> Exercise:
