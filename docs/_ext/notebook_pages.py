@@ -5,7 +5,7 @@ the copies are followed from where the originals stand (`repository`). A figure 
 metadata of its cell (``"mystnb": {"image": {"alt": ...}}``). The text before it describes any other.
 """
 
-import shutil
+import json
 from pathlib import Path
 
 from docutils import nodes
@@ -13,23 +13,28 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 
 ROOT = Path(__file__).parents[2]
-COPIES = ROOT / "docs" / "tutorials"
+TUTORIALS, COPIES = ROOT / "tutorials", ROOT / "docs" / "tutorials"
 LONGEST = 300  # characters of a description
 
 
 def copy_notebooks(app: Sphinx, config: Config) -> None:
-    """Bring docs/tutorials/ up to date; files that have not changed keep their time and are not read anew."""
+    """Bring docs/tutorials/ up to date; files that have not changed keep their time and are not read anew.
+
+    README.md becomes a notebook of one cell: whatever is Markdown below docs/ is a page of the repository.
+    """
     COPIES.mkdir(exist_ok=True)
-    originals = {
-        path.name: path for path in (ROOT / "tutorials").iterdir() if path.suffix in (".ipynb", ".md")
-    }
+    wanted = {path.name: path.read_bytes() for path in TUTORIALS.glob("*.ipynb")}
+    text = (TUTORIALS / "README.md").read_text(encoding="utf-8")
+    cell = {"cell_type": "markdown", "id": "readme", "metadata": {}, "source": text}
+    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    wanted["index.ipynb"] = json.dumps(notebook).encode()
     for copy in COPIES.iterdir():
-        if copy.name not in originals:
+        if copy.name not in wanted:
             copy.unlink()
-    for name, original in originals.items():
+    for name, content in wanted.items():
         copy = COPIES / name
-        if not copy.exists() or copy.read_bytes() != original.read_bytes():
-            shutil.copyfile(original, copy)
+        if not copy.exists() or copy.read_bytes() != content:
+            copy.write_bytes(content)
 
 
 def describe_figures(app: Sphinx, doctree: nodes.document) -> None:

@@ -77,7 +77,7 @@ def rewritten(target: str, document: str) -> str:
     if not file.exists() or not file.is_relative_to(ROOT):
         return target  # MyST warns of it
     if file.is_relative_to(TUTORIALS) and file.suffix in (".ipynb", ".md"):
-        file = DOCS / "tutorials" / file.name
+        file = DOCS / "tutorials" / ("index.ipynb" if file.name == "README.md" else file.name)
     elif not file.is_relative_to(DOCS):
         return f"{PREFIX}:{file.relative_to(ROOT).as_posix()}" + (f"#{fragment}" if fragment else "")
     here = (DOCS / document).parent.relative_to(DOCS).as_posix() + "/"
