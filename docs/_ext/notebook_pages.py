@@ -3,14 +3,20 @@
 Sphinx reads what lies below docs/, so tutorials/ is copied to docs/tutorials/, which git ignores; links in
 the copies are followed from where the originals stand (`repository`). A figure may say what it is in the
 metadata of its cell (``"mystnb": {"image": {"alt": ...}}``). The text before it describes any other.
+Nothing of a notebook is run; explorer.html, which one of them writes, is made by the same function.
 """
 
 import json
 from pathlib import Path
 
+import numpy as np
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
+
+from minimask.data import nuclei_sample
+from minimask.kernels.roi_align import Sampling
+from minimask.lessons import explorer
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS, COPIES = ROOT / "tutorials", ROOT / "docs" / "tutorials"
@@ -50,6 +56,17 @@ def describe_figures(app: Sphinx, doctree: nodes.document) -> None:
             node["alt"] += f" The text before it: {before}" if before else ""
 
 
+def write_explorer(app: Sphinx, exception: Exception | None) -> None:
+    """The page that notebook 05 writes and links to: its feature map, and its box on its way to the right."""
+    if exception or app.builder.format != "html":
+        return
+    image = nuclei_sample("val")[8].image[:, 82:210, 6:166].mean(axis=0, dtype=np.float64)  # (128, 160)
+    cells = image.reshape(8, 16, 10, 16).mean(axis=(1, 3))
+    boxes = np.array([25.0, 30.0, 91.0, 93.0]) + np.arange(16)[:, None] * np.array([1.0, 0.0, 1.0, 0.0])
+    sampling = Sampling((3, 3), ratio=2, aligned=True)
+    explorer.write_page(app.outdir / "tutorials" / "explorer.html", cells / cells.max(), boxes, sampling)
+
+
 def within_output(node: nodes.Node) -> bool:
     """Whether code has printed it."""
     while node := node.parent:
@@ -70,4 +87,5 @@ def plain(node: nodes.Element) -> str:
 def setup(app: Sphinx) -> dict:
     app.connect("config-inited", copy_notebooks)
     app.connect("doctree-read", describe_figures)
+    app.connect("build-finished", write_explorer)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
