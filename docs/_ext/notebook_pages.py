@@ -26,7 +26,7 @@ LONGEST = 300  # characters of a description
 def copy_notebooks(app: Sphinx, config: Config) -> None:
     """Bring docs/tutorials/ up to date; files that have not changed keep their time and are not read anew.
 
-    README.md becomes a notebook of one cell: everything that is Markdown below docs/ is a page of the repository.
+    README.md becomes a notebook of one cell: whatever is Markdown below docs/ is a page of the repository.
     """
     COPIES.mkdir(exist_ok=True)
     wanted = {path.name: path.read_bytes() for path in TUTORIALS.glob("*.ipynb")}
