@@ -79,7 +79,14 @@ setup(
             "requests>=2.28",
             *MPI,
         ],
-        "docs": ["sphinx>=7.0", "myst-nb>=1.1", "numpydoc>=1.6", "pydata-sphinx-theme>=0.15"],
+        # sphinx-mathjax-offline is a wheel of MathJax, so that neither the build nor a reader needs a network
+        "docs": [
+            "sphinx>=8.1",
+            "myst-nb>=1.2",
+            "numpydoc>=1.8",
+            "furo>=2024.8.6",
+            "sphinx-mathjax-offline>=0.0.2",
+        ],
     },
     entry_points={"console_scripts": ["minimask = minimask.command.cli:entry_point"]},
 )

@@ -135,6 +135,12 @@ def box_iou(a, b):
     Returns
     -------
     (A, B) array in [0, 1]; 0 for a pair whose union has no area (where torchvision gives NaN).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> box_iou(np.array([[0.0, 0, 2, 2]]), np.array([[0.0, 1, 2, 2], [5, 5, 6, 6]]))
+    array([[0.5, 0. ]])
     """
     inter, union = _intersection_and_union(as_boxes(a, "box_iou: a"), as_boxes(b, "box_iou: b"))
     return _like(inter / array_module(inter).maximum(union, TINY), a, b)
@@ -356,6 +362,13 @@ def nms(boxes, scores, iou_threshold: float):
     ------
     InputError
         If the boxes have another shape, or there is not one score for each of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> boxes = np.array([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30]])
+    >>> nms(boxes, np.array([0.6, 0.9, 0.8]), 0.5)
+    array([1, 2])
     """
     return _nms(boxes, scores, None, iou_threshold)
 

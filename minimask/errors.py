@@ -55,7 +55,7 @@ def _escaped(character: str) -> str:
 class InputError(ValueError):
     """The user's input cannot be used. The message is one line: which file, which field, and what to do.
 
-    The command prints it after ``minimask: `` on standard error and exits with status 2; no file is left half
+    The command prints it after "minimask: " on standard error and exits with status 2; no file is left half
     written. In Python it is an ordinary ValueError. Control characters in the text, which a file name or a
     field may have brought along, are escaped (`one_line`).
     """

@@ -25,7 +25,7 @@ NEAR_ZERO = 1e-2
 
 
 def relative_error(numeric, analytic):
-    """|numeric - analytic| / (|numeric| + |analytic|), element by element: the distance of two slopes.
+    """``|numeric - analytic| / (|numeric| + |analytic|)``, element by element: the distance of two slopes.
 
     It lies between 0 and 1 and treats both alike: 0 where they are equal (both 0, too), 1 where
     only one is 0 or the sign is wrong, infinite where one is not finite. Where the analytic slope is off by a
@@ -160,6 +160,13 @@ def gradcheck(
     ValueError
         If there is nothing to check: no floating-point array among the inputs, or no Tensor of floating-point
         numbers among the outputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from minimask import functions
+    >>> bool(gradcheck(functions.sigmoid, [np.array([0.3, -1.0])]))
+    True
     """
     # Not the stream of default_rng(seed), which people draw their inputs from: u would equal x.
     point = FunctionAtPoint(function, inputs, np.random.default_rng([seed, *b"gradcheck"]))
@@ -205,7 +212,7 @@ class FunctionAtPoint:
     weights : list of arrays
         u: random weights for each output; None for an output that is not floating-point.
     scale : float
-        The sum of |u f(x)|, which the rounding errors of ``value`` are proportional to.
+        The sum of ``|u f(x)|``, which the rounding errors of ``value`` are proportional to.
     gradients : dict of int to array
         Position of a variable -> derived gradient of <u, f(x)>.
     """

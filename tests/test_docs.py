@@ -1,12 +1,16 @@
 """The pages: links lead to files and headings, commands exist, docs/architecture.md finds what it says."""
 
 import ast
+import doctest
+import importlib
+import pkgutil
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+import minimask
 from minimask.command import cli
 from minimask.config.tree import options
 
@@ -138,3 +142,15 @@ def test_what_is_looked_for_is_in_one_of_the_files_beside_it(row):
     for name in re.findall(r"`([\w.]+)`", row[1]):
         *_, last = name.split(".")
         assert re.search(rf"\b(class|def) {last}\b|\b{last}\b *[:=]", text), f"{name} is in none of its files"
+
+
+def test_the_examples_in_docstrings_are_right():
+    names = [
+        m.name for m in pkgutil.walk_packages(minimask.__path__, "minimask.") if "__main__" not in m.name
+    ]
+    finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner()
+    for name in names:
+        for examples in finder.find(importlib.import_module(name)):
+            if examples.examples:
+                runner.run(examples)
+    assert runner.tries > 10 and runner.failures == 0

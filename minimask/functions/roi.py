@@ -177,6 +177,20 @@ def roi_align(
         If an image index or a level is out of range, the RoIs have another shape, or an option is unknown.
     TypeError
         If the features are not floating point; `roi_pool`, which only compares them, takes integers.
+
+    Examples
+    --------
+    On a ramp, where pixel i has the value i, a box that moves by half a pixel reads half more.
+
+    >>> import numpy as np
+    >>> ramp = np.tile(np.arange(8.0), (1, 1, 8, 1))
+    >>> rois = np.array([[0, 1.0, 1, 5, 5], [0, 1.5, 1, 5.5, 5]])
+    >>> roi_align(ramp, rois, 2, aligned=True).numpy()[:, 0, 0]
+    array([[1.5, 3.5],
+           [2. , 4. ]])
+    >>> roi_pool(ramp, rois, 2).numpy()[:, 0, 0]
+    array([[3., 5.],
+           [4., 6.]])
     """
     inputs, options = _inputs("roi_align", x, rois, spatial_scale, levels)
     sampling = align.Sampling(
