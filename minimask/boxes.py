@@ -13,7 +13,7 @@ from numbers import Real
 
 import numpy as np
 
-from minimask.backend import array_module, as_floating, parallel, parallel_slices, use_reference
+from minimask.backend import array_module, as_floating, fit_kernels, parallel, parallel_slices, use_reference
 from minimask.errors import InputError
 from minimask.kernels import coding
 from minimask.kernels.nms import in_order as _nms_in_order
@@ -200,7 +200,7 @@ def clip_boxes_to_image(boxes, image_size: tuple[int, int]):
     """
     boxes, (height, width) = _as_array(boxes), as_image_size(image_size, "clip_boxes_to_image")
     _check_fours(boxes, "clip_boxes_to_image: boxes")
-    if coding.on_gpu(boxes):
+    if fit_kernels(boxes):
         return coding.clip(boxes, width, height)
     clipped = array_module(boxes).empty_like(boxes)
     largest = np.iinfo(boxes.dtype).max if boxes.dtype.kind in "iu" else math.inf  # a uint8 takes no 300
@@ -265,7 +265,7 @@ class BoxCoder:
             raise InputError(
                 f"BoxCoder.encode: {len(boxes)} reference_boxes need as many proposals, not {len(others)}"
             )
-        if coding.on_gpu(boxes, others):
+        if fit_kernels(boxes, others):
             coded = coding.encode(boxes, others, self.weights)
         else:
             coded = _in_slices(self._encode, boxes, others)
@@ -298,7 +298,7 @@ class BoxCoder:
             wanted = f"({len(boxes)}, 4 K) for so many boxes and K classes"
             raise InputError(f"BoxCoder.decode: deltas must be {wanted}; the shape is {wide.shape}")
         wide = wide.reshape(len(wide), wide.shape[1] // 4, 4)  # (R, 4 K) -> (R, K, 4)
-        if coding.on_gpu(wide, boxes):
+        if fit_kernels(wide, boxes):
             return _like(coding.decode(wide, boxes, self.weights, self.bbox_xform_clip), deltas)
         return _like(_in_slices(self._decode, wide, boxes), deltas)
 

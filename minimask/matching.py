@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from minimask.backend import array_module, to_cpu, use_reference
+from minimask.backend import array_module, fit_kernels, to_cpu, use_reference
 from minimask.boxes import TINY, as_boxes, box_area, box_coverage, box_iou
 from minimask.kernels import coding
 from minimask.kernels.matching import match
@@ -215,7 +215,7 @@ def assign_fpn_levels(
     Lin et al. 2017, FPN, equation 1: k = floor(k0 + log2(sqrt(w h) / 224)).
     """
     xp = array_module(boxes)
-    if coding.on_gpu(boxes):
+    if fit_kernels(boxes):
         args = k_min, k_max, canonical_scale, canonical_level, eps, side_eps
         return coding.fpn_levels(as_boxes(boxes, "assign_fpn_levels: boxes"), *args)
     side = xp.sqrt(xp.maximum(box_area(as_boxes(boxes, "assign_fpn_levels: boxes")), TINY))

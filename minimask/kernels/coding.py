@@ -1,6 +1,6 @@
 """Box coding, clipping and pyramid levels on the GPU, each in one launch (coding.cu).
 
-For CuPy arrays of float32 or float64. NumPy's versions, with what is computed, are in `minimask.boxes` and
+For CuPy arrays of one dtype (`backend.fit_kernels`). NumPy's versions are in `minimask.boxes` and
 `minimask.matching`. Shapes: R boxes, K classes.
 """
 
@@ -9,12 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from minimask import backend
-
-
-def on_gpu(*arrays) -> bool:
-    """Whether these are arrays that the kernels take: of one dtype on a GPU, outside `reference_only`."""
-    kernel_dtypes = {a.dtype for a in arrays} in ({np.dtype(np.float32)}, {np.dtype(np.float64)})
-    return kernel_dtypes and backend.array_module(*arrays) is not np and not backend.use_reference()
 
 
 def encode(boxes, others, weights):

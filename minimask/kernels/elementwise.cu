@@ -43,3 +43,13 @@ __global__ void relu_gradient(const T* gy, const T* y, T* gx, long long size) {
     for (long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x; k < size; k += step)
         gx[k] = gy[k] * T(y[k] > 0);
 }
+
+// y = 1 / (1 + exp(-x)); the exponential's argument is never positive, so it cannot overflow.
+template <typename T>
+__global__ void sigmoid(const T* x, T* y, long long size) {
+    const long long step = (long long)gridDim.x * blockDim.x;
+    for (long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x; k < size; k += step) {
+        const T e = exp(-abs(x[k]));
+        y[k] = (x[k] >= 0 ? T(1) : e) / (1 + e);
+    }
+}

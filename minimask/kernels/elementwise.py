@@ -47,6 +47,16 @@ def relu_gradient(gy, y, in_place: bool = False):
     return out
 
 
+def sigmoid(x):
+    """On the GPU: 1 / (1 + exp(-x)) in one launch instead of six."""
+    xp = backend.array_module(x)
+    x, y = xp.ascontiguousarray(x), xp.empty(x.shape, x.dtype)
+    backend.launch(
+        "elementwise", "sigmoid", (min(-(-x.size // 1024), 1 << 20),), 256, (x, y, x.size), x.dtype
+    )
+    return y
+
+
 def finish_block(product, bias, residual, y, begin: int, relu: bool) -> None:
     """On the GPU: add bias and residual to a block of a convolution, apply the ReLU, and put it into y.
 
