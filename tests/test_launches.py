@@ -75,16 +75,16 @@ MOST = {  # launches of each stage; lower a number when its stage needs fewer
     "box head's loss": 22,
     "mask head's loss": 57,
     "RPN's loss": 13,
-    "backbone: backward": 133,
-    "FPN: backward": 92,
+    "backbone: backward": 90,
+    "FPN: backward": 52,
     "RPN: backward": 10,
     "box head: backward": 19,
-    "mask head: backward": 75,
+    "mask head: backward": 43,
     "box head's loss: backward": 9,
     "mask head's loss: backward": 7,
     "RPN's loss: backward": 8,
     "clipping and update": 8,
-    "rest": 41,
+    "rest": 37,
 }
 
 

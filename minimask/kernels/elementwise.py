@@ -76,6 +76,27 @@ def finish_block(product, bias, residual, y, begin: int, relu: bool) -> None:
     backend.launch("elementwise", "finish_block", grid, (32, 8), args, y.dtype)
 
 
+def gather_rows(gy, y, rows, g_bias, begin: int, add: bool) -> None:
+    """On the GPU, the way back of `finish_block`: a block's gradients side by side, and their sums.
+
+    Parameters
+    ----------
+    gy : (n, O, P, Q)
+    y : (n, O, P, Q) or None
+        The result behind a ReLU: only where it is positive a gradient comes through.
+    rows : (G, O/G, n pixels) or None
+    g_bias : (O,) or None
+        The sums over rows; `add`: added to what it holds.
+    begin : int
+        The pixel of each plane of gy at which the block begins; without rows, it is all of the plane.
+    """
+    images, channels, height, width = gy.shape
+    pixels = height * width if rows is None else rows.shape[2] // images
+    threads = min(1024, max(32, 1 << (images * pixels - 1).bit_length()))
+    args = gy, y, rows, g_bias, images, channels, pixels, height * width, begin, add
+    backend.launch("elementwise", "gather_rows", (channels,), threads, args, gy.dtype)
+
+
 def _in_slices(size: int, function: Callable[[slice], None]) -> None:
     parts = 1 if size < 2 * ELEMENTS_AT_ONCE else None
     backend.parallel_slices(size, function, ELEMENTS_AT_ONCE, parts)
