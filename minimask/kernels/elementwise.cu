@@ -49,7 +49,7 @@ template <typename T>
 __global__ void sigmoid(const T* x, T* y, long long size) {
     const long long step = (long long)gridDim.x * blockDim.x;
     for (long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x; k < size; k += step) {
-        const T e = exp(-abs(x[k]));
+        const T e = exp(x[k] < 0 ? x[k] : -x[k]);
         y[k] = (x[k] >= 0 ? T(1) : e) / (1 + e);
     }
 }

@@ -24,7 +24,7 @@ __global__ void sigmoid_cross_entropy(const T* x, const T* t, T* slope, T* total
     __shared__ T shared[1024];
     T sum = 0;
     for (long long k = threadIdx.x; k < size; k += blockDim.x) {
-        const T e = exp(-abs(x[k]));  // at most 1: nothing overflows
+        const T e = exp(x[k] < 0 ? x[k] : -x[k]);  // at most 1: nothing overflows
         sum += (x[k] < 0 ? T(0) : x[k]) - x[k] * t[k] + log1p(e);
         slope[k] = (x[k] >= 0 ? T(1) : e) / (1 + e) - t[k];
     }
@@ -37,7 +37,7 @@ __global__ void smooth_l1(const T* x, const T* t, T beta, T* slope, T* total, lo
     __shared__ T shared[1024];
     T sum = 0;
     for (long long k = threadIdx.x; k < size; k += blockDim.x) {
-        const T d = x[k] - t[k], a = abs(d), sign = d > 0 ? T(1) : d < 0 ? T(-1) : d;  // of a NaN, NaN
+        const T d = x[k] - t[k], a = d < 0 ? -d : d, sign = d > 0 ? T(1) : d < 0 ? T(-1) : d;  // of a NaN, NaN
         sum += a < beta ? T(0.5) / beta * d * d : a - T(0.5) * beta;
         slope[k] = a < beta ? d / beta : sign;
     }
