@@ -13,8 +13,9 @@ from numbers import Real
 
 import numpy as np
 
-from minimask.backend import array_module, as_floating, parallel, parallel_slices, use_reference
+from minimask.backend import array_module, as_floating, fit_kernels, parallel, parallel_slices, use_reference
 from minimask.errors import InputError
+from minimask.kernels import coding
 from minimask.kernels.nms import in_order as _nms_in_order
 from minimask.kernels.nms import suppress
 
@@ -205,6 +206,8 @@ def clip_boxes_to_image(boxes, image_size: tuple[int, int]):
     """
     boxes, (height, width) = _as_array(boxes), as_image_size(image_size, "clip_boxes_to_image")
     _check_fours(boxes, "clip_boxes_to_image: boxes")
+    if fit_kernels(boxes):
+        return coding.clip(boxes, width, height)
     clipped = array_module(boxes).empty_like(boxes)
     largest = np.iinfo(boxes.dtype).max if boxes.dtype.kind in "iu" else math.inf  # a uint8 takes no 300
     for axis, length in ((1, height), (0, width)):  # y1 and y2, then x1 and x2, in one call
@@ -268,7 +271,10 @@ class BoxCoder:
             raise InputError(
                 f"BoxCoder.encode: {len(boxes)} reference_boxes need as many proposals, not {len(others)}"
             )
-        coded = _in_slices(self._encode, boxes, others)
+        if fit_kernels(boxes, others):
+            coded = coding.encode(boxes, others, self.weights)
+        else:
+            coded = _in_slices(self._encode, boxes, others)
         return _like(coded, reference_boxes, proposals)
 
     def _encode(self, reference_boxes, proposals):
@@ -298,6 +304,8 @@ class BoxCoder:
             wanted = f"({len(boxes)}, 4 K) for so many boxes and K classes"
             raise InputError(f"BoxCoder.decode: deltas must be {wanted}; the shape is {wide.shape}")
         wide = wide.reshape(len(wide), wide.shape[1] // 4, 4)  # (R, 4 K) -> (R, K, 4)
+        if fit_kernels(wide, boxes):
+            return _like(coding.decode(wide, boxes, self.weights, self.bbox_xform_clip), deltas)
         return _like(_in_slices(self._decode, wide, boxes), deltas)
 
     def _decode(self, deltas, boxes):

@@ -6,13 +6,15 @@ Shapes: G ground-truth boxes, A candidates, C crowd regions, N boxes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from minimask.backend import array_module, to_cpu
+from minimask.backend import array_module, fit_kernels, to_cpu, use_reference
 from minimask.boxes import TINY, as_boxes, box_area, box_coverage, box_iou
+from minimask.kernels import coding
+from minimask.kernels.matching import match
 
 BELOW_LOW = -1  # background: overlaps no object enough
 BETWEEN = -2  # ignored: neither object nor background
@@ -123,12 +125,17 @@ def match_images(
     -------
     N of (A_n,) int64 NumPy arrays.
     """
-    matches = [
-        ignore_crowds(matcher(box_iou(t.boxes, c)), c, t.crowd_boxes, crowd_coverage)
-        for c, t in zip(candidates, targets)
-    ]
-    together = to_cpu(array_module(*matches).concatenate(matches))  # sync: keyed draws are made on the CPU
-    return np.split(together, np.cumsum([len(m) for m in matches])[:-1])
+    if array_module(*candidates) is np or use_reference():
+        matches = [
+            ignore_crowds(matcher(box_iou(t.boxes, c)), c, t.crowd_boxes, crowd_coverage)
+            for c, t in zip(candidates, targets)
+        ]
+        together = array_module(*matches).concatenate(matches)
+    else:
+        boxes = candidates, [t.boxes for t in targets], [t.crowd_boxes for t in targets]
+        together = match(*boxes, *astuple(matcher), crowd_coverage)
+    together = to_cpu(together)  # sync: keyed draws are made on the CPU
+    return np.split(together, np.cumsum([len(c) for c in candidates])[:-1])
 
 
 def sample_balanced(
@@ -208,6 +215,9 @@ def assign_fpn_levels(
     Lin et al. 2017, FPN, equation 1: k = floor(k0 + log2(sqrt(w h) / 224)).
     """
     xp = array_module(boxes)
+    if fit_kernels(boxes):
+        args = k_min, k_max, canonical_scale, canonical_level, eps, side_eps
+        return coding.fpn_levels(as_boxes(boxes, "assign_fpn_levels: boxes"), *args)
     side = xp.sqrt(xp.maximum(box_area(as_boxes(boxes, "assign_fpn_levels: boxes")), TINY))
     level = xp.floor(canonical_level + xp.log2(side / canonical_scale + side_eps) + eps)
     return xp.clip(level, k_min, k_max).astype(np.int64)

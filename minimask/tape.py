@@ -53,7 +53,7 @@ def run_backward(roots) -> None:
         for i, edge in enumerate(node.edges):
             if edge is None or gradients[i] is None:
                 continue
-            owned = gradients[i].base is None and sys.getrefcount(gradients[i]) <= _ALONE
+            owned = sys.getrefcount(gradients[i]) <= _ALONE and _owns_memory(gradients[i])
             if isinstance(edge, tuple):
                 deliver(*edge, gradients[i], owned)
             else:
@@ -90,6 +90,30 @@ def _references_of_a_tuple() -> int:
 # An array with no more references than this has no other holder, neither in the graph nor in the Function
 # that returned it, and no view, which would hold it as its base. So it may be added to in place.
 _ALONE = _references_of_a_tuple()
+
+
+def _references_of_a_base() -> int:
+    """What `sys.getrefcount` says of an array that nothing but one view of it holds."""
+    view = np.empty(1).reshape(1, 1)
+    base = view.base
+    return sys.getrefcount(base)
+
+
+_VIEWED_ONCE = _references_of_a_base()
+
+
+def _owns_memory(array) -> bool:
+    """Whether the array is no view, or the only one of an array of its size that nobody else holds.
+
+    The last line of a backward pass is often a `reshape`, and its array would otherwise be copied.
+    """
+    base = array.base
+    if base is None:
+        return True
+    if type(base) is not type(array) or base.base is not None or base.size != array.size:
+        return False
+    writeable = getattr(array.flags, "writeable", True)  # CuPy's always are
+    return writeable and sys.getrefcount(base) <= _VIEWED_ONCE
 
 
 def _add(entry, gradient, owned: bool):

@@ -828,3 +828,24 @@ def test_an_edit_is_seen_in_whatever_way_the_array_was_saved(kept):
     x.data *= 100
     with pytest.raises(RuntimeError, match="input 0 of Keeps was changed after the forward pass"):
         y.backward()
+
+
+def test_a_gradient_that_only_its_function_reshaped_is_not_copied_and_a_held_one_is():
+    made, held = [], np.ones(6)
+
+    class Reshaped(Function):
+        def forward(self, x, h, half):
+            return x.sum() + h.sum() + half.sum()
+
+        def backward(self, gy):
+            fresh = np.full(6, 2.0)
+            made.append(fresh.__array_interface__["data"][0])
+            return fresh.reshape(2, 3), held.reshape(2, 3), np.ones(6)[:3]
+
+    x, h, half = Parameter(np.zeros((2, 3))), Parameter(np.zeros((2, 3))), Parameter(np.zeros(3))
+    Reshaped.apply(x, h, half).backward()
+    assert x.grad.__array_interface__["data"][0] == made[0]
+    assert not np.shares_memory(h.grad, held)
+    assert half.grad.base is None  # a view would keep twice its memory
+    h.grad += 1
+    np.testing.assert_array_equal(held, np.ones(6))

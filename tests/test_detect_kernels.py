@@ -282,6 +282,17 @@ def test_the_sums_of_squares_are_numpys_in_double_whatever_the_order_of_threads(
         np.testing.assert_allclose(sums.sum(axis=1), want, rtol=1e-14)
 
 
+@pytest.mark.parametrize("grid", [(1, 1), (3, 2), (2, 8)])
+def test_one_launch_scales_all_gradients(grid):
+    for dtype in (np.float64, np.float32):
+        _, gradients, _, _ = a_model(dtype)
+        want = [g * dtype(0.3) for g in gradients]
+        args = addresses(gradients), np.int32(len(gradients)), dtype(0.3)
+        run("sgd", "scale", grid, (32,), *args, dtype=dtype, watch=True)
+        for got, wanted in zip(gradients, want):
+            np.testing.assert_array_equal(got, wanted)
+
+
 def test_no_two_threads_update_the_same_element():
     weights, gradients, velocities, decay = a_model(np.float32, (1, 31, 100))
     table = addresses(weights, gradients, velocities)

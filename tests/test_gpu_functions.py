@@ -10,7 +10,7 @@ import pytest
 
 from minimask import backend
 from minimask.autograd import Tensor, no_grad
-from minimask.functions import array, conv, loss
+from minimask.functions import array, conv, explicit_rpn_head, loss
 from minimask.functions.conv_norm import ConvFrozenNorm
 from minimask.kernels import convolution_gpu
 from minimask.lessons import cuda_on_cpu
@@ -19,7 +19,11 @@ from minimask.lessons.gradient_cases.case import Case, normal
 from tests.fake_cupy import installed, syncs
 from tests.test_functions import ROUNDING, ROWS, as_tuple, assert_close, run, some_inputs, upstream
 
-each_case = pytest.mark.parametrize("cls, case", ROWS)
+AT_ONCE = [  # its fast version on a GPU, which `rpn_head` takes there
+    pytest.param(explicit_rpn_head._RPNHeadAtOnce, case, id=f"RPN head at once: {case.name}")
+    for case in CASES[explicit_rpn_head.RPNHead]
+]
+each_case = pytest.mark.parametrize("cls, case", [*ROWS, *AT_ONCE])
 MUST_WAIT = {  # for the size of the result; labels are drawn on the CPU, and a test below has them there
     (array.GetItem, "a mask"),
     *((loss.BoxHeadLoss, case.name) for case in CASES[loss.BoxHeadLoss]),

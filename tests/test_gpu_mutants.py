@@ -81,7 +81,7 @@ def take_again(device: str):
 
 
 def squash(device: str):
-    return gradients(F.sigmoid, device, rng().normal(size=(3, 4)))
+    return gradients(F.softmax, device, rng().normal(size=(3, 4)))
 
 
 def box_losses(device: str):
@@ -197,8 +197,8 @@ MUTANTS = {  # what is wrong: (case, plant, who finds it, what it says)
         refusal, "must be a CuPy array of int64",
     ),
     "NumPy's function of a device array": (
-        squash, in_function(activation.Sigmoid, "forward", "(x, self.xp)", "(x)"),
-        refusal, r"np\.absolute of a CuPy array",
+        squash, in_function(activation.Softmax, "forward", "self.axis, self.xp)", "self.axis)"),
+        refusal, r"np\.exp of a CuPy array",
     ),
     "duplicates are written instead of added": (
         take_again, in_function(

@@ -12,7 +12,7 @@ from minimask.config import Config, to_dict, with_settings
 from minimask.models.box_head import RoIs
 from minimask.models.mask_head import MaskHead
 from minimask.models.networks import build_model, checkpoint_config
-from minimask.models.rpn import top_k
+from minimask.models.rpn import top_k, top_of_each_level
 from minimask.nn import Linear, Module
 from minimask.randomness import Draws
 from minimask.weights.checkpoint import Checkpoint
@@ -124,6 +124,17 @@ def test_the_largest_come_first_and_equal_ones_in_their_order_on_both_devices():
         for k in (0, 1, 57, 200, 300):
             assert top_k(values, k).tolist() == expected[:k]
             assert top_k(cupy.asarray(values), k, cupy).get().tolist() == expected[:k]
+
+
+@pytest.mark.parametrize("per_level", [[7, 3, 0, 1], [100, 25], [5]])
+def test_the_largest_of_each_level_are_the_same_ones_on_both_devices(per_level):
+    logits = np.random.default_rng(0).integers(0, 5, sum(per_level)).astype(np.float32)
+    with installed() as cupy:
+        for k in (0, 1, 3, 50):
+            chosen, levels = top_of_each_level(logits, per_level, k)
+            found, theirs = top_of_each_level(cupy.asarray(logits), per_level, k, cupy)
+            np.testing.assert_array_equal(found.get(), chosen)
+            np.testing.assert_array_equal(theirs.get(), levels)
 
 
 def test_both_devices_draw_the_same_samples_and_wait_once_for_each_kind():

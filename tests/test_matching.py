@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from minimask.boxes import box_iou
+from minimask.lessons import cuda_on_cpu
 from minimask.matching import (
     BELOW_LOW,
     BETWEEN,
@@ -18,6 +19,7 @@ from minimask.matching import (
 )
 from tests.fake_cupy import installed, syncs
 
+needs_gpp = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="no g++ to run CUDA kernels with")
 REFERENCE = Path(__file__).parent / "reference"
 
 
@@ -156,6 +158,7 @@ def some_boxes(rng, count, size=100):
     return np.concatenate((low, low + rng.uniform(2, size / 2, (count, 2))), axis=1).astype(np.float32)
 
 
+@needs_gpp
 @pytest.mark.parametrize("objects", [(3, 0), (0, 0), (5, 4)])
 def test_images_are_matched_one_by_one_and_on_the_gpu_alike_with_one_wait(objects):
     rng, matcher = np.random.default_rng(1), Matcher(0.4, 0.2, allow_low_quality_matches=True)
@@ -177,6 +180,30 @@ def test_images_are_matched_one_by_one_and_on_the_gpu_alike_with_one_wait(object
     for here, matches in zip(found, again):
         assert isinstance(matches, np.ndarray)
         np.testing.assert_array_equal(matches, here)
+
+
+@needs_gpp
+@pytest.mark.parametrize("rescue, untouched", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_two_kernels_match_all_images_as_numpy_does_each(dtype, rescue, untouched):
+    rng, matcher = np.random.default_rng(2), Matcher(0.5, 0.3, rescue, untouched)
+    for objects in ((7, 0, 3), (0, 0, 0), (40, 1, 0)):
+        candidates = [some_boxes(rng, count).astype(dtype) for count in (300, 0, 61)]
+        targets = [
+            SimpleNamespace(
+                boxes=some_boxes(rng, n).astype(dtype), crowd_boxes=some_boxes(rng, c).astype(dtype)
+            )
+            for n, c in zip(objects, (2, 0, 5))
+        ]
+        targets[0].boxes[:2] = candidates[0][5]  # of two equal objects the first is matched
+        targets[0].boxes[2:3] = 500, 500, 510, 510  # no candidate touches it
+        want = match_images(matcher, candidates, targets, 0.5)
+        with installed(watch=True) as cupy:
+            there = [SimpleNamespace(**{k: cupy.asarray(v) for k, v in vars(t).items()}) for t in targets]
+            got = match_images(matcher, [cupy.asarray(c) for c in candidates], there, 0.5)
+        for mine, expected in zip(got, want, strict=True):
+            np.testing.assert_array_equal(mine, expected)
+            assert mine.dtype == np.int64
 
 
 # ---------------------------------------------------------------------------------------- pyramid levels

@@ -217,9 +217,9 @@ MUTANTS = {
             "relu_gradient(gt, t, in_place=True)",
             "relu_gradient(gt, t * 0 + 1)",
         ),
-        ("the output of the layer for its input", "gradient(gz, hs[i], ", "gradient(gz, hs[i + 1], "),
-        ("the first layer's weights", "input_gradient(gz, convs[i][0]", "input_gradient(gz, convs[0][0]"),
-        ("a ReLU of the wrong layer", "relu_gradient(gh, hs[i + 1]", "relu_gradient(gh, hs[-1]"),
+        ("the output of the layer for its input", "gradients(gh, hs[i], ", "gradients(gh, hs[i + 1], "),
+        ("the first layer's weights", "hs[i], convs[i][0]", "hs[i], convs[0][0]"),
+        ("a ReLU of the wrong layer", "y=hs[i + 1]", "y=hs[-1]"),
     ],
     keypoint_head.KeypointHead: [
         ("the size before doubling taken for the one after", "gy.shape[2] // 2,", "gy.shape[2],"),

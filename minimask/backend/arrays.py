@@ -86,6 +86,13 @@ def use_reference() -> bool:
     return _reference_only.get()
 
 
+def fit_kernels(*arrays) -> bool:
+    """Whether CUDA kernels take these: on a GPU, all float32 or all float64, and outside `reference_only`."""
+    if array_module(*arrays) is np or use_reference():
+        return False
+    return {a.dtype for a in arrays} in ({np.dtype(np.float32)}, {np.dtype(np.float64)})
+
+
 @contextlib.contextmanager
 def deterministic(on: bool = True) -> Iterator[None]:
     """Inside, GPU kernels whose sums depend on the order of threads give way to ones whose sums do not.

@@ -6,6 +6,7 @@ layer R rows, D inputs, O outputs. The products themselves are in `minimask.kern
 
 from __future__ import annotations
 
+from minimask import backend
 from minimask.autograd import Function, Tensor
 from minimask.backend import require_floating
 from minimask.kernels import convolution
@@ -27,6 +28,8 @@ class Conv2d(Function):
 
     def backward(self, gy):  # (N, O, P, Q)
         x, w = self.saved
+        if backend.fit_kernels(gy):  # what the three below have in common is done once there
+            return convolution.gradients(gy, x, w, self.geometry, self.needs)
         # linear in each: a product w x in y sends gy w to x, gy x to w (x correlated with gy), and b gets gy
         gx = convolution.input_gradient(gy, w, self.geometry) if self.needs[0] else None
         gw = convolution.weight_gradient(gy, x, self.geometry) if self.needs[1] else None

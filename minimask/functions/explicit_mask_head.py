@@ -41,8 +41,7 @@ class MaskHead(Function):
         parameters, hs, t, geometries, double, point = self.saved
         *convs, (deconv, _), (p, _) = _in_pairs(parameters)
         # y = p t + q
-        g_predictor = convolution.weight_gradient(gy, t, point), convolution.bias_gradient(gy)
-        gt = convolution.input_gradient(gy, p, point)
+        gt, *g_predictor = convolution.gradients(gy, t, p, point)
         # t = relu(D^T h_n + d): the transpose of a transpose is the convolution itself
         gt = elementwise.relu_gradient(gt, t, in_place=True)
         g_deconv = convolution.weight_gradient(hs[-1], gt, double), convolution.bias_gradient(gt)
@@ -50,11 +49,9 @@ class MaskHead(Function):
         # h_i = relu(z_i), z_i = w_i * h_(i-1) + b_i; convs begin with w_1, hs with h_0
         g_convs = []
         for i in reversed(range(len(convs))):
-            gz = elementwise.relu_gradient(gh, hs[i + 1], in_place=True)
-            gw, gb = convolution.weight_gradient(gz, hs[i], geometries[i]), convolution.bias_gradient(gz)
-            g_convs = [gw, gb, *g_convs]
-            if i > 0 or self.needs[0]:
-                gh = convolution.input_gradient(gz, convs[i][0], geometries[i])
+            needs = (i > 0 or self.needs[0], True, True)
+            gh, *gs = convolution.gradients(gh, hs[i], convs[i][0], geometries[i], needs, y=hs[i + 1])
+            g_convs = [*gs, *g_convs]
         return gh if self.needs[0] else None, *g_convs, *g_deconv, *g_predictor
 
 

@@ -11,10 +11,11 @@ For each level, with the same weights (Faster R-CNN, section 3.1; FPN, section 4
 from __future__ import annotations
 
 from minimask.autograd import Function, Tensor
+from minimask.backend import device_of
 from minimask.functions.activation import relu
 from minimask.functions.array import concatenate
 from minimask.functions.conv import conv2d
-from minimask.kernels import convolution, elementwise
+from minimask.kernels import convolution, elementwise, rpn_levels
 from minimask.kernels.geometry import Geometry
 
 
@@ -60,6 +61,25 @@ class RPNHead(Function):
         return gw, gb, g_uv[:a], g_ce[:a], g_uv[a:], g_ce[a:], *gxs
 
 
+class _RPNHeadAtOnce(RPNHead):
+    """The same with each layer's patches of all levels in one matrix, where a GPU has room for that."""
+
+    def forward(self, w, b, u, c, v, e, *xs):
+        self.at_once = rpn_levels.has_room(xs, w)
+        if not self.at_once:
+            return super().forward(w, b, u, c, v, e, *xs)
+        logits, deltas, h = rpn_levels.forward(xs, w, b, u, c, v, e)
+        self.save(w, u, v, xs, h)
+        return logits, deltas
+
+    def backward(self, g_logits, g_deltas):
+        if not self.at_once:
+            return super().backward(g_logits, g_deltas)
+        w, u, v, xs, h = self.saved
+        *gs, gxs = rpn_levels.backward(g_logits, g_deltas, xs, h, w, u, v, any(self.needs[6:]))
+        return *gs, *(gxs[i] if need else None for i, need in enumerate(self.needs[6:]))
+
+
 def _position_major(o, values: int):  # (N, a values, H, W) -> (N, H W a, values)
     n, c, h, w = o.shape
     o = o.reshape(n, c // values, values, h, w).transpose(0, 3, 4, 1, 2)  # (N, H, W, a, values)
@@ -88,7 +108,8 @@ def rpn_head(xs, conv, objectness, deltas) -> tuple[Tensor, Tensor]:
     deltas : (N, A, 4) Tensor
         Level by level and row by row; the a anchors of a position follow one another.
     """
-    return RPNHead.apply(*conv, *objectness, *deltas, *xs)
+    on_gpu = device_of(xs[0].data if isinstance(xs[0], Tensor) else xs[0]) == "cuda"
+    return (_RPNHeadAtOnce if on_gpu else RPNHead).apply(*conv, *objectness, *deltas, *xs)
 
 
 def rpn_head_reference(xs, conv, objectness, deltas) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,14 @@ from minimask import backend
 from minimask.autograd import Function, Tensor
 from minimask.functions.activation import sigmoid_array, softmax_array
 from minimask.functions.array import exp, log
+from minimask.kernels import loss as kernels
 
 # -------------------------------------------------------- the pieces, as (value, derivative) of arrays
 
 
 def _softmax_cross_entropy(logits, labels, xp):  # (R, K), (R,) -> sum over rows, (R, K)
+    if backend.fit_kernels(logits):
+        return kernels.softmax_cross_entropy(logits, labels)
     if not len(logits):
         return xp.zeros((), logits.dtype), xp.zeros_like(logits)
     rows, labels = xp.arange(len(logits)), xp.asarray(labels)
@@ -30,12 +33,16 @@ def _softmax_cross_entropy(logits, labels, xp):  # (R, K), (R,) -> sum over rows
 
 
 def _sigmoid_cross_entropy(x, t, xp):  # any shape twice -> sum, same shape
+    if backend.fit_kernels(x, t) and x.shape == t.shape:
+        return kernels.sigmoid_cross_entropy(x, t)
     # -t log s(x) - (1 - t) log(1 - s(x)) = max(x, 0) - x t + log(1 + exp(-|x|)), which never overflows
     loss = xp.maximum(x, 0) - x * t + xp.log1p(xp.exp(-xp.abs(x)))
     return loss.sum(), sigmoid_array(x, xp) - t
 
 
 def _smooth_l1(x, t, beta: float, xp):  # any shape twice -> sum, same shape
+    if backend.fit_kernels(x, t) and x.shape == t.shape:
+        return kernels.smooth_l1(x, t, beta)
     d = x - t
     a = xp.abs(d)
     if beta == 0:

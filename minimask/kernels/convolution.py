@@ -21,6 +21,7 @@ import numpy as np
 
 from minimask import backend
 from minimask.kernels import convolution_gpu
+from minimask.kernels.elementwise import relu_gradient
 from minimask.kernels.geometry import Block, Geometry, all_rows, row_blocks, windows
 from minimask.kernels.im2col import forward_im2col, input_gradient_im2col, weight_gradient_im2col
 
@@ -200,8 +201,33 @@ def weight_gradient(gy, x, g: Geometry):
     return np.ascontiguousarray(gw.swapaxes(1, 2)).reshape(g.w_shape)
 
 
+def gradients(gy, x, w, g: Geometry, needs=(True, True, True), y=None):
+    """d loss / d x, d w and d b from d loss / d y; None for those that nobody needs.
+
+    Parameters
+    ----------
+    gy : (N, O, P, Q)
+        Written to if there is a ReLU.
+    x, w
+        As of `forward`; what is not read may be None.
+    g : Geometry
+    needs : three of bool
+        Of x, w and b.
+    y : (N, O, P, Q), optional
+        The result, where a ReLU was applied to it.
+    """
+    if backend.fit_kernels(gy):
+        return convolution_gpu.gradients(gy, x, w, g, needs, y)
+    gy = gy if y is None else relu_gradient(gy, y, in_place=True)
+    gx = input_gradient(gy, w, g) if needs[0] else None
+    gw = weight_gradient(gy, x, g) if needs[1] else None
+    return gx, gw, bias_gradient(gy) if needs[2] else None
+
+
 def bias_gradient(gy):
     """d loss / d b (O,): the sum over images and positions, over the contiguous positions first."""
+    if backend.fit_kernels(gy):
+        return convolution_gpu.bias_gradient(gy)
     if backend.array_module(gy) is not np or backend.use_reference():
         return gy.sum(axis=(2, 3)).sum(axis=0)  # CuPy is slow at few long sums over scattered pieces
     n, o, p, q = gy.shape

@@ -51,22 +51,88 @@ def input_gradient(gy, w, g: Geometry):
     gx = xp.zeros(g.x_shape, gy.dtype)
     wt = w.reshape(groups, outs, g.patch_size).swapaxes(1, 2)  # (G, K, O/G)
     for block in _blocks(g, gy.itemsize):
-        cols = _product(wt, _rows(gy, g, block))  # (G, K, L)
-        top, bottom = _rows_read(g, block)
-        # the rows that two blocks of an image read overlap, so the second block adds to what the first wrote
-        span = block.first, block.height, top, bottom, block.first > 0
-        args = cols, gx[block.images], g.struct, block.count, *span
-        _launch("col2im", block.count * (bottom - top) * g.x_shape[3], g, args, gy.dtype)
+        _put_back(_product(wt, _rows(gy, g, block)), gx, g, block)
     return gx
 
 
 def weight_gradient(gy, x, g: Geometry):
     """As `minimask.kernels.convolution.weight_gradient`, for CuPy arrays."""
     xp = backend.array_module(gy, x)
-    x, gw = xp.ascontiguousarray(x), xp.zeros((g.groups, g.w_shape[0] // g.groups, g.patch_size), gy.dtype)
+    x, gw = xp.ascontiguousarray(x), None
     for block in _blocks(g, x.itemsize):
-        gw += _product(_rows(gy, g, block), _columns(x, g, block).swapaxes(1, 2))
-    return gw.reshape(g.w_shape)
+        of_block = _product(_rows(gy, g, block), _columns(x, g, block).swapaxes(1, 2))
+        gw = of_block if gw is None else xp.add(gw, of_block, out=gw)
+    return xp.zeros(g.w_shape, gy.dtype) if gw is None else gw.reshape(g.w_shape)
+
+
+def bias_gradient(gy):
+    """As `minimask.kernels.convolution.bias_gradient`, for CuPy arrays."""
+    xp = backend.array_module(gy)
+    gb = (xp.empty if gy.size else xp.zeros)(gy.shape[1], gy.dtype)
+    if gy.size:
+        elementwise.gather_rows(xp.ascontiguousarray(gy), None, None, gb, 0, False)
+    return gb
+
+
+def gradients(gy, x, w, g: Geometry, needs, y=None):
+    """As `minimask.kernels.convolution.gradients`, for CuPy arrays: what the three have in common, once.
+
+    The gradients of a block's outputs are put side by side, behind the ReLU, and added up on the way. They
+    are multiplied with the patches and with the weights; the second product goes back to the pixels.
+    """
+    xp, (groups, outs, depth) = backend.array_module(gy), (g.groups, g.w_shape[0] // g.groups, g.patch_size)
+    gy, x, y = (v if v is None else xp.ascontiguousarray(v) for v in (gy, x, y))
+    wt = w.reshape(groups, outs, depth).swapaxes(1, 2) if needs[0] else None  # (G, K, O/G)
+    gx = _place_for_gradients(g, gy) if needs[0] else None
+    gw, gb = None, xp.zeros(g.w_shape[0], gy.dtype) if needs[2] else None
+    for block in _blocks(g, gy.itemsize):
+        rows = _gathered(gy, y, gb, g, block)  # (G, O/G, L)
+        patches = None
+        if needs[1]:
+            patches = _columns(x, g, block)  # (G, K, L)
+            of_block = _product(rows, patches.swapaxes(1, 2))
+            gw = of_block if gw is None else xp.add(gw, of_block, out=gw)
+        if needs[0] and _is_image(g, block):
+            _product(wt, rows, gx[block.n0].reshape(groups, depth, g.out_pixels))
+        elif needs[0]:
+            _put_back(_product(wt, rows, patches), gx, g, block)
+    gw = xp.zeros(g.w_shape, gy.dtype) if needs[1] and gw is None else gw
+    return gx, None if gw is None else gw.reshape(g.w_shape), gb
+
+
+def _gathered(gy, y, gb, g: Geometry, block: Block):
+    """A block's outputs with its images side by side, (G, O/G, L), their sums added to gb if there is one."""
+    columns = block.count * block.height * g.out_size[1]
+    shape = g.groups, g.w_shape[0] // g.groups, columns
+    in_place = y is None and block.count == 1 and block.height == g.out_size[0]  # gy[n0] has this layout
+    rows = gy[block.n0].reshape(shape) if in_place else backend.array_module(gy).empty(shape, gy.dtype)
+    if not in_place or gb is not None:
+        of_images = gy[block.images], None if y is None else y[block.images]
+        elementwise.gather_rows(*of_images, None if in_place else rows, gb, block.first * g.out_size[1], True)
+    return rows
+
+
+def _place_for_gradients(g: Geometry, gy):
+    """An array for x's gradient; zeros unless every row is written by the only block of its image."""
+    all_rows = Block(0, 1, 0, g.out_size[0])
+    alone = all(block.height == all_rows.height for block in _blocks(g, gy.itemsize))
+    written = gy.size > 0 and alone and _rows_read(g, all_rows) == (0, g.x_shape[2])
+    xp = backend.array_module(gy)
+    return (xp.empty if written else xp.zeros)(g.x_shape, gy.dtype)
+
+
+def _is_image(g: Geometry, block: Block) -> bool:
+    """Whether the patches of a block are an image as it lies in memory."""
+    return g.is_pointwise and block.count == 1 and block.height == g.out_size[0]
+
+
+def _put_back(cols, gx, g: Geometry, block: Block) -> None:
+    """Add up in gx what the patches of a block's outputs, (G, K, L), send back to its pixels."""
+    top, bottom = _rows_read(g, block)
+    # the rows that two blocks of an image read overlap, so the second block adds to what the first wrote
+    span = block.first, block.height, top, bottom, block.first > 0
+    args = cols, gx[block.images], g.struct, block.count, *span
+    _launch("col2im", block.count * (bottom - top) * g.x_shape[3], g, args, gx.dtype)
 
 
 def _blocks(g: Geometry, itemsize: int) -> Iterator[Block]:
@@ -89,7 +155,7 @@ def _rows_read(g: Geometry, block: Block) -> tuple[int, int]:
 def _columns(x, g: Geometry, block: Block):
     """The patches of a block's outputs: (N, C, H, W) -> (G, K, L)."""
     columns = block.count * block.height * g.out_size[1]
-    if g.is_pointwise and block.count == 1 and columns == g.out_pixels:
+    if _is_image(g, block):
         return x[block.n0].reshape(g.groups, g.patch_size, columns)
     cols = backend.array_module(x).empty((g.groups, g.patch_size, columns), x.dtype)
     args = x[block.images], cols, g.struct, block.count, block.first, block.height

@@ -43,3 +43,38 @@ __global__ void relu_gradient(const T* gy, const T* y, T* gx, long long size) {
     for (long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x; k < size; k += step)
         gx[k] = gy[k] * T(y[k] > 0);
 }
+
+// y = 1 / (1 + exp(-x)); the exponential's argument is never positive, so it cannot overflow.
+template <typename T>
+__global__ void sigmoid(const T* x, T* y, long long size) {
+    const long long step = (long long)gridDim.x * blockDim.x;
+    for (long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x; k < size; k += step) {
+        const T e = exp(x[k] < 0 ? x[k] : -x[k]);
+        y[k] = (x[k] >= 0 ? T(1) : e) / (1 + e);
+    }
+}
+
+// The way back of finish_block: of some pixels of gy (images, C, plane), from `begin` on, those where y is positive,
+// all if y is null, go to rows (C, images, pixels), side by side; their sums over a row to g_bias (C,), or are
+// added to it. rows or g_bias may be null. One block a channel, in one order: two runs give the same bits.
+template <typename T>
+__global__ void gather_rows(const T* gy, const T* y, T* rows, T* g_bias, int images, int channels, int pixels,
+                            int plane, int begin, bool add) {
+    __shared__ T shared[1024];
+    for (int c = blockIdx.x; c < channels; c += gridDim.x) {
+        T sum = 0;
+        for (int k = threadIdx.x; k < images * pixels; k += blockDim.x) {
+            const long long place = ((long long)(k / pixels) * channels + c) * plane + begin + k % pixels;
+            const T g = y ? gy[place] * T(y[place] > 0) : gy[place];
+            if (rows) rows[(long long)c * images * pixels + k] = g;
+            sum += g;
+        }
+        shared[threadIdx.x] = sum;
+        for (int half = blockDim.x / 2; half > 0; half /= 2) {
+            __syncthreads();
+            if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+        }
+        if (g_bias && threadIdx.x == 0) g_bias[c] = (add ? g_bias[c] : T(0)) + shared[0];
+        __syncthreads();  // before the next channel's sums overwrite these
+    }
+}

@@ -120,7 +120,7 @@ def suppress(boxes, order, groups, iou_threshold: float):
     boxes, order = xp.ascontiguousarray(boxes), xp.ascontiguousarray(order, dtype=np.int64)
     groups = None if groups is None else xp.ascontiguousarray(groups, dtype=np.int64)
     strikes = xp.empty((n, words), dtype=np.uint64)
-    kept, count = xp.empty(n, dtype=np.int64), xp.zeros((), dtype=np.int32)
+    kept, count = xp.empty(n, dtype=np.int64), (xp.empty if n else xp.zeros)((), dtype=np.int32)
     args = (boxes, order, groups, iou_threshold, n, words, strikes)
     backend.launch("nms", "nms_matrix", (words, words), WORD, args, boxes.dtype)
     backend.launch("nms", "nms_greedy", (min(words, 1),), 1024, (strikes, order, n, words, kept, count))

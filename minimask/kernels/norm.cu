@@ -91,10 +91,11 @@ __global__ void row_gradients(const T* gy, const T* x, const T* y, const T* mean
     }
 }
 
+// gx, and g_weight and g_bias (channels), which the blocks of the first image add up over all images.
 template <typename T>
 __global__ void group_norm_gradient(const T* gy, const T* x, const T* y, const T* mean, const T* inv_std,
-                                    const T* sums, const T* weight, T* gx, int rows, int channels, int depth,
-                                    int pixels) {
+                                    const T* sums, const T* weight, T* gx, T* g_weight, T* g_bias, int rows,
+                                    int channels, int depth, int pixels) {
     for (int row = blockIdx.x; row < rows; row += gridDim.x) {
         const int begin = row / depth * depth, c = row % channels, first = begin % channels;
         const T mu = mean[row / depth], r = inv_std[row / depth], slope = weight[c];
@@ -102,6 +103,11 @@ __global__ void group_norm_gradient(const T* gy, const T* x, const T* y, const T
         for (int i = 0; i < depth; i++) {
             a += weight[first + i] * sums[begin + i];
             b += weight[first + i] * sums[rows + begin + i];
+        }
+        if (row < channels && blockIdx.y == 0 && threadIdx.x == 0) {
+            T of_bias = 0, of_weight = 0;
+            for (int r = row; r < rows; r += channels) of_bias += sums[r], of_weight += sums[rows + r];
+            g_bias[c] = of_bias, g_weight[c] = of_weight;
         }
         a /= (T)depth * pixels;
         b /= (T)depth * pixels;

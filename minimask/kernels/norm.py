@@ -42,11 +42,11 @@ def group_norm_gradient(gy, x, y, mean, inv_std, weight):
     rows, pixels, grid, threads = _launch_sizes(x)
     depth = channels // mean.shape[1]
     gx, sums = xp.empty_like(x), xp.empty((2, rows), x.dtype)
+    g_weight, g_bias = ((xp.empty_like if x.size else xp.zeros_like)(weight) for _ in range(2))
     args = gy, x, y, mean, inv_std, sums, rows, depth, pixels
     backend.launch("norm", "row_gradients", grid[:1], threads, args, x.dtype)
-    args = gy, x, y, mean, inv_std, sums, weight, gx, rows, channels, depth, pixels
+    args = gy, x, y, mean, inv_std, sums, weight, gx, g_weight, g_bias, rows, channels, depth, pixels
     backend.launch("norm", "group_norm_gradient", grid, threads, args, x.dtype)
-    g_bias, g_weight = sums.reshape(2, len(x), channels).sum(axis=1)
     return gx, g_weight, g_bias
 
 

@@ -1,5 +1,5 @@
-// SGD with momentum over all parameters of a model in one launch, and the sums of squares behind the norm of
-// their gradients. Beside it, in NumPy: sgd.py. How to launch it, and how it runs without a GPU:
+// SGD with momentum over all parameters of a model in one launch, the sums of squares behind the norm of their
+// gradients, and the factor that clips them. Beside it, in NumPy: sgd.py. How to launch it, and how it runs without a GPU:
 // docs/kernels.md.
 //
 //   for k in range(count):                                 blockIdx.y: a parameter
@@ -24,6 +24,18 @@ __global__ void sgd(const unsigned long long* table, const T* decay, int count, 
             v[i] = momentum * v[i] + g[i] + decay[k] * w[i];
             w[i] -= lr * v[i];
         }
+    }
+}
+
+// g[k][i] *= factor. table (count, 2): addresses of g, and the number of elements.
+template <typename T>
+__global__ void scale(const unsigned long long* table, int count, T factor) {
+    for (int k = blockIdx.y; k < count; k += gridDim.y) {
+        T* g = (T*)table[2 * k];
+        const long long size = table[2 * k + 1];
+        for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < size;
+             i += (long long)gridDim.x * blockDim.x)
+            g[i] *= factor;
     }
 }
 

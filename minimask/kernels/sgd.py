@@ -67,6 +67,16 @@ def sum_of_squares(arrays: Sequence) -> float:
     return float(sums.sum())  # sync: the norm is reported, and says whether to scale
 
 
+def scaled(arrays: Sequence, factor: float) -> list:
+    """All arrays times a number; on a GPU in place, in one launch."""
+    if (xp := backend.array_module(*arrays)) is np:
+        return [a * factor for a in arrays]
+    arrays = [xp.ascontiguousarray(a) for a in arrays]
+    args = _table(arrays), len(arrays), factor
+    backend.launch("sgd", "scale", (GRID, len(arrays)), 256, args, _one_dtype(arrays))
+    return arrays
+
+
 def _one_dtype(arrays: Sequence) -> np.dtype:
     """The common dtype, as a kernel cannot see what the addresses point to; ValueError if they differ."""
     (dtype,) = {a.dtype for a in arrays}

@@ -245,12 +245,29 @@ def _anchors(generator: AnchorGenerator, image_size, feature_sizes, dtype, xp) -
 
 def top_of_each_level(logits, per_level: list[int], k: int, xp=np) -> tuple:
     """The k best anchors of each level: their indices among all A, and their levels, (P',) each."""
+    if xp is not np:
+        return _top_of_each_level_by_sorting(logits, tuple(per_level), k, xp)
     chosen, begin = [], 0
     for count in per_level:
-        chosen.append(begin + top_k(logits[begin : begin + count], k, xp))
+        chosen.append(begin + top_k(logits[begin : begin + count], k))
         begin += count
-    levels = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])
-    return xp.concatenate(chosen), xp.asarray(levels)
+    return np.concatenate(chosen), np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])
+
+
+def _top_of_each_level_by_sorting(logits, per_level: tuple[int, ...], k: int, xp) -> tuple:
+    """The same for all levels at once: sorted by falling logit, then, in that order, by level."""
+    level_of, first, levels = _places_of_levels(per_level, k, xp)
+    order = by_falling(logits)  # (A,)
+    order = order[xp.argsort(level_of[order], kind="stable")]
+    return order[first], levels
+
+
+@lru_cache(maxsize=4)
+def _places_of_levels(per_level: tuple[int, ...], k: int, xp) -> tuple:
+    """The level of each anchor; where, sorted by level, the first k of each are; and the levels of these."""
+    level_of, begins = np.repeat(np.arange(len(per_level)), per_level), np.cumsum((0, *per_level))
+    first = np.concatenate([begin + np.arange(min(k, n)) for begin, n in zip(begins, per_level)])
+    return xp.asarray(level_of), xp.asarray(first), xp.asarray(level_of[first])
 
 
 def top_k(values, k: int, xp=np):

@@ -12,7 +12,7 @@ import numpy as np
 
 from minimask import backend
 from minimask.errors import InputError
-from minimask.kernels.sgd import sum_of_squares, update
+from minimask.kernels.sgd import scaled, sum_of_squares, update
 
 
 class SGD:
@@ -112,12 +112,15 @@ def gradient_norm(parameters: Sequence) -> float:
 
 
 def clip_gradients(parameters: Sequence, max_norm: float) -> float:
-    """Scale all gradients so that their norm is at most `max_norm` (0: no bound); gives the norm before."""
+    """Scale all gradients so that their norm is at most `max_norm` (0: no bound); gives the norm before.
+
+    As with `SGD.step`, arrays on a GPU are written in place.
+    """
     norm = gradient_norm(parameters)
     if 0 < max_norm < norm:
-        for p in parameters:
-            if p.grad is not None:
-                p.grad = p.grad * (max_norm / norm)
+        given = [p for p in parameters if p.grad is not None]
+        for p, gradient in zip(given, scaled([p.grad for p in given], max_norm / norm)):
+            p.grad = gradient
     return norm
 
 

@@ -4,6 +4,9 @@ Each ROW is a name, a group of names ("conv", "conv/forward", "whole") or a patt
 --list shows them all. The libraries run in turn in this process on equal inputs with equal numbers of
 threads; their results are compared first. Printed are medians, and minimask's time over torch's: below 1,
 minimask is faster.
+
+`python -m tests.benchmarks launches` counts instead what a training step asks of a GPU; it needs neither a
+GPU nor torch (launches.py).
 """
 
 from __future__ import annotations
@@ -17,6 +20,11 @@ from minimask import backend
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["launches"]:
+        from tests.benchmarks import launches
+
+        return launches.main(argv[1:])
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
         description=__doc__.split("\n\n", 1)[1],

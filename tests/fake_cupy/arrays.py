@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 
 from tests.fake_cupy.api import api
+from tests.fake_cupy.counting import count
 from tests.fake_cupy.memory import Buffer, generator, sync
 
 SCALARS = (bool, int, float, complex, np.generic)
@@ -96,6 +97,8 @@ class Ufunc:
         if isinstance(self._numpy, np.ufunc):
             options |= {"casting": casting, "order": "C"}
         result = quiet(self._numpy, *values, **options)
+        first = result[0] if isinstance(result, tuple) else result
+        count("product" if self.__name__ == "matmul" else "cupy", self.__name__, int(np.size(first) > 0))
         if outs:
             return outs[0] if self.nout == 1 else outs
         return wrap(result)
@@ -218,6 +221,7 @@ class ndarray:
     def get(self, stream=None, order="C", out=None, blocking=True) -> np.ndarray:
         if blocking:
             sync("get")
+        count("cupy", "get")
         if out is not None:
             out[...] = self._a
             return out
@@ -229,6 +233,7 @@ class ndarray:
         if arr.dtype != self.dtype or arr.shape != self.shape:
             raise TypeError(f"{arr.dtype} array of {arr.shape} cannot be set to {self.dtype} of {self.shape}")
         self._a[...] = arr
+        count("cupy", "upload")
 
     def item(self):
         sync("item")
@@ -273,6 +278,7 @@ class ndarray:
     # ------------------------------------------------------------------------------------------ copies
 
     def copy(self, order="C"):
+        count("cupy", "copy", int(self.size > 0))
         return wrap(self._a.copy(order))
 
     def __copy__(self):
@@ -285,6 +291,7 @@ class ndarray:
         if subok is not None:
             raise TypeError("subok is not supported yet")
         result = quiet(self._a.astype, dtype, order=order, casting=casting or "unsafe", copy=copy)
+        count("cupy", "astype", int(result is not self._a and self.size > 0))
         return self if result is self._a else wrap(result)
 
     def view(self, dtype=None, type=None):
@@ -293,18 +300,26 @@ class ndarray:
         return wrap(self._a.view() if dtype is None else self._a.view(dtype), (self,))
 
     def fill(self, value) -> None:
+        count("cupy", "fill", int(self.size > 0))
         self._a.fill(unwrap(value))
 
     # ---------------------------------------------------------------------------------------- indexing
 
     def __getitem__(self, key):
+        given = key
         key, advanced = self._key(key)
         result = self._a[key]
+        if advanced:
+            _count_index("take", given, result)
         return wrap(np.array(result, order="C")) if advanced else wrap(result, (self,))
 
     def __setitem__(self, key, value) -> None:
-        value = unwrap(value)
+        value, given = unwrap(value), key
         key, advanced = self._key(key)
+        if advanced:
+            _count_index("put", given, self._a[key])
+        else:
+            count("cupy", "assign", int(self._a[key].size > 0))
         if advanced and np.ndim(value):
             key, value = self._scrambled(key, value)
         quiet(self._a.__setitem__, key, value)
@@ -377,7 +392,9 @@ class ndarray:
     def _scatter(self, key, value, ufunc: str) -> None:
         """cupyx.scatter_add and its like: every duplicate counts."""
         allowed = "ilILQqefd" if ufunc == "add" else "iILQfd"
+        given = key
         key, advanced = self._key(key)
+        _count_index(f"scatter_{ufunc}", given, self._a[key])
         if advanced and self.dtype.char not in allowed.replace("l", "").replace("q", ""):
             raise TypeError(f"scatter_{ufunc[:3]} does not support {self.dtype}")
         getattr(np, ufunc).at(self._a, key, unwrap(value))
@@ -390,6 +407,18 @@ class ndarray:
 
     def scatter_min(self, slices, value) -> None:
         self._scatter(slices, value, "minimum")
+
+
+def _count_index(name: str, key, result) -> None:
+    """An index with arrays: k + 2 kernels for k of them, which work out places first; uploads of NumPy's."""
+    parts = [
+        p for p in (key if isinstance(key, tuple) else (key,)) if isinstance(p, (ndarray, np.ndarray, list))
+    ]
+    count("cupy", "upload", sum(not isinstance(p, ndarray) and np.size(p) > 0 for p in parts))
+    if any(_is_mask(p._a if isinstance(p, ndarray) else np.asarray(p)) for p in parts):
+        count("cupy", "mask", 2)  # a scan, whose last number comes back
+    if np.size(result):
+        count("cupy", name, len(parts) + 2 if len(parts) > 1 else 1)
 
 
 def _is_mask(part) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from minimask.lessons import cuda_on_cpu
 from tests.fake_cupy import memory
 from tests.fake_cupy.arrays import UFUNCS, ndarray, unsupported
+from tests.fake_cupy.counting import count
 from tests.fake_cupy.memory import sync
 
 # ------------------------------------------------------------------------------------------------ kernels
@@ -61,6 +62,7 @@ class RawKernel:
                 raise unsupported(value)
             values.append(value._a if isinstance(value, ndarray) else value)
         values += args[len(values) :]
+        count("kernel", self.name.partition("<")[0])
         seed = int(memory.generator().integers(2**32))
         self._kernel(grid, block, tuple(values), shared_mem, order=RawModule.order, seed=seed)
 

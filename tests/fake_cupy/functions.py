@@ -10,6 +10,7 @@ import numpy as np
 
 from tests.fake_cupy.api import api
 from tests.fake_cupy.arrays import UFUNCS, ndarray, poison, quiet, unsupported, unwrap, wrap
+from tests.fake_cupy.counting import AT_ONCE, count
 from tests.fake_cupy.memory import sync
 
 FUNCTIONS = (  # CuPy's behaviour is NumPy's, on arrays of its own
@@ -39,6 +40,9 @@ PLAIN = (  # about dtypes, shapes and layouts: no array comes out
     " min_scalar_type ndim promote_types result_type shape shares_memory size iscomplexobj isrealobj"
     " isfortran"
 ).split()
+PRODUCTS = set("dot inner outer tensordot vdot".split())
+JOINING = set("concat concatenate stack hstack vstack dstack column_stack".split())
+ALWAYS = set("flatnonzero nonzero".split())  # they find out how many
 LISTS = {"tup", "arys", "args", "xi"}
 ARRAYS = set(
     "self a a1 a2 a_max a_min append ar ar1 ar2 arr arr1 arr2 array ary b bins condition dst element"
@@ -183,16 +187,32 @@ def _function(kind: str, name: str, raw):
         for i, (parameter, value) in enumerate(given.items()):
             given[parameter] = _argument(parameter, value, i == 0, sources)
         result = quiet(raw, *bound.args, **bound.kwargs)
+        _count_function(name, result, sources)
         return wrap(result, sources) if out is None else out
 
     call.__name__ = name
     return call
 
 
+def _count_function(name: str, result, sources: list) -> None:
+    """As one call, or none where the result is a view or empty."""
+    if name in PRODUCTS:
+        count("product", name, int(np.size(result) > 0))
+        return
+    results = result if isinstance(result, (tuple, list)) else (result,)
+    new = [r for r in results if not any(np.may_share_memory(r, source._a) for source in sources)]
+    if name in JOINING and len(sources) <= AT_ONCE:
+        count("cupy", name, sum(source.size > 0 for source in sources))
+    elif name in ALWAYS or any(np.size(r) > 0 for r in new):
+        count("cupy", name)
+
+
 def _einsum_function(*operands, **options):
     sources: list = []
     values = [o if isinstance(o, str) else unwrap(o, sources) for o in operands]
-    return wrap(quiet(_einsum, *values, **options), sources)
+    result = quiet(_einsum, *values, **options)
+    count("product", "einsum", int(np.size(result) > 0))
+    return wrap(result, sources)
 
 
 def take_along_axis(a, indices, axis):
@@ -225,12 +245,14 @@ def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocki
         result = obj._a.astype(obj.dtype if dtype is None else dtype, order=order or "K", copy=bool(copy))
         if ndmin > result.ndim:
             result = result.reshape((1,) * (ndmin - result.ndim) + result.shape)
+        count("cupy", "copy", int(result.size > 0 and not np.may_share_memory(result, obj._a)))
         return obj if result is obj._a else wrap(result, (obj,))
     if isinstance(obj, (list, tuple)) and any(isinstance(o, ndarray) for o in obj):
         return RAW_STACK(obj, dtype=dtype)
     result = np.array(obj, dtype, copy=True, order=order or "K", ndmin=ndmin)
     if result.dtype.kind not in "biufc":
         raise ValueError(f"Unsupported dtype {result.dtype}")
+    count("cupy", "upload", int(result.size > 0))
     return wrap(result)
 
 
@@ -261,14 +283,16 @@ def _created(name: str, raw=None):
             if isinstance(value, (ndarray, np.ndarray)):
                 raise unsupported(value)
         result = (raw or getattr(np, name))(*bound.args, **bound.kwargs)
+        count("cupy", name, int(name != "empty" and np.size(result) > 0))
         return wrap(poison(result) if name == "empty" else result)
 
     return create
 
 
 def full(shape, fill_value, dtype=None, order="C"):
-    value = unwrap(fill_value)
-    return wrap(np.full(shape, value, dtype, order))
+    result = np.full(shape, unwrap(fill_value), dtype, order)
+    count("cupy", "full", int(result.size > 0))
+    return wrap(result)
 
 
 def _like(name: str):
@@ -285,6 +309,7 @@ def _like(name: str):
         if given.pop("subok", None) is not None:
             raise TypeError("subok is not supported yet")
         result = getattr(np, name)(*bound.args, **bound.kwargs)
+        count("cupy", name, int(name != "empty_like" and result.size > 0))
         return wrap(poison(result) if name == "empty_like" else result)
 
     return create

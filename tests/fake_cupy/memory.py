@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.fake_cupy.counting import count
+
 PACKAGE = str(Path(__file__).resolve().parents[2] / "minimask") + "/"
 
 
@@ -77,6 +79,7 @@ class Buffer:
     def __init__(self, size: int):
         self.size = 0
         self.size = pool._allocate(size)
+        count("allocation", times=int(size > 0))
 
     def __del__(self, pool=pool):  # the module's name may be gone when the interpreter ends
         pool._free(self.size)
