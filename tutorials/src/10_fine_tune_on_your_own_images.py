@@ -945,4 +945,4 @@ exercises.check("grouped_split", my_grouped_split)
 # * S. Kapoor, A. Narayanan, *Leakage and the reproducibility crisis in machine-learning-based science*, Patterns 2023: how often it happens, and to whom.
 # * docs/own_data.md and docs/weights.md; `source(minimask.models.starting)`, `source(minimask.results.survey)`.
 #
-# Next: **11 The paper's ablations**, which exchanges one part of the design at a time and asks whether the difference is real.
+# Next: [11 The paper's ablations](11_the_papers_ablations.ipynb), which exchanges one part of the design at a time and asks whether the difference is real.
