@@ -322,7 +322,7 @@ if not FAST:  # 60 steps find nothing yet
 # * **Objectness** is learnt alike. The RPN reads the map itself, not a RoI, and knows nothing of the layer that is compared.
 # * **The mask loss** parts within the first hundred steps, and stays apart. RoIPool's head cannot know by how much the box it was given has been moved, so it cannot say where the edge is.
 # * **Boxes** part later: deltas have to be read off features that are displaced by an unknown amount.
-# * **AP75** is where it shows, as predicted. With two seeds or another number of threads you will get other numbers (training is chaotic: a last bit that differs grows within some hundred steps), and the same picture.
+# * **AP75** is where it shows, as predicted. With another seed or another number of threads you will get other numbers (training is chaotic: a last bit that differs grows within some hundred steps), and the same picture.
 #
 # Side by side, on pictures that neither has seen:
 
