@@ -423,6 +423,7 @@ def test_the_gradient_of_the_whole_loss_agrees_with_finite_differences_in_every_
     assert worst < 1e-5, name
 
 
+@pytest.mark.slow
 @each_choice
 def test_thirty_steps_lower_every_loss_of_the_heads_and_the_masks_are_found(choice):
     model, (images, targets) = build(choice).astype(np.float32), two_images()
@@ -448,6 +449,7 @@ def test_thirty_steps_lower_every_loss_of_the_heads_and_the_masks_are_found(choi
     assert 0 <= masks.min() and masks.max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="no g++ on Linux to run CUDA kernels with")
 @each_choice
 def test_a_step_and_a_prediction_on_a_gpu_give_the_cpus_numbers(choice):

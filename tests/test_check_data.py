@@ -386,7 +386,12 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("name", PLANTED)
+LONG = ("objects that the crop cuts", "objects above all anchors")  # they take large images
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in PLANTED]
+)
 def test_a_planted_fault_is_found_with_its_mend(name, own):
     root, documents = own
     change, settings, level, kind, count, words = PLANTED[name]

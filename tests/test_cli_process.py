@@ -106,6 +106,7 @@ def train(data, output, **options):
     return command("train", *source(data), "--val", data / "train.json", *FEW, "--output", output, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252:strict", *map(slow, ("ascii:strict", "utf-8:strict"))])
 def test_no_encoding_and_no_name_of_a_directory_ends_work_that_is_done(encoding, data, tmp_path):
     output = tmp_path / os.fsdecode("训练 \x1b[31m \n x".encode() + b"\xe9")
@@ -133,6 +134,7 @@ def test_a_file_name_that_is_no_utf8_keeps_its_results_and_reads_back(data, tmp_
     assert status == 2 and err.count("\n") == 1 and "no caf\\xe9.png" in err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell of POSIX")
 @pytest.mark.parametrize("closing", ["2>&-", "<&- >&- 2>&-", *map(slow, (">&-", ">/dev/full 2>/dev/full"))])
 def test_a_stream_that_is_closed_or_full_ends_nothing(closing, data, tmp_path):
@@ -180,6 +182,7 @@ def test_what_libraries_write_to_standard_error_is_not_shown_but_with_debug(data
 # ------------------------------------------------------------------------------------------------ drawing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["bogus", *map(slow, ("module://not_installed.backend", "gtk3agg"))])
 def test_files_are_drawn_whatever_backend_the_environment_names(backend, data, tmp_path):
     environment = os.environ | {"MPLBACKEND": backend}

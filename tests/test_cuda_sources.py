@@ -74,6 +74,7 @@ COMPILERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_source_compiles_for_every_gpu_since_turing_without_a_warning(name, compiler, tmp_path):

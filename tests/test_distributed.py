@@ -150,6 +150,7 @@ def average(directory: Path, *sizes: int) -> dict[str, np.ndarray]:
     return dict(np.load(directory / "average.npz"))
 
 
+@pytest.mark.slow
 @needs_mpi
 def test_ranks_are_bitwise_equal_and_equal_one_process_that_averages_whatever_their_number(tmp_path):
     done = mpiexec(2, __file__, tmp_path, "--set", "train.steps=2")
@@ -181,6 +182,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path):
     assert step == load_checkpoint(tmp_path / "checkpoint.npz").step and step < 60
 
 
+@pytest.mark.slow
 @needs_mpi
 def test_rank_0_validates_and_all_end_early_at_the_same_step(tmp_path):
     settings = ["train.steps=9", "train.validate_every=1", "train.patience=2"]

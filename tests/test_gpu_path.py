@@ -141,6 +141,7 @@ def test_three_steps_in_float64_equal_the_cpus_and_wait_only_where_they_say(cupy
     assert len(cpu_steps[2]["scores"]) > 0
 
 
+@pytest.mark.slow
 def test_three_deterministic_steps_in_float64_equal_the_cpus(cupy, cpu_steps):
     with backend.deterministic():
         compare(three_steps("cuda"), cpu_steps, 1e-10)
@@ -170,12 +171,14 @@ def assert_equal_losses(ours, theirs, tolerance=2e-5) -> None:
         np.testing.assert_allclose(ours[name], column, rtol=tolerance, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_training_in_float32_has_the_cpus_losses_and_says_where_it_waits(runs):
     _, losses, waits = runs
     assert len(losses["cuda"]["loss"]) == 3 and waits == set()
     assert_equal_losses(losses["cuda"], losses["cpu"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first, second", [("cpu", "cuda"), ("cuda", "cpu"), pytest.param("cuda", "cuda", marks=pytest.mark.slow)]
 )
@@ -191,6 +194,7 @@ def test_a_run_goes_on_on_either_device(first, second, runs, tmp_path):
                 assert getattr(ours, group)[name].tobytes() == array.tobytes(), name
 
 
+@pytest.mark.slow
 def test_evaluation_gives_the_cpus_numbers_and_says_where_it_waits(runs):
     found = {}
     syncs.clear()
@@ -208,6 +212,7 @@ def test_evaluation_gives_the_cpus_numbers_and_says_where_it_waits(runs):
         assert mine["score"] == pytest.approx(other["score"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_commands_predict_and_evaluate_run_on_the_gpu(runs, tmp_path, capsys):
     from PIL import Image
 

@@ -485,6 +485,7 @@ def test_improbable_keypoints_are_not_drawn():
 # -------------------------------------------------------------------------------------------------- GPU path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="no g++ on Linux to run CUDA kernels with")
 def test_losses_gradients_and_keypoints_on_a_gpu_equal_the_cpus_and_wait_only_where_they_say():
     image, target = with_keypoints(np.random.default_rng(12), 3)

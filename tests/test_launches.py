@@ -93,6 +93,7 @@ def step():
     return launches.step_counts(size=64, objects=3)
 
 
+@pytest.mark.slow
 def test_no_stage_of_a_training_step_launches_more_than_it_did(step):
     found = {name: launches.launches(step, name) for name in {where for where, _, _ in step}}
     assert found.keys() == MOST.keys()

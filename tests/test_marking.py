@@ -42,6 +42,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_class_is_marked_whatever_its_files_do(folder, tmp_path, capsys):
     names = ("relu_backward", "nms", "box_iou")
     marked = exercises.mark(folder, *names, seconds=5, table=tmp_path / "marks.csv")

@@ -206,6 +206,7 @@ def test_the_classes_of_weights_from_elsewhere_are_matched_by_name():
         sources.category_ids(Detector(None, ["class 1", "class 2"], [1, 2]), data, "a.pth")
 
 
+@pytest.mark.slow
 def test_evaluate_takes_weights_from_elsewhere_whose_classes_have_other_numbers(run, tmp_path, capsys):
     """The same weights with a class more, in front: by names they find the same."""
     ours = main(["evaluate", "--weights", str(run), "--data", "nuclei", "--output", str(tmp_path / "a")])

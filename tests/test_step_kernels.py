@@ -137,6 +137,7 @@ PLANTED = {  # check, source, old, new
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_bug_is_found(name, monkeypatch):
     check, source, old, new = PLANTED[name]
