@@ -1,5 +1,7 @@
 """What a teacher changes in a notebook before a class breaks none of its cells."""
 
+import ast
+import inspect
 import json
 import os
 import subprocess
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from minimask import functions
 from tests.notebook_cells import code_cells, edited
 
 ROOT = Path(__file__).parent.parent
@@ -98,3 +101,14 @@ def test_a_cell_that_breaks_is_named(tmp_path):
             [("x, w = Tensor(2.0, requires_grad=True)", "x, w = Tensor(1 / 0, requires_grad=True)")],
             tmp_path,
         )
+
+
+def test_each_bug_that_notebook_13_may_plant_has_its_place_in_todays_source():
+    text = (ROOT / "tutorials" / "src" / "13_gradient_check_of_everything.py").read_text(encoding="utf-8")
+    bugs = next(
+        ast.unparse(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "BUGS"
+    )
+    for cls, method, old, _ in eval(bugs, {"F": functions}):
+        assert inspect.getsource(vars(cls)[method]).count(old) == 1, f"{cls.__name__}.{method}: {old}"

@@ -516,8 +516,8 @@ BUGS = [
     ),
     (F.norm.GroupNorm, "backward", "x_hat -= r * a", "x_hat -= 0 * a"),
     (F.explicit_rpn_head.RPNHead, "backward", "[t + g for t, g in zip(totals, level)]", "level"),
-    (F.explicit_mask_head.MaskHead, "backward", "gradient(gz, hs[i],", "gradient(gz, hs[0],"),
-    (F.loss.BoxHeadLoss, "backward", "[rows, own] = g_box", "[rows, own - 1] = g_box"),
+    (F.explicit_mask_head.MaskHead, "backward", "gradients(gh, hs[i],", "gradients(gh, hs[0],"),
+    (F.loss.BoxHeadLoss, "backward", "[rows, classes] = g_box", "[rows, classes - 1] = g_box"),
 ]
 JOINT = (FPN, "forward", "F.upsample_nearest(inner[i + 1],", "F.upsample_nearest(inner[i + 1].detach(),")
 
