@@ -14,9 +14,9 @@ from scipy import stats
 from minimask.ablations import designs, runs, stars
 from minimask.ablations import measured as measuring
 from minimask.ablations.designs import ABLATIONS, Ablation, Comparison, Training, Variant
-from minimask.ablations.measured import FOLDER, design_of, measured
+from minimask.ablations.measured import FOLDER, measured
 from minimask.ablations.networks import PYRAMID, Network, Sizes, build
-from minimask.ablations.runs import Result, run
+from minimask.ablations.runs import Result, design_of, run
 from minimask.ablations.stars import Stars
 from minimask.ablations.table import Difference, paired, table, verdict
 from minimask.command import cli

@@ -1,11 +1,10 @@
 """What the package's own runs of an ablation gave: the numbers of docs/ablations.md and notebook 11."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
-from minimask.ablations.designs import ABLATIONS, Ablation
-from minimask.ablations.runs import Result, Results, plan, read_result
+from minimask.ablations.designs import ABLATIONS
+from minimask.ablations.runs import Result, Results, design_of, plan, read_result
 from minimask.ablations.table import SCORES
 from minimask.errors import InputError
 from minimask.files import write_json
@@ -26,11 +25,6 @@ def measured(name: str) -> Results | None:
         return None
     runs = json.loads(path.read_text())["runs"]
     return {(run["variant"], run["seed"]): Result(run["kinds"], run["seconds"]) for run in runs}
-
-
-def design_of(ablation: Ablation) -> dict:
-    """All that an ablation's results depend on, as JSON would give it back."""
-    return json.loads(json.dumps(asdict(ablation)))
 
 
 def keep(name: str, output: Path) -> Path:

@@ -168,11 +168,15 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path}: is damaged; remove it, and what it held is made again") from error
 
 
+def design_of(ablation: Ablation) -> dict[str, Any]:
+    """All that an ablation's results depend on, as JSON would give it back."""
+    return json.loads(json.dumps(asdict(ablation)))
+
+
 def _check_design(ablation: Ablation, output: Path) -> None:
     """See that what is in the directory belongs to this ablation as it is designed now."""
-    design = asdict(ablation)
+    design = design_of(ablation)
     del design["seeds"]  # more of them do not change those there are
-    design = json.loads(json.dumps(design))
     known = _read_json(output / DESIGN)
     if known is None:
         write_json(output / DESIGN, design, indent=1)

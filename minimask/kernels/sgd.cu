@@ -1,6 +1,6 @@
 // SGD with momentum over all parameters of a model in one launch, the sums of squares behind the norm of their
-// gradients, and the factor that clips them. Beside it, in NumPy: sgd.py. How to launch it, and how it runs without a GPU:
-// docs/kernels.md.
+// gradients, and the factor that clips them. Beside it, in NumPy: sgd.py. How to launch it, and how it runs
+// without a GPU: docs/kernels.md.
 //
 //   for k in range(count):                                 blockIdx.y: a parameter
 //       for i in range(size[k]):                           blockIdx.x, threadIdx.x

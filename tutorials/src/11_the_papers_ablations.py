@@ -407,7 +407,7 @@ source(table.paired)
 # %% [markdown]
 # ### Fifty trainings
 #
-# `minimask ablate roi-layer` trains the five layers on both maps with five seeds each: 1300 steps, where you took 500. That takes about an hour and a half on two cores, so it was done once, and the package has its results.
+# `minimask ablate roi-layer` trains the five layers on both maps with five seeds each: 1300 steps, where you took 500. The times of these runs add up to two and a half hours on two busy cores, so they were done once, and the package has their results.
 
 # %%
 done = measured("roi-layer")
@@ -510,7 +510,7 @@ assert 0.5 < found.mean() / (ROWS * (1 - table.CONFIDENCE)) < 2
 #
 # ## The other tables
 #
-# `minimask ablate NAME` asks the paper's other questions in the same way. What the package has results of is here. The rest is for you to run: each takes from half an hour to some hours on two cores, Ctrl-C stops it, and the same command goes on.
+# `minimask ablate NAME` asks the paper's other questions in the same way. What the package has results of is here. The rest is for you to run: after its first training each says how long it takes, Ctrl-C stops it, and the same command goes on.
 
 # %%
 for name, ablation in ABLATIONS.items():
