@@ -1,4 +1,4 @@
-"""Anchors: the boxes of fixed sizes and shapes, at every cell of every pyramid level, that the RPN judges.
+"""Anchors: boxes of fixed sizes and shapes at every cell of every pyramid level, which the RPN judges.
 
 Shapes: h x w cells per level, K anchors per cell; A is the sum of h w K over the levels.
 """
@@ -19,8 +19,8 @@ class AnchorGenerator:
     Parameters
     ----------
     sizes : one tuple per level
-        Square roots of the anchors' areas, in pixels of the network's input image. A number stands for a
-        tuple of one.
+        Square roots of the anchors' areas, in pixels of the network's input image. A single number counts as
+        a tuple of one.
     aspect_ratios : one tuple per level, or one for all levels
         Height over width. Every size comes with every ratio.
     rounded : bool
@@ -113,7 +113,7 @@ class AnchorGenerator:
         Parameters
         ----------
         image_size : (height, width)
-            Of the network's input: the padded batch, where there is one.
+            Of the network's input, which is the padded batch if there is one.
         feature_sizes : one (h, w) per level
         xp : module
             ``numpy`` or ``cupy``: where to make the arrays.

@@ -51,8 +51,8 @@ class Tensor:
     ----------
     data : numpy.ndarray or cupy.ndarray
         Assign to it, or change it by ``t.data -= ...``, and a backward pass that still needs the old values
-        raises. What is written into the array itself, as by ``t.data[0] = 1``, goes unnoticed: write into no
-        array between a forward pass and its backward pass.
+        raises. Writing into the array itself, as in ``t.data[0] = 1``, goes unnoticed: do not do so between a
+        forward pass and its backward pass.
     grad : array of data's shape and dtype, or None
         d(output)/d(this), added up over calls of `backward` until set to None.
 
@@ -65,7 +65,7 @@ class Tensor:
     __array_ufunc__ = None  # numpy_array + tensor calls Tensor.__radd__ instead of going through elements
 
     def __init__(self, data, requires_grad: bool = False):
-        # How often the data was replaced, in a list that all Tensors of the same data share.
+        # How often the data was replaced, in a list shared by all Tensors of the same data.
         self._edits = data._edits if isinstance(data, Tensor) else [0]
         data = data.data if isinstance(data, Tensor) else data
         self._data = data if hasattr(data, "dtype") and hasattr(data, "ndim") else np.asarray(data)
@@ -164,23 +164,21 @@ class Tensor:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         if self.requires_grad and _recording.get():
-            raise TypeError("an array of this Tensor would lose its gradient: take .numpy() if that is meant")
+            raise TypeError("an array of this Tensor would lose its gradient: take .numpy() if you want that")
         return np.array(self.numpy(), dtype, copy=copy)
 
     def __array_function__(self, function, types, args, kwargs):
         with contextlib.suppress(TypeError):  # raised by `__array__` of a Tensor that requires a gradient
             return function(*_arrays(args), **_arrays(kwargs))
         name = getattr(function, "__name__", "this function")
-        raise TypeError(
-            f"numpy.{name} knows no gradient: use minimask.functions, or .numpy() if none is wanted"
-        )
+        raise TypeError(f"numpy.{name} has no gradient: use minimask.functions, or .numpy() if you need none")
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
     def __getattr__(self, name: str):
         raise AttributeError(
-            f"a Tensor has no {name!r}: take a function of minimask.functions, with a gradient, or .numpy()"
+            f"a Tensor has no {name!r}: use minimask.functions, which have gradients, or .numpy()"
         )
 
     def __getstate__(self) -> dict:
@@ -227,7 +225,7 @@ class Tensor:
         RuntimeError
             If self has no graph, or its graph was freed by an earlier backward pass.
         ValueError
-            If `gradient` is left out and self has more than one element, or has another shape.
+            If `gradient` has another shape than self, or is left out though self has more than one element.
         """
         if not self.requires_grad:
             raise RuntimeError("backward: this Tensor was computed from nothing that requires a gradient")
@@ -235,7 +233,7 @@ class Tensor:
         if gradient is None:
             if self.size != 1:
                 raise ValueError(
-                    f"backward: give a gradient of shape {self.shape}; only one number needs none"
+                    f"backward: give a gradient of shape {self.shape}; only a single number needs none"
                 )
             gradient = xp.ones_like(self.data)
         gradient = gradient.data if isinstance(gradient, Tensor) else gradient
@@ -330,7 +328,7 @@ class Function:
     Attributes
     ----------
     xp : module
-        numpy or cupy, whichever the inputs are of.
+        numpy or cupy, whichever the inputs belong to.
     needs : tuple of bool
         For each input, whether its gradient is wanted.
     saved : tuple
@@ -350,7 +348,7 @@ class Function:
 
     @classmethod
     def apply(cls, *inputs, **options):
-        """Run the operation on Tensors or arrays; gives a Tensor, or a tuple where forward gives one."""
+        """Run the operation on Tensors or arrays; gives a Tensor, or a tuple of them if forward gives one."""
         return cls(**options)(*inputs)
 
     def __call__(self, *inputs):
@@ -376,7 +374,7 @@ class Function:
         return tuple(outputs) if several else outputs[0]
 
     def _in_float32(self, inputs, arrays):
-        """The call with float32 in the place of float16; results are float16 where the inputs were."""
+        """The call with float32 in place of float16; `giving_dtype` decides what the results are."""
         is_half = [getattr(a, "dtype", None) is _HALF for a in arrays]
         wide = [_Cast.apply(x, dtype=np.float32) if half else x for x, half in zip(inputs, is_half)]
         results = self(*wide)
@@ -397,7 +395,7 @@ class Function:
             for x, need in zip(inputs, self.needs)
         ]
         self.input_kinds = [(x.shape, x.dtype) if need else None for x, need in zip(inputs, self.needs)]
-        # Of each input that was saved: its place, the counter of its edits, and what it stands at.
+        # Of each input that was saved: its position, its counter of edits, and the count at this moment.
         self._watched = [
             (i, x._edits, x._edits[0])
             for i, x in enumerate(inputs)
@@ -434,7 +432,7 @@ class Function:
 
 
 class _Cast(Function):
-    """The same numbers in another floating point dtype, and their gradient in the first."""
+    """The same numbers in another floating point dtype; the gradient comes back in the original one."""
 
     def __init__(self, dtype):
         self.dtype = dtype
@@ -455,7 +453,7 @@ def _array(value):
 
 
 def _arrays(value):
-    """Arguments with arrays in the place of Tensors, at any depth."""
+    """Arguments with arrays in place of Tensors, at any depth."""
     if isinstance(value, dict):
         return {name: _arrays(entry) for name, entry in value.items()}
     if isinstance(value, (tuple, list)):
@@ -470,7 +468,7 @@ def _numbers(arguments: tuple) -> tuple:
 
 
 def _share_edits(inputs, outputs) -> None:
-    """Let an output that is a view of an input, as of `reshape`, count its edits together with it."""
+    """Let an output that is a view of an input, as from `reshape`, share that input's counter of edits."""
     for y in outputs:
         owner = y.data if y.data.base is None else y.data.base
         for x in inputs:

@@ -3,7 +3,7 @@
 A box is x1, y1, x2, y2 in pixels of its image. Pixel i covers [i, i + 1], so the width is x2 - x1: no +1.
 All functions take and return arrays of one module, NumPy or CuPy, and keep their dtype; none has a gradient.
 Products of float16 and of small integers would overflow: float16 is computed in float32, and integers give
-float64 where the result is no integer.
+float64 where the result is not an integer.
 Shapes: A and B boxes to compare; N boxes to suppress; R boxes to code; K classes.
 """
 
@@ -31,7 +31,7 @@ def as_boxes(boxes, where: str):
 
     Parameters
     ----------
-    boxes : (N, 4) array, or what NumPy makes one of
+    boxes : (N, 4) array, or anything that NumPy can make one of
     where : str
         The function and its argument, ``"nms: boxes"``; begins the error.
 
@@ -40,7 +40,7 @@ def as_boxes(boxes, where: str):
     InputError
         If they have another shape.
     TypeError
-        If they are no numbers.
+        If they are not numbers.
     """
     boxes = _floating(boxes, where)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
@@ -83,7 +83,7 @@ def _one_of_each(values, boxes, where: str):
     if values.dtype.kind not in "biuf":
         raise InputError(f"{where} must be an array of numbers, not of {values.dtype}")
     if values.shape != (len(boxes),):
-        raise InputError(f"{where} must be ({len(boxes)},), one of each box; the shape is {values.shape}")
+        raise InputError(f"{where} must be ({len(boxes)},), one for each box; the shape is {values.shape}")
     return values
 
 
@@ -91,7 +91,7 @@ def _one_of_each(values, boxes, where: str):
 
 
 def box_area(boxes):
-    """Area of each box: (..., 4) -> (...), in square pixels; int64 of integers, float32 of float16."""
+    """Area of each box: (..., 4) -> (...), in square pixels; int64 for integers, float32 for float16."""
     is_integer = hasattr(boxes, "dtype") and getattr(boxes.dtype, "kind", "f") in "iu"
     boxes = boxes.astype(np.int64) if is_integer else _floating(boxes, "box_area: boxes")
     _check_fours(boxes, "box_area: boxes")
@@ -113,7 +113,7 @@ def _intersection(a, b):  # (A, 4), (B, 4) -> (A, B)
 
 
 def _like(result, *inputs):
-    """The result in float16 if all inputs are of it, else as it is."""
+    """The result as float16 if all inputs are float16, else unchanged."""
     half = all(getattr(x, "dtype", None) == np.float16 for x in inputs)
     return result.astype(np.float16) if half else result
 
@@ -209,14 +209,14 @@ def clip_boxes_to_image(boxes, image_size: tuple[int, int]):
     if fit_kernels(boxes):
         return coding.clip(boxes, width, height)
     clipped = array_module(boxes).empty_like(boxes)
-    largest = np.iinfo(boxes.dtype).max if boxes.dtype.kind in "iu" else math.inf  # a uint8 takes no 300
+    largest = np.iinfo(boxes.dtype).max if boxes.dtype.kind in "iu" else math.inf  # a uint8 cannot hold 300
     for axis, length in ((1, height), (0, width)):  # y1 and y2, then x1 and x2, in one call
         clipped[..., axis::2] = boxes[..., axis::2].clip(0, min(length, largest))
     return clipped
 
 
 def remove_small_boxes(boxes, min_size: float):
-    """Indices, (M,) int64 and rising, of the boxes (N, 4) whose sides are both at least `min_size` pixels."""
+    """Ascending indices, (M,) int64, of the boxes (N, 4) whose sides are both at least `min_size` pixels."""
     boxes = as_boxes(boxes, "remove_small_boxes: boxes")
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     return array_module(boxes).flatnonzero((w >= min_size) & (h >= min_size))  # sync: how many there are
@@ -233,7 +233,7 @@ def scale_boxes(boxes, scale: tuple[float, float]):
 
 @dataclass(frozen=True)
 class BoxCoder:
-    """Boxes as offsets from other boxes, which is what the regressors learn, and back.
+    """Converts boxes to offsets from other boxes, which is what the regressors learn, and back.
 
     ``dx = wx (x - x_a) / w_a, dy = wy (y - y_a) / h_a, dw = ww log(w / w_a), dh = wh log(h / h_a)``, where
     (x, y) is a box's centre, (w, h) its size, and _a marks the box that it is an offset from.
@@ -342,7 +342,7 @@ def _center_and_size(boxes):  # (R, 4) -> x, y, w, h, each (R,)
 
 
 def by_falling(values):
-    """Indices of the values (N,), the largest first; of equal ones the first in the input, and NaN last.
+    """Indices of the values (N,), the largest first; equal ones in the order of the input, NaN last.
 
     The values are numbers of any dtype: an unsigned integer, or a bool, cannot be negated.
     """

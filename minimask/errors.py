@@ -1,6 +1,6 @@
 """The exceptions that do not point to a bug in minimask: the user's mistakes, and memory that ran out.
 
-And `one_line`, through which goes whatever is printed but was not written by us: names, paths, messages.
+Also `one_line`, through which everything is printed that we did not write: names, paths, messages.
 """
 
 import traceback
@@ -10,8 +10,8 @@ from pathlib import Path
 _PACKAGE = Path(__file__).parent
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-# Those of category Cf that reorder what stands around them: a name could show as another. Its other members,
-# such as the joiners of Indic scripts and emoji, change nothing outside their word.
+# The characters of category Cf that reorder the text around them, so that one name could look like another.
+# Its others, such as the joiners of Indic scripts and emoji, change nothing outside their word.
 _REORDERS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -21,10 +21,11 @@ def one_line(text: object, most: int | None = None) -> str:
     Parameters
     ----------
     text : object
-        Its ``str``. The bytes of a file name that is no UTF-8, which Python keeps as the surrogates U+DC80 to
-        U+DCFF, become ``\xe9``; other surrogates, line separators and marks that reorder text, ``\u2028``.
+        Taken as ``str(text)``. Bytes of a file name that is not UTF-8, which Python keeps as the surrogates
+        U+DC80 to U+DCFF, are written like ``\xe9``; other surrogates, line separators and marks that reorder
+        text, like ``\u2028``.
     most : int, optional
-        The greatest length; from the middle of a longer text goes what is too much, an ellipsis in its place.
+        The greatest length; a longer text loses its middle, in whose place stands an ellipsis.
 
     Returns
     -------
@@ -65,7 +66,7 @@ class InputError(ValueError):
 
 
 def memory_story(error: MemoryError) -> str:
-    """How much memory was asked for, and by which function of minimask (an `OutOfMemory` says it itself)."""
+    """How much memory was asked for, and by which function of minimask (an `OutOfMemory` itself says so)."""
     if isinstance(error, OutOfMemory):
         return f"not enough memory: {error}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -18,7 +18,7 @@ except ImportError:  # Windows, where an open file can neither be renamed nor re
     fcntl = None
 
 _TEMPORARY = re.compile(r"\.minimask-[0-9a-f]{16}\.tmp")
-# What an fsync of a directory answers where the file system has no such thing.
+# The errors of an fsync of a directory where the file system does not support it.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
 
 
@@ -34,13 +34,13 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     Raises
     ------
     InputError
-        If the file cannot be written, for example because the disk is full: `path` is as it was before. If
-        the disk does not confirm the rename: it has the new content, which a power failure may take away.
+        If the file cannot be written, for example because the disk is full; `path` is as it was before. Also
+        if the disk does not confirm the rename; `path` has the new content, which a power failure may undo.
     """
     path = real_path(path)  # a link stays a link: the file it points to is replaced, not the link
     if path.exists() and not path.is_file():
-        what = "a directory" if path.is_dir() else "no regular file"
-        raise InputError(f"{path}: is {what}, so that no file can be written there; move it away")
+        what = "a directory" if path.is_dir() else "not a regular file"
+        raise InputError(f"{path}: is {what}, so no file can be written there; move it away")
     try:
         temporary, file = _create(path.parent)
         try:
@@ -48,7 +48,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                if fcntl:  # before the lock goes with the handle: what has none is taken for a dead one's
+                if fcntl:  # before closing, which drops the lock: without one it is taken for a dead writer's
                     temporary.replace(path)
             if not fcntl:
                 temporary.replace(path)
@@ -66,7 +66,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise InputError(
             f"{path}: is written, but the disk does not confirm it ({error.strerror or error}); it may be "
-            "lost if power fails. See to the disk, or choose another directory"
+            "lost if power fails. Check the disk, or choose another directory"
         ) from error
 
 
@@ -82,13 +82,13 @@ def real_path(path: str | Path) -> Path:
         real = Path(os.path.realpath(path))
     except ValueError as error:  # NUL, or surrogates
         raise InputError(f"{path}: is not a file name ({error})") from error
-    if real.is_symlink():  # all links are resolved but those of a circle
+    if real.is_symlink():  # every link is resolved by now, except in a circle
         raise InputError(f"{path}: is a symbolic link that leads back to itself; remove it")
     return real
 
 
 def _create(directory: Path) -> tuple[Path, IO[bytes]]:
-    """A new temporary file, open for writing, whose lock tells others that its writer lives."""
+    """A new temporary file, open for writing, whose lock tells others that its writer is alive."""
     for _ in range(100):
         temporary = directory / f".minimask-{os.urandom(8).hex()}.tmp"
         with suppress(FileExistsError):  # somebody else's; "x" does not follow a link either
@@ -97,11 +97,11 @@ def _create(directory: Path) -> tuple[Path, IO[bytes]]:
                 return temporary, file
             file.close()  # the next run's `remove_leftovers` came between open and lock
             temporary.unlink(missing_ok=True)
-    raise OSError(errno.EEXIST, "no name for a temporary file is free")
+    raise OSError(errno.EEXIST, "found no free name for a temporary file")
 
 
 def _locked(handle: int) -> bool | None:
-    """Take an open file's lock; False if another handle has it, None where files have none."""
+    """Take an open file's lock; False if another handle has it, None where files cannot be locked."""
     if fcntl is None:
         return None
     try:
@@ -109,7 +109,7 @@ def _locked(handle: int) -> bool | None:
     except BlockingIOError:
         return False
     except OSError:
-        # A file system without locks: whether a writer lives cannot be told, so nothing is removed.
+        # A file system without locks: nobody can tell whether a writer is alive, so nothing is removed.
         return None
     return True
 
@@ -124,12 +124,13 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
 def remove_leftovers(directory: str | Path) -> None:
     """Remove the temporary files of `replacing` whose writers are dead; nothing else.
 
-    That a writer lives is told by its lock, which the system takes away with it, on whichever machine.
+    A living writer holds its file's lock; the system releases the lock when the writer dies, on whichever
+    machine that was.
     """
-    # What is not a directory, or not to be listed, is told by whoever uses it.
+    # If it is not a directory, or cannot be listed, whoever uses it says so.
     with suppress(OSError):
         for entry in list(os.scandir(directory)):
-            # A file of this name, not a link or a folder that bears it.
+            # Only a file of such a name, not a link or a folder.
             if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 _remove_if_dead(Path(entry.path))
 
@@ -166,7 +167,7 @@ def open_regular(path: str | Path) -> IO[bytes]:
     Raises
     ------
     OSError
-        If there is none, or it is a directory, a pipe or a device, which could keep us waiting for ever.
+        If there is none, or it is a directory, a pipe or a device; the last two could keep us waiting forever.
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -182,14 +183,14 @@ def open_regular(path: str | Path) -> IO[bytes]:
 
 
 def is_address(path: str | Path) -> bool:
-    """Whether it begins as an address of the web does, of which a Path leaves one slash."""
+    """Whether it begins like a web address; of the two slashes a Path keeps one."""
     return re.match(r"(https?|ftp|s3|gs):/", str(path)) is not None
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, by `replacing`; of what UTF-8 cannot hold, the escape that JSON has: ``\\udce9``.
+    """Write UTF-8 text, by `replacing`; what UTF-8 cannot hold is escaped as in JSON: ``\\udce9``.
 
-    That is how Python keeps the bytes of a file name that is no UTF-8, and how `json` reads them back.
+    Such characters are how Python keeps the bytes of a file name that is not UTF-8; `json` reads them back.
     """
     with replacing(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
@@ -201,7 +202,7 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
 
 
 def check_output_directory(directory: str | Path) -> Path:
-    """Check that `directory` can be made and written to, without making it: the work may still fail.
+    """Check that `directory` can be made and written to, without making it yet: the work may still fail.
 
     Raises
     ------
@@ -258,11 +259,11 @@ def output_directory(directory: str | Path) -> Iterator[Path]:
     try:
         trial = make_output_directory(directory) / f".minimask-{os.urandom(8).hex()}.tmp"
         with replacing(trial) as file:
-            file.write(b"minimask tries whether it can write here\n")
+            file.write(b"minimask checks that it can write here\n")
         trial.unlink(missing_ok=True)
         yield directory
     except BaseException:
-        with suppress(OSError):  # the first that is not empty
+        with suppress(OSError):  # at the first that is not empty
             for parent in made:
                 parent.rmdir()
         raise
@@ -278,7 +279,7 @@ def check_inputs_are_kept(inputs: Iterable[str | Path], outputs: Iterable[Path])
     """
     theirs = {}
     for path in inputs:
-        with suppress(OSError, ValueError):  # what is not there is told by whoever reads it
+        with suppress(OSError, ValueError):  # if it is not there, whoever reads it says so
             found = Path(path).stat()
             theirs[found.st_dev, found.st_ino] = path
     for output in filter(os.path.exists, outputs):

@@ -5,7 +5,7 @@ norm sum to a constant), and the inputs are moved along random vectors v, all in
 
     numeric = d/dt <u, f(x + t v)>  by central differences,   analytic = <f's backward of u, v>
 
-How far they differ is said by `relative_error`, here and in the plots of the notebooks.
+`relative_error` measures how far they differ, here and in the plots of the notebooks.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NEAR_ZERO = 1e-2
 
 
 def relative_error(numeric, analytic):
-    """``|numeric - analytic| / (|numeric| + |analytic|)``, element by element: the distance of two slopes.
+    """``|numeric - analytic| / (|numeric| + |analytic|)``, element by element: how far two slopes differ.
 
     It lies between 0 and 1 and treats both alike: 0 where they are equal (both 0, too), 1 where
-    only one is 0 or the sign is wrong, infinite where one is not finite. Where the analytic slope is off by a
-    small share, it is half that share.
+    only one is 0 or the sign is wrong, infinite where one is not finite. If the analytic slope is off by a
+    small fraction of itself, the error is half that fraction.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def relative_error(numeric, analytic):
 
     Returns
     -------
-    float64 array of the common shape; of numbers, a number.
+    float64 array of the common shape; for two numbers, a number.
     """
     numeric, analytic = np.asarray(numeric, np.float64), np.asarray(analytic, np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -66,7 +66,7 @@ class Mismatch:
 
     def __str__(self) -> str:
         ratio = self.analytic / self.numeric if self.numeric else float("inf")
-        count = f"{self.wrong} of {self.checked} elements wrong" if self.wrong else "no element far off alone"
+        count = f"{self.wrong} of {self.checked} elements wrong" if self.wrong else "no one element far off"
         text = (
             f"input {self.input}: {count}; worst at {self.index}: "
             f"numeric {self.numeric:.6g}, analytic {self.analytic:.6g} (ratio {ratio:.6g})"
@@ -155,7 +155,7 @@ def gradcheck(
     Raises
     ------
     GradientError
-        If the gradient is wrong, or the function has a kink at the inputs; the message tells which. Also if
+        If the gradient is wrong, or the function has a kink at the inputs; the message says which. Also if
         the function changes one of its inputs in place, or something at the inputs is not finite.
     ValueError
         If there is nothing to check: no floating-point array among the inputs, or no Tensor of floating-point
@@ -240,7 +240,7 @@ class FunctionAtPoint:
                 raise GradientError(f"gradcheck: the function changed its input {i} in place")
 
     def require_something_to_check(self) -> None:
-        """Raise ValueError where a check would pass without a look, and GradientError at NaN or infinity."""
+        """Raise ValueError if nothing would be checked, and GradientError at NaN or infinity."""
         if not self.variables:
             raise ValueError("gradcheck: no input is a floating-point array, so there is nothing to check")
         if all(u is None for u in self.weights):
@@ -331,7 +331,7 @@ class FunctionAtPoint:
 
 
 def _explain(report: GradientReport, point: FunctionAtPoint, group, v, step: float, tolerance: float) -> None:
-    """Enter in the report why the slopes along v differ: a kink, or wrong elements, of which the worst."""
+    """Enter in the report why the slopes along v differ: a kink, or else the worst of the wrong elements."""
     if point.has_kink(v, step, tolerance):
         where = f"within {2 * step:g} of the inputs ({report.where})"
         report.kink = f"the function is not differentiable {where}: move them"

@@ -17,17 +17,17 @@ from minimask.backend import array_module
 CUBIC = -0.75
 """The slope at 1 of the cubic convolution kernel (Keys 1981), as in torch and OpenCV."""
 
-_EXPONENT_MOST = 80.0  # e^80 is a float32
+_EXPONENT_MOST = 80.0  # e^80 still fits into a float32
 _AT_ONCE = 1 << 20  # pixels of resized rows that are computed together
 
 
 def keypoints_to_heatmap(keypoints, boxes, size: int):
-    """The cell of each keypoint in a heat map over its box; as torchvision's and detectron2's.
+    """The cell of each keypoint in a heat map over its box, as in torchvision and detectron2.
 
     Parameters
     ----------
     keypoints : (R, K, 3) float
-        x, y in the boxes' pixels, and visibility: 0 is not labelled.
+        x, y in the same pixels as the boxes, and visibility: 0 is not labelled.
     boxes : (R, 4) float
         x1, y1, x2, y2.
     size : int
@@ -43,7 +43,7 @@ def keypoints_to_heatmap(keypoints, boxes, size: int):
     xp = array_module(boxes)
     low, high = boxes[:, None, :2], boxes[:, None, 2:]  # (R, 1, 2) each
     xy = keypoints[..., :2]  # (R, K, 2)
-    # A box without width has no cells: 1 / 0 is avoided, not defined.
+    # A box without width has no cells; this only keeps its scale finite.
     scale = size / xp.maximum(high - low, np.finfo(boxes.dtype).tiny * size)
     cell = xp.where(xy == high, size - 1, xp.floor((xy - low) * scale))
     valid = ((cell >= 0) & (cell < size)).all(axis=2) & (keypoints[..., 2] > 0)
@@ -57,12 +57,12 @@ class Peaks(NamedTuple):
     Attributes
     ----------
     xy : (R, K, 2)
-        In the boxes' pixels.
+        In the same pixels as the boxes.
     logits : (R, K)
-        The heat map there, once resized; torchvision's score of a keypoint.
+        The resized heat map at that point; torchvision's score of a keypoint.
     probabilities : (R, K)
-        The softmax of the heat map at that height, over its M^2 cells; detectron2's score. Above 1 where the
-        resized map is higher than the map.
+        exp(logit) over the sum of exp over the map's M^2 cells: detectron2's score. Above 1 where the resized
+        map rises far above the map's own cells.
     """
 
     xy: np.ndarray
@@ -73,9 +73,9 @@ class Peaks(NamedTuple):
 def heatmaps_to_keypoints(maps: np.ndarray, boxes: np.ndarray) -> Peaks:
     """The highest point of each heat map, resized to the pixels of its box by cubic interpolation.
 
-    As torchvision's and detectron2's functions of that name, but for rounding. Most of a resized map need not
-    be computed: a row of pixels, once the map is resized vertically, has M values, and what lies between four
-    neighbours of them cannot exceed ``m + q (m - n)``, m their maximum, n their minimum, q = 3/16.
+    Like torchvision's and detectron2's functions of that name, up to rounding. Most of a resized map need not
+    be computed: once the map is resized vertically, a row of pixels has M values, and nothing interpolated
+    from four neighbours among them exceeds ``m + q (m - n)``: m is their maximum, n their minimum, q = 3/16.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def _highest(maps, height: int, width: int):
     promising = bound.argmax(axis=1)  # (K,)
     chosen = np.arange(len(maps)), promising
     best[chosen], column[chosen] = _highest_of_rows(tall[chosen], width)
-    # Rows whose bound is lower than a pixel that was found are done with; rounding may lower a bound a hair.
+    # A row whose bound is below a pixel already found is done with; rounding may lower a bound by a hair.
     slack = 1e-5 * np.abs(maps).max(axis=(1, 2))  # (K,)
     chosen = np.nonzero(bound >= (best[chosen] - slack)[:, None])
     best[chosen], column[chosen] = _highest_of_rows(tall[chosen], width)
@@ -162,8 +162,8 @@ def _highest_of_rows(rows, width: int):
 def _bound(tall):
     """(K, H, M) -> (K, H): no less than any value that cubic interpolation along the last axis gives.
 
-    Of the four weights, the two outer ones are negative or 0 and sum up to CUBIC t (1 - t), which is -3/16 at
-    the worst (t = 1/2), and all four to 1: so the value is at most (1 + q) m - q n, q = 3/16.
+    Of the four weights, the two outer ones are negative or 0 and sum to CUBIC t (1 - t), which is -3/16 at
+    worst (t = 1/2); all four sum to 1. So the value is at most (1 + q) m - q n, q = 3/16.
     """
     padded = np.pad(tall, ((0, 0), (0, 0), (2, 2)), mode="edge")  # as `_taps` repeats the outermost cells
     windows = np.lib.stride_tricks.sliding_window_view(padded, 4, axis=2)  # (K, H, M + 1, 4)
@@ -178,7 +178,7 @@ def _taps(size: int, out: int, dtype) -> tuple[np.ndarray, np.ndarray]:
     -------
     cells, weights : (4, out) int64, (4, out)
     """
-    centre = (np.arange(out) + 0.5) * (size / out) - 0.5  # in units of cells' middles
+    centre = (np.arange(out) + 0.5) * (size / out) - 0.5  # cell i has its middle at i
     first = np.floor(centre)
     t = centre - first  # in [0, 1): the cells' distances are 1 + t, t, 1 - t, 2 - t
     near = [((CUBIC + 2) * d - (CUBIC + 3)) * d * d + 1 for d in (t, 1 - t)]

@@ -125,7 +125,7 @@ TORCHVISION = MaskConvention(aligned=False, place=_place_in_whole_pixels)
 
 
 def _dtype_of(values) -> np.dtype:
-    """The dtype of results that are shares of a pixel: that of the values, float64 if they are integers."""
+    """The dtype of results between 0 and 1: that of the values, or float64 if they are integers."""
     return values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
 
 
@@ -149,7 +149,7 @@ def _placements(boxes, cells: int, image_size, convention: MaskConvention):
 
 
 def _cell_weights(axis: Placement, cells: int) -> np.ndarray:
-    """How much of each cell each pixel from `first` to `stop` takes: (pixels, cells) float64.
+    """The weight of each cell in each pixel from `first` to `stop`: (pixels, cells) float64.
 
     A tent around each cell's centre: linear interpolation that fades to 0 outside the mask.
     """
@@ -165,7 +165,7 @@ def _paste(mask, placement) -> tuple[Window, np.ndarray]:
 
 
 def _in_bands(placement) -> Iterator[np.ndarray]:
-    """A placement (2, 4) cut into ranges of columns, left to right; one of them where it is small."""
+    """A placement (2, 4) cut into ranges of columns, left to right; a single one if it is small."""
     y, x = (Placement(*axis) for axis in placement.tolist())
     columns = max(1, int(BAND // max(y.stop - y.first, 1)))
     for first in range(int(x.first), max(int(x.stop), int(x.first) + 1), columns):
@@ -209,7 +209,7 @@ def paste_masks(
     convention: MaskConvention = TORCHVISION,
     threshold: float | None = None,
 ):
-    """Every mask pasted into an image of its own: N whole images, so for few or small ones (see `Masks`).
+    """Every mask pasted into an image of its own: N whole images, so only for few or small ones; see `Masks`.
 
     Parameters
     ----------
@@ -223,7 +223,7 @@ def paste_masks(
 
     Returns
     -------
-    (N, 1, H, W) array of the masks' dtype (float64 of integers), or of bool if there is a threshold; on the
+    (N, 1, H, W) array of the masks' dtype (float64 for integers), or of bool if there is a threshold; on the
     masks' device.
     """
     xp, boxes = array_module(masks), as_boxes(boxes, "paste_masks: boxes")
@@ -260,7 +260,7 @@ def _check_predicted(masks, count: int) -> None:
         or shape[1:-2] not in ((), (1,))
     ):
         raise InputError(
-            f"paste_masks: masks must be ({count}, 1, M, M), one of each box; the shape is {shape}"
+            f"paste_masks: masks must be ({count}, 1, M, M), one for each box; the shape is {shape}"
         )
 
 
@@ -305,11 +305,11 @@ class Masks(NDArrayOperatorsMixin):
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the probabilities, pasted or not."""
+        """The probabilities' dtype, float64 if they are integers: what pasting gives."""
         return _dtype_of(self.probabilities)
 
     def __getattr__(self, name: str):
-        raise AttributeError(f"Masks has no {name!r}: np.asarray(masks) is the (N, 1, H, W) array to ask")
+        raise AttributeError(f"Masks has no {name!r}: ask np.asarray(masks), the (N, 1, H, W) array")
 
     def window(self, i: int) -> tuple[Window, np.ndarray]:
         """Mask i pasted, without the zeros around it: its window and the (y1 - y0, x1 - x0) patch."""
@@ -392,7 +392,7 @@ class Masks(NDArrayOperatorsMixin):
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         if copy is False:
-            raise ValueError("masks are pasted into a new array: without a copy there is none")
+            raise ValueError("masks are pasted into a new array, so copy=False is impossible")
         return self.numpy().astype(dtype or self.dtype, copy=False)
 
     def __array_ufunc__(self, ufunc, method: str, *inputs, **options):
@@ -400,7 +400,7 @@ class Masks(NDArrayOperatorsMixin):
         if ufunc is np.greater and method == "__call__" and isinstance(inputs[1], Real) and not options:
             return self._paste(inputs[1])  # the usual question: its answer needs no floats of whole images
         if any(isinstance(target, Masks) for target in options.get("out", ())):
-            raise TypeError("masks are not written to: take np.asarray(masks), an array of its own")
+            raise TypeError("masks cannot be written to: use np.asarray(masks), a separate array")
         arrays = [x._paste() if isinstance(x, Masks) else x for x in inputs]
         xp = array_module(*arrays)
         ufunc = ufunc if xp is np else getattr(xp, ufunc.__name__)
@@ -419,14 +419,14 @@ class Masks(NDArrayOperatorsMixin):
 
 
 def _first_axis(index) -> tuple[Any, tuple]:
-    """An index of an array (N, 1, H, W) as what it takes of the first axis and what of the others.
+    """An index of an array (N, 1, H, W), split into its part for the first axis and those for the others.
 
-    Lists and CuPy arrays become NumPy arrays. What begins otherwise than with the first axis (a new axis, a
-    bool array of several axes) is not taken apart: it is a tuple, and nothing is left for the others.
+    Lists and CuPy arrays become NumPy arrays. An index that begins with something else (a new axis, a bool
+    array of several axes) is not split: it comes back whole, as a tuple, with nothing for the others.
     """
     parts = [_index_part(part) for part in (index if isinstance(index, tuple) else (index,))]
     named = sum(_axes(part) for part in parts)
-    if not parts or (parts[0] is Ellipsis and named < 4):  # the ellipsis stands for the first axis, too
+    if not parts or (parts[0] is Ellipsis and named < 4):  # the ellipsis covers the first axis, too
         parts = [slice(None), *parts]
     if _axes(parts[0]) != 1:
         return tuple(parts), ()
@@ -448,7 +448,7 @@ def _axes(part) -> int:
 
 
 def _takes_several(part) -> bool:
-    """Whether a part of an index takes a row of things: a slice, or an array of one axis."""
+    """Whether a part of an index keeps its axis: a slice, or an array of one axis."""
     is_row = isinstance(part, np.ndarray) and part.ndim == 1 and part.dtype.kind in "biu"
     return is_row or isinstance(part, slice)
 
@@ -463,7 +463,7 @@ def _is_all(part) -> bool:
 
 
 def encode_window(window: Window, patch: np.ndarray, image_size: tuple[int, int]) -> dict:
-    """COCO's compressed run lengths of a mask of which only a window is given.
+    """COCO's compressed run lengths of a whole mask, given only the window that holds it.
 
     Parameters
     ----------
@@ -491,7 +491,7 @@ def _bounds(window: Window, patch: np.ndarray, height: int) -> np.ndarray:
 
 
 def _run_lengths(bounds: list[np.ndarray], image_size: tuple[int, int]) -> dict:
-    """`encode_window` of what `_bounds` gives, for windows from left to right."""
+    """What `encode_window` returns, from the `_bounds` of adjacent windows, left to right."""
     from pycocotools import mask as coco_mask
 
     height, width = (int(v) for v in image_size)
@@ -571,7 +571,7 @@ def crop_masks(
     Parameters
     ----------
     masks : (G, H, W) bool or integer array, or on the CPU any sequence of (H, W) arrays
-        Each is looked up once, so that a sequence may decode its masks on demand.
+        Each is looked up only once, so a sequence may decode its masks on demand.
     boxes : (R, 4) float array
         The RoIs, in pixels of the masks; they may reach beyond them.
     matches : (R,) integer array
@@ -580,14 +580,14 @@ def crop_masks(
     size : int
         M.
     convention : MaskConvention
-        Under either, RoIAlign takes as many samples per bin as the bin has pixels, rounded up.
+        With either one, RoIAlign takes as many samples per bin as the bin has pixels, rounded up.
     threshold : float, optional
         Makes the targets binary: 1 from this value on (detectron2: 0.5). By default they stay soft
         (torchvision).
 
     Returns
     -------
-    (R, M, M) array of the boxes' dtype (float64 of integers), in [0, 1]: the share of each bin that the mask
+    (R, M, M) array of the boxes' dtype (float64 for integers), in [0, 1]: the share of each bin that the mask
     fills.
     """
     xp, samples, dtype = array_module(boxes), _samples(boxes, size, convention), _dtype_of(boxes)

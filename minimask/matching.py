@@ -35,9 +35,9 @@ class Matcher:
         that no object is left without a candidate. They are matched with the object *they* overlap most,
         which may be another.
     untouched_matches_all : bool
-        What such matches make of an object that no candidate touches: its best IoU is 0, and so is that of
-        every candidate that does not touch it, so that in torchvision and detectron2 they all become matches.
-        By default the object stays without.
+        What such matches do with an object that no candidate touches. Its best IoU is 0, and all candidates
+        have it, so in torchvision and detectron2 they all become matches (True). By default the object is
+        left without a candidate.
 
     Notes
     -----
@@ -116,6 +116,7 @@ def match_images(
 
     Parameters
     ----------
+    matcher : Matcher
     candidates : N of (A_n, 4) array
     targets : N objects with ``boxes`` (G_n, 4) and ``crowd_boxes`` (C_n, 4)
     crowd_coverage : float
@@ -152,7 +153,7 @@ def sample_balanced(
     positive_fraction : float in [0, 1]
         Matched candidates make up at most this share; background fills the rest.
     rng : numpy Generator, optional
-        Needed only if something has to be left out. Draws the matched candidates first, then the background.
+        Needed only if some have to be left out. Draws the matched candidates first, then the background.
 
     Returns
     -------
@@ -161,7 +162,7 @@ def sample_balanced(
     Raises
     ------
     ValueError
-        If something has to be left out and there is no `rng`.
+        If some have to be left out and there is no `rng`.
     """
     xp = array_module(matches)
     positives, negatives = xp.flatnonzero(matches >= 0), xp.flatnonzero(matches == BELOW_LOW)  # sync
@@ -203,8 +204,8 @@ def assign_fpn_levels(
     eps : float
         Added before rounding down, so that a side of exactly 112 does not fall one level short (torchvision).
     side_eps : float
-        Added to the side as a share of `canonical_scale`, for the same end (detectron2: 1e-8, which float32
-        rounds away beside all but the smallest boxes).
+        Added to the side, as a fraction of `canonical_scale`, for the same reason (detectron2: 1e-8, which
+        float32 rounds away for all but the smallest boxes).
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Layers with parameters: Module, what the models are made of, with names as torchvision gives them."""
+"""Module, and the layers with parameters: what the models are made of, under torchvision's names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inference() -> Iterator[None]:
 
 
 def _some(names: list[str], most: int = 10) -> str:
-    """The first so many of the names, and how many others there are."""
+    """The first `most` of the names, and how many more there are."""
     others = len(names) - most
     return ", ".join(names[:most]) + (f" and {others} more" if others > 0 else "")
 
@@ -56,7 +56,8 @@ class Module:
     training : bool
         Set by `train` and `eval` for this module and all below it; False inside `inference`.
     paths : dict
-        A class attribute: attribute name -> name in the state, where the two differ; "" adds nothing to it.
+        A class attribute: attribute name -> name in the state, where the two differ; "" adds no part
+        to the dotted name.
     """
 
     paths: dict[str, str] = {}
@@ -128,11 +129,11 @@ class Module:
             name: backend.to_device(backend.array_module(state[name]).array(state[name], t.dtype), t.device)
             for name, t in wanted.items()
         }
-        for name, tensor in wanted.items():  # none before the last copy is made, for which memory may not do
+        for name, tensor in wanted.items():  # only once all copies exist: memory may run out before that
             tensor.data = copies[name]
 
     def check_state_dict(self, state) -> None:
-        """See that `load_state_dict` takes these arrays, of which only names and shapes are looked at.
+        """Check that `load_state_dict` would take these arrays, by their names and shapes alone.
 
         Raises
         ------
@@ -226,8 +227,8 @@ def he_normal(
 ) -> np.ndarray:
     """Normal, of variance gain / fan: keeps the scale of activations through ReLUs (He et al. 2015).
 
-    Without a generator the weights are a view of a single 0, which takes neither memory nor time; they are to
-    be replaced by loaded ones.
+    Without a generator the weights are a view of a single 0, which takes neither memory nor time, for loaded
+    ones to replace.
     """
     if rng is None:
         return np.broadcast_to(np.float32(0), shape)
@@ -293,7 +294,7 @@ class ConvTranspose2d(Module):
     ):
         shape = (channels_in, channels_out, kernel, kernel)
         self.stride, self.padding = stride or kernel, padding
-        # each output pixel is a sum of kernel^2 / stride^2 products for each channel
+        # each output pixel is a sum of kernel^2 / stride^2 products per input channel
         fan = max(1, channels_in * kernel**2 // self.stride**2)
         self.weight = Parameter(he_normal(rng, shape, fan, gain))
         self.bias = Parameter(np.zeros(channels_out, np.float32))
@@ -319,7 +320,7 @@ class Linear(Module):
 
 
 class Norm(Module):
-    """A normalisation, alone or after a convolution, with an optional ReLU behind it."""
+    """A normalisation, alone or after a convolution, with an optional ReLU after it."""
 
     def normalize(self, x):
         raise NotImplementedError(f"{type(self).__name__} has no normalize")
@@ -336,20 +337,20 @@ class Norm(Module):
         return F.relu(y) if relu else y
 
 
-MakeNorm = Callable[[int], Norm]  # channels -> a norm for so many
+MakeNorm = Callable[[int], Norm]  # number of channels -> a norm for them
 
 
 class ConvNorm(Sequential):
-    """A convolution and, if one is given, a norm behind it; named 0 and 1, as in torchvision.
+    """A convolution and, if one is given, a norm after it; named 0 and 1, as in torchvision.
 
     Parameters
     ----------
     channels_in, channels, kernel : int
     rng : numpy.random.Generator
     norm : callable, optional
-        Makes a norm for so many channels; the convolution then has no bias.
+        Makes a norm for a number of channels; the convolution then has no bias.
     gain : float
-        As of `Conv2d`.
+        As in `Conv2d`.
     """
 
     def __init__(
@@ -409,7 +410,7 @@ class FrozenBatchNorm2d(Norm):
         return F.scale_and_shift(*(v.data for v in vectors), self.eps)
 
     def after(self, conv: Conv2d, x, relu: bool = True, residual=None):
-        """As for every norm, but in one Function: the scale goes into the convolution's weights."""
+        """As in `Norm`, but in one Function: the scale goes into the convolution's weights."""
         norm = self.scale_and_shift()
         return F.conv_frozen_norm(x, conv.weight, norm, residual, relu=relu, **conv.options)
 

@@ -1,7 +1,7 @@
 """Keyed randomness: a draw depends on what it is for, never on what was drawn before it.
 
 ``default_rng([seed, purpose, step, image])`` gives the same numbers in every thread, process and resumed run,
-so checkpoints hold a seed and a step, but no state of a generator.
+so checkpoints hold a seed and a step, but no generator's state.
 """
 
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ import numpy as np
 
 
 def run_backward(roots) -> None:
-    """Visit the graph from its roots against the order of creation, freeing each node on the way.
+    """Visit the graph from its roots in reverse order of creation, freeing each node on the way.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def run_backward(roots) -> None:
 
 
 def _checked(node, gradients) -> tuple:
-    """The gradients as a tuple, once their number, shapes and dtypes are seen to be right."""
+    """The gradients as a tuple, after a check of their number, shapes and dtypes."""
     name = type(node).__name__
     gradients = tuple(gradients) if isinstance(gradients, (tuple, list)) else (gradients,)
     if len(gradients) != len(node.edges):
@@ -82,7 +82,7 @@ def _checked(node, gradients) -> tuple:
 
 
 def _references_of_a_tuple() -> int:
-    """What `sys.getrefcount` says of an array that nothing but a tuple holds."""
+    """What `sys.getrefcount` gives for an array that nothing but a tuple holds."""
     gradients = (np.empty(0),)
     return sys.getrefcount(gradients[0])
 
@@ -93,7 +93,7 @@ _ALONE = _references_of_a_tuple()
 
 
 def _references_of_a_base() -> int:
-    """What `sys.getrefcount` says of an array that nothing but one view of it holds."""
+    """What `sys.getrefcount` gives for an array that nothing but one view of it holds."""
     view = np.empty(1).reshape(1, 1)
     base = view.base
     return sys.getrefcount(base)
@@ -103,9 +103,9 @@ _VIEWED_ONCE = _references_of_a_base()
 
 
 def _owns_memory(array) -> bool:
-    """Whether the array is no view, or the only one of an array of its size that nobody else holds.
+    """Whether the array is not a view, or is the only view of an array of its size that nobody else holds.
 
-    The last line of a backward pass is often a `reshape`, and its array would otherwise be copied.
+    The last line of a `backward` is often a `reshape`, whose array would otherwise be copied.
     """
     base = array.base
     if base is None:

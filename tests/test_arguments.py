@@ -55,7 +55,7 @@ WRONG = {
     "fewer deltas": (partial(decode, np.ones((2, 4)), BOXES), r"deltas must be \(3, 4 K\)"),
     "fewer boxes than masks": (
         partial(ops.paste_masks, MASKS, BOXES[:2], (64, 64)),
-        r"paste_masks: masks must be \(2, 1, M, M\), one of each box; the shape is \(3, 1, 28, 28\)",
+        r"paste_masks: masks must be \(2, 1, M, M\), one for each box; the shape is \(3, 1, 28, 28\)",
     ),
     "a negative side": (partial(ops.paste_masks, MASKS, BOXES, (-64, 64)), "paste_masks: image_size must be"),
     "one image": (

@@ -170,7 +170,7 @@ def test_links_in_a_circle_are_named_and_others_lead_to_their_file(tmp_path):
 def test_what_is_no_regular_file_is_neither_replaced_nor_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    for name, words in {"pipe": "no regular file", "folder": "a directory"}.items():
+    for name, words in {"pipe": "not a regular file", "folder": "a directory"}.items():
         with pytest.raises(InputError, match=f"{name}: is {words}, so that no file"):
             write_text(tmp_path / name, "new")
         with pytest.raises(OSError, match=r"not a regular file|Is a directory"):

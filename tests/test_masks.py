@@ -450,7 +450,7 @@ def test_a_target_does_not_change_when_image_box_and_mask_are_doubled():
 
 def test_masks_are_not_written_to():
     masks = Masks(np.ones((1, 28, 28), np.float32), np.float32([[0, 0, 8, 8]]), (8, 8))
-    with pytest.raises(TypeError, match=r"masks are not written to: take np.asarray\(masks\)"):
+    with pytest.raises(TypeError, match=r"masks cannot be written to: take np.asarray\(masks\)"):
         masks *= 2
 
 
