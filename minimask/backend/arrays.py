@@ -49,7 +49,7 @@ def as_floating(values):
     Raises
     ------
     TypeError
-        If these are no numbers.
+        If these are not numbers.
     """
     array = values if hasattr(values, "dtype") else np.asarray(values)
     if array.dtype.kind in "biu":
@@ -60,9 +60,9 @@ def as_floating(values):
 
 
 def require_floating(name: str, **arrays) -> None:
-    """Raise TypeError if an argument of the function `name` is no floating point array.
+    """Raise TypeError if an argument of the function `name` is not a floating point array.
 
-    Products of integers would wrap around, and averages of them be cut off.
+    Products of integers would wrap around, and their averages would be truncated.
     """
     for argument, array in arrays.items():
         if array.dtype.kind != "f":

@@ -33,7 +33,7 @@ class _Declaration(NamedTuple):
 
 
 class _Parameter(NamedTuple):
-    """What a parameter takes: a pointer arrays of one dtype, a number that number, else a structure."""
+    """What a parameter takes: arrays of one dtype, or a number of one type; with neither, a structure."""
 
     array: np.dtype | None
     number: type[np.generic] | None
@@ -57,7 +57,7 @@ def _source(name: str) -> tuple[str, dict[str, _Declaration]]:
 def _module(name: str) -> dict[tuple[str, np.dtype], tuple]:
     """NAME.cu compiled: by kernel and dtype of T, the function to launch and its parameters.
 
-    A kernel that is no template stands there for each dtype, so that a launcher need not ask.
+    A kernel that is not a template is listed under each dtype, so that a launcher need not ask.
     """
     import cupy
 
@@ -94,17 +94,18 @@ def launch(source: str, kernel: str, grid: tuple, block: int | tuple, args: Sequ
     kernel : str
         Name of a ``__global__`` function.
     grid, block : tuple of int
-        Blocks, and threads in a block; where one of the numbers is 0 nothing is run.
+        Blocks, and threads in a block; if one of the numbers is 0, nothing is run.
     args : sequence
-        In the order of the source, and checked against it. For a pointer a C-contiguous CuPy array of its
-        type, or None for a null pointer; for a number a number; for a structure a NumPy array of one element.
+        In the order of the source, and checked against it: a C-contiguous CuPy array of its type for a
+        pointer, or None for a null pointer; a number for a number; a NumPy array of one element for a
+        structure.
     dtype : float32 or float64
         What T is, if the kernel is a template of one type T.
 
     Raises
     ------
     TypeError, ValueError
-        If `dtype`, or the number, dtypes or layout of the arguments are not what the source says: a kernel
+        If `dtype`, or the number, dtypes or layout of the arguments are not what the source says. A kernel
         cannot see strides, and would silently read other memory.
     """
     block = (block,) if isinstance(block, int) else block

@@ -39,7 +39,7 @@ def describe() -> dict[str, str]:
 
 
 def _of_numpy(libraries: list) -> list:
-    """Those that NumPy computes with. SciPy's wheel brings its own, loaded at some time or never."""
+    """Those that NumPy computes with. SciPy's wheel brings its own, which may be loaded late or never."""
     own = [library for library in libraries if "numpy" in Path(library.filepath).parent.name]
     return own or libraries
 
@@ -81,12 +81,12 @@ def report() -> str:
 
 
 def peak_memory(device: str) -> int:
-    """The most memory this process has taken so far, in bytes, on "cuda" of the GPU's; 0 if nothing tells."""
+    """The most memory this process has taken so far, in bytes: on "cuda", the GPU's; 0 if it is unknown."""
     if device == "cuda":
         import cupy
 
         return cupy.get_default_memory_pool().total_bytes()
-    status = Path("/proc/self/status")  # getrusage begins with the figure of our parent process
+    status = Path("/proc/self/status")  # getrusage starts from our parent process's figure
     if status.is_file():
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[1])
     try:

@@ -22,7 +22,7 @@ def threads() -> int:
     """Number of threads that kernels use: MINIMASK_THREADS, or the processors this process may run on."""
     given = os.environ.get("MINIMASK_THREADS", "")
     if given:
-        # By the digits first: int() refuses thousands of them, and takes those of other scripts.
+        # The digits are checked first: int() refuses thousands of them, and accepts those of other scripts.
         plain = given.isascii() and given.isdigit() and len(given.lstrip("0")) <= len(str(MOST))
         if not plain or not 1 <= int(given) <= MOST:
             shown = given if len(given) <= 20 else f"{given[:20]}..."
@@ -58,7 +58,7 @@ def blas_libraries() -> list:
 class _OneThreadBlas:
     """Holds BLAS at one thread while any of our threads is at work, then restores what was set before.
 
-    A fork waits until none is: OpenBLAS ends its own threads before one, and hangs if it is in use then.
+    A fork waits until none is: OpenBLAS ends its own threads before a fork, and hangs if it is then in use.
     """
 
     def __init__(self):
@@ -83,8 +83,8 @@ class _OneThreadBlas:
                 self.free.notify_all()
 
     def before_fork(self) -> None:
-        self.free.acquire()  # until after the fork nobody begins
-        if not _this_thread.is_worker:  # its caller, a holder, waits for it
+        self.free.acquire()  # nobody begins until after the fork
+        if not _this_thread.is_worker:  # a worker's caller holds BLAS too, and waits for the worker
             mine = _this_thread.held
             self.free.wait_for(lambda: self.holders <= mine)
 
@@ -92,7 +92,7 @@ class _OneThreadBlas:
         self.free.release()
 
     def after_fork_in_child(self) -> None:
-        """Of all threads the one that forked is left, with what it holds."""
+        """Only the thread that forked is left, with what it holds."""
         self.free = threading.Condition(threading.Lock())
         self.holders = _this_thread.held
 
@@ -106,7 +106,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 class _ThisThread(threading.local):
-    """What each thread knows of itself."""
+    """What each thread knows about itself."""
 
     def __init__(self):
         self.is_worker = False  # whether it is running a part of `parallel`
@@ -118,7 +118,7 @@ _this_thread = _ThisThread()
 
 
 def _after_fork_in_child() -> None:
-    """A child has none of its parent's threads but the one that forked: the pool begins anew."""
+    """A child has none of its parent's threads but the one that forked, so it starts a new pool."""
     _pool.cache_clear()
     one_thread_blas.after_fork_in_child()
 
@@ -137,7 +137,7 @@ def parallel(
     operations: int | None = None,
     calls_blas: bool = False,
 ) -> None:
-    """Call ``function(part, parts)`` for every part, each in another thread, and wait for all of them.
+    """Call ``function(part, parts)`` for every part, each in its own thread, and wait for all of them.
 
     The work is divided in advance, not handed out to whoever is idle, so results do not depend on timing.
 

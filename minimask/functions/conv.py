@@ -1,7 +1,7 @@
 """Convolution, its transpose, and the fully connected layer.
 
-Shapes: N images, C channels in, O out, G groups, H x W in, P x Q out, kernel KH x KW; of the fully connected
-layer R rows, D inputs, O outputs. The products themselves are in `minimask.kernels.convolution`.
+Shapes: N images, C channels in, O out, G groups, H x W in, P x Q out, kernel KH x KW; for the fully connected
+layer, R rows, D inputs, O outputs. The products themselves are in `minimask.kernels.convolution`.
 """
 
 from __future__ import annotations

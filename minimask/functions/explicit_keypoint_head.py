@@ -1,6 +1,6 @@
 """The keypoint head (section 5) as one Function, its backward pass derived by hand.
 
-Shapes: R RoIs, C channels in, D within, P x P features in, K keypoints, M x M = 4P x 4P heat maps out.
+Shapes: R RoIs, C channels in, D in between, P x P features in, K keypoints, M x M = 4P x 4P heat maps out.
 
     h_0 = x                                      (R, C, P, P)
     h_i = relu(w_i * h_(i-1) + b_i)   3x3, i = 1..n: (R, D, P, P)
@@ -41,8 +41,8 @@ class KeypointHead(Function):
         *convs, (deconv, _) = zip(parameters[::2], parameters[1::2])
         # y = U t U^T, so gt = U^T gy U
         gt = resample.bilinear_gradient(gy, (gy.shape[2] // 2, gy.shape[3] // 2))
-        # t = T^T h_n + d: the transpose of a transpose is the convolution itself. Behind a softmax over all
-        # positions, which does not see d, the gradient of d is 0 but for rounding.
+        # t = T^T h_n + d: the transpose of a transpose is the convolution itself. If a softmax over all
+        # positions follows, it does not see d, whose gradient is then 0 up to rounding.
         g_deconv = convolution.weight_gradient(hs[-1], gt, double), convolution.bias_gradient(gt)
         gh = convolution.forward(gt, deconv, None, double)
         # h_i = relu(z_i), z_i = w_i * h_(i-1) + b_i; convs begin with w_1, hs with h_0

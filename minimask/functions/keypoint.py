@@ -1,4 +1,4 @@
-"""The loss of keypoints (section 5): of all m x m positions one is right, so they compete in one softmax.
+"""The loss of keypoints (section 5): one of the m x m positions is right, so they compete in a softmax.
 
 Shapes: R RoIs, K keypoints each, M x M heat map cells.
 """
@@ -12,7 +12,7 @@ from minimask.functions.loss import softmax_cross_entropy
 
 
 class KeypointLoss(Function):
-    """y = sum over valid keypoints of -log softmax(x)[cell], over their number or a given one."""
+    """y = sum over valid keypoints of -log softmax(x)[cell] / normalizer, by default their number."""
 
     def __init__(self, normalizer: float | None = None):
         self.normalizer = normalizer
@@ -22,7 +22,7 @@ class KeypointLoss(Function):
         maps = x.reshape(cells.size, x.shape[2] * x.shape[3])  # (R K, M^2)
         cells = xp.asarray(cells).reshape(-1)
         counted = xp.asarray(valid).reshape(-1).astype(x.dtype)
-        # Weights instead of a choice of rows: how many are valid stays on the device. None: 0, not 0 / 0.
+        # Weights, not a selection of rows: how many are valid stays on the device. If none are: 0, not 0 / 0.
         weights = counted / (self.normalizer or xp.maximum(counted.sum(), 1))
         shifted = maps - maps.max(axis=1, keepdims=True)
         # log p = x - max - log sum exp(x - max): p itself may have rounded to 0
@@ -46,7 +46,8 @@ def keypoint_loss(logits, cells, valid, normalizer: float | None = None) -> Tens
     ----------
     logits : (R, K, M, M) float
     cells : (R, K) int in [0, M^2)
-        The right cell of each keypoint, row by row; where it is not valid any cell, which is not read.
+        The right cell of each keypoint, counted row by row; any cell for one that is not valid, as its weight
+        is 0.
     valid : (R, K) bool
         Whether a keypoint is labelled and lies in its RoI.
     normalizer : float, > 0, optional

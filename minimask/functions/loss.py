@@ -1,8 +1,8 @@
 """The losses: L = L_cls + L_box + L_mask (section 3), and the RPN's two.
 
 Shapes: R rows (RoIs or anchors), K classes and background 0, M x M mask cells, N images, A anchors an image.
-A loss of nothing is 0, with gradients of 0. Labels and indices may stay on the CPU while the rest is on a
-GPU: the loss copies them there and never waits.
+The loss of an empty batch is 0, and so are its gradients. Labels and indices may stay on the CPU while the
+rest is on a GPU: the loss copies them there and never waits.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def _smooth_l1(x, t, beta: float, xp):  # any shape twice -> sum, same shape
 
 
 class _SummedLoss(Function):
-    """y = loss(x, target) / normalizer: a sum, divided by how many terms it has where no number is given."""
+    """y = loss(x, target) / normalizer: a sum, divided by its number of terms if no number is given."""
 
     def __init__(self, normalizer: float | None = None):
         self.normalizer = normalizer
 
     def value_and_slope(self, x, target):
-        """The sum as a () array, its derivative with respect to x, and how many terms it has."""
+        """The sum as a () array, its derivative with respect to x, and its number of terms."""
         raise NotImplementedError(f"{type(self).__name__} has no value_and_slope")
 
     def forward(self, x, target):  # -> ()
@@ -132,7 +132,7 @@ class RPNLoss(Function):
         sampled, slope_logits, slope_deltas, shape, scale = self.saved
         g_logits = self.xp.zeros(shape, slope_logits.dtype)
         g_deltas = self.xp.zeros((*shape, 4), slope_deltas.dtype)
-        g_logits.reshape(-1)[sampled] = g_cls * scale * slope_logits  # each anchor is sampled once at most
+        g_logits.reshape(-1)[sampled] = g_cls * scale * slope_logits  # each anchor is sampled at most once
         g_deltas.reshape(-1, 4)[self.positive] = g_box * scale * slope_deltas
         return g_logits, g_deltas, None
 
@@ -153,7 +153,7 @@ class BoxHeadLoss(Function):
         boxes = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)  # (R, K+1, 4)
         box, g_deltas = _smooth_l1(boxes[rows, classes], targets[rows], self.beta, xp)
         self.save(g_logits, g_deltas, rows, classes, deltas.shape, scale)
-        # L_box, too, is divided by the number of all RoIs: the positives of all images weigh the same.
+        # L_box, too, is divided by the number of all RoIs, so every positive weighs the same in any image.
         return cls * scale, box * scale
 
     def backward(self, g_cls, g_box):  # -> (R, K+1), (R, 4(K+1))
@@ -245,13 +245,15 @@ def sigmoid_cross_entropy(logits, targets, normalizer: float | None = None) -> T
 
 
 def smooth_l1(x, target, beta: float = 1.0, normalizer: float | None = None) -> Tensor:
-    """Smooth L1 (Fast R-CNN, equation 3, where beta is 1), over all elements, divided as above; beta 0 is L1.
+    """Smooth L1 (Fast R-CNN, equation 3, where beta is 1); with beta 0 it is L1.
+
+    Summed over elements and divided by their number, or by `normalizer`.
 
     Parameters
     ----------
     x, target : same shape, float
     beta : float, >= 0
-        Where quadratic turns into linear, in x's unit.
+        Where the loss turns from quadratic to linear, in x's unit.
 
     Returns
     -------
@@ -364,7 +366,7 @@ def softmax_mask_loss(logits, labels, targets) -> Tensor:
     logits : (R, K + 1, M, M) float
         Channel 0 is background and takes part, unlike in `mask_loss`.
     labels : (R,) int in [1, K]
-        The channel that a RoI's object is to win.
+        The channel that should win where a RoI's object is.
     targets : (R, M, M) float in [0, 1]
         1: the pixel is of the RoI's class; 0: it is background, whatever else may be there. Between them, a
         mixture: t log p_class + (1 - t) log p_background.

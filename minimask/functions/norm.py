@@ -168,7 +168,7 @@ def batch_norm(x, weight, bias, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tens
     -------
     y : (N, C, H, W) Tensor
     mean, var : (C,) Tensors
-        Of this batch (var divided by M, not M - 1), for running averages.
+        Of this batch (var divided by m = N H W, not m - 1), for running averages.
     """
     return BatchNorm.apply(x, weight, bias, eps=eps)
 

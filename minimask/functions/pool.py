@@ -67,7 +67,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0) -> Tensor:
     ----------
     x : (N, C, H, W) float
     kernel_size, stride, padding : int or (vertical, horizontal)
-        The stride is kernel_size by default. Padding never is the maximum; at most half the window.
+        The stride is kernel_size by default. Padding is at most half the window, and is never the maximum.
 
     Returns
     -------

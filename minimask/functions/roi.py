@@ -52,7 +52,7 @@ class RoIAlign(Function):
 
 
 class RoIWarp(RoIAlign):
-    """y = A x, with A of the rounded box: the box jumps from pixel to pixel, its bins divide it exactly."""
+    """y = A x, with A of the rounded box: it jumps from pixel to pixel, but its bins divide it exactly."""
 
     def __init__(self, sampling: align.Sampling, scales: tuple[float, ...], levels=None):
         # RoIAlign is given the rounded box in feature pixels, so with scale 1, and reads it as it is
@@ -85,7 +85,7 @@ class RoIPool(Function):
 
 
 def as_rois(boxes):
-    """RoIs as (R, 5), image index first: given like that, or as a list of one (R_n, 4) array per image."""
+    """RoIs as (R, 5), image index first, from such an array or a list of one (R_n, 4) array per image."""
     if isinstance(boxes, (list, tuple)):
         boxes = [backend.as_floating(_array(b)) for b in boxes]
         xp = backend.array_module(*boxes)
@@ -100,7 +100,7 @@ def as_rois(boxes):
 
 
 def _array(value):
-    """The array of a Tensor, an array as it is, a NumPy array of anything else."""
+    """A Tensor's array, an array as it is, or a NumPy array made of anything else."""
     value = value.data if isinstance(value, Tensor) else value
     return np.asarray(value) if backend.array_module(value) is np else value
 
@@ -160,7 +160,8 @@ def roi_align(
         n x n points per bin; 0 or less is adaptive: n = ceil(bin size).
     aligned : bool
         How a box coordinate is read. True: as a place, where pixel i covers [i, i + 1); this is exact. False,
-        the original's: as the name of a pixel, here its centre, so that everything is read half a pixel off.
+        as in the original: as a pixel's index, which here means its centre, so that everything is read half a
+        pixel off.
     levels : (R,) int, optional
         With several maps: which one each RoI reads. The RoIs' order is kept.
     aggregation : "average" or "max"
@@ -218,9 +219,9 @@ def roi_warp(
     Parameters
     ----------
     aligned : bool
-        True: the box covers the pixels [round(x1 s), round(x2 s)) of a map at scale s. False, the original's:
-        the last one as well, [round(x1 s), round(x2 s) + 1). At least one pixel in either case. Pixel i is
-        the interval [i, i + 1) and is read there, so no half pixel is lost.
+        True: the box covers the pixels [round(x1 s), round(x2 s)) of a map at scale s. False, as in the
+        original: the last one as well, [round(x1 s), round(x2 s) + 1). At least one pixel in either case.
+        Pixel i is the interval [i, i + 1) and is read there, so no half pixel is lost.
 
     Notes
     -----

@@ -1,7 +1,7 @@
 // Boxes as offsets from other boxes, and back; clipping. Beside it, in NumPy: ../boxes.py, `BoxCoder`.
 //
-// Shapes: R rows, K classes. One thread a box (x1, y1, x2, y2); as array expressions coding takes some twenty
-// launches, each of which moves a coordinate there and back.
+// Shapes: R rows, K classes. One thread per box (x1, y1, x2, y2); as array expressions, coding takes some twenty
+// launches, each of which reads coordinates from memory and writes them back.
 //
 //   for r in range(R):                                                      blockIdx.x, threadIdx.x
 //       x, y, w, h = centre and size of the box; xa, ya, wa, ha of the other
@@ -32,7 +32,7 @@ __global__ void encode(const T* boxes, const T* others, T wx, T wy, T ww, T wh, 
     }
 }
 
-// deltas and boxes (R, K, 4), others (R, 4). dw / ww and dh / wh are at most `limit`; a NaN stays one.
+// deltas and boxes (R, K, 4), others (R, 4). dw / ww and dh / wh are at most `limit`; NaN stays NaN.
 template <typename T>
 __global__ void decode(const T* deltas, const T* others, T wx, T wy, T ww, T wh, T limit, T* boxes, int rows,
                        int classes) {
@@ -47,7 +47,7 @@ __global__ void decode(const T* deltas, const T* others, T wx, T wy, T ww, T wh,
     }
 }
 
-// clipped (count, 4): x in [0, width], y in [0, height]; a NaN stays one.
+// clipped (count, 4): x in [0, width], y in [0, height]; NaN stays NaN.
 template <typename T>
 __global__ void clip(const T* boxes, T width, T height, T* clipped, int count) {
     for (int k = blockIdx.x * blockDim.x + threadIdx.x; k < 4 * count; k += gridDim.x * blockDim.x) {

@@ -20,7 +20,7 @@ def encode(boxes, others, weights):
 
 
 def decode(deltas, others, weights, limit: float):
-    """The boxes (R, K, 4) that the offsets (R, K, 4) from (R, 4) lead to; log sizes are at most `limit`."""
+    """The boxes (R, K, 4) that the offsets (R, K, 4) from (R, 4) lead to; `limit` bounds the log sizes."""
     xp, boxes = backend.array_module(deltas), backend.array_module(deltas).empty(deltas.shape, deltas.dtype)
     arrays = xp.ascontiguousarray(deltas), xp.ascontiguousarray(others)
     _launch("decode", boxes.size // 4, (*arrays, *weights, limit, boxes, *deltas.shape[:2]), deltas.dtype)
@@ -36,7 +36,7 @@ def clip(boxes, width: float, height: float):
 
 
 def fpn_levels(boxes, k_min, k_max, canonical_scale, canonical_level, eps, side_eps):
-    """(R,) int64; parameters as of `minimask.matching.assign_fpn_levels`."""
+    """(R,) int64; parameters as in `minimask.matching.assign_fpn_levels`."""
     xp = backend.array_module(boxes)
     boxes, levels = xp.ascontiguousarray(boxes), xp.empty(len(boxes), np.int64)
     args = boxes, canonical_scale, canonical_level, side_eps, eps, k_min, k_max, levels, len(boxes)

@@ -31,7 +31,7 @@ BLOCK_ELEMENTS = 1 << 21
 
 
 def _blocks(g: Geometry, part: int, parts: int, elements: int | None = None) -> Iterator[Block]:
-    """This part's share of the output rows, in blocks whose patches have at most so many elements."""
+    """This part's share of the output rows, in blocks whose patches have at most `elements` elements."""
     of_a_row = max(1, g.groups * g.patch_size * g.out_size[1])
     rows = max(1, (elements or BLOCK_ELEMENTS) // of_a_row)
     return row_blocks(g.x_shape[0], g.out_size[0], rows, part, parts)
@@ -62,7 +62,7 @@ def _rows(y, g: Geometry, block: Block):
 
 
 def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
-    """Convolution of a batch; what often follows it is done to each block while that is in cache.
+    """Convolution of a batch; what often follows it is applied to each block while it is in cache.
 
     Parameters
     ----------
@@ -207,14 +207,14 @@ def gradients(gy, x, w, g: Geometry, needs=(True, True, True), y=None):
     Parameters
     ----------
     gy : (N, O, P, Q)
-        Written to if there is a ReLU.
+        May be overwritten if there is a ReLU.
     x, w
-        As of `forward`; what is not read may be None.
+        As in `forward`; what is not read may be None.
     g : Geometry
     needs : three of bool
-        Of x, w and b.
+        For x, w and b.
     y : (N, O, P, Q), optional
-        The result, where a ReLU was applied to it.
+        The result, if a ReLU was applied to it.
     """
     if backend.fit_kernels(gy):
         return convolution_gpu.gradients(gy, x, w, g, needs, y)

@@ -21,7 +21,7 @@ from minimask.kernels import elementwise
 from minimask.kernels.geometry import Block, Geometry, row_blocks
 
 WORKSPACE = 512 << 20  # bytes of patches in a block: few launches, and matrices that keep all processors busy
-LARGE = 1024  # pixels: a 1x1 convolution multiplies images of this size and above where they lie
+LARGE = 1024  # pixels: a 1x1 convolution multiplies images of at least this size in place
 
 
 def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
@@ -77,8 +77,8 @@ def bias_gradient(gy):
 def gradients(gy, x, w, g: Geometry, needs, y=None):
     """As `minimask.kernels.convolution.gradients`, for CuPy arrays: what the three have in common, once.
 
-    The gradients of a block's outputs are put side by side, behind the ReLU, and added up on the way. They
-    are multiplied with the patches and with the weights; the second product goes back to the pixels.
+    The gradients of a block's outputs go back through the ReLU, are put side by side, and are added up on the
+    way. They are multiplied with the patches and with the weights; the second product goes to the pixels.
     """
     xp, (groups, outs, depth) = backend.array_module(gy), (g.groups, g.w_shape[0] // g.groups, g.patch_size)
     gy, x, y = (v if v is None else xp.ascontiguousarray(v) for v in (gy, x, y))

@@ -1,8 +1,8 @@
 // Passes over large arrays: what follows the product of a convolution, and the gradient of a ReLU.
 // Beside it, in NumPy: elementwise.py, and convolution.py, which does the same to a block while it is in cache.
 //
-// Such a pass takes as long as its bytes need to and from memory; the arithmetic is free. So what counts is how
-// often an array is read and written. A frozen batch norm is a scale, which goes into the weights before the
+// Such a pass takes as long as moving its bytes to and from memory; the arithmetic is free. So what counts is
+// how often an array is read and written. A frozen batch norm is a scale, which goes into the weights before the
 // product, and a shift, the bias. What is left, step by step,
 //
 //   for n, c, k in ndindex(N, C, pixels):             a row (n, c): blockIdx.x, threadIdx.y; k: the y and x
@@ -13,8 +13,8 @@
 //
 // reads five arrays and writes four; in one pass it reads two and writes one.
 
-// product (C, images, pixels) are some pixels of some images: they go to y[n, c, begin + k], with `plane` pixels
-// in a plane of y and of residual. bias (C,) and residual may be null. product may be y itself, of one image.
+// product (C, images, pixels) holds some pixels of some images, which go to y[n, c, begin + k]; a plane of y and
+// of residual has `plane` pixels. bias (C,) and residual may be null. With one image, product may be y itself.
 template <typename T>
 __global__ void finish_block(const T* product, const T* bias, const T* residual, T* y, int images, int channels,
                              int pixels, int plane, int begin, bool relu) {
@@ -27,7 +27,7 @@ __global__ void finish_block(const T* product, const T* bias, const T* residual,
         for (int k = blockIdx.y * blockDim.x + threadIdx.x; k < pixels; k += gridDim.y * blockDim.x) {
             T value = from[k] + shift;
             if (residual) value += residual[place + k];
-            y[place + k] = relu && value < 0 ? T(0) : value;  // a NaN stays one, as in NumPy
+            y[place + k] = relu && value < 0 ? T(0) : value;  // NaN stays NaN, as in NumPy
         }
     }
 }
@@ -54,9 +54,10 @@ __global__ void sigmoid(const T* x, T* y, long long size) {
     }
 }
 
-// The way back of finish_block: of some pixels of gy (images, C, plane), from `begin` on, those where y is positive,
-// all if y is null, go to rows (C, images, pixels), side by side; their sums over a row to g_bias (C,), or are
-// added to it. rows or g_bias may be null. One block a channel, in one order: two runs give the same bits.
+// The way back of finish_block: the pixels of gy (images, C, plane) from `begin` on go side by side to rows (C,
+// images, pixels), as 0 where y is not positive, unless y is null. Their sums over a row go to g_bias (C,), or with
+// `add` are added to it. rows or g_bias may be null. One block per channel, in a fixed order: two runs give the
+// same bits.
 template <typename T>
 __global__ void gather_rows(const T* gy, const T* y, T* rows, T* g_bias, int images, int channels, int pixels,
                             int plane, int begin, bool add) {

@@ -39,7 +39,7 @@ def relu_gradient(gy, y, in_place: bool = False):
     if not contiguous or backend.use_reference():
         return xp.multiply(gy, y > 0, out=out)
     if xp is not np:
-        grid = (min(-(-gy.size // 1024), 1 << 20),)  # four elements a thread
+        grid = (min(-(-gy.size // 1024), 1 << 20),)  # four elements per thread
         backend.launch("elementwise", "relu_gradient", grid, 256, (gy, y, out, gy.size), gy.dtype)
         return out
     gy_flat, y_flat, out_flat = gy.reshape(-1), y.reshape(-1), out.reshape(-1)
@@ -71,7 +71,7 @@ def finish_block(product, bias, residual, y, begin: int, relu: bool) -> None:
         The pixel of each plane of y at which the block begins.
     """
     (images, channels, height, width), pixels = y.shape, product.shape[2] // len(y)
-    grid = -(-images * channels // 8), min(-(-pixels // 256), 65535)  # eight pixels a thread
+    grid = -(-images * channels // 8), min(-(-pixels // 256), 65535)  # eight pixels per thread
     args = (product, bias, residual, y, images, channels, pixels, height * width, begin, relu)
     backend.launch("elementwise", "finish_block", grid, (32, 8), args, y.dtype)
 
@@ -83,12 +83,12 @@ def gather_rows(gy, y, rows, g_bias, begin: int, add: bool) -> None:
     ----------
     gy : (n, O, P, Q)
     y : (n, O, P, Q) or None
-        The result behind a ReLU: only where it is positive a gradient comes through.
+        The ReLU's output, if there is one: the gradient passes only where it is positive.
     rows : (G, O/G, n pixels) or None
     g_bias : (O,) or None
-        The sums over rows; `add`: added to what it holds.
+        Receives the sums over rows; with `add`, they are added to what it holds.
     begin : int
-        The pixel of each plane of gy at which the block begins; without rows, it is all of the plane.
+        The pixel of each plane of gy at which the block begins; without rows, the whole plane is read.
     """
     images, channels, height, width = gy.shape
     pixels = height * width if rows is None else rows.shape[2] // images

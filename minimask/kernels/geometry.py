@@ -103,7 +103,7 @@ class Geometry:
 
 
 def as_pair(value, name: str = "a size") -> tuple[int, int]:
-    """(vertical, horizontal): a single whole number stands for both; `name` begins the error if not."""
+    """(vertical, horizontal): a single whole number stands for both; errors begin with `name`."""
     if isinstance(value, int):
         return value, value
     try:
@@ -114,14 +114,14 @@ def as_pair(value, name: str = "a size") -> tuple[int, int]:
 
 
 def overlap(offset: int, stride: int, size: int, out: int) -> tuple[int, int]:
-    """First output p of [0, out) whose input p stride + offset lies in [0, size), and past the last."""
+    """First output p of [0, out) whose input p stride + offset lies in [0, size), and one past the last."""
     begin = min(max(0, -(offset // stride)), out)
     end = min(max(begin, (size - 1 - offset) // stride + 1), out)
     return begin, end
 
 
 def windows(g: Geometry, first: int = 0, rows: int | None = None):
-    """For each element of the kernel: the outputs for which it is inside the image, and the pixels it is on.
+    """For each element of the kernel: the outputs for which it is inside the image, and the pixels it covers.
 
     Parameters
     ----------
@@ -209,6 +209,6 @@ def all_rows(images: int, height: int, rows: int) -> Iterator[Block]:
 
 
 def _even(total: int, most: int) -> int:
-    """The length of about equal pieces of at most `most`, rather than full ones and a small remainder."""
+    """The length of roughly equal pieces of at most `most`, rather than full ones and a small remainder."""
     pieces = max(1, -(-total // most))
     return max(1, -(-total // pieces))

@@ -3,7 +3,7 @@
 //
 // Shapes: n images of (C, H, W), kernel KH x KW, R output rows of Q pixels; L = n R Q columns.
 //
-// One after the other, it would be this loop. On the right: who takes a share of it.
+// As a serial loop, with the blocks and threads that share it out on the right:
 //
 //   for c in range(C):                                                  blockIdx.y
 //       for image, p, q in ndindex(n, R, Q):                            blockIdx.x, threadIdx.x
@@ -16,8 +16,8 @@
 //
 //               x[image, c, u, v] += cols[c, i, j, image, p, q]
 //
-// There KH KW patches add to the same pixel. Rather than let them, with atomicAdd, each pixel looks at the
-// patches that read it and adds them up by itself, always in the same order.
+// There, up to KH KW patches add to the same pixel. Instead of atomicAdd by each of them, the pixel's own thread
+// looks up the patches that read it and adds them, always in the same order.
 
 struct Geometry {  // Geometry.struct in geometry.py
     int channels, height, width, out_height, out_width, kernel_h, kernel_w;
@@ -65,7 +65,7 @@ __global__ void im2col(const T* x, T* cols, Geometry g, int images, int first, i
     }
 }
 
-// Rows [top, bottom) of x (n, C, H, W): what these columns send there, or, with `add`, that and what x held.
+// Rows [top, bottom) of x (n, C, H, W): what these columns send there, with `add` on top of what x held.
 template <typename T>
 __global__ void col2im(const T* cols, T* x, Geometry g, int images, int first, int rows, int top, int bottom,
                        bool add) {

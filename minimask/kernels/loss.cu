@@ -4,10 +4,10 @@
 //       loss, slope[k] = f(x[k], t[k])
 //       sum += loss
 //
-// A loss has some thousands of terms: one block is through with them in the time that a second launch, to add up
-// what several blocks have, would take. It adds in a fixed order: two runs give the same bits.
+// A loss has some thousands of terms: one block finishes them in the time that a second launch, to add up the
+// sums of several blocks, would take. It adds in a fixed order: two runs give the same bits.
 
-// What all threads of a block have, added up as a tree: threads, a power of 2, is at most 1024.
+// The sum over all threads of a block, as a tree; the number of threads is a power of 2, at most 1024.
 template <typename T>
 __device__ T block_sum(T value, T* shared) {
     shared[threadIdx.x] = value;
@@ -45,7 +45,7 @@ __global__ void smooth_l1(const T* x, const T* t, T beta, T* slope, T* total, lo
     if (threadIdx.x == 0) *total = sum;
 }
 
-// logits and slope (rows, classes), a thread a row. A label that is no class gives NaN: nobody could be told.
+// logits and slope (rows, classes), one thread per row. A label that is not a class gives NaN: a kernel cannot raise.
 template <typename T>
 __global__ void softmax_cross_entropy(const T* logits, const long long* labels, T* slope, T* total, int rows,
                                       int classes) {

@@ -13,17 +13,17 @@ THREADS = 1024  # of the only block
 
 
 def sigmoid_cross_entropy(x, t):
-    """Of logits and targets of one shape: () and that shape."""
+    """The sum, (), and the derivative, for logits and targets of one shape."""
     return _pointwise("sigmoid_cross_entropy", x, t)
 
 
 def smooth_l1(x, t, beta: float):
-    """Of values and targets of one shape: () and that shape."""
+    """The sum, (), and the derivative, for values and targets of one shape."""
     return _pointwise("smooth_l1", x, t, beta)
 
 
 def softmax_cross_entropy(logits, labels):
-    """Of logits (R, K) and labels (R,), which may be NumPy's: () and (R, K)."""
+    """The sum, (), and the derivative (R, K), for logits (R, K) and labels (R,), which may be NumPy's."""
     xp = backend.array_module(logits)
     logits, labels = xp.ascontiguousarray(logits), xp.ascontiguousarray(xp.asarray(labels, np.int64))
     slope, total = xp.empty(logits.shape, logits.dtype), xp.empty((), logits.dtype)

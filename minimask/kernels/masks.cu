@@ -2,7 +2,7 @@
 // How to launch it, and how it runs without a GPU: docs/kernels.md.
 //
 // Shapes: R RoIs, M x M cells; G masks of H x W pixels to crop from; N masks to paste into images of H x W.
-// Where a box reads or writes is computed before, for both axes (y, x) of all boxes: a convention comes down to
+// Where a box reads or writes is computed beforehand, for both axes (y, x) of all boxes: a convention comes down to
 // a few numbers per box and axis (`Samples` and `Placement` in masks.py), and what depends on single roundings
 // (whole pixels!) is computed by the same lines as on the CPU.
 
@@ -63,8 +63,8 @@ __global__ void crop_masks(const unsigned char* masks, const long long* matches,
 //           v, u = scale y + shift, scale x + shift of axes y and x      in cells, cell 0's centre at 0
 //           images[n, y, x] = bilinear(masks[n], v, u) if y and x lie in [first, stop) else 0
 //
-// Nearly all pixels lie outside a mask's window: what costs is to write N H W zeros. So every pixel is
-// written by one thread, once, in order, instead of zeros first and windows after.
+// Nearly all pixels lie outside a mask's window: the cost is that of writing N H W zeros. So one thread writes
+// each pixel once, in order, instead of zeros first and windows after.
 // placements (N, 2, 4), for y and x: scale, shift, first, stop.
 template <typename T>
 __global__ void paste_masks(const T* masks, const double* placements, int N, int M, int H, int W,

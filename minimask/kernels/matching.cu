@@ -3,18 +3,18 @@
 // Shapes: N images, each with A candidates, G objects and C crowd regions, boxes (x1, y1, x2, y2).
 //
 //   for n in range(N):                                              blockIdx.y
-//       for g in range(G):                                          overlaps: a block an object, blockIdx.x
+//       for g in range(G):                                          overlaps: a block per object, blockIdx.x
 //           for a in range(A):                                      threadIdx.x
 //               iou[g, a] = area of both / area of either
 //           best_of[g] = max over a of iou[g, a]
-//       for a in range(A):                                          match: a thread a candidate
+//       for a in range(A):                                          match: a thread per candidate
 //           nearest, best = argmax and max over g of iou[g, a]
 //           matches[a] = nearest if best >= high, BELOW_LOW if best < low, else BETWEEN
 //           matches[a] = nearest if some g has iou[g, a] == best_of[g] > 0
 //           matches[a] = BETWEEN if it is BELOW_LOW and a crowd region covers a
 //
-// In array expressions these are some forty launches an image. What an object's best candidate is, is asked for
-// equality: so each IoU is computed once, and read again.
+// As array expressions these are some forty launches per image. An object's best candidates are found by comparing
+// IoUs for equality, so each IoU is computed once and read again.
 
 const long long BELOW_LOW = -1, BETWEEN = -2;  // as in matching.py
 

@@ -31,7 +31,7 @@ def match(
     high, low, rescue, untouched : float, float, bool, bool
         The four fields of `minimask.matching.Matcher`.
     coverage : float
-        Background candidates of which a crowd region covers this share are ignored.
+        Background candidates of which a crowd region covers at least this share are ignored.
 
     Returns
     -------

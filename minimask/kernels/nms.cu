@@ -13,9 +13,9 @@
 //   1. nms_naive: the loop above in one thread. 10,000 boxes are up to 50 million overlaps one by one, on one
 //      of a GPU's 10,000 lanes.
 //   2. nms_matrix and nms_greedy: first all overlaps by all threads, a bit each, then a greedy pass that only
-//      reads bits, 64 boxes at a step. The matrix of 10,000 boxes has 12.5 MB and never leaves the GPU.
+//      reads bits, 64 boxes at a step. The matrix of 10,000 boxes takes 12.5 MB and never leaves the GPU.
 //
-// Steps of the second: bits instead of bytes, an eighth of the memory to write and read; the columns of a
+// What speeds up the second: bits instead of bytes, an eighth of the memory to write and read; the columns of a
 // tile in shared memory, read once instead of 64 times; only the words on and above the diagonal.
 
 // IoU > threshold, where a pair without area has IoU 0, and no comparison with NaN holds.
@@ -46,7 +46,7 @@ __global__ void nms_naive(const T* boxes, const long long* order, const long lon
 // strikes (N, words), words = ceil(N / 64): bit b of word w in row i says whether i would strike out
 // 64 w + b, for 64 w + b > i. Words left of the diagonal are not written.
 //
-//   for w, tile in ndindex(words, words):          blockIdx.x, blockIdx.y: a tile of 64 x 64 pairs a block
+//   for w, tile in ndindex(words, words):          blockIdx.x, blockIdx.y: a tile of 64 x 64 pairs per block
 //       for t in range(64):                        threadIdx.x: a row of the tile, one word to write
 //           for b in range(64):                    a thread takes all bits of its word
 //
@@ -72,19 +72,19 @@ __global__ void nms_matrix(const T* boxes, const long long* order, const long lo
     strikes[(long long)i * words + w] = word;
 }
 
-// kept (N,): the members of `order` that stay, in its order; how many they are goes to *count.
+// kept (N,): the members of `order` that stay, in its order; their number goes to *count.
 //
 //   for step in range(words):                                      one block, all of its threads together
 //       out = bits of this step's 64 boxes that are struck out
 //       for i in range(64):                                        thread 0
 //           if out lacks bit i: out |= strikes[64 step + i][step]
 //       kept += the boxes not in out                               threads 0 to 63
-//       for w in range(step + 1, words):                           each thread a word, or a part of its rows
+//       for w in range(step + 1, words):                           a thread per word, or per part of its rows
 //           for i not in out:
 //               struck[w] |= strikes[64 step + i][w]
 //
-// Where there are few words most threads would idle: then `parts` threads share the rows of a word, each
-// collects in a word of its own, and who needs the whole word joins them. The words of the next step's
+// With few words most threads would idle. Then `parts` threads share the rows of a word, each collects in a
+// word of its own, and whoever needs the whole word joins them. The words of the next step's
 // diagonal are fetched meanwhile, so thread 0 does not wait for memory.
 __global__ void nms_greedy(const unsigned long long* strikes, const long long* order, int N, int words,
                            long long* kept, int* count) {

@@ -18,7 +18,7 @@ LIMIT = 64 * 4096  # boxes in one call on a GPU: the greedy pass holds their bit
 
 
 def in_order(boxes, iou_threshold: float) -> np.ndarray:
-    """Which of the boxes (N, 4), sorted by falling score, are kept: their rising indices; NumPy.
+    """Which of the boxes (N, 4), sorted by falling score, are kept: their indices, ascending; NumPy.
 
     Settle who survives among the first 64; then strike out, in one step, everything after them that a
     survivor overlaps; and go on with the rest. Boxes struck out are never looked at again.

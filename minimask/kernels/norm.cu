@@ -2,7 +2,7 @@
 //
 // Shapes: N images, C channels in groups of D, S pixels; a row is one channel of one image.
 //
-// One after the other, it would be this loop. On the right: who takes a share of it.
+// As a serial loop, with the blocks and threads that share it out on the right:
 //
 //   for n, group in ndindex(N, C / D):
 //       x_g = x[n, D channels of the group]                             (D, S)
@@ -16,10 +16,10 @@
 //               gx[n, c, k] = inv_std * (weight[c] * g - a - x_hat * b)
 //
 // A block of threads for each group would do all of it in one kernel. But 2 images of 8 groups are 16 blocks,
-// and a GPU has a hundred places for one. So there are two kernels for each direction, with a block for each
-// row: the first adds up within a row; the second starts from the D sums of its group, which take no time.
+// and a GPU has room for a hundred. So there are two kernels for each direction, with a block for each row: the
+// first adds up within a row; the second starts from the D sums of its group, which takes next to no time.
 
-// What all threads of a block have, added up as a tree: threads, a power of 2, is at most 256.
+// The sum over all threads of a block, as a tree; the number of threads is a power of 2, at most 256.
 template <typename T>
 __device__ T block_sum(T value, T* shared) {
     shared[threadIdx.x] = value;
@@ -66,7 +66,7 @@ __global__ void group_norm(const T* x, const T* moments, const T* weight, const 
         const long long place = (long long)row * pixels;
         for (int k = blockIdx.y * blockDim.x + threadIdx.x; k < pixels; k += gridDim.y * blockDim.x) {
             const T value = (x[place + k] - mu) * slope + shift;
-            y[place + k] = relu && value < 0 ? T(0) : value;  // a NaN stays one
+            y[place + k] = relu && value < 0 ? T(0) : value;  // NaN stays NaN
         }
     }
 }

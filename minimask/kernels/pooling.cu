@@ -2,7 +2,7 @@
 //
 // Shapes: M planes (images and channels), H x W in, P x Q out, window KH x KW.
 //
-// One after the other, it would be this loop. On the right: who takes a share of it.
+// As a serial loop, with the blocks and threads that share it out on the right:
 //
 //   for m in range(M):                                                  blockIdx.x
 //       for p, q in ndindex(P, Q):                                      blockIdx.y, threadIdx.x
@@ -13,8 +13,8 @@
 //               backward, where index[m, p, q] == i * KW + j:
 //                   gx[m, u, v] += gy[m, p, q]
 //
-// Backward, windows overlap, so several may add to one pixel. Not here: backward the threads share the pixels
-// (u, v), and each looks for itself at the windows that cover it. It reads up to KH KW indices where atomicAdd
+// Windows overlap, so in this loop several may add to one pixel. The backward kernel shares out the pixels (u, v)
+// instead, and each thread looks at the windows that cover its pixel. It reads up to KH KW indices where atomicAdd
 // would write once, but from the cache, and the sum has the same order in every run.
 
 struct Geometry {  // Geometry.struct in geometry.py
@@ -31,7 +31,7 @@ __global__ void max_pool(const T* x, T* y, unsigned char* index, Geometry g, int
         for (int k = blockIdx.y * blockDim.x + threadIdx.x; k < outputs; k += gridDim.y * blockDim.x) {
             const int top = k / g.out_width * g.stride_h - g.padding_h;
             const int left = k % g.out_width * g.stride_w - g.padding_w;
-            T best = log(T(0));  // minus infinity, whose name stands in a header
+            T best = log(T(0));  // minus infinity; its name would need a header
             int winner = 0;
             for (int i = max(0, -top); i < min(g.kernel_h, g.height - top); i++) {
                 for (int j = max(0, -left); j < min(g.kernel_w, g.width - left); j++) {

@@ -1,7 +1,7 @@
 """Max pooling: the largest value of each window, and its gradient.
 
 Shapes: N images, C channels, H x W in, P x Q out, window KH x KW. The windows are those of a convolution
-(`minimask.kernels.geometry`); what of a window lies outside the image is ignored.
+(`minimask.kernels.geometry`); the part of a window outside the image is ignored.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def max_pool_loop(x, g: Geometry):
 
 
 def max_pool(x, g: Geometry, want_index: bool):
-    """The maximum of each window, and which of the window's elements it is (of equal ones the first).
+    """The maximum of each window, and which of the window's elements it is (the first of equals).
 
     Parameters
     ----------
     x : (N C, 1, H, W)
     want_index : bool
-        If not, the second result is None, and pooling takes half the time.
+        If False, the second result is None, and pooling takes half the time.
 
     Returns
     -------

@@ -2,7 +2,7 @@
 //
 // Shapes: M planes (images and channels), H x W in, P x Q out.
 //
-// One after the other, it would be this loop. On the right: who takes a share of it.
+// As a serial loop, with the blocks and threads that share it out on the right:
 //
 //   for m in range(M):                                                  blockIdx.x
 //       for p, q in ndindex(P, Q):                                      blockIdx.y, threadIdx.x
@@ -10,15 +10,15 @@
 //           forward:   y[m, p, q] = x[m, u, v]
 //           backward:  gx[m, u, v] += gy[m, p, q]
 //
-// Backward the threads share the pixels (u, v) instead: the copies of one lie side by side, in a rectangle
-// that it can find, so it adds them up and no atomicAdd is needed.
+// Backward, the threads share the pixels (u, v) instead: the copies of a pixel lie side by side, in a rectangle
+// that its thread can find, so it adds them up and no atomicAdd is needed.
 
-// The pixel under output k's left edge; in float, as nearest_index in resample.py and as torch.
+// The pixel under output k's left edge; in float, as in nearest_index in resample.py and in torch.
 __device__ int source(int k, float scale, int size) { return min((int)(k * scale), size - 1); }
 
 // The first output whose source is pixel i or a later one, of `out`.
 __device__ int first_copy(int i, float scale, int size, int out) {
-    int k = min((int)(i / scale), out);  // but for rounding
+    int k = min((int)(i / scale), out);  // up to rounding
     while (k > 0 && source(k - 1, scale, size) >= i) k--;
     while (k < out && source(k, scale, size) < i) k++;
     return k;

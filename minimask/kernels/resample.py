@@ -1,7 +1,7 @@
 """Upsampling and resizing, nearest and bilinear. Both are separable: an index or a matrix for each axis.
 
-A pixel i covers [i, i + 1) and has its centre at i + 1/2. The input is read where the centre of the output
-pixel lies once scaled (torch's ``align_corners=False``).
+Pixel i covers [i, i + 1) and has its centre at i + 1/2. Bilinear reads the input at the scaled centre of the
+output pixel (torch's ``align_corners=False``), nearest at its scaled left and upper edges.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _nearest_gpu(kernel: str, x, size, sizes):
 
 def _two_pixels(size: int, out: int):
     """For each of `out` pixels the two input pixels that it lies between, and the weight of the second."""
-    centre = np.clip((np.arange(out) + 0.5) * (size / out) - 0.5, 0, size - 1)  # in units of pixel centres
+    centre = np.clip((np.arange(out) + 0.5) * (size / out) - 0.5, 0, size - 1)  # pixel i has its centre at i
     low = np.floor(centre).astype(np.int64)
     return low, np.minimum(low + 1, size - 1), centre - low
 
@@ -109,7 +109,7 @@ def bilinear_matrix(size: int, out: int, dtype, xp=np):
 
 
 def _sparse_matrix(size: int, out: int, dtype) -> csr_array:
-    """`bilinear_matrix` with its two entries a row."""
+    """`bilinear_matrix` in sparse form, with two entries per row."""
     low, high, fraction = _two_pixels(size, out)
     values, pixels = np.stack([1 - fraction, fraction], axis=1), np.stack([low, high], axis=1)  # (out, 2)
     begins = 2 * np.arange(out + 1)

@@ -9,7 +9,7 @@ Bilinear interpolation of the pixels' values is the surface
 
 continued as a constant beyond the outermost centres. Each term is a function of y times one of x, so its
 integral over a bin is a product. Along x, a bin [a, b] weighs pixel u by the integral of u's hat over [a, b],
-divided by b - a. Precise RoI Pooling (Jiang and others, IoU-Net, 2018) is the same, of a surface that falls
+divided by b - a. Precise RoI Pooling (Jiang and others, IoU-Net, 2018) is the same, for a surface that falls
 to 0 outside the map.
 """
 
@@ -30,7 +30,7 @@ def integral_weights(edges, length: int) -> np.ndarray:
     Parameters
     ----------
     edges : (..., P + 1) float
-        Rising, from -1/2 to length + 1/2.
+        Ascending, between -1/2 and length + 1/2.
     length : int
         Pixels along the axis.
 

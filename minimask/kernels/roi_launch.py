@@ -13,7 +13,7 @@ from minimask import backend
 
 
 def beside(x, rois, levels):
-    """RoIs and levels (or None) on the device of the features x; on a GPU, as the kernels take them there."""
+    """RoIs and levels (or None) on the device of the features x; on a GPU, in the form the kernels take."""
     xp = backend.array_module(x)
     if xp is np:
         return rois, levels

@@ -3,7 +3,7 @@
 //
 // Shapes: R RoIs, PH x PW bins, L maps of (N, C, height, width), each with its own height and width.
 //
-// One after the other, it would be this loop. On the right: who takes a share of it.
+// As a serial loop, with the blocks and threads that share it out on the right:
 //
 //   for r in range(R):                                                  blockIdx.x
 //       x, x1, y1, x2, y2 = what RoI r reads, and its box there
@@ -19,8 +19,8 @@
 //           backward:
 //               gx[c].flat[argmax[r, c, i, j]] += gy[r, c, i, j]
 //
-// Bins overlap, and so do RoIs: a pixel may be the maximum of many bins. Therefore atomicAdd backward, in
-// whatever order the threads come; or roi_pool_backward_ordered, where each pixel's thread looks for the bins.
+// Bins overlap, and so do RoIs: a pixel may be the maximum of many bins. So backward needs atomicAdd, in
+// whatever order the threads come; or roi_pool_backward_ordered, where each pixel's thread looks for its bins.
 
 // The levels lie wherever they were computed; passed by value, their addresses cost no copy to the GPU.
 template <typename T>
@@ -120,7 +120,7 @@ __global__ void roi_pool_backward(const T* gy, const int* argmax, const T* rois,
 // Writes every element of gxs, the same bits in every run. Launched with 256 threads a block, a tile of 32 x 8
 // pixels of one image and level; blockIdx.x counts the tiles of all, level by level; blockIdx.y takes 8
 // channels. A pixel's sum has one writer and one order, that of the RoIs. The price: every tile asks all R RoIs
-// whether they reach it, 256 at a time, and every pixel of a bin looks whether it was the maximum.
+// whether they reach it, 256 at a time, and every pixel of a bin checks whether it was the maximum.
 template <typename T>
 __global__ void roi_pool_backward_ordered(const T* gy, const int* argmax, const T* rois, const int* levels,
                                           Maps<T> gxs, int R, int N, int C, int ph, int pw, bool aligned) {
@@ -139,13 +139,13 @@ __global__ void roi_pool_backward_ordered(const T* gy, const int* argmax, const 
     const T scale = gxs.scale[level];
     T sums[KEPT] = {};
     for (int first = 0; first < R; first += THREADS) {
-        __syncthreads();  // until nobody reads the last 256 answers any more
+        __syncthreads();  // until all have read the last 256 answers
         if (first + t < R) {
             const T* roi = rois + 5LL * (first + t);
             const int own = levels ? levels[first + t] : 0;
             const T bottom = max(roi[4], roi[2]) * scale + 2, right = max(roi[3], roi[1]) * scale + 2;
             reaches[t] = own == level && 0 <= roi[0] && roi[0] < N && (int)roi[0] == image &&
-                         roi[2] * scale - 2 <= top + HIGH && top <= bottom &&  // a pixel at least, and rounding
+                         roi[2] * scale - 2 <= top + HIGH && top <= bottom &&  // at least a pixel, and rounding
                          roi[1] * scale - 2 <= left + WIDE && left <= right;
         }
         __syncthreads();

@@ -23,7 +23,7 @@ def box_pixels(begin, end, aligned: bool, xp=np):
         Edges in feature pixels, rounded here half away from zero, as C's round does.
     aligned : bool
         True: an edge is a place, pixel i covers [i, i + 1), and the box covers [round(begin), round(end)).
-        False, the original's: an edge names a pixel, and both edge pixels belong to the box:
+        False, as in the original: an edge names a pixel, and both edge pixels belong to the box:
         [round(begin), round(end) + 1). At least one pixel in either case.
 
     Returns

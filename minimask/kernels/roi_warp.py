@@ -28,7 +28,7 @@ def quantised(rois, levels, scales, aligned: bool):
     rois : (R, 5) float
         Image index, x1, y1, x2, y2 in image pixels.
     levels : (R,) int or None
-        Which map each RoI reads; None where there is one.
+        Which map each RoI reads; None if there is only one.
     scales : L of float
         Feature pixels per image pixel.
     aligned : bool

@@ -3,8 +3,8 @@
 // Shapes: N images, C channels, levels (N, C, H, W), a anchors at a position, A anchors of an image.
 //
 // The levels share their weights. So the patches of all of them stand side by side in one matrix, and a layer is
-// one product for all levels instead of one each. Its L columns are positions: levels one after another, in a
-// level the images, in an image the rows:
+// one product for all levels instead of one each. Its L columns are positions: level by level, within a
+// level image by image, within an image row by row:
 //
 //   for l, n, s in levels x images x positions:        j = begin[l] + n H W + s     blockIdx.x, threadIdx.x
 //       for c in range(C):                                                          blockIdx.y
@@ -75,7 +75,7 @@ __global__ void unpatches(const T* cols, Levels gxs, int images, int channels) {
     }
 }
 
-// Where row r of od (5 a, L) lies in logits (N, A) or in deltas (N, A, 4), and which of the two it is.
+// Where row r of od (5 a, L) belongs: an element of logits (N, A), or of deltas (N, A, 4).
 template <typename T>
 __device__ T* of_anchor(T* logits, T* deltas, const Place& at, int r, int a, int anchors) {
     const long long first = (long long)at.image * anchors + (long long)at.position * a;
@@ -94,7 +94,7 @@ __global__ void to_anchors(const T* od, const T* c, const T* e, T* logits, T* de
     }
 }
 
-// What all threads of a block have, added up as a tree: threads, a power of 2, is at most 1024.
+// The sum over all threads of a block, as a tree; the number of threads is a power of 2, at most 1024.
 template <typename T>
 __device__ T block_sum(T value, T* shared) {
     shared[threadIdx.x] = value;
@@ -108,7 +108,7 @@ __device__ T block_sum(T value, T* shared) {
     return sum;
 }
 
-// g_od (5 a, L); g_c (a,), g_e (4 a,). A block for each row, in one order: two runs give the same bits.
+// g_od (5 a, L); g_c (a,), g_e (4 a,). A block for each row, in a fixed order: two runs give the same bits.
 template <typename T>
 __global__ void from_anchors(const T* g_logits, const T* g_deltas, T* g_od, T* g_c, T* g_e, Levels levels,
                              int images, int a) {

@@ -21,7 +21,7 @@ _STRUCT = np.dtype(
 
 
 def has_room(xs: Sequence, w) -> bool:
-    """Whether the kernels take these levels: on a GPU, with the patches of all in one workspace, 3 x 3."""
+    """Whether the kernels take these levels: on a GPU, 3 x 3, and all patches fit into one workspace."""
     positions = sum(x.size // max(x.shape[1], 1) for x in xs)
     patches = 9 * xs[0].shape[1] * positions * xs[0].dtype.itemsize
     fits = 0 < patches <= convolution_gpu.WORKSPACE and len(xs) <= MOST_LEVELS and w.shape[2:] == (3, 3)
@@ -29,7 +29,7 @@ def has_room(xs: Sequence, w) -> bool:
 
 
 def forward(xs: Sequence, w, b, u, c, v, e):
-    """Logits (N, A), deltas (N, A, 4), and h (C, L), which `backward` reads; parameters as of `rpn_head`."""
+    """Logits (N, A), deltas (N, A, 4), and h (C, L), which `backward` reads; parameters as in `rpn_head`."""
     xp, (images, channels), a = backend.array_module(w), xs[0].shape[:2], len(u)
     cols, levels = _patches(xs)
     columns = cols.shape[1]
@@ -47,7 +47,7 @@ def forward(xs: Sequence, w, b, u, c, v, e):
 
 
 def backward(g_logits, g_deltas, xs: Sequence, h, w, u, v, needs_xs: bool):
-    """The gradients of w, b, u, c, v, e, and of the levels, or None in their place if nobody needs them."""
+    """The gradients of w, b, u, c, v, e, and a list of the levels', or None if nobody needs those."""
     xp, (images, channels), a, (_, columns) = backend.array_module(w), xs[0].shape[:2], len(u), h.shape
     cols, levels = _patches(xs)
     g_od, g_b, g_c, g_e = (xp.empty(s, w.dtype) for s in ((5 * a, columns), channels, a, 4 * a))
@@ -102,7 +102,7 @@ def _blocks(columns: int) -> int:
 
 
 def _threads(columns: int) -> int:
-    """Of a block that adds up a row: a power of 2."""
+    """Threads of a block that adds up a row: a power of 2."""
     return min(1024, max(32, 1 << (columns - 1).bit_length()))
 
 

@@ -7,8 +7,8 @@
 //           v[k][i] = momentum v[k][i] + g[k][i] + decay[k] w[k][i]
 //           w[k][i] -= lr v[k][i]
 //
-// A launch costs some microseconds, and a model has a hundred parameters and more, half of them with less
-// than a thousand elements: a launch each (five, as array expressions) would take longer than the arithmetic.
+// A launch costs some microseconds, and a model has a hundred parameters and more, half of them with fewer
+// than a thousand elements: a launch for each (five, as array expressions) would take longer than the arithmetic.
 // The parameters lie wherever they were allocated, so the kernel gets a table of addresses. Blocks that find
 // no work in a small parameter end at once.
 
@@ -39,8 +39,8 @@ __global__ void scale(const unsigned long long* table, int count, T factor) {
     }
 }
 
-// sums (count, gridDim.x): what each block of a row adds up of a parameter's squared gradient, in double. The
-// order is fixed by the grid: two runs give the same bits, which atomicAdd would not.
+// sums (count, gridDim.x): the part of a parameter's sum of squared gradients that each block adds up, in double.
+// The order is fixed by the grid: two runs give the same bits, which they would not with atomicAdd.
 // table (count, 2): addresses of g, and the number of elements. Blocks of 256 threads.
 template <typename T>
 __global__ void squares(const unsigned long long* table, int count, double* sums) {

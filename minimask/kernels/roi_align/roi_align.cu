@@ -3,7 +3,7 @@
 //
 // Shapes: R RoIs, PH x PW bins, L maps of (N, C, height, width), each with its own height and width.
 //
-// One after the other, it would be this loop. On the right: who takes a share of it.
+// As a serial loop, with the blocks and threads that share it out on the right:
 //
 //   for r in range(R):                                                  blockIdx.x
 //       x, y1, x1, bin_h, bin_w, ny, nx = locate(rois[r], levels[r])
@@ -64,7 +64,7 @@ struct Box {
     T* x;  // (C, height, width), the map of its level and image
     int height, width;
     T x1, y1, bin_w, bin_h;  // in feature pixels, counted from pixel 0's centre
-    int ny, nx;              // sampling points a bin
+    int ny, nx;              // sampling points per bin
 };
 
 template <typename T>
@@ -264,7 +264,7 @@ __global__ void roi_align_forward_by_bin(Maps<T> xs, const T* rois, const int* l
 
 // --------------------------------------------------------------------------------------------------- by_pixel
 
-// The pixels that a RoI has read along one axis, rising, and the weight of each in each bin.
+// The pixels that a RoI has read along one axis, ascending, and the weight of each in each bin.
 template <typename T>
 struct Axis {
     static const int BINS = 16, PIXELS = 64;  // the most: PH and PW, and twice the points along the axis
@@ -312,7 +312,7 @@ __global__ void roi_align_backward_by_pixel(const T* gy, const T* rois, const in
     for (int r = blockIdx.x; r < R; r += gridDim.x) {
         const Box<T> box = locate(rois, levels, r, gxs, N, C, s);
         if (!box.x) continue;  // for the whole block
-        __syncthreads();       // until nobody reads the last RoI's axes any more
+        __syncthreads();       // until all have read the last RoI's axes
         if (t == 0) build(rows, box.y1, box.bin_h, s.ph, s.ratio, box.height, s.crossings);
         if (t == threads - 1) build(columns, box.x1, box.bin_w, s.pw, s.ratio, box.width, s.crossings);
         __syncthreads();
@@ -382,7 +382,7 @@ __global__ void roi_align_backward_ordered(const T* gy, const int* argmax, const
     const int bins = s.ph * s.pw, first_channel = blockIdx.y * KEPT;
     T sums[KEPT] = {};
     for (int first = 0; first < R; first += THREADS) {
-        __syncthreads();  // until nobody reads the last 256 answers any more
+        __syncthreads();  // until all have read the last 256 answers
         if (first + t < R) {
             const Box<T> box = locate(rois, levels, first + t, gxs, N, C, s);
             reaches[t] = box.x && (levels ? levels[first + t] : 0) == level &&

@@ -42,7 +42,7 @@ class Plan:
         rois : (R, 5) float
             Image index, x1, y1, x2, y2 in image pixels.
         levels : (R,) int or None
-            Which map each RoI reads; None where there is one.
+            Which map each RoI reads; None if there is only one.
         shapes : L of (N, C, H, W)
         scales : L of float
             Feature pixels per image pixel.
@@ -59,7 +59,7 @@ class Plan:
         ph, pw = sampling.output_size
         along_y = list(_read_axis(y1, y2, ph, height, sampling))
         along_x = list(_read_axis(x1, x2, pw, width, sampling))
-        # maps of 2^31 pixels fit no memory, so that 32 bits are enough
+        # maps of 2^31 pixels fit into no memory, so 32 bits are enough
         map_begin, width = map_begin.astype(np.int32), width.astype(np.int32)
         blocks = [_outer_product(*axes, map_begin, width) for axes in itertools.product(along_y, along_x)]
         shape = len(rois), ph * pw, sizes[:, 0].sum()
@@ -68,8 +68,8 @@ class Plan:
 
 # ------------------------------------------------------------------------------------- building the matrix
 #
-# A bilinear weight is a product: what a pixel counts for a point is a weight along y, which depends on the
-# point's y alone, times one along x, which depends on its x alone. The points of a bin lie on a grid, so
+# A bilinear weight is a product: a pixel's weight for a point is one along y, which depends on the point's y
+# alone, times one along x, which depends on its x alone. The points of a bin lie on a grid, so
 # their mean is such a product, too. Each axis is therefore read by itself, a few numbers for each RoI and
 # bin, and a RoI's part of the matrix is the outer product of its two axes:
 #
@@ -156,7 +156,7 @@ def _mean_of_points(rois, pixels, weights, last) -> Iterator[AxisReading]:
     """
     bins, n, _, count = pixels.shape
     weights = weights / max(n, 1)
-    pixels, weights = pixels.reshape(bins, 2 * n, count), weights.reshape(bins, 2 * n, count)  # rising
+    pixels, weights = pixels.reshape(bins, 2 * n, count), weights.reshape(bins, 2 * n, count)  # ascending
     spans = np.max(pixels[:, -1:] - pixels[:, :1], axis=(0, 1), initial=-1) + 1  # (G,)
     row_lengths = np.minimum(spans, 2 * n)  # (G,)
     for k in np.unique(row_lengths).tolist():
@@ -367,7 +367,7 @@ def _images(xs) -> Iterator[tuple]:
 def transpose(source, target) -> None:
     """target = source^T of one matrix or many; if they are large, by way of a copy with a gap after each row.
 
-    Rows that lie a multiple of some KiB apart share a few places of the cache and drive each other out.
+    Rows that lie a multiple of some KiB apart share a few places of the cache and evict each other.
     """
     *shape, columns = source.shape
     if min(shape[-1], columns) > 64:
