@@ -167,7 +167,7 @@ def open_regular(path: str | Path) -> IO[bytes]:
     Raises
     ------
     OSError
-        If there is none, or it is a directory, a pipe or a device; the last two could keep us waiting forever.
+        If there is none, or it is a directory, a pipe or a device: these last could keep us waiting forever.
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -202,7 +202,7 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
 
 
 def check_output_directory(directory: str | Path) -> Path:
-    """Check that `directory` can be made and written to, without making it yet: the work may still fail.
+    """Check that `directory` can be made and written to, without making it, as the work may fail.
 
     Raises
     ------

@@ -72,7 +72,7 @@ ALIGN_MISTAKES = [
     ),
     ("points far outside", ("if not (-1 <= v <= height and -1 <= u <= width)", "if False")),
     (
-        "just a pixel outside",
+        "exactly a pixel outside",
         ("-1 <= v <= height and -1 <= u <= width", "-1 < v < height and -1 < u < width"),
     ),
     (
@@ -90,7 +90,7 @@ ALIGN_MISTAKES = [
 ]
 
 # For each exercise: how the verdict must call it, and the replacements (old text, new text) in its solution.
-# Suppression of all that has been found, whatever its class; then the best so many.
+# Suppression of all that has been found, whatever its class; then the best `most`.
 NMS_OF_ALL = (
     "    left, kept = boxes[proposals, labels], []\n"
     "    for i in range(len(found)):\n"
@@ -368,7 +368,7 @@ MISTAKES = {
         ),
         ("in the order of the list", ("return np.array(kept,", "return np.array(sorted(kept),")),
         ("nothing is suppressed", ("<= threshold", "< 2")),
-        ("just the threshold", ("<= threshold", "< threshold")),
+        ("an IoU of just the threshold", ("<= threshold", "< threshold")),
         (
             "of equal scores",
             ('np.argsort(-scores, kind="stable")', 'np.argsort(scores, kind="stable")[::-1]'),
@@ -566,7 +566,7 @@ MISTAKES = {
             ),
         ),
         ("more than the threshold", (">= threshold", "> threshold")),
-        ("0 where it never is", ("stages, -1)", "stages, 0)"), ("initial=-1", "initial=0")),
+        ("0 where it is never there", ("stages, -1)", "stages, 0)"), ("initial=-1", "initial=0")),
         (
             "each box for one object",
             (
@@ -587,7 +587,7 @@ MISTAKES = {
             ("    return proposals, labels,", NMS_OF_ALL + "    return proposals, labels,"),
         ),
         (
-            "the best so many before",
+            "the best are taken before",
             (
                 "    found = []\n    for",
                 "    found, rest = [], np.sort(probabilities[:, 1:].ravel())[::-1]\n"

@@ -758,9 +758,7 @@ def test_a_leaf_can_be_copied_and_what_was_computed_says_why_not(copied):
 
 
 def test_what_a_tensor_lacks_is_said_with_what_to_use():
-    with pytest.raises(
-        AttributeError, match=r"has no 'argmax': use minimask.functions.*numpy"
-    ):
+    with pytest.raises(AttributeError, match=r"has no 'argmax': use minimask.functions.*numpy"):
         leaf(3).argmax()
 
 

@@ -74,7 +74,7 @@ WORDS = {
     ),
     "a comma too many": (
         lambda gy, x: (gy * (x > 0),),
-        "gx is a tuple of 1 (a comma too many behind return?)",
+        "gx is a tuple of 1 (a comma too many after return?)",
     ),
     "two results": (lambda gy, x: (gy, x), "gx is a tuple of 2, not an array"),
     "a Tensor": (lambda gy, x: Tensor(gy), "gx is a Tensor (its array is .data), not an array"),

@@ -101,7 +101,7 @@ def test_a_file_is_judged_as_check_judges_its_function(tmp_path, capsys):
 def test_what_cannot_be_marked_is_one_line(tmp_path):
     with pytest.raises(InputError, match="did you mean 'nms'"):
         exercises.mark(tmp_path, "nmss")
-    with pytest.raises(InputError, match="no folder; give the one with the students' files"):
+    with pytest.raises(InputError, match="is not a folder; give the one with the students' files"):
         exercises.mark(tmp_path / "none")
     with pytest.raises(InputError, match=r"has no \.py and no \.ipynb file"):
         exercises.mark(tmp_path)

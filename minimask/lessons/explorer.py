@@ -83,7 +83,7 @@ def reading(name: str, x, box, s: Sampling = SAMPLING, stride: int = 16) -> Read
     s : Sampling
         RoIPool heeds only `output_size` and `aligned`.
     stride : int
-        Input pixels a cell.
+        Input pixels per cell.
 
     Raises
     ------
@@ -154,17 +154,17 @@ def draw(x, box, s: Sampling = SAMPLING, stride: int = 16, layers: Sequence[str]
     Parameters
     ----------
     x : (H, W) float
-        The figure is readable up to about 12 cells a side.
+        The figure is readable up to about 12 cells per side.
     box : (4,) float
     s : Sampling
     stride : int
-        Input pixels a cell.
+        Input pixels per cell.
     layers : of "RoIPool", "RoIWarp", "RoIAlign"
 
     Returns
     -------
     matplotlib Figure
-        Unknown to pyplot.
+        Not registered with pyplot.
 
     Raises
     ------
@@ -242,7 +242,7 @@ def describe(read: Reading) -> str:
 
 
 def explore(x, box, s: Sampling = SAMPLING, stride: int = 16, live: bool | None = None) -> Any:
-    """The figure with sliders that move the box, if ipywidgets is there and somebody to move them.
+    """The figure with sliders that move the box, if ipywidgets is installed and somebody is there to use it.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ def explore(x, box, s: Sampling = SAMPLING, stride: int = 16, live: bool | None 
 
     Returns
     -------
-    ipywidgets.interactive, or the Figure where nothing can be moved.
+    ipywidgets.interactive, or the Figure if nothing can be moved.
     """
     try:
         from ipywidgets import Dropdown, interactive
@@ -297,7 +297,7 @@ def write_page(
     Parameters
     ----------
     path
-        The file to write; its directory exists.
+        The file to write; its directory must exist.
     x, s, stride
         As for `draw`.
     boxes : (F, 4) float

@@ -29,7 +29,7 @@ _BINS_AT_ONCE = 2**20
 _AT_ONCE = 2**25  # numbers that one layer is measured with
 FEWEST = 8  # cells along a side of the map: boxes take 2 and more, and need room to move
 
-LAYERS = {  # the rows of Table 2c, with 2 x 2 points a bin where a layer reads at points
+LAYERS = {  # the rows of Table 2c, with 2 x 2 points per bin where a layer reads at points
     "RoIPool": F.roi_pool,
     "RoIWarp, max": partial(F.roi_warp, sampling_ratio=2, aggregation="max"),
     "RoIWarp, average": partial(F.roi_warp, sampling_ratio=2),
@@ -165,7 +165,7 @@ def compare(x, boxes, stride: int, bins: int, seed: int = 0, layers: dict = LAYE
     -------
     dict of layer to dict of float, each a mean over boxes, shifts and bins
         bias : the error of what it reads.
-        wobble : the part of that error that changes while a box moves over a stride, as standard deviation.
+        wobble : the part of that error that changes while a box moves over a stride, as a standard deviation.
         gradient : the distance of its gradient from the integral's, relative to the latter's length.
         unseen : the share of the steps of `STEP` pixels that change nothing it reads.
     """
@@ -181,7 +181,7 @@ def compare(x, boxes, stride: int, bins: int, seed: int = 0, layers: dict = LAYE
             error = values - exact
             wobble = error.std(axis=0)
             distance = np.linalg.norm(gradient(layer, x, shifted, stride, gy) - exact_gradient, axis=(1, 2))
-            unchanged = np.abs(np.diff(values, axis=0)) < 1e-9 * x.std()  # but for rounding
+            unchanged = np.abs(np.diff(values, axis=0)) < 1e-9 * x.std()  # up to rounding
             unseen = unchanged.all(axis=(1, 2))
             rows[name].append([error.mean(), wobble.mean(), (distance / length).mean(), unseen.mean()])
     columns = ("bias", "wobble", "gradient", "unseen")
@@ -225,7 +225,7 @@ def measure(x, stride: int, bins: int = 7, boxes: int = 20_000, seed: int = 0, i
     x : (H, W)
         The map of `image_map`.
     stride : int
-        Input pixels a cell of it.
+        Input pixels per cell of it.
     bins : int
         P: bins along each side of a box.
     boxes : int

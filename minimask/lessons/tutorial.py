@@ -68,7 +68,7 @@ class StepErrors:
     errors : dict of (S,) float
         For each kind of difference: the `gradient_check.relative_error` along one random direction.
     rounding : (S,) float
-        The same error if it came of rounding alone: one unit in the values' last place, over the step.
+        The error that rounding alone would cause: one unit in the values' last place, over the step.
     """
 
     steps: np.ndarray

@@ -4,7 +4,8 @@
     kernel = module.get_function("roi_pool_forward<float>")
     kernel(grid, block, arguments, order="reverse")
 
-as CuPy's RawModule would be used, on NumPy arrays. What it is for, and what it cannot find: docs/kernels.md.
+It is used as CuPy's RawModule would be, but on NumPy arrays. What it is for, and what it cannot find:
+docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 ORDERS = ("forward", "reverse", "shuffled")
-FLAGS = (  # no fused multiply-add, as NumPy; the indices of CUDA are unsigned and meet int everywhere
+FLAGS = (  # no fused multiply-add, as in NumPy; CUDA's indices are unsigned and meet int everywhere
     "-std=c++17 -O1 -g -fPIC -fvisibility=hidden -ffp-contract=off"
     " -fstack-clash-protection -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-sign-compare"
 )
@@ -38,7 +39,7 @@ class KernelError(RuntimeError):
 
 
 def compiler() -> str | None:
-    """Path of g++; None where there is none, or no Linux: the runtime was tried nowhere else."""
+    """Path of g++; None without one, or outside Linux: the runtime has been tried nowhere else."""
     return shutil.which("g++") if sys.platform == "linux" else None
 
 
@@ -85,7 +86,7 @@ def instances(source: str) -> list[str]:
 
 
 def _split(text: str) -> list[str]:
-    """Split at the commas that stand in no brackets."""
+    """Split at the commas that are not inside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "<[(") - (character in ">])")
@@ -140,7 +141,7 @@ def _call(*command: str | Path) -> str:
 
 @cache
 def _object(text: str, flags: str) -> Path:
-    """Compile C++ text; the same text with the same flags once in a process."""
+    """Compile C++ text; the same text with the same flags only once per process."""
     path = _directory() / f"{len(list(_directory().glob('*.cpp')))}.cpp"
     path.write_text(text, encoding="utf-8")
     _call(compiler(), *flags.split(), "-c", path, "-o", path.with_suffix(".o"))
@@ -175,7 +176,7 @@ def load(source: Path | str, names: Sequence[str] | None = None, *, watch: bool 
     Raises
     ------
     KernelError
-        If there is no g++, or with what it says, warnings included.
+        If there is no g++, or it reports an error or a warning.
     """
     if compiler() is None:
         raise KernelError("there is no g++ to compile CUDA sources for the CPU with")
@@ -279,8 +280,8 @@ class Kernel:
         ----------
         grid, block : one to three int
         args : sequence
-            For a pointer a C-contiguous NumPy array of its type, or ``numpy.uintp(0)`` for null; for a value
-            a NumPy scalar of its type; for a structure a structured array of one element, of its size.
+            A C-contiguous NumPy array of its type for a pointer, or ``numpy.uintp(0)`` for null; a NumPy
+            scalar of its type for a value; a structured array of one element, of its size, for a structure.
         shared_mem : int
             Bytes of ``extern __shared__`` memory.
         order : "forward", "reverse" or "shuffled"
@@ -314,7 +315,7 @@ class Kernel:
         ----------
         block_index, thread_index : one to three int
         arrays : mapping, optional
-            Arrays that are no arguments themselves because a structure points to them.
+            Arrays that are not arguments themselves, because a structure points to them.
         """
         if not self.module.watch:
             raise ValueError(f"{self.name}: only a module loaded with watch=True can be traced")
@@ -374,7 +375,7 @@ class Kernel:
                 raise refuse(f"got an array of shape {value.shape}")
             return np.ascontiguousarray(value)
         if not isinstance(value, np.ndarray) or not value.flags.c_contiguous or not value.flags.aligned:
-            raise refuse("wants a C-contiguous array")
+            raise refuse("must be a C-contiguous array")
         if not wanted.startswith("*c") and not value.flags.writeable:
             raise refuse("the kernel may write to it, and the array is read-only")
         return np.uintp(value.ctypes.data).reshape(1)

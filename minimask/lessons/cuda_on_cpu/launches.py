@@ -14,7 +14,7 @@ class Launches:
     """Takes launches as `backend.launch` does, and runs their kernels here, on NumPy arrays.
 
         backend.launch = Launches(order="shuffled")
-        OnDevice(rois, None, (1.0,), Sampling((7, 7), 2)).forward([x])  # of arrays of NumPy
+        OnDevice(rois, None, (1.0,), Sampling((7, 7), 2)).forward([x])  # NumPy arrays
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Launches:
     def __call__(
         self, source: str, kernel: str, grid: tuple, block: int | tuple, args: Sequence, dtype=None
     ) -> None:
-        """Run a kernel; parameters and errors are those of `backend.launch`, but for arrays of NumPy."""
+        """Run a kernel; parameters and errors are those of `backend.launch`, but for NumPy arrays."""
         block = (block,) if isinstance(block, int) else block
         if 0 in grid or 0 in block:
             return

@@ -26,8 +26,8 @@ from minimask.lessons.exercises import (  # noqa: F401  (they fill EXERCISES)
 from minimask.lessons.exercises.exercise import EXERCISES, Exercise, Verdict
 from minimask.lessons.exercises.marking import Marked, mark_files
 
-_WIDTH = 95  # characters a line, which JupyterLab shows without wrapping them
-_PARAMETER = r"[\w, ]+ : "  # how the line of a parameter begins, or of several
+_WIDTH = 95  # characters per line, which JupyterLab shows without wrapping them
+_PARAMETER = r"[\w, ]+ : "  # how the line of one or several parameters begins
 
 __all__ = ["check", "describe", "mark", "names"]
 
@@ -77,16 +77,16 @@ def check(name: str, mine: Callable) -> Verdict:
 def mark(
     folder: str | Path, *names: str, seconds: float = 20.0, table: str | Path | None = None
 ) -> list[Marked]:
-    """Check the exercises in each file of a folder, print a table, and say of each wrong one what is wrong.
+    """Check the exercises in each file of a folder, print a table, and say what is wrong with each wrong one.
 
-    A file is a module (.py) or a notebook (.ipynb). Of it only imports, functions, classes and constants are
+    A file is a module (.py) or a notebook (.ipynb). Only its imports, functions, classes and constants are
     run; a function belongs to an exercise if ``exercises.check("NAME", function)`` stands in the file, or if
-    it is called ``NAME`` or ``my_NAME``. What they do is done with your rights: this is no protection.
+    it is called ``NAME`` or ``my_NAME``. The files run with your rights: this is no sandbox.
 
     Parameters
     ----------
     folder : str or Path
-        Of the files, one for each student.
+        Holds the files, one for each student.
     *names : str
         The exercises that were set; by default those that any of the files has.
     seconds : float
@@ -115,7 +115,7 @@ def mark(
 
 
 def _narrow(task: str) -> str:
-    """A task within `_WIDTH`: each paragraph, and in it each "name : what it is", is filled anew."""
+    """A task within `_WIDTH`: each paragraph, and in it each "name : what it is", is wrapped anew."""
     lines: list[str] = []
     for line in task.splitlines():
         if lines and lines[-1] and line and not re.match(_PARAMETER, line):

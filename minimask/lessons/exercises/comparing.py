@@ -1,4 +1,4 @@
-"""Comparing two results: whether they agree as far as rounding lets them, and in words where they do not."""
+"""Comparing two results: whether they agree as far as rounding lets them, and if not, where, in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from minimask.lessons.exercises.running import a
 
 NEARLY = "nearly right: a part of it is computed in float32, or an eps stands where none is wanted"
-TOLERANCE = {2: 1e-2, 4: 1e-4}  # by bytes a number: leaves room for sums in another order
+TOLERANCE = {2: 1e-2, 4: 1e-4}  # by bytes per number: leaves room for sums in another order
 
 
 def same(mine, right) -> bool:
@@ -21,7 +21,7 @@ def same(mine, right) -> bool:
 
 
 def differs(mine, right):
-    """Where two arrays of the same shape differ; NaN is no number, and is like NaN only."""
+    """Where two arrays of the same shape differ; NaN agrees with NaN only."""
     size = min((x.dtype.itemsize for x in (mine, right) if x.dtype.kind == "f"), default=8)
     with np.errstate(all="ignore"):
         scale = np.abs(right, where=np.isfinite(right), out=np.zeros(right.shape)).max(initial=1e-30)
@@ -30,9 +30,9 @@ def differs(mine, right):
 
 
 def as_array(mine, right: np.ndarray) -> tuple[np.ndarray | None, str]:
-    """A result as an array to compare, and "" or, in words, why it is none."""
+    """A result as an array to compare, and "" or, in words, why it is not one."""
     if isinstance(mine, tuple) and any(isinstance(part, np.ndarray) and part.ndim for part in mine):
-        hint = " (a comma too many behind return?)" if len(mine) == 1 else ""
+        hint = " (a comma too many after return?)" if len(mine) == 1 else ""
         return None, f"{a(mine)}{hint}, not an array"
     if not isinstance(mine, (np.ndarray, np.generic, int, float, list, tuple)):
         hint = " (is a return missing?)" if mine is None else ""
@@ -66,14 +66,14 @@ def dtype_problem(mine: np.ndarray, right: np.ndarray) -> str:
 
 
 def note(given, mine: np.ndarray, right: np.ndarray) -> str:
-    """What a right result costs, or lacks, with {} for its name; "" if nothing."""
+    """What a right result costs or lacks, with {} for its name; "" if nothing."""
     if mine.shape != right.shape:
         return (
-            f"where there is nothing, {{}} has the shape {mine.shape}, not {right.shape}: code that reads a "
+            f"where nothing is found, {{}} has the shape {mine.shape}, not {right.shape}: code that reads a "
             f"column of it will fail. np.zeros({right.shape}) has the columns"
         )
     if not isinstance(given, (np.ndarray, np.generic)) or {mine.dtype.kind, right.dtype.kind} != {"f"}:
-        return ""  # a number or list of Python's has no precision to keep
+        return ""  # a Python number or list has no precision to keep
     if mine.dtype.itemsize > right.dtype.itemsize:
         return (
             "float32 came in, float64 comes out ({}): right, but twice the memory, and all that is computed "

@@ -33,9 +33,9 @@ class Verdict:
     mistakes : tuple of str
         The usual mistakes that would give what the function gave.
     notes : tuple of str
-        What else is to be said: of a right function, what it costs; of a wrong one, what NumPy warned of.
+        Further remarks: on a right function, what it costs; on a wrong one, what NumPy warned of.
     inputs : tuple
-        Of the case that went wrong, to try the function on; empty if none did.
+        Those of the case that went wrong, to try the function on; empty if none did.
     """
 
     right: bool
@@ -53,9 +53,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one case says: what is wrong ("" if nothing), the mistakes that give it, and remarks.
+    """What one case shows: what is wrong ("" if nothing), the mistakes that would give it, and remarks.
 
-    A remark is a text, with {} for the results that it is made on, and the name of one of them.
+    A remark is a text, with {} for the results that it concerns, and the name of one of them.
     """
 
     problem: str = ""
@@ -139,7 +139,7 @@ class Exercise:
             return self.answer(**given | changed)
 
     def right_results(self, inputs: tuple) -> dict:
-        """{name: what is right}, whatever the reader has told NumPy to do about overflow."""
+        """{name: what is right}, whatever the reader has told NumPy to do on overflow."""
         with np.errstate(all="ignore"):
             return self.by_name(self.answer(*inputs))
 
@@ -153,12 +153,12 @@ class Exercise:
         return dict(zip(self.results, result)) if fits else {}
 
     def _not_ruled_out(self, suspects: list, inputs: tuple) -> list:
-        """The mistakes that a function which is right here can still make: they make no difference here."""
+        """The mistakes that a function that is right here may still make, as they change nothing here."""
         right = self.right_results(inputs)
         return [variant for variant in suspects if self._gives(variant, right, right, inputs)]
 
     def _judge(self, mine: Callable, inputs: tuple, suspects: list) -> Finding:
-        """What is to be said of the function on these inputs."""
+        """What there is to say about the function on these inputs."""
         ran = run(mine, self.parameters, inputs)
         warned = tuple((f"Python warns: {w}", "") for w in ran.warned)
         if ran.problem:
@@ -186,9 +186,10 @@ class Exercise:
         return Finding(notes=notes)
 
     def _compare_result(self, name: str, parts: list, right: np.ndarray, inputs, suspects: list) -> Finding:
-        """The same for one of the results; the mistakes named give all of the first part that any gives.
+        """The same for one of the results. The mistakes named are those that give all of a part.
 
-        Parts begin with all results, of which some may be right: they tell apart what one of them does not.
+        That is the first part that any mistake gives. The parts begin with all results together, some of
+        which may be right: they tell apart mistakes that a single result does not.
         """
         mine, problem = comparing.as_array(parts[0][name], right)
         if problem:
@@ -214,7 +215,7 @@ class Exercise:
         """Whether a usual mistake gives these results, as far as they have these names."""
         try:
             wrong = self.by_name(self.mistaken(variant, inputs))
-        except Exception:  # with these inputs, who makes the mistake meets an exception
+        except Exception:  # with these inputs, the mistake raises an exception
             return False
         return all(same(results.get(name), wrong.get(name)) for name in names)
 
@@ -247,7 +248,7 @@ def gradients(function: Callable, gy, *inputs) -> tuple:
 
 
 def _verdict(right: bool, said: str, mistakes: tuple, notes: list[tuple[str, str]], inputs: tuple) -> Verdict:
-    """The verdict, with each note once, whatever number of results it is made on."""
+    """The verdict, with each note once, however many results it concerns."""
     of: dict[str, list[str]] = {}
     for text, name in notes:
         of.setdefault(text, []).append(name)

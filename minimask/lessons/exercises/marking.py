@@ -40,7 +40,7 @@ class Marked:
     verdicts : dict of str to Verdict
         Of the exercises that it has.
     problem : str
-        What of the file could not be run, in words; "" if all could.
+        Which part of the file could not be run, in words; "" if all could.
     """
 
     file: Path
@@ -68,7 +68,7 @@ def mark_files(
 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no folder; give the one with the students' files")
+        raise InputError(f"{folder}: is not a folder; give the one with the students' files")
     files = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file())
     if not files:
         raise InputError(f"{folder}: has no .py and no .ipynb file; give the folder with the students' files")
@@ -76,7 +76,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _mark(file: Path, names: Sequence[str], seconds: float) -> Marked:
-    """Check a file's exercises in another process, and those behind one that ends it in a further one."""
+    """Check a file's exercises in another process, and go on in a new one after an exercise that ends it."""
     verdicts, problem, left = {}, "", list(names)
     end = f"ends Python, or takes more than {seconds:g} s"
     while left:
@@ -88,7 +88,7 @@ def _mark(file: Path, names: Sequence[str], seconds: float) -> Marked:
         if rows and "done" in rows[-1]:
             break
         if begun is None:
-            return Marked(file, verdicts, problem or f"to run it {end}")
+            return Marked(file, verdicts, problem or f"running it {end}")
         verdicts[begun] = Verdict(False, f"{begun}: not yet right. Your function {end}")
         left = left[left.index(begun) + 1 :]
     return Marked(file, verdicts, problem)
@@ -99,7 +99,7 @@ def _verdict(row: dict) -> Verdict:
 
 
 def _rows_of_process(file: Path, names: list[str], seconds: float) -> Iterator[dict]:
-    """What `work` writes, as far as it comes."""
+    """What `work` writes, as far as it gets."""
     package = Path(__file__).parents[3]
     paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -113,7 +113,7 @@ def _rows_of_process(file: Path, names: list[str], seconds: float) -> Iterator[d
 
 
 def work() -> None:
-    """Check one file; its path, that of the answers, the seconds and the exercises are the arguments."""
+    """Check one file; the arguments are its path, that of the answers, the seconds and the exercises."""
     file, answers, seconds, *names = sys.argv[1:]
     sys.argv[1:] = []
     with Path(answers).open("w", encoding="utf-8") as rows, Path(os.devnull).open("w") as null:
@@ -122,7 +122,7 @@ def work() -> None:
             rows.write(json.dumps(row) + "\n")
             rows.flush()
 
-        def watch() -> None:  # a thread of Python's own could wait for a loop in C for ever
+        def watch() -> None:  # a Python thread could wait forever for a loop in C
             faulthandler.dump_traceback_later(float(seconds), exit=True, file=null)
 
         watch()
@@ -138,7 +138,7 @@ def work() -> None:
 
 
 def functions_of(file: Path) -> tuple[dict[str, Callable], str]:
-    """The functions of a file by exercise, and what of it could not be run.
+    """The functions of a file by exercise, and which part of it could not be run.
 
     Only imports, functions, classes and constants are run. A function belongs to an exercise if
     ``check("NAME", function)`` stands in the file, or if it is called NAME or my_NAME.
@@ -170,7 +170,7 @@ def functions_of(file: Path) -> tuple[dict[str, Callable], str]:
 
 
 def _sources(file: Path) -> Iterator[tuple[str, str]]:
-    """The file, or a notebook's cells without IPython's own commands, each with what it is called."""
+    """The file, or a notebook's cells without IPython's own commands, each with its name."""
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".py":
         yield str(file), text

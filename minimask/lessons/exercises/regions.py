@@ -1,6 +1,6 @@
 """Exercises about boxes: the answers come from minimask's own functions.
 
-Shapes: A, B, R boxes; H x W cells; K anchors a cell.
+Shapes: A, B, R boxes; H x W cells; K anchors per cell.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _zero_by_zero(a, b):
 
 
 def _overlaps(a, b, union):
-    """The intersection over something else than the union: a function of both areas."""
+    """The intersection over something other than the union: a function of both areas."""
     iou, area_a, area_b = box_iou(a, b), box_ops.box_area(a)[:, None], box_ops.box_area(b)
     inter = iou * (area_a + area_b) / (1 + iou)
     return inter / np.where(iou > 0, union(area_a, area_b), 1)
@@ -242,7 +242,7 @@ def _ranks(boxes, scores, threshold):
         PLUS_ONE: dict(boxes=lambda a: a.boxes + ONE),
         "positions after sorting, not in the list you were given": _ranks,
         "in the order of the list, not by falling score": lambda *a: np.sort(nms(*a)),
-        "just the threshold suppresses: only more does": partial(_nms, suppresses=np.greater_equal),
+        "an IoU of just the threshold suppresses: only more does": partial(_nms, suppresses=np.greater_equal),
         "nothing is suppressed": dict(threshold=lambda a: 1.0),
         "of equal scores, the last goes first: the first does": _last_of_equals_first,
         "negative sides not cut off at 0: two of them make a positive area": partial(

@@ -50,7 +50,7 @@ ODD_BOXES = ("outside the map, and the wrong way round", (2, 3), 0.5, 2) + (
 )
 # Points exactly a pixel outside the outermost centres, on all four sides.
 JUST_OUTSIDE = (
-    "points just a pixel outside",
+    "points exactly a pixel outside",
     (1, 2),
     0.5,
     1,
@@ -224,7 +224,7 @@ WRONG_POINTS = {
     "points far outside are moved in, too: more than a pixel outside they read 0": dict(
         reads_0=lambda at, length: at != at
     ),
-    "just a pixel outside reads 0: only more does": dict(
+    "exactly a pixel outside reads 0: only farther out does": dict(
         reads_0=lambda at, length: (at <= -1) | (at >= length)
     ),
     "points outside not moved in: they read zeros beside the map": dict(

@@ -60,7 +60,7 @@ def run(mine: Callable, parameters: list[str], inputs: tuple) -> Run:
 
 
 def copied(x):
-    """An input, or a dict of inputs, that may be changed."""
+    """A copy of an input, or of a dict of inputs, that may be changed."""
     if isinstance(x, dict):
         return {name: copied(value) for name, value in x.items()}
     return x.copy() if isinstance(x, (np.ndarray, list)) else x
@@ -132,7 +132,7 @@ def _warned(caught: list, mine: Callable) -> tuple[str, ...]:
 
 
 class _Limited(io.TextIOBase):
-    """A stream that passes on so many characters, and counts the rest."""
+    """A stream that passes on the first `limit` characters, and counts the rest."""
 
     def __init__(self, stream, limit: int):
         super().__init__()

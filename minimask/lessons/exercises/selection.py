@@ -19,7 +19,7 @@ SIDE = "one side alone: a level goes with the root of the area"
 
 
 def _with_sides(boxes, sides):
-    """Square boxes in the place of these, with these sides."""
+    """Square boxes in place of these, with these sides."""
     return np.concatenate([boxes[:, :2], boxes[:, :2] + sides[:, None]], axis=1)
 
 
@@ -115,7 +115,7 @@ def _together(probabilities, boxes, score_threshold, nms_threshold, most):
 
 
 def _best_first(probabilities, boxes, score_threshold, nms_threshold, most):
-    """The best so many, and suppression only among them."""
+    """The best `most`, and suppression only among them."""
     proposals, labels, _ = detect(probabilities, boxes, score_threshold, 1.0, most)
     best = np.zeros_like(probabilities)
     best[proposals, labels] = probabilities[proposals, labels]
@@ -198,7 +198,7 @@ def _proposals(rng, count: int, objects: int, classes: int = 3):
     },
     {
         "suppression over all classes together: each class is suppressed for itself": _together,
-        "the best so many before suppression: they are the best of what suppression leaves": _best_first,
+        "the best are taken before suppression: they are the best of what suppression leaves": _best_first,
         "the background detected like a class": _background_counted,
         "labels counted from 0: 0 is the background": _labels_from_0,
         "only the best class of each proposal: each class that scores enough is a detection": [
@@ -209,8 +209,8 @@ def _proposals(rng, count: int, objects: int, classes: int = 3):
             dict(boxes=lambda a: np.repeat(a.boxes[:, :1], a.boxes.shape[1], axis=1)),
         ],
         "class by class, not by falling score": [_by_class, _first_of_classes],
-        "the best so many of each class, not of the image": _best_of_each_class,
-        "all that suppression leaves: the best so many are wanted": dict(most=lambda a: None),
+        "the best `most` of each class, not of the image": _best_of_each_class,
+        "all that suppression leaves: only the best `most` are wanted": dict(most=lambda a: None),
         "a score of just the threshold is enough: only more is": partial(_detect, enough=np.greater_equal),
         "nothing is suppressed": dict(nms_threshold=lambda a: 1.0),
         "the two thresholds taken for each other": dict(
@@ -265,7 +265,7 @@ def _stage_of_best(objects, boxes, stages, threshold, strict=True):
 
 
 def _one_object_each(objects, boxes, stages, threshold):
-    """As if a box could stand for the object alone that it overlaps most."""
+    """As if a box could stand only for the object that it overlaps most."""
     iou = box_ops.box_iou(objects, boxes)
     if not len(objects):
         return np.zeros(0, np.int64)
@@ -313,8 +313,8 @@ def _stages(rng, count: int, objects: int):
         "the stage before the first at which it is gone: it may be there again later": _until_first_gone,
         "the stage of the box that fits best: a later one that fits well enough counts": _stage_of_best,
         "the stage of the best box, however badly it fits": partial(_stage_of_best, strict=False),
-        "more than the threshold: just as much is enough": partial(_seen, enough=np.greater),
-        "0 where it never is: 0 is the first stage, -1 means never": partial(_seen, lost=0),
+        "more than the threshold: an IoU of just the threshold is enough": partial(_seen, enough=np.greater),
+        "0 where it is never there: 0 is the first stage, -1 means never": partial(_seen, lost=0),
         "each box for one object alone: it may overlap two enough": _one_object_each,
         PLUS_ONE: dict(boxes=lambda a: a.boxes + ONE, objects=lambda a: a.objects + ONE),
     },

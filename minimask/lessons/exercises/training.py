@@ -206,7 +206,7 @@ def _curve(hits: np.ndarray, objects: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean_at(hits, objects: int, points: int = 101, best: bool = True, reached_only: bool = False) -> float:
-    """The mean precision at so many recalls: the best from there on, or the first that reaches it."""
+    """The mean precision at `points` recalls: the best from there on, or the first that reaches it."""
     precision, recall = _curve(hits, objects)
     values = []
     for r in np.arange(points) / (points - 1):
@@ -291,7 +291,7 @@ def _seed_cases(rng):
 
 
 def _interval(values, t: float, mean: float | None = None, ddof: int = 1, count: int | None = None):
-    """Mean, and the interval around it, of values; of `count`, if not of as many as there are."""
+    """Mean, and the interval around it, of values: as if there were `count` of them, if given."""
     mean = values.mean() if mean is None else mean
     half = t * values.std(ddof=ddof) / math.sqrt(count or len(values))
     return mean, mean - half, mean + half

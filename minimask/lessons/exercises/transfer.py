@@ -32,7 +32,7 @@ def _transfer(
 ) -> dict:
     """The right answer, or a wrong one: with something else where a name has another shape.
 
-    Of that, `told` says that it begins anew; else it passes for theirs where it is not ours.
+    With `told`, the answer says that this begins anew; else it passes for theirs if it is not ours.
     """
     fits = {name: name in theirs and theirs[name].shape == array.shape for name, array in mine.items()}
     state = {
@@ -78,8 +78,8 @@ def _turned_round(mine, theirs):
         "an array of another shape was taken": _places(lambda ours, other: other),
         "an array of another shape was broadcast": _places(_broadcast),
         "an array of another shape was cut: its rows are of other classes": _places(_cut),
-        "all or nothing: what fits is worth having though the rest does not": _all_or_nothing,
-        "anew turned round: 1 is for what begins anew": _turned_round,
+        "all or nothing: what fits is worth having even if the rest does not fit": _all_or_nothing,
+        "anew turned round: 1 marks what begins anew": _turned_round,
     },
 )
 def transfer_weights(mine, theirs):

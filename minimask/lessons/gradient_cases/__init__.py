@@ -23,11 +23,11 @@ from minimask.lessons.gradient_cases.case import Case
 __all__ = ["CASES", "Case", "all_functions", "check_function", "named_functions", "run_table"]
 
 TOLERANCE = 1e-6  # of the relative error, in float64
-ATTEMPTS = 6  # how often inputs are drawn, as long as they happen to lie at a kink
+ATTEMPTS = 6  # how often inputs are drawn, at most, if they happen to lie at a kink
 
 CASES: dict[type[Function], list[Case]] = array.CASES | layers.CASES | roi.CASES | loss.CASES
 
-_OTHER_NAMES = {"l1": "smoothl1", "take": "getitem"}  # functions without a class of their own name
+_OTHER_NAMES = {"l1": "smoothl1", "take": "getitem"}  # functions whose class has another name
 
 
 def all_functions() -> list[type[Function]]:

@@ -26,7 +26,7 @@ class Case:
     reference : callable, optional
         ``reference(*arrays, **options)``: the forward pass by a slow loop or by a library.
     composition : callable, optional
-        ``composition(*tensors, **options)``: the same by small Functions, whose gradients must agree as well.
+        ``composition(*tensors, **options)``: the same with small Functions, whose gradients must agree too.
     constants : tuple of int
         Positions of the floating-point inputs that no gradient flows into, such as targets and RoIs.
     """

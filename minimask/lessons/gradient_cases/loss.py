@@ -53,7 +53,7 @@ def _smooth_l1(name: str, rows: int, **options) -> Case:
 def _rpn(name: str, positive, negative, images: int = 2, logits=normal) -> Case:
     positive, negative = (np.array(v, np.int64) for v in (positive, negative))
 
-    def inputs(rng):  # 6 anchors an image
+    def inputs(rng):  # 6 anchors per image
         return *logits((images, 6))(rng), *normal((images, 6, 4), (len(positive), 4))(rng)
 
     def composition(logits, deltas, targets, positive, negative, beta, normalizer):
@@ -116,7 +116,7 @@ def _softmax_mask(name: str, labels, channels: int = 4, masks=(0.0, 1.0), logits
 
 
 def _keypoint(name: str, valid, logits=normal, **options) -> Case:
-    valid = np.array(valid, bool).reshape(-1, 2)  # 2 keypoints a RoI
+    valid = np.array(valid, bool).reshape(-1, 2)  # 2 keypoints per RoI
 
     def inputs(rng):
         return *logits((*valid.shape, 3, 3))(rng), rng.integers(0, 9, valid.shape), valid
