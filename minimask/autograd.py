@@ -225,7 +225,7 @@ class Tensor:
         RuntimeError
             If self has no graph, or its graph was freed by an earlier backward pass.
         ValueError
-            If `gradient` has another shape than self, or is left out though self has more than one element.
+            If the shape of `gradient` is not self's, or it is left out though self has more than one element.
         """
         if not self.requires_grad:
             raise RuntimeError("backward: this Tensor was computed from nothing that requires a gradient")

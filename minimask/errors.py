@@ -25,7 +25,7 @@ def one_line(text: object, most: int | None = None) -> str:
         U+DC80 to U+DCFF, are written like ``\xe9``; other surrogates, line separators and marks that reorder
         text, like ``\u2028``.
     most : int, optional
-        The greatest length; a longer text loses its middle, in whose place stands an ellipsis.
+        The greatest length; a longer text has its middle replaced by an ellipsis.
 
     Returns
     -------
