@@ -612,7 +612,7 @@ MISTAKES = {
                 "sorted(sorted(found, reverse=True)[:most], key=lambda f: f[2])",
             ),
         ),
-        ("the best so many of each", ("for i in kept]", "for i in kept[:most]]"), ("[:most]  #", "  #")),
+        ("the best `most` of each", ("for i in kept]", "for i in kept[:most]]"), ("[:most]  #", "  #")),
         ("all that suppression leaves", ("[:most]", "")),
         ("a score of just", ("> score_threshold", ">= score_threshold")),
         ("nothing is suppressed", ("<= nms_threshold", "< 2")),

@@ -171,7 +171,7 @@ def test_what_is_no_regular_file_is_neither_replaced_nor_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name, words in {"pipe": "not a regular file", "folder": "a directory"}.items():
-        with pytest.raises(InputError, match=f"{name}: is {words}, so that no file"):
+        with pytest.raises(InputError, match=f"{name}: is {words}, so no file"):
             write_text(tmp_path / name, "new")
         with pytest.raises(OSError, match=r"not a regular file|Is a directory"):
             open_regular(tmp_path / name)  # of a pipe, open() would wait for a writer

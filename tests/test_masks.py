@@ -262,11 +262,11 @@ def test_masks_compare_and_compute_as_the_array_that_they_paste_to(masks, value)
 
 def test_what_only_the_array_has_is_said_to_be_had_from_it(masks):
     with pytest.raises(
-        AttributeError, match=r"Masks has no 'sum': np\.asarray\(masks\) is the \(N, 1, H, W\)"
+        AttributeError, match=r"Masks has no 'sum': ask np\.asarray\(masks\), the \(N, 1, H, W\)"
     ):
         masks.sum()
     assert (masks.ndim, masks.size, masks.dtype) == (4, 9 * 40 * 50, np.float32)
-    with pytest.raises(ValueError, match="without a copy"):
+    with pytest.raises(ValueError, match="copy=False is impossible"):
         np.array(masks, copy=False)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(masks)), masks)
 
@@ -450,7 +450,7 @@ def test_a_target_does_not_change_when_image_box_and_mask_are_doubled():
 
 def test_masks_are_not_written_to():
     masks = Masks(np.ones((1, 28, 28), np.float32), np.float32([[0, 0, 8, 8]]), (8, 8))
-    with pytest.raises(TypeError, match=r"masks cannot be written to: take np.asarray\(masks\)"):
+    with pytest.raises(TypeError, match=r"masks cannot be written to: use np.asarray\(masks\)"):
         masks *= 2
 
 
