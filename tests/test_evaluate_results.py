@@ -1,4 +1,4 @@
-"""`evaluate --results`: pycocotools' numbers to the digit, ids brought together, and why an AP is 0."""
+"""`evaluate --results`: pycocotools' numbers to the digit, ids matched, and why an AP is 0."""
 
 import contextlib
 import copy

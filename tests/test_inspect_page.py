@@ -1,4 +1,4 @@
-"""`minimask inspect`: one page that loads nothing, is reached by the keyboard alone, and fits a telephone."""
+"""`minimask inspect`: one page that loads nothing, works with the keyboard alone, and fits a telephone."""
 
 import json
 import re
