@@ -94,7 +94,7 @@ def _run(argv: list[str], debug: bool, streams: Sequence[UnfailingStream]) -> in
 
 @contextmanager
 def _muted(streams: Sequence[UnfailingStream], muted: bool) -> Iterator[None]:
-    """Mute the streams inside it (of all processes but 0); an error after it may be any one process's."""
+    """Mute the streams inside it, in all processes but 0; after it any of them may have an error to tell."""
     for stream in streams:
         stream.muted = muted
     try:
@@ -412,8 +412,8 @@ def _add_check_data(command) -> None:
     _take(check, "images")
     add("--val", type=_name, metavar="FILE", help="the same, to evaluate on")
     add("--val-images", type=_name, metavar="DIR", help="folder with its images, if not that of --images")
-    add("--config", type=_name, metavar="FILE_OR_NAME", help="of the planned training, as for train")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="one of its options, as for train")
+    add("--config", type=_name, metavar="FILE_OR_NAME", help="options of the planned training")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="one of them; may be repeated")
     _take(check, "output")
 
 

@@ -168,7 +168,7 @@ def predict(arguments: argparse.Namespace) -> int:
     options = {"detections": arguments.max_detections, "score_threshold": arguments.score_threshold}
     detector = load_detector(weights, arguments.device, note, **options)
     if missing := missing_letters(detector.class_names):
-        note(f"no font on this computer has {missing}, in class names: drawn as boxes. Install one that has")
+        note(f"no font on this computer has {missing}, of class names: they are drawn as boxes. Install one")
     progress = lambda paths: each(paths, "predicting")  # noqa: E731
     counts = predict_files(detector, images, output, *also, progress, note)
     most = detector.detections

@@ -139,7 +139,7 @@ def open_dataset(source: str, images: str | None, split: str, strict: bool) -> A
 
 
 def check_classes(dataset: Any, class_names: Sequence[str], whose: str) -> None:
-    """Check that a data set has these classes; `whose` they must be begins the second half of the message."""
+    """Check that a data set has these classes; `whose` begins the message's second half: "A has"."""
     if list(dataset.class_names) != list(class_names):
         ours, theirs = ", ".join(dataset.class_names), ", ".join(class_names)
         raise InputError(

@@ -40,8 +40,8 @@ def anchor_targets(trace: Trace, layout: Layout = WIDE) -> Any:
     """Which anchors are objects
 
     As a training step draws them. Positive ones (dashed) overlap an object enough, or more than any other
-    anchor does; solid boxes are where their targets lead and, beside it, where the network's own deltas lead
-    today. Negative ones are background. Neutral ones lie between, and are in no loss.
+    anchor does; solid boxes are where their targets lead and, in the second panel, where the network's own
+    deltas lead today. Negative ones are background. Neutral ones lie between, and are in no loss.
     """
     t, a, seen = trace.training, trace.anchors.boxes, trace.input.seen
     if t is None:
