@@ -190,7 +190,7 @@ def beyond_limit(dataset: Any, most: int) -> str | None:
     images = "1 image has" if beyond == 1 else f"{beyond} images have"
     return (
         f"{images} more objects than the {most} detections that each may have, so some cannot be found; the "
-        f"most are in {dataset.describe(worst)}: {counts[worst]}. Raise model.detections, or --max-detections"
+        f"most, {counts[worst]}, are in {dataset.describe(worst)}. Raise model.detections or --max-detections"
     )
 
 

@@ -13,7 +13,7 @@ HARDLY = 0.05
 
 
 def reasons(document: dict, evaluation: Evaluation) -> list[str]:
-    """Lines to add to a table in which an AP is -1 or 0; none if none is.
+    """Lines to add to a table in which an AP is -1 or 0; an empty list for others.
 
     Parameters
     ----------
