@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of pages, where there is one."""
+"""A headless Chromium for the tests of pages, if there is one."""
 
 import base64
 import json

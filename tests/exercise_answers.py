@@ -1,4 +1,4 @@
-"""Other right answers to the exercises than the solutions: other orders, loops, lists, careless dtypes."""
+"""Right answers to the exercises other than the solutions: other orders, loops, lists, careless dtypes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged files of weights, each of a good one, and their judge; see `hostile`, whose bounds hold here.
+"""Damaged files of weights, made from good ones, and their judge; see `hostile`, whose bounds hold here.
 
 ``python -m tests.hostile_weights zip.pth 0 1000 DIRECTORY`` tries mutations 0 to 999 of that file.
 """

@@ -1,4 +1,4 @@
-"""What the paper compares its choices with: RoI layers, softmax and class-agnostic masks, the MLP branch."""
+"""The alternatives that the paper compares: RoI layers, softmax and class-agnostic masks, the MLP branch."""
 
 import json
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""The other networks: gradients of each as a whole, and that each trains on what it needs alone."""
+"""The other networks: gradients of each as a whole, and that each trains on only what it needs."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What functions and builders are given wrongly: one InputError that names the argument, before any work."""
+"""Wrong arguments to functions and builders: one InputError that names the argument, before any work."""
 
 import subprocess
 import sys

@@ -248,10 +248,8 @@ def test_one_limit_holds_for_the_evaluation_after_training_for_evaluate_and_for_
 def test_more_objects_than_the_limit_get_a_note(many, tmp_path, capsys):
     data = ["--data", many / "train.json", "--images", many / "images"]
     weights = ["--weights", many / "run" / "checkpoint.npz"]
-    words = (
-        "1 image has more objects than the 7 detections that each may have, so some cannot be found; most "
-    )
-    words += "has train.json: image 1 (1.png): 12."
+    words = "1 image has more objects than the 7 detections that each may have, so some cannot be found; the "
+    words += "most, 12, are in train.json: image 1 (1.png)."
     evaluated = ["evaluate", *weights, *data, "--output", tmp_path / "out"]
     assert cli.main([str(part) for part in evaluated]) == 0
     assert f"minimask: note: {words}" in capsys.readouterr().err

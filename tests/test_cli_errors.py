@@ -478,14 +478,14 @@ def test_a_path_that_was_not_typed_says_where_it_comes_from(good, tmp_path, caps
     capsys.readouterr()
     line = refused(capsys, "train", "--resume", "--data", tmp_path / "a2.json", *data)
     assert line.startswith(f"data.val of the resumed run: {tmp_path / 'a.json'}: no such file")
-    assert line.endswith("give another file by --val")
+    assert line.endswith("give another file with --val")
     line = refused(capsys, "train", "--resume", "--val", tmp_path / "a2.json", *data)
     assert line.startswith(f"data.train of the resumed run: {tmp_path / 'a.json'}: no such file")
 
 
 def test_a_pattern_that_fits_no_file_is_named_as_one(good, tmp_path, capsys):
     line = refused(capsys, "predict", tmp_path / "*.png", "--weights", good / "weights.npz", "--output", "x")
-    assert line == f"{tmp_path / '*.png'}: no file fits this pattern; look at the folder, or name the files"
+    assert line == f"{tmp_path / '*.png'}: no file matches this pattern; look in the folder, or name files"
 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict", "misalign"])

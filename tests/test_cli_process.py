@@ -235,4 +235,4 @@ def test_the_evaluation_comes_before_the_drawing_and_is_told_though_that_fails(d
     arguments = [*source(data), "--val", data / "train.json", *FEW, "--output", tmp_path / "run"]
     status, out, err = finished(python(code, "train", *arguments))
     assert status == 0 and "AP50" in out
-    assert err.endswith("minimask: note: curves.png is not drawn (no font); all else is done\n")
+    assert err.endswith("minimask: note: curves.png is not drawn (no font); everything else is done\n")

@@ -1,4 +1,4 @@
-"""What `minimask convert` says of annotations that cannot be used: one line, with file, field and mend."""
+"""What `minimask convert` says about annotations that cannot be used: one line, with file, field and mend."""
 
 import json
 import struct

@@ -221,7 +221,7 @@ def test_an_error_of_all_ranks_is_one_line(tmp_path):
     assert done.returncode == 2
     assert "3, shared by 2 processes: choose a multiple of 2, such as 4" in one_line(done.stderr)
     done = mpiexec(2, "-m", "minimask", "demo", "--output", tmp_path)
-    assert done.returncode == 2 and "mpiexec is for 'minimask train' alone" in one_line(done.stderr)
+    assert done.returncode == 2 and "mpiexec is only for 'minimask train'" in one_line(done.stderr)
 
 
 @needs_mpi

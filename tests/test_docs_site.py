@@ -1,4 +1,4 @@
-"""The documentation site: built without a warning or a network, and every link of it leads somewhere."""
+"""The documentation site: built without a warning or a network, and every link in it leads somewhere."""
 
 import importlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""What is printed of other people's text: one line, without raw control characters."""
+"""How other people's text is printed: in one line, without raw control characters."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Evaluation: the same numbers as pycocotools by its usual way, and sense where that way fails."""
+"""Evaluation: the same numbers as pycocotools used as usual, and sensible ones where that fails."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""`evaluate --results`: pycocotools' numbers to the digit, ids brought together, and why an AP is 0."""
+"""`evaluate --results`: pycocotools' numbers to the digit, ids matched, and why an AP is 0."""
 
 import contextlib
 import copy
@@ -179,7 +179,7 @@ def files(tmp_path):
 
 def test_results_need_no_images_and_write_nothing_unless_told(files, tmp_path, capsys):
     out, err = evaluated(capsys, *files(truth()))
-    assert out.count("1.000") >= 6 and "pycocotools calls masks small or large by their boxes" in err
+    assert out.count("1.000") >= 6 and "pycocotools then judges by the boxes which masks are small" in err
     assert {path.name for path in tmp_path.iterdir()} == {"val.json", "results.json"}
     out, _ = evaluated(capsys, *files(truth()), "--per-class")
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.split()}
@@ -304,7 +304,7 @@ def test_wrong_arguments_are_named(files, capsys):
     results, data = files(truth())
     for arguments, words in (
         ([], "--output is missing; name a directory for detections.json"),
-        (["--weights", "w", "--results", results], "one of them"),
+        (["--weights", "w", "--results", results], "give either --weights"),
         (["--weights", "w"], "--output is missing"),
         (["--weights", "w", "--output", "o", "--category-ids", "from-0"], "--category-ids: is for --results"),
     ):

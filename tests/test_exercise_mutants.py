@@ -1,7 +1,7 @@
 """Solutions with one thing changed are refused: the exercises' cases leave no room for a wrong answer.
 
 Each solution in `tutorials/solutions` is changed in every way that `mutants_of_code` knows. What is still
-taken is listed here, with the reason why it is right.
+accepted is listed here, with the reason why it is right.
 """
 
 from __future__ import annotations

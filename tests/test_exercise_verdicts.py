@@ -1,4 +1,4 @@
-"""What `check` says of functions that do what nobody expects, in words; and right answers that it takes."""
+"""What `check` says, in words, about functions that do what nobody expects; and right answers it accepts."""
 
 from __future__ import annotations
 

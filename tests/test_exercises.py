@@ -1,4 +1,4 @@
-"""The exercises: solutions are right, and usual mistakes, made in their text, are called by their names."""
+"""The exercises: solutions are right, and usual mistakes, made in their text, are named."""
 
 import re
 from pathlib import Path

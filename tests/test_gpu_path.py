@@ -1,6 +1,6 @@
 """The whole of minimask on the stand-in for a GPU, beside the CPU: train, resume, evaluate, predict.
 
-Nothing is left out for want of a GPU: arrays are as strict as CuPy's, and every kernel runs, its threads in a
+Nothing is left out for lack of a GPU: arrays are as strict as CuPy's, and every kernel runs, its threads in a
 random order (tests/fake_cupy).
 """
 

@@ -1,4 +1,4 @@
-"""Damaged checkpoints and configurations: taken, or refused in one line, in bounds of time and memory."""
+"""Damaged checkpoints and configurations: taken, or refused in one line, within bounds of time and memory."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""`minimask inspect`: one page that loads nothing, is reached by the keyboard alone, and fits a telephone."""
+"""`minimask inspect`: one page that loads nothing, works with the keyboard alone, and fits a telephone."""
 
 import json
 import re
@@ -111,7 +111,7 @@ def test_the_command_writes_a_page_with_annotations_and_without(trained, tmp_pat
     assert run(*given) == 0
     content, shown = parsed(tmp_path / "page.html")
     assert "Failures by cause" not in shown.said and len(content) < LIMIT
-    assert len(shown.all("picture")) >= 8 and "to be opened in a browser" in capsys.readouterr().out
+    assert len(shown.all("picture")) >= 8 and "open it in a browser" in capsys.readouterr().out
 
 
 WRONG = {

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of training, validation and the demo: once resumed, all is as without."""
+"""kill -9 at random moments of training, validation and the demo: once resumed, nothing is different."""
 
 import random
 import signal

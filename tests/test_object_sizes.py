@@ -1,4 +1,4 @@
-"""A checkpoint says how large the objects were that it learnt from; `predict` tells where it sees others."""
+"""A checkpoint says how large the objects were that it learnt from; `predict` says when it sees others."""
 
 from dataclasses import replace
 from pathlib import Path

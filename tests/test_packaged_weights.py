@@ -57,7 +57,7 @@ def test_the_model_card_tells_data_licence_command_seed_and_limits(words):
 def test_predict_and_evaluate_take_them_where_none_are_named(tmp_path, capsys):
     image = nuclei_sample("val").records[0].path
     status, out, err = run(capsys, "predict", image, "--output", tmp_path)
-    assert status == 0 and "minimask:nuclei, as no --weights are given" in err
+    assert status == 0 and "minimask:nuclei, as no --weights were given" in err
     assert int(out.split(" objects")[0].split()[-1]) > 0
 
 

@@ -1,4 +1,4 @@
-"""report.html: one file that loads nothing, says what is so, and takes any name for what it is: text."""
+"""report.html: one file that loads nothing, tells the truth, and takes any name for what it is: text."""
 
 import base64
 import html.parser

@@ -1,4 +1,4 @@
-"""The straight lines in the plots of `tutorial.step_errors`: they go with the data, or are not drawn."""
+"""The straight lines in the plots of `tutorial.step_errors`: they follow the data, or are not drawn."""
 
 import numpy as np
 import pytest

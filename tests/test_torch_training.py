@@ -1,8 +1,8 @@
 """A network of torchvision's parts, trained beside ours on the same batches: the same losses, step by step.
 
 Both samplers take every anchor and every RoI, since their draws cannot be the same. In float64: in float32
-the losses part after some thirty steps, when rounding lets a proposal change places with another or a RoI its
-side of a threshold, and after that two digits are all that can be compared.
+the losses drift apart after some thirty steps, when rounding lets a proposal change places with another or a
+RoI its side of a threshold, and after that two digits are all that can be compared.
 """
 
 import numpy as np

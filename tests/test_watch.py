@@ -1,4 +1,4 @@
-"""Watching a run changes nothing of it, survives every kind of end, and ends it early when asked to."""
+"""Watching a run changes nothing in it, survives every kind of end, and ends it early when asked to."""
 
 import io
 import json

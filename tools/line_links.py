@@ -5,8 +5,8 @@ link is called: a function, a method as ``Class.method``, a class, or a name tha
 title, ``[other words](file.py#L8 "function")``, leads to what the title names. Code moves, and its lines with
 it.
 
-check   say which links lead to another line, or to nothing
-mend    write the right lines into the pages; what is not defined any more is said, and left
+check   say which links lead to the wrong line, or to nothing
+mend    write the right lines into the pages; what is no longer defined is reported and left alone
 """
 
 import argparse
@@ -24,7 +24,7 @@ SYMBOL = re.compile(r"`([\w.]+)`")
 
 @dataclass(frozen=True)
 class LineLink:
-    """A link to a line: the page it stands in, what it is called, the file, the line, and its title."""
+    """A link to a line: the page it is in, what it is called, the file, the line, and its title."""
 
     page: Path
     text: str
@@ -57,7 +57,7 @@ def links(page: Path) -> list[LineLink]:
 
 @cache
 def definitions(file: Path) -> dict[str, int]:
-    """{name: line} of all that a source file defines outside of functions; of several, the first."""
+    """{name: line} of all that a source file defines outside functions; of several, the first."""
     found: dict[str, int] = {}
 
     def walk(body: list[ast.stmt], prefix: str) -> None:

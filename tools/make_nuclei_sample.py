@@ -2,9 +2,9 @@
 
     MINIMASK_DATA=path/to/data python tools/make_nuclei_sample.py
 
-The rule looks only at names, sizes and colour channels, never at how well anything scores. Of each split it
-takes images of at most 360 x 360 pixels in the order of their file names: so many with one channel
-(fluorescence) and so many in colour (stained tissue). Pixels are kept; PNG files are packed tighter.
+The rule looks only at names, sizes and colour channels, never at how well anything scores. From each split
+it takes images of at most 360 x 360 pixels in the order of their file names: a fixed number with one channel
+(fluorescence) and one in colour (stained tissue). Pixels are kept; PNG files are packed tighter.
 """
 
 import json

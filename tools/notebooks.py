@@ -214,11 +214,11 @@ def _of_output(output) -> list[str]:
     problems = [f"shows {what}" for what, pattern in FOREIGN.items() if pattern.search(text)]
     if "image/png" in output.data and _is_empty(_picture(output.data["image/png"])):
         problems.append("shows an empty figure")
-    return problems + [f"shows {where} as it was: build the notebook anew" for where in _outdated(plain)]
+    return problems + [f"shows an old {where}: build the notebook again" for where in _outdated(plain)]
 
 
 def _outdated(text: str) -> list[str]:
-    """Files whose text, as `tutorial.source` printed it, is theirs no longer."""
+    """Files that no longer have the text that `tutorial.source` printed."""
     parts = re.split(r"^# (minimask/[\w/.]+)$", text, flags=re.MULTILINE)
     found = []
     for name, shown in zip(parts[1::2], parts[2::2]):
@@ -237,7 +237,7 @@ def _is_empty(picture: Image.Image) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; the status is 1 where a check found something."""
+    """Run the command; the status is 1 if a check found something."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,6 @@
 """Make a finished ablation's results the package's own: python tools/ship_ablation.py NAME DIRECTORY
 
-Writes minimask/ablations/measured/NAME.json and prints the table for docs/ablations.md, which a test holds.
+Writes minimask/ablations/measured/NAME.json and prints the table for docs/ablations.md, which a test checks.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Make the weights that the package has of a finished run: python tools/ship_weights.py RUN/checkpoint.npz
+"""Make a finished run's weights the package's own: python tools/ship_weights.py RUN/checkpoint.npz
 
-Half precision, no momentum, and of the configuration no paths of the machine that trained.
+In half precision, without momentum, and without the training machine's paths in the configuration.
 """
 
 import sys

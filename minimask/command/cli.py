@@ -38,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 when a check failed or for a bug of ours; 2 for input that cannot be used, or when standard
+        0; 1 if a check failed or for a bug in minimask; 2 for input that cannot be used, or if standard
         output could not be written; 130 after Ctrl-C, 143 after SIGTERM; 141 when nobody reads our output.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    # NumPy would warn of overflow in weights that have diverged, in a line of its own.
+    # Without errstate, NumPy would warn of overflow in diverged weights, in lines of its own.
     with np.errstate(all="ignore"), warnings.catch_warnings(), unfailing_streams() as streams:
-        # Damaged metadata of images: nothing to act on. Filters are set here alone, where the process is ours
-        # and has no other threads: what reads images may run in any process.
+        # Pillow's warnings about damaged metadata: nothing the user could act on. Filters are set only here,
+        # where the process is ours and has no other threads; images may be read in any process.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         status = _run(argv, "--debug" in argv, streams)
         streams[0].flush()
@@ -53,17 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unwritten(out: UnfailingStream) -> int:
-    """The status of a command that did its work, by whether it could tell so."""
+    """The exit status of a command that did its work: 0 if its output could be written as well."""
     if out.error is None:
         return 0
     if isinstance(out.error, BrokenPipeError):  # whoever was reading has left (head, say)
         return BROKEN_PIPE
     reason = getattr(out.error, "strerror", None) or out.error
-    return _say(f"standard output: cannot be written ({reason}); all else is done", WRONG_INPUT)
+    return _say(f"standard output: cannot be written ({reason}); everything else is done", WRONG_INPUT)
 
 
 def _run(argv: list[str], debug: bool, streams: Sequence[UnfailingStream]) -> int:
-    for stream in streams:  # the processes of mpiexec all have the same to say of wrong arguments
+    for stream in streams:  # under mpiexec all processes would say the same of wrong arguments
         stream.muted = not distributed.is_first()
     try:
         arguments = _parser().parse_args(argv)
@@ -71,7 +71,7 @@ def _run(argv: list[str], debug: bool, streams: Sequence[UnfailingStream]) -> in
         rank = distributed.world().rank
         with distributed.together(), _muted(streams, rank > 0):
             if distributed.world().size > 1 and arguments.run is not commands.train:
-                raise InputError("mpiexec is for 'minimask train' alone; start this without it")
+                raise InputError("mpiexec is only for 'minimask train'; start this without it")
             if "device" in arguments:
                 arguments.device = backend.device(arguments.device)
             return arguments.run(arguments)
@@ -94,7 +94,7 @@ def _run(argv: list[str], debug: bool, streams: Sequence[UnfailingStream]) -> in
 
 @contextmanager
 def _muted(streams: Sequence[UnfailingStream], muted: bool) -> Iterator[None]:
-    """Within it, process 0 alone speaks; after it whichever meets an error, which may be one's alone."""
+    """Mute the streams inside it, in all processes but 0; after it any of them may have an error to tell."""
     for stream in streams:
         stream.muted = muted
     try:
@@ -157,7 +157,7 @@ def _minutes(text: str) -> float:
 
 
 def _name(text: str) -> str:
-    if not text:  # as a variable of the shell that is not set gives it
+    if not text:  # an unset variable of the shell, say
         raise argparse.ArgumentTypeError("is empty; give a name")
     return text
 
@@ -167,14 +167,14 @@ SHARED = {
     "debug": {"action": "store_true", "help": "on an error, show where it was raised"},
     # Checked by backend.device, which knows why there is no GPU.
     "device": {"default": "auto", "metavar": "cpu|cuda|auto", "help": "where to compute"},
-    "output": {"required": True, "type": _name, "metavar": "DIR", "help": "made if it does not exist"},
+    "output": {"required": True, "type": _name, "metavar": "DIR", "help": "created if it does not exist"},
     "weights": {
         "type": _name,
         "metavar": "FILE_OR_NAME",
         "help": "a run's checkpoint; weights of torchvision or detectron2; or a name such as "
         "torchvision:maskrcnn_resnet50_fpn (docs/weights.md)",
     },
-    "images": {"type": _name, "metavar": "DIR", "help": "folder of its images"},
+    "images": {"type": _name, "metavar": "DIR", "help": "folder with its images"},
     "strict": {"action": "store_true", "help": "refuse annotations without area, instead of dropping them"},
 }
 
@@ -187,7 +187,7 @@ def _take(parser: argparse.ArgumentParser, *names: str) -> None:
 def _take_weights(parser: argparse.ArgumentParser) -> None:
     """--weights, which may be left out."""
     shared = SHARED["weights"]
-    text = f"{shared['help']}; if not given, {DEFAULT}, which this package has"
+    text = f"{shared['help']}; if not given, {DEFAULT}, which comes with the package"
     parser.add_argument("--weights", **(shared | {"help": text}))
 
 
@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="minimask",
         description="Mask R-CNN from scratch on NumPy: train, evaluate and use it, and check its gradients.",
         epilog="Begin with 'minimask demo' (5 minutes), or 'minimask demo --quick' (1 minute).\n"
-        "'minimask COMMAND --help' tells what a command takes, with examples.",
+        "'minimask COMMAND --help' shows what a command takes, with examples.",
     )
     parser.add_argument("--version", action="version", version=f"minimask {__version__}")
     parser.add_argument("--debug", **SHARED["debug"])
@@ -206,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
         description = textwrap.fill(" ".join((run.__doc__ or "").split()), 96)
         name = run.__name__.replace("_", "-")
         added = subparsers.add_parser(name, help=text, description=description, epilog=epilog)
-        # Where --debug is absent here, it must not undo one that stands before the command.
+        # SUPPRESS: without a --debug after the command, one before it must still count.
         added.set_defaults(run=run)
         added.add_argument("--debug", **SHARED["debug"], default=argparse.SUPPRESS)
         return added
@@ -234,8 +234,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_demo(command) -> None:
     demo = command(commands.demo, text="train on packaged images, evaluate, draw")
     demo.add_argument("--quick", action="store_true", help="under a minute instead of five; worse results")
-    demo.add_argument("--seed", type=_whole(0), default=0, help="of weights, order and augmentation (0)")
-    demo.add_argument("--output", default="minimask-demo", type=_name, metavar="DIR", help="(minimask-demo)")
+    demo.add_argument("--seed", type=_whole(0), default=0, help="for weights, order and augmentation (0)")
+    demo.add_argument(
+        "--output", default="minimask-demo", type=_name, metavar="DIR", help="default: minimask-demo"
+    )
     _take(demo, "device")
 
 
@@ -270,12 +272,12 @@ def _add_train(command) -> None:
     )
     _take(train, "images")
     add("--val", type=_name, metavar="FILE", help="the same, to evaluate on when done")
-    add("--val-images", type=_name, metavar="DIR", help="folder of its images, if not that of --images")
+    add("--val-images", type=_name, metavar="DIR", help="folder with its images, if not that of --images")
     text = "start from these: a checkpoint, torchvision's or detectron2's weights, or a name"
     add("--weights", type=_name, metavar="FILE_OR_NAME", help=text)
-    text = "start from a ResNet classifier's: torchvision:resnet50, or a file"
+    text = "start the backbone from a ResNet classifier's: torchvision:resnet50, or a file"
     add("--backbone-weights", type=_name, metavar="FILE_OR_NAME", help=text)
-    text = f"a TOML file, or one of {names}; or auto: chosen by the data, and told with its reasons"
+    text = f"a TOML file, or one of {names}; or auto: chosen to fit the data, with its reasons"
     add("--config", type=_name, metavar="FILE_OR_NAME", help=text)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change an option; may be repeated")
     add("--resume", action="store_true", help="go on from the checkpoint in the output directory")
@@ -304,10 +306,10 @@ def _add_evaluate(command) -> None:
     text = "most detections an image, in the results and in the metrics (model.detections, as trained)"
     add("--max-detections", type=_whole(1, configuration.DETECTIONS_MOST), metavar="N", help=text)
     add("--per-class", action="store_true", help="also AP, AP50 and the number of objects of each class")
-    text = "of --results: what category ids are: the data's (as-given), or its classes counted from 0 or 1"
+    text = "for --results: its category ids are the data's (as-given), or count the classes from 0 or from 1"
     add("--category-ids", choices=("as-given", "from-0", "from-1"), help=text)
     _take(evaluate, "strict", "device")
-    add("--output", type=_name, metavar="DIR", help="made if it does not exist; --results does without")
+    add("--output", type=_name, metavar="DIR", help="created if it does not exist; optional with --results")
 
 
 def _add_predict(command) -> None:
@@ -322,17 +324,17 @@ def _add_predict(command) -> None:
     add, above = predict.add_argument, commands.SHOWN_ABOVE
     add("images", nargs="+", type=_name, metavar="IMAGE", help="an image file")
     _take_weights(predict)
-    add("--score-threshold", type=_share, default=above, metavar="S", help=f"least score shown ({above})")
+    add("--score-threshold", type=_share, default=above, metavar="S", help=f"lowest score shown ({above})")
     text = "most objects an image (model.detections, as trained)"
     add("--max-detections", type=_whole(1, configuration.DETECTIONS_MOST), metavar="N", help=text)
-    add("--json", action="store_true", help="also predictions.json, a COCO document with scores")
+    add("--json", action="store_true", help="also write predictions.json, a COCO document with scores")
     text = (
-        "also NAME-ids.png (16 bits, the object's number) and NAME-classes.png (8 bits, or 16 for more than "
+        "also write NAME-ids.png (16 bits, the object's number) and NAME-classes.png (8 bits, or 16 for more "
     )
-    text += "255 classes, the class: the semantic segmentation); 0 is background"
+    text += "than 255 classes, the class: the semantic segmentation); 0 is background"
     add("--label-maps", action="store_true", help=text)
     _take(predict, "device")
-    add("--output", default="predictions", type=_name, metavar="DIR", help="made if missing (predictions)")
+    add("--output", default="predictions", type=_name, metavar="DIR", help="created if missing (predictions)")
 
 
 def _add_inspect(command) -> None:
@@ -344,20 +346,20 @@ def _add_inspect(command) -> None:
     )
     add = inspect.add_argument
     add("image", type=_name, metavar="IMAGE", help="an image file")
-    text = "COCO instance JSON that has the image, by its file's name: traces a training step, too"
+    text = "COCO instance JSON that lists the image by its file name: a training step is traced, too"
     add("--annotations", type=_name, metavar="FILE", help=text)
     _take_weights(inspect)
     _take(inspect, "device")
-    add("--output", required=True, type=_name, metavar="FILE", help="the page to be written")
+    add("--output", required=True, type=_name, metavar="FILE", help="the page to write")
 
 
 def _add_export(command) -> None:
     export = command(
         commands.export,
-        text="write weights as torch and safetensors read them",
+        text="write weights in a format that torch or safetensors reads",
         epilog="example:\n  minimask export --weights run/checkpoint.npz model.safetensors",
     )
-    text = "the file to write; its ending decides: .safetensors, or .pth, which torch.load opens"
+    text = "the file to write; its ending decides the format: .safetensors, or .pth, which torch.load opens"
     export.add_argument("target", type=_name, metavar="FILE", help=text)
     export.add_argument("--weights", required=True, **SHARED["weights"])
 
@@ -365,7 +367,7 @@ def _add_export(command) -> None:
 def _add_convert(command) -> None:
     convert = command(
         own_data.convert,
-        text="make COCO JSON of label maps, labelme or YOLO",
+        text="make COCO JSON from label maps, labelme or YOLO",
         epilog="examples:\n"
         "  minimask convert photos --output train.json\n"
         "  minimask convert masks --images photos --classes nucleus --output train.json\n"
@@ -375,16 +377,12 @@ def _add_convert(command) -> None:
     )
     add = convert.add_argument
     add("source", type=_name, metavar="SOURCE", help="folder of the annotations, and of the images")
-    add("--images", type=_name, metavar="DIR", help="folder of the images, if it is another one")
-    add("--format", choices=("label-maps", "labelme", "yolo"), help="found out by default")
-    text = (
-        "names with commas between them (perhaps numbered: 7=cat,24=dog), or a .txt, data.yaml or COCO .json"
-    )
+    add("--images", type=_name, metavar="DIR", help="folder of the images, if they are elsewhere")
+    add("--format", choices=("label-maps", "labelme", "yolo"), help="detected by default")
+    text = "names separated by commas (perhaps numbered: 7=cat,24=dog), or a .txt, data.yaml or COCO .json"
     add("--classes", type=_name, metavar="NAMES_OR_FILE", help=text)
-    text = (
-        "label maps: each value an object (instances), or a class: each region an object (classes), or all "
-    )
-    text += "of a class in an image (classes-whole)"
+    text = "label maps: each value is an object (instances), or a class: each region is an object (classes), "
+    text += "or all of it in an image (classes-whole)"
     add("--values", choices=("instances", "classes", "classes-whole"), help=text)
     text = "label maps in colours: rows such as '128,0,0 cat'"
     add("--colours", "--colors", type=_name, metavar="FILE", help=text)
@@ -393,17 +391,17 @@ def _add_convert(command) -> None:
         action="append",
         type=_whole(0, 2**31 - 1),
         metavar="VALUE",
-        help="label maps: background, as 0 is; may be repeated",
+        help="label maps: a value that is background, as 0 is; may be repeated",
     )
-    add("--boxes", action="store_true", help="YOLO: take boxes for rectangular masks")
-    add("--split", type=_name, metavar="FOLDER", help="only what lies in folders of this name (train)")
-    add("--output", required=True, type=_name, metavar="FILE", help="the COCO JSON to be written")
+    add("--boxes", action="store_true", help="YOLO: take boxes as rectangular masks")
+    add("--split", type=_name, metavar="FOLDER", help="only what lies in folders of this name, such as train")
+    add("--output", required=True, type=_name, metavar="FILE", help="the COCO JSON to write")
 
 
 def _add_check_data(command) -> None:
     check = command(
         own_data.check_data,
-        text="what will hurt in a data set, with the mend",
+        text="find what is wrong with a data set, and how to mend it",
         epilog="example:\n"
         "  minimask check-data --data train.json --images photos --val val.json --output check",
     )
@@ -413,24 +411,29 @@ def _add_check_data(command) -> None:
     )
     _take(check, "images")
     add("--val", type=_name, metavar="FILE", help="the same, to evaluate on")
-    add("--val-images", type=_name, metavar="DIR", help="folder of its images, if not that of --images")
-    add("--config", type=_name, metavar="FILE_OR_NAME", help="of the training that is planned, as for train")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="one of its options, as for train")
+    add("--val-images", type=_name, metavar="DIR", help="folder with its images, if not that of --images")
+    add("--config", type=_name, metavar="FILE_OR_NAME", help="options of the planned training")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="one of them; may be repeated")
     _take(check, "output")
 
 
 def _add_misalign(command) -> None:
     misalign = command(
         commands.misalign,
-        text="measure by how much RoI layers misplace their bins",
+        text="measure how far RoI layers misplace their bins",
         epilog="example:\n  minimask misalign --image photo.jpg --stride 32 --output misalign",
     )
     add = misalign.add_argument
-    add("--image", type=_name, metavar="FILE", help="at least 8 strides wide and high (packaged nuclei)")
-    add("--bins", type=_whole(1), default=7, metavar="N", help="along each side of a box (7)")
-    add("--stride", type=_whole(1), default=16, metavar="N", help="image pixels a feature cell (16)")
-    add("--boxes", type=_whole(1), default=20_000, metavar="N", help="to search for the worst (20000)")
-    add("--seed", type=_whole(0), default=0, help="of the boxes (0)")
+    add(
+        "--image",
+        type=_name,
+        metavar="FILE",
+        help="an image at least 8 strides wide and high (packaged nuclei)",
+    )
+    add("--bins", type=_whole(1), default=7, metavar="N", help="bins along each side of a box (7)")
+    add("--stride", type=_whole(1), default=16, metavar="N", help="image pixels per feature cell (16)")
+    add("--boxes", type=_whole(1), default=20_000, metavar="N", help="boxes to search for the worst (20000)")
+    add("--seed", type=_whole(0), default=0, help="for the boxes (0)")
     _take(misalign, "output")
 
 
@@ -443,8 +446,8 @@ def _add_ablate(command) -> None:
         "  minimask ablate mask-loss --seeds 3 --minutes 30 --output mask-loss",
     )
     add = ablate.add_argument
-    add("name", type=_name, metavar="NAME", help="of the ablation")
+    add("name", type=_name, metavar="NAME", help="name of the ablation")
     add("--seeds", type=_whole(1, 1000), metavar="N", help="runs of each network (5)")
-    add("--minutes", type=_minutes, metavar="M", help="stop after these, with the table of what is done")
-    add("--output", type=_name, metavar="DIR", help="made if it does not exist (ablate-NAME)")
+    add("--minutes", type=_minutes, metavar="M", help="stop after M minutes, with the table of what is done")
+    add("--output", type=_name, metavar="DIR", help="created if it does not exist (ablate-NAME)")
     _take(ablate, "device")

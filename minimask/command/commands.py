@@ -36,7 +36,7 @@ def demo(arguments: argparse.Namespace) -> int:
     def tell_first(path: Path, seconds: float) -> None:
         tell(
             f"{path}: what the weights that come with minimask find in images that they have not seen, after "
-            f"{seconds:.0f} seconds. Look at it while others are learnt:"
+            f"{seconds:.0f} seconds. Look at it while other weights are trained:"
         )
         tell(
             f"training {config.model.name} from random weights on 32 images of cell nuclei, "
@@ -67,13 +67,13 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """Train on images annotated in COCO's instance format. The output directory gets checkpoint.npz,
-    config.toml, losses.csv, log.jsonl and curves.png, which is drawn anew while it trains; with --val also
-    metrics.json, detections.json and report.html, and with train.validate_every best.npz and a sheet of
-    predictions in validation/ each time. --config auto chooses the options by the data and prints each with
+    config.toml, losses.csv, log.jsonl and curves.png, which is redrawn while it trains; with --val also
+    metrics.json, detections.json and report.html, and with train.validate_every best.npz and, each time, a
+    sheet of predictions in validation/. --config auto chooses options that fit the data and prints each with
     its reason; what --set sets stays (minimask check-data --config auto prints them without training). Ctrl-C
     and SIGTERM finish the step, save, and say how to resume; a resumed run equals an unbroken one to the last
-    bit, on the same machine with as many threads. Started by mpiexec -n N, N processes share each batch, on
-    GPUs one a GPU (extra mpi).
+    bit, on the same machine with as many threads. Started with mpiexec -n N, N processes share each batch,
+    each on its own GPU if there are any (install the extra mpi).
     """
     from minimask.command import reporting
     from minimask.command.demo import MARK
@@ -122,11 +122,11 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Predict every image of a COCO instance file at its own size, and compare by pycocotools; or compare
-    results that another program wrote (--results). Without either, the weights that this package has for cell
-    nuclei are evaluated. The output directory gets detections.json (COCO results),
-    metrics.json and report.html; for --results metrics.json alone, and it may be left out. Where AP is -1 or
-    0, it says why.
+    """Predict on every image of a COCO instance file, at its own size, and score the predictions with
+    pycocotools; or score results that another program wrote (--results). Without --weights and --results, the
+    packaged weights for cell nuclei are evaluated. The output directory gets detections.json (COCO results),
+    metrics.json and report.html; with --results it is optional and gets metrics.json alone. Where AP is -1 or
+    0, the command says why.
     """
     from minimask.command import reporting
     from minimask.command.own_data import check_evaluate, evaluate_results
@@ -168,14 +168,14 @@ def predict(arguments: argparse.Namespace) -> int:
     options = {"detections": arguments.max_detections, "score_threshold": arguments.score_threshold}
     detector = load_detector(weights, arguments.device, note, **options)
     if missing := missing_letters(detector.class_names):
-        note(f"no font of this computer has {missing}, of names of classes: drawn as boxes. Install one")
+        note(f"no font on this computer has {missing}, of class names: they are drawn as boxes. Install one")
     progress = lambda paths: each(paths, "predicting")  # noqa: E731
     counts = predict_files(detector, images, output, *also, progress, note)
     most = detector.detections
     for path, count in zip(images, counts):
         tell(f"{path}: {count} objects, {output / Path(path).stem}-instances.png")
         if count == most:
-            note(f"{path}: may have more objects than the {most} shown; --max-detections takes more")
+            note(f"{path}: may have more objects than the {most} shown; --max-detections allows more")
     return 0
 
 
@@ -213,7 +213,7 @@ def misalign(arguments: argparse.Namespace) -> int:
     """Measure RoIPool, RoIWarp and RoIAlign without training: the worst displacement of a bin's edge beside
     its derived bound, for strides 4, 8, 16 and 32; and, on a ramp and on an image, outputs and gradients of
     boxes moved over a stride, against the exact integral over each bin. Prints tables; writes misalign.json
-    and figures for slides (SVG and PNG, described inside).
+    and figures for slides (SVG and PNG, each with its description).
     """
     from minimask.files import (
         check_inputs_are_kept,
@@ -299,7 +299,7 @@ def _best_of(outcome: Any, validator: Any) -> tuple[Path, Any]:
 
     if outcome.best is None:
         return outcome.checkpoint, None
-    tell(f"the best in validation were those after step {outcome.best['step']}, which are evaluated now")
+    tell(f"the weights after step {outcome.best['step']} were the best in validation, and are evaluated now")
     step, evaluation = validator.best or (None, None)
     return outcome.checkpoint.with_name(BEST), evaluation if step == outcome.best["step"] else None
 

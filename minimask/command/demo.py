@@ -1,4 +1,4 @@
-"""``minimask demo``: what trained weights find, at once; then a training of one's own, and pictures of it."""
+"""``minimask demo``: what trained weights find, at once; then a training from scratch, and its pictures."""
 
 import os
 import time
@@ -39,7 +39,7 @@ class Finished:
     evaluation : Evaluation or None
         None when training was stopped.
     seconds : float
-        Of wall clock, for everything.
+        Wall-clock time of the whole demo.
     """
 
     outcome: Outcome
@@ -73,7 +73,7 @@ def check_output(output: str | Path) -> None:
 
 
 def _is_no_checkpoint(path: Path) -> bool:
-    """Whether it has the name of a checkpoint and is none: nothing is lost with it."""
+    """Whether it is named like a checkpoint but is none, so that nothing is lost by replacing it."""
     return path.name == CHECKPOINT and path.is_file() and path.read_bytes()[:2] != b"PK"
 
 
@@ -85,7 +85,7 @@ def run(
     tell: Callable[[Evaluation], None] = lambda evaluation: None,
     tell_first: Callable[[Path, float], None] = lambda path, seconds: None,
 ) -> Finished:
-    """Draw what the packaged weights find; train, evaluate and draw anew. What an earlier demo left in
+    """Draw what the packaged weights find; train, evaluate and draw again. What an earlier demo left in
     `output` is replaced.
 
     Parameters
@@ -106,7 +106,7 @@ def run(
     began = time.monotonic()
     check_output(output)
     output = make_output_directory(output)
-    write_text(output / MARK, "What stands here a demo has made, and the next one replaces it.\n")
+    write_text(output / MARK, "A demo made these files, and the next demo replaces them.\n")
     with drawing(output / AT_ONCE, note):
         shipped = load_detector(DEFAULT, device)
         _draw(shipped.model, nuclei_sample("val"), output / AT_ONCE)

@@ -1,4 +1,4 @@
-"""What `minimask export` writes, and what it says of loading it."""
+"""What `minimask export` writes, and what it says about loading it."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _CLASSES_SHOWN = 5
 
 
 def check_target(target: Path, source: Path) -> None:
-    """See that the file to be written has an ending that says how, and is not the one that is read.
+    """Check that the ending of the file to write names a format, and that it is not the file being read.
 
     Raises
     ------
@@ -41,10 +41,10 @@ def write(weights: Weights, target: Path) -> None:
 
 
 def _sizes(weights: Weights) -> dict[str, Any]:
-    """The builder's arguments that the run had of its own, of those that no shape of an array shows."""
+    """The builder's arguments that the run set and that the arrays' shapes do not show."""
     try:
         model = own_options(weights)
-    except InputError:  # the arrays are written, and as good without
+    except InputError:  # the arrays are written all the same
         return {}
     given = {
         name: getattr(model, name, None) for name in ("anchor_sizes", "canonical_scale", "magnification")
@@ -53,7 +53,7 @@ def _sizes(weights: Weights) -> dict[str, Any]:
 
 
 def how_to_load(weights: Weights, target: Path) -> Iterator[str]:
-    """Lines for a person who goes on with torch."""
+    """Lines that tell how to load the file in torch."""
     name = json.dumps(str(target), ensure_ascii=False)
     if target.suffix == ".safetensors":
         yield f"in torch: model.load_state_dict(safetensors.torch.load_file({name}))"

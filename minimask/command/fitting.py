@@ -1,4 +1,4 @@
-"""`--config auto`: a configuration that is chosen by the data, and told with its reasons."""
+"""`--config auto`: a configuration that fits the data, printed with its reasons."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ OF_WEIGHTS = "as the weights need it"
 
 
 def is_auto(config: str | None) -> bool:
-    """Whether ``--config`` asks for a recipe that fits the data; a file of this name goes before."""
+    """Whether ``--config`` asks for a recipe that fits the data; a file of this name takes precedence."""
     return config == AUTO and not Path(AUTO).is_file()
 
 
@@ -23,7 +23,7 @@ def fitted(config: Config, dataset: Any, settings: Sequence[str]) -> Any:
     Parameters
     ----------
     config : Config
-        Everything that is given; where it names weights, with the network that they need.
+        All that is given; if it names weights, with the network that they need.
     dataset
         As `minimask.data` makes them.
     settings : sequence of str
@@ -54,5 +54,5 @@ def fitted_to_files(
         return note("a recipe needs data that training takes: mend what is refused, and look again")
     try:
         return fitted(config, dataset, settings)
-    except InputError as error:  # such as an image that is damaged, which the survey tells, too
+    except InputError as error:  # a damaged image, say, which the survey reports as well
         return note(f"there is no recipe: {error}")

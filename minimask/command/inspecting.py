@@ -15,7 +15,7 @@ SHOWN_ABOVE = 0.5
 def inspect(arguments: argparse.Namespace) -> int:
     """Show what each stage of a model makes of one image, on one page of HTML that loads nothing: anchors,
     proposals, RoIs, sampling points, masks, activations, weights. With --annotations also what a training
-    step makes of it, the gradient of each loss, and why each object that is not found is not.
+    step makes of it, the gradient of each loss, and why each missed object was missed.
     """
     from minimask.files import check_inputs_are_kept
     from minimask.inspection.page import write_page
@@ -49,7 +49,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     facts = _facts(arguments, weights, source, found)
     title, progress = f"Inside a model: {image.name}", partial(each, title="drawing", unit="figures")
     figures = write_page(output, found, title, facts, varied, SHOWN_ABOVE, progress)
-    tell(f"{output}: {figures} stages of {len(found.result['labels'])} detections, to be opened in a browser")
+    tell(f"{output}: {figures} stages of {len(found.result['labels'])} detections; open it in a browser")
     return 0
 
 
@@ -66,7 +66,7 @@ def _page_file(name: str) -> Path:
 
 
 def _annotations(name: str | None) -> Any:
-    """The COCO file, or None; nobody looks for its other images."""
+    """The COCO file, or None; its images need not be there."""
     from minimask.data import read_coco
 
     if name is None:

@@ -8,9 +8,9 @@ from minimask.errors import InputError
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Make COCO instance JSON, which train reads, of a folder of images annotated otherwise: label maps
-    (pictures whose values or colours are objects or classes), labelme JSON, or YOLO segmentation text. Which
-    of them it holds is found out and printed. Images stay where they are; masks of label maps are exact.
+    """Make COCO instance JSON, which train reads, from a folder of images annotated in another format: label
+    maps (pictures whose values or colours are objects or classes), labelme JSON, or YOLO segmentation text.
+    The format is detected and printed. Images stay where they are; masks of label maps are exact.
     """
     from minimask.data.convert import FORMATS, Folder, Options, find_format
     from minimask.data.convert import convert as run
@@ -65,7 +65,7 @@ def _output_file(name: str) -> Path:
 
 
 def _is_converted(path: Path) -> bool:
-    """Whether a file is of an earlier conversion, which may be replaced though it lies among the sources."""
+    """Whether an earlier conversion wrote a file, which may then be replaced even among the sources."""
     from minimask.data.checks import read_json
 
     try:
@@ -76,11 +76,11 @@ def _is_converted(path: Path) -> bool:
 
 
 def check_data(arguments: argparse.Namespace) -> int:
-    """Read a data set as training would, and list all that would stop it, and all that it would suffer from,
-    each with its mend: boxes, masks, classes, files, images that train and val share, and sizes of objects
-    beside the network's anchors. The output directory gets report.json, sheet.png (images with their masks)
-    and sizes.png. With --config auto it looks for and prints the recipe that train would choose, each option
-    with its reason. The exit status is 1 if training would refuse the data, and 0 where there are only notes.
+    """Read a data set as training would, and list everything that would stop training or harm it, each with
+    its mend: boxes, masks, classes, files, images that train and val share, and sizes of objects beside the
+    network's anchors. The output directory gets report.json, sheet.png (images with their masks) and
+    sizes.png. With --config auto it looks at the data for the recipe that train would choose, and prints each
+    option with its reason. The exit status is 1 if training would refuse the data, 0 if there are only notes.
     """
     from minimask import config as configuration
     from minimask.command.fitting import fitted_to_files, is_auto
@@ -122,14 +122,14 @@ def check_data(arguments: argparse.Namespace) -> int:
 
 
 def _data(source: str, images: str | None, split: str) -> tuple[Path, Path]:
-    """The files of a data set; of the built-in ones, that which has files."""
+    """The files of a data set, which may be nuclei: the other built-in ones have no files."""
     from minimask import data
 
     if source == "nuclei":
         folder = Path(data.__file__).parent / "nuclei"
         return folder / f"{split}.json", folder / "images"
-    if source == "shapes":
-        raise InputError("--data shapes: is generated, and sound; give a COCO file to look at")
+    if source in ("shapes", "figures"):
+        raise InputError(f"--data {source}: is generated, and sound; give a COCO file to look at")
     if not images:
         raise InputError(f"--images: missing; give the folder with the images of {source}")
     return Path(source), Path(images)
@@ -139,7 +139,7 @@ def check_evaluate(arguments: argparse.Namespace) -> None:
     """Check that ``evaluate`` has what it needs: an output directory for what weights find, or results."""
     if arguments.weights and arguments.results:
         raise InputError(
-            "evaluate: give --weights FILE, a checkpoint, or --results FILE, COCO results: one of them"
+            "evaluate: give either --weights FILE, a checkpoint, or --results FILE, COCO results"
         )
     if not arguments.results and not arguments.output:
         raise InputError(
@@ -190,9 +190,9 @@ def _by_which_areas(kinds: tuple[str, ...]) -> str:
     first, *others = (names[kind] for kind in kinds)
     rest = " and ".join(others)
     return (
-        f"the results have {', '.join([first, *others[:-1]])} and {others[-1]}, and pycocotools calls {rest} "
-        f"small or large by their {first} then; for their own areas, as detectron2 and 'evaluate --weights' "
-        "have them, give them alone"
+        f"the results have {', '.join([first, *others[:-1]])} and {others[-1]}; pycocotools then judges by "
+        f"the {first} which {rest} are small or large. For their own areas, as in detectron2 and in "
+        f"'evaluate --weights', give {rest} alone"
     )
 
 

@@ -1,6 +1,6 @@
 """The command as a process of its own, whose signals, streams and warnings are ours to set.
 
-Nothing of this is done by `cli.main`, which a program may call, nor anywhere in the library.
+None of this is done in `cli.main`, which other programs may call, or anywhere else in the library.
 """
 
 import atexit
@@ -31,7 +31,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         _open_standard_files()
         if "--debug" not in sys.argv:
             _silence_libraries()
-        if callable(signal.getsignal(signal.SIGINT)):  # ignored, as a job in the background is: stays so
+        if callable(signal.getsignal(signal.SIGINT)):  # if ignored, as in a background job, it stays so
             signal.signal(signal.SIGINT, signal.default_int_handler)
         status = main()
         _end_at_interrupt(status)
@@ -39,7 +39,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         _end_at_interrupt(status)
     if status <= BY_A_SIGNAL:
         sys.exit(status)
-    # Whoever asked us to stop waits for no thread that still decodes an image, as the interpreter would.
+    # The interpreter would wait for a thread that still decodes an image; whoever asked us to stop need not.
     atexit._run_exitfuncs()
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError, ValueError):
@@ -53,8 +53,8 @@ def _end_at_interrupt(status: int) -> None:
 
 
 def _open_standard_files() -> None:
-    """Where a standard stream was closed (``>&-``): else the next file that we open, a checkpoint say, gets
-    its number, and whatever a library writes to standard error goes into it.
+    """Open the null device where a standard stream was closed (``>&-``): else the next file that we open, a
+    checkpoint say, gets its number, and whatever a library writes to standard error goes into it.
     """
     for number in range(3):
         try:
@@ -64,12 +64,12 @@ def _open_standard_files() -> None:
 
 
 def _silence_libraries() -> None:
-    """Let us alone write to standard error: libtiff writes its own lines there, beside ours of the same.
+    """Let nobody but us write to standard error: libtiff, for one, repeats there what our own line says.
 
-    Not under mpiexec, whose libraries say there why they could not start, nor where Python was asked to
-    report crashes.
+    Not under mpiexec, whose libraries say there why they could not start, nor if Python was asked to report
+    crashes.
     """
-    logging.disable(logging.CRITICAL)  # matplotlib: that it cannot write to the home directory
+    logging.disable(logging.CRITICAL)  # matplotlib's, that it cannot write to the home directory
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     ours = sys.stderr

@@ -1,4 +1,4 @@
-"""Evaluating weights for a command: files, lines on the screen, and report.html with what was run."""
+"""Evaluate weights for a command: its files, its lines on the screen, and report.html with what was run."""
 
 import datetime
 import shlex
@@ -27,7 +27,7 @@ REPORT = "report.html"
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """What was typed."""
+    """The command as it was typed."""
     return shlex.join(["minimask", *argv])
 
 
@@ -41,16 +41,16 @@ def evaluate_weights(
     per_class: bool = False,
     known: Evaluation | None = None,
 ) -> None:
-    """Evaluate, write and tell, the last also where nothing can be written.
+    """Evaluate, write the files and print the results, the last even if nothing could be written.
 
     Parameters
     ----------
     most : int, optional
         As in `load_detector`.
     story : callable
-        What report.html tells beside the evaluation.
+        Gives what report.html tells besides the evaluation.
     known : Evaluation, optional
-        What these weights were found to reach on this data set before.
+        An earlier evaluation of these weights on this data set, which saves another.
     """
     from minimask.command.demo import MARK
 
@@ -75,10 +75,10 @@ def evaluate_weights(
 
 
 def evaluated(weights: str | Path, dataset: Any, argv: Sequence[str], detector: Detector) -> Story:
-    """What is told of an evaluation by itself."""
+    """What report.html tells besides the evaluation after ``minimask evaluate``."""
     facts = [("command", command_line(argv)), ("weights", str(weights))]
     path = Path(PACKAGED.get(str(weights), weights))
-    if path.suffix == ".npz" and path.exists():  # a run's, and no address
+    if path.suffix == ".npz" and path.exists():  # a run's checkpoint on this disk
         with CheckpointFile(path) as file:
             facts.append(("trained", f"{file.head.step} steps, seed {file.head.seed}"))
     facts.append(("evaluated on", _size(dataset)))
@@ -92,12 +92,12 @@ def evaluated(weights: str | Path, dataset: Any, argv: Sequence[str], detector: 
 def trained(
     output: Path, config: configuration.Config, outcome: Outcome, dataset: Any, validation: Any, device: str
 ) -> Story:
-    """What is told of a run: its log, its curves, what was trained on what."""
+    """What report.html tells besides the evaluation after ``minimask train``: log, curves, data, options."""
     rows = read_run_log(output / LOG)
     batch = config.train.batch_size
     steps = f"{outcome.step} of {batch} image{'s' * (batch > 1)}, seed {config.train.seed}"
     if outcome.early:
-        steps += f"; ended early, of {config.train.steps}, for want of a better validation"
+        steps += f"; ended early (of {config.train.steps}): no validation was better"
     starts = [row for row in rows if isinstance(row.get("start"), dict)]
     typed = dict.fromkeys((row["step"], str(row["start"].get("command", ""))) for row in starts)
     facts = [(f"command, at step {step}" if step else "command", line) for step, line in typed if line]
@@ -131,7 +131,7 @@ def _size(dataset: Any) -> str:
 
 
 def _settings(config: configuration.Config) -> list[tuple[str, str]]:
-    """Options that are not the defaults, beside those that are told elsewhere."""
+    """The options that differ from the defaults."""
     changed = []
     for key, entry in configuration.options():
         section, _, name = key.partition(".")

@@ -14,7 +14,7 @@ BUILT_IN = ("nuclei", "shapes", "figures")
 
 
 def train_config(arguments: argparse.Namespace, output: Path) -> configuration.Config:
-    """The defaults, or the resumed run's configuration; under --config, --set and the data's flags.
+    """The defaults, or the resumed run's configuration, overridden by --config, --set and the data's flags.
 
     Raises
     ------
@@ -56,13 +56,13 @@ def train_config(arguments: argparse.Namespace, output: Path) -> configuration.C
 
 
 def weights_or_default(arguments: argparse.Namespace, note: Callable[[str], None]) -> str:
-    """The weights that --weights names, or those that this package has, of which `note` is told."""
+    """The weights that --weights names, or the packaged ones, which are then announced by `note`."""
     from minimask.weights.published import DEFAULT
 
     if arguments.weights:
         return arguments.weights
     note(
-        f"{DEFAULT}, as no --weights are given: they find cell nuclei in microscope images, and nothing else"
+        f"{DEFAULT}, as no --weights were given: they find cell nuclei in microscope images and nothing else"
     )
     return DEFAULT
 
@@ -82,8 +82,8 @@ def training_data(
     Raises
     ------
     InputError
-        If one cannot be read, or their classes differ. Of a path that the command line does not have, the
-        line says where it comes from.
+        If one cannot be read, or their classes differ. If a path is not from the command line, the message
+        says where it comes from.
     """
     from minimask.data import shared_files
 
@@ -98,7 +98,7 @@ def training_data(
         except InputError as error:
             if getattr(arguments, name):
                 raise
-            raise InputError(f"data.{name} {whence}: {error}. Or give another file by {flag}") from error
+            raise InputError(f"data.{name} {whence}: {error}. Or give another file with {flag}") from error
         for line in dataset.notes:
             note(line)
         return dataset
@@ -131,7 +131,7 @@ def open_dataset(source: str, images: str | None, split: str, strict: bool) -> A
     if source == "shapes":
         return Shapes(200, seed=0) if split == "train" else Shapes(50, seed=1)
     if source == "figures":
-        # Pictures cost nothing, and more figures in one teach more a step.
+        # Pictures cost nothing, and a step learns more from pictures with more figures.
         return Figures(2000, seed=0, objects=(2, 6)) if split == "train" else Figures(100, seed=1)
     if images:
         return read_coco(source, images, strict=strict, allow_empty=split != "train")
@@ -139,7 +139,7 @@ def open_dataset(source: str, images: str | None, split: str, strict: bool) -> A
 
 
 def check_classes(dataset: Any, class_names: Sequence[str], whose: str) -> None:
-    """Check that a data set has these classes; `whose` they are begins the second half of the line."""
+    """Check that a data set has these classes; `whose` begins the message's second half: "A has"."""
     if list(dataset.class_names) != list(class_names):
         ours, theirs = ", ".join(dataset.class_names), ", ".join(class_names)
         raise InputError(
@@ -148,12 +148,12 @@ def check_classes(dataset: Any, class_names: Sequence[str], whose: str) -> None:
 
 
 def category_ids(detector: Any, dataset: Any, weights: str | Path) -> list[int] | None:
-    """The ids that a data set has for a detector's labels, by the names of its classes.
+    """The ids that a data set has for a detector's labels, matched by class name.
 
     Returns
     -------
     list of int or None
-        -1 for classes that the data set has not; None where it was trained on just these, in this order.
+        -1 for classes that the data set does not have; None if it was trained on just these, in this order.
 
     Raises
     ------

@@ -17,7 +17,7 @@ class UnfailingStream(io.TextIOBase):
     Parameters
     ----------
     stream : text stream or None
-        None, as Python has it for a stream that was closed before it began, takes everything and keeps none.
+        None, which Python has for a stream that was closed before it started, swallows everything.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class UnfailingStream(io.TextIOBase):
             self._forget()
 
     def _forget(self) -> None:
-        """Send what the broken stream still holds to nowhere: the interpreter would complain at its exit."""
+        """Send what the broken stream still holds nowhere: the interpreter would complain at its exit."""
         try:
             handle = self.stream.fileno()
         except (OSError, ValueError):  # no file behind it, or one that is closed

@@ -9,23 +9,23 @@ from minimask.errors import one_line
 
 
 def tell(text: str) -> None:
-    """A line on standard output, whatever the names in it are made of."""
+    """Print a line on standard output, whatever characters the names in it have."""
     print(one_line(text))
 
 
 def note(text: str) -> None:
-    """Something that the user should know and that stops nothing, on standard error."""
+    """Print on standard error something that the user should know and that stops nothing."""
     print(f"minimask: note: {one_line(text)}", file=sys.stderr)
 
 
 @contextmanager
 def drawing(path: Path, note: Callable[[str], None] = note) -> Iterator[None]:
-    """Around the drawing of a picture that sums up work: if it fails, for whatever reason, a note says so.
+    """For drawing a picture of work that is done: if it fails, for whatever reason, a note says so.
 
-    matplotlib may find no directory for its cache, or be half installed; the work is done all the same.
+    matplotlib may find no directory for its cache, or be half installed; that must not undo the work.
     """
     try:
         yield
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        note(f"{path.name} is not drawn ({reason}); all else is done")
+        note(f"{path.name} is not drawn ({reason}); everything else is done")

@@ -19,16 +19,16 @@ CURVES, SHEETS = "curves.png", "validation"
 
 
 class _Left(Exception):
-    """The run is to stop, and its validation is left."""
+    """The run is to stop in the middle of a validation."""
 
 
 class Validator:
-    """Evaluates a model on the way and draws what it finds; `Watch` says how it is called.
+    """Evaluates a model in training and draws what it finds; `Watch` says how it is called.
 
     Attributes
     ----------
     best : (int, Evaluation) or None
-        The step with the best score so far, and what came of it; None also where not all images take part.
+        The step with the best score so far, and its evaluation; None also if only some images are evaluated.
     """
 
     def __init__(self, config: Config, dataset: Any, output: Path, note: Callable[[str], None]):
@@ -82,7 +82,7 @@ def watching(
     """A `Watch` of a run; its `validate` is a `Validator`, or None without data to validate on."""
 
     def draw() -> None:
-        with drawing(output / CURVES, lambda line: None):  # at the end it is told why
+        with drawing(output / CURVES, lambda line: None):  # the last drawing says why
             draw_curves(output)
 
     validate = Validator(config, validation, output, note) if validation is not None else None

@@ -1,4 +1,4 @@
-"""Pictures as addresses inside a page, each within a number of bytes, so that the page has a limit, too."""
+"""Pictures as data URLs inside a page, each of at most so many bytes, so that the page has a limit, too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def figure_uri(figure: Any, dpi: int, most: int) -> tuple[str, int, int]:
-    """A matplotlib figure as an address, and its width and height in pixels."""
+    """A matplotlib figure as a data URL, and its width and height in pixels."""
     from PIL import Image
 
     content = io.BytesIO()
@@ -20,7 +20,7 @@ def figure_uri(figure: Any, dpi: int, most: int) -> tuple[str, int, int]:
 
 
 def picture_uri(picture: Any, most: int) -> str:
-    """A PIL image as an address of at most so many bytes: WebP (JPEG where Pillow has none), ever coarser."""
+    """A PIL image as a data URL of at most so many bytes, ever coarser: WebP, or JPEG if Pillow has none."""
     from PIL import features
 
     kind = "webp" if features.check("webp") else "jpeg"
@@ -47,7 +47,7 @@ def stencil_uri(mask: np.ndarray, colour: tuple[int, int, int]) -> str:
 
 
 def cells(values: np.ndarray) -> str:
-    """Shares (M, M) from 0 to 1 as base64 of one byte each, row by row."""
+    """Values (M, M) from 0 to 1 as base64 of one byte each, row by row."""
     return _base64(np.rint(np.clip(np.nan_to_num(values), 0, 1) * 255).astype(np.uint8).tobytes())
 
 

@@ -13,17 +13,17 @@ from minimask.masks import Masks
 from minimask.models.inputs import Objects
 
 OVERLAP = 0.5
-"""The IoU from which on a box, or a mask, is of an object."""
+"""The lowest IoU at which a box or a mask counts as an object's."""
 
 CAUSES = {
     "found": "a confident detection of its class overlaps it enough, and so does its mask",
-    "poor mask": "a detection found its box, but the mask is another",
+    "poor mask": "a detection found its box, but the detection's mask overlaps its mask too little",
     "wrong class": "a confident detection overlaps it enough, but is of another class",
-    "suppressed": "a box of its class scored enough, but suppression or the limit left it out, or it is "
-    "another object's",
-    "scored too low": "a proposal was there, but its class scored too little",
-    "badly placed": "a proposal was there and scored, but its refined box overlaps too little",
-    "suppressed by the RPN": "one of the best anchors led to it, but is no proposal",
+    "suppressed": "a box of its class scored high enough, but suppression or the limit removed it, or "
+    "it went to another object",
+    "scored too low": "a proposal was there, but the object's class scored too low",
+    "badly placed": "a proposal was there and scored high enough, but its refined box overlaps too little",
+    "suppressed by the RPN": "one of the best anchors led to it, but did not become a proposal",
     "missed by the RPN": "none of the best anchors led to it",
 }
 
@@ -45,7 +45,7 @@ def judge(
     result : dict
         The detections, in pixels of the image.
     above : float
-        The least score of a detection that counts as confident.
+        The lowest score of a detection that counts as confident.
     """
     boxes, labels = target.boxes, target.labels
     confident = np.asarray(result["scores"]) >= above  # (D,)
@@ -59,7 +59,7 @@ def judge(
     )
     causes, chosen = [], np.full(len(boxes), -1)
     mask_iou = np.full(len(boxes), np.nan)
-    free = confident & (match < 0)  # (D,): they stand for no object yet
+    free = confident & (match < 0)  # (D,): matched to no object yet
     for g, label in enumerate(labels.tolist()):
         other = np.flatnonzero(free & (iou[g] >= OVERLAP) & (np.asarray(result["labels"]) != label))
         mine = np.flatnonzero(match == g)
@@ -97,7 +97,7 @@ def _matched(iou: np.ndarray, labels: np.ndarray, result: dict, confident: np.nd
 
 
 def _lost(label: int, of_candidates, of_proposals, of_ranked, stage: Classifying, above: float) -> str:
-    """The cause of one object that no detection stands for, by its IoU with the boxes of each stage."""
+    """Why an object has no detection, by its IoU with the boxes of each stage."""
     found = stage.candidates
     near = (of_candidates >= OVERLAP) & (found.labels == label)
     if (near & (found.scores >= above)).any():

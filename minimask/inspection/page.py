@@ -1,7 +1,7 @@
 """`minimask inspect`'s page: a trace in one file that loads nothing, to step through with the keyboard.
 
 `page.html` is its frame. What others wrote (names of classes and files) is escaped by `charts.text`, and in
-the data of the objects by JSON, of which `<` is written as an escape.
+the objects' data by JSON with `<` as an escape.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def write_page(
     facts : sequence of (name, value)
         What was inspected, for the head of the page.
     augmentation : Augmentation, optional
-        Of the training, to be shown.
+        What training does to images, to be shown.
     above : float
-        The least score of a detection that can be looked at by itself.
+        The lowest score of a detection that can be looked at by itself.
     progress : callable
         Wraps the list of figures, to show progress.
 
@@ -136,7 +136,7 @@ def _round_trips(trace: Trace) -> str:
         cells = trace.training.mask_targets.shape[-1]
         told += (
             f"An object's mask, cut to {cells} × {cells} cells as the mask branch learns it and pasted back, "
-            f"keeps an IoU of {trip.mean():.3f} in the mean, {trip.min():.3f} at the least: no mask of this "
+            f"keeps an IoU of {trip.mean():.3f} on average, {trip.min():.3f} at worst: no mask of this "
             "model can be better."
         )
     return f"<p>{told}</p>"
@@ -149,7 +149,7 @@ def _kept(trace: Trace) -> str:
         survivors = [i for i in found.survivors.tolist() if mine[i]]
         shown = " ".join(map(str, survivors[:30])) + (" …" if len(survivors) > 30 else "")
         rows.append((trace.name(label), int(mine.sum()), len(survivors), int(mine[found.kept].sum()), shown))
-    head = ("class", "candidates", "after NMS", "detected", "candidates kept, the surest first")
+    head = ("class", "candidates", "after NMS", "detected", "candidates kept, the best first")
     return _table(head, rows, "Which candidates suppression keeps, class by class")
 
 
@@ -186,7 +186,7 @@ MORE = {
     "failures": _causes,
     "weights": _all_weights,
 }
-"""What stands under a figure, by its name."""
+"""What is added under a figure, by the figure's name."""
 
 
 # ------------------------------------------------------------------------------------- objects, one by one
@@ -265,7 +265,7 @@ def _verdict(trace: Trace, d: int) -> str:
 
 
 def _reading(at: Reading, scale: np.ndarray) -> dict:
-    """A reading in pixels of the image; points are left out where they are too many to be told apart."""
+    """A reading in pixels of the image; points are left out if there are too many to tell apart."""
     told = {"level": at.level, "stride": at.stride, "cell": _rounded(at.stride / scale[:2], 4)}
     told |= {"bins": list(at.bins), "points": [len(at.columns), len(at.rows)]}
     if 0 < max(len(at.columns), len(at.rows)) <= LINES:

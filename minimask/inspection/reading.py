@@ -22,8 +22,8 @@ def readings(
 ) -> list[Reading]:
     """Where each RoI is read.
 
-    The layer is called, and its options are those of the Function that it left in the graph. A layer of
-    another kind, which one may give a model, tells nothing of its points: its columns and rows are empty.
+    The layer is called, and its options are those of the Function that it left in the graph. For a
+    layer of any other kind, which a model may be given, the points are unknown: columns and rows are empty.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def readings(
     rois : (R, 5) array
     names : L of str
     """
-    pooler = getattr(pooler, "pooler", pooler)  # of C4's heads, in front of res5
+    pooler = getattr(pooler, "pooler", pooler)  # C4's heads have it in front of res5
     if not len(rois):
         return []
     layer = pooler([Tensor(x.data, requires_grad=True) for x in levels], rois).creator
@@ -48,7 +48,7 @@ def readings(
 
 
 def _points(layer: Any, roi: np.ndarray, level: int, size: tuple[int, int]) -> tuple:
-    """The rows and columns that a layer reads of a map of this size for a RoI (5,), in cells as places."""
+    """Rows and columns at which a layer reads a map of this size for a RoI (5,), in cells; 0 is the edge."""
     if isinstance(layer, RoIPool):
         box = roi[1:] * np.asarray(layer.scales[level], roi.dtype)
         return tuple(

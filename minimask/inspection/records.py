@@ -26,7 +26,7 @@ class NetworkInput:
     pixels : (3, H', W')
         Normalised, resized, padded.
     size : (h, w)
-        What the image fills of it.
+        The part of it that the image fills.
     scale : (y, x)
         Pixels of the batch per pixel of the image.
     seen : (3, h, w)
@@ -176,7 +176,7 @@ class Masking:
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What a training step makes of the image: what it draws, what it wants, what it loses.
+    """What a training step makes of the image: what it draws, its targets and its losses.
 
     Attributes
     ----------
@@ -185,9 +185,9 @@ class Training:
     boxes : (G, 4)
         Of the objects.
     scale : (y, x)
-        Pixels of the batch per pixel of the image, which may be another than in inference.
+        Pixels of the batch per pixel of the image, which may differ from inference.
     matches : (A,) int
-        Of all anchors: an object's index, `matching.BELOW_LOW` for negative ones, `matching.BETWEEN` for
+        Of each anchor: an object's index, `matching.BELOW_LOW` for negative ones, `matching.BETWEEN` for
         neutral ones.
     positive, negative : int arrays
         The anchors that were drawn for the loss.
@@ -206,7 +206,7 @@ class Training:
     image_gradients : dict of str to (3, H', W')
         d loss / d pixels of the batch, of each loss.
     round_trip : (G,) or None
-        IoU of each object's mask with what is left of it after cropping to M x M and pasting.
+        IoU of each object's mask with what remains of it after cropping to M x M and pasting.
     """
 
     losses: dict[str, np.ndarray]
@@ -236,7 +236,7 @@ class Failures:
     causes : G of str
         One of `failures.CAUSES` for each object.
     detections : (G,) int
-        The detection that found it, or that stands in its place; -1 without one.
+        The detection that found it, or one of another class in its place; -1 without one.
     box_iou, mask_iou : (G,)
         With that detection; NaN without one, or without masks.
     proposal_iou : (G,)
@@ -266,7 +266,7 @@ class Weights:
     edges, counts : (B + 1,) and (B,)
         Their histogram.
     dead : bool
-        Its elements (more than one) are all the same: it tells its inputs apart by nothing.
+        Its elements (more than one) are all the same: it cannot tell its inputs apart.
     exploding : bool
         It holds NaN, infinity, or an element beyond `weights.EXPLODED`.
     """
@@ -301,7 +301,7 @@ class Trace:
     proposing : Proposing
     classifying : Classifying
     masking : Masking or None
-        None of a model without a mask head.
+        None for a model without a mask head.
     result : dict
         What ``model.predict`` gives, in pixels of the image.
     training : Training or None
@@ -327,5 +327,5 @@ class Trace:
     mask_convention: MaskConvention | None
 
     def name(self, label: int) -> str:
-        """Of a class; 0 is the background."""
+        """The name of a label's class; 0 is the background."""
         return self.class_names[label - 1] if label else "background"

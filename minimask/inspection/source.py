@@ -1,4 +1,4 @@
-"""From files to what `trace` takes: an image at a size that memory holds, and its objects at that size."""
+"""From files to what `trace` takes: an image at a size that fits in memory, and its objects at that size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minimask.errors import InputError
 from minimask.results.large import LARGE, size_as_seen
 
 MASKS_MOST = 2**28
-"""Pixels of an image's masks together; beyond, image and masks are shrunk to the size the model sees."""
+"""Pixels of all masks of an image; beyond it, image and masks are shrunk to the size the model sees."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Source:
 
 
 def index_of(dataset: CocoDataset, path: Path) -> int:
-    """Which image of a data set a file is, by its name; by the folders before it where names are alike.
+    """Which image of a data set a file is, by its name; if several have that name, by their folders, too.
 
     Raises
     ------
@@ -62,19 +62,19 @@ def index_of(dataset: CocoDataset, path: Path) -> int:
 def read_source(
     model: Any, path: Path, dataset: CocoDataset | None = None, labels: Sequence[int] = ()
 ) -> Source:
-    """Read an image file and, of a data set, the objects in it.
+    """Read an image file and, from a data set, the objects in it.
 
     Parameters
     ----------
     model : MaskRCNN
-        Which is to see it.
+        The model that is to see it.
     labels : sequence of int
         The model's label for each class of the data set, 0 where it has none.
 
     Raises
     ------
     InputError
-        If the file is no image, or has not the annotated size.
+        If the file is no image, or does not have the annotated size.
     """
     pixels = files.decode(path)
     size = height, width = pixels.shape[:2]
@@ -104,7 +104,7 @@ def _target(table: Any, size: tuple[int, int], seen: tuple[int, int], labels: Se
     factor = np.array([seen[1] / size[1], seen[0] / size[0]] * 2, np.float32)
     boxes = corners_in_image(table.boxes, *size) * factor
     objects = np.flatnonzero(~table.crowd & (boxes[:, 2:] > boxes[:, :2]).all(axis=1))
-    masks = np.zeros((len(objects), *seen), np.uint8)  # filled in place: they are most of what memory holds
+    masks = np.zeros((len(objects), *seen), np.uint8)  # filled in place: they take most of the memory
     for mask, i in zip(masks, objects):
         _fill(mask, table.counts[i], table.extents[i], size)
     scale = np.array([*factor[:2], 1], np.float32)
@@ -118,7 +118,7 @@ def _target(table: Any, size: tuple[int, int], seen: tuple[int, int], labels: Se
 
 
 def _fill(mask: np.ndarray, counts: bytes, extent: np.ndarray, size: tuple[int, int]) -> None:
-    """Write a mask of (H, W) at another size: the pixel that lies under the middle of each new one."""
+    """Write a mask of (H, W) at another size: each new pixel is the one under its middle."""
     x1, y1, x2, y2 = extent.tolist()
     patch = rle.decode_runs(rle.read_runs(counts), size[0], PixelBox(x1, y1, x2, y2))
     rows, columns = (

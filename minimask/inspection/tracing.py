@@ -1,7 +1,7 @@
 """`trace`: one image through a model, with everything that the stages compute on the way.
 
 Nothing is computed a second way: `MaskRCNN.inference_record` and `MaskRCNN.training_record` are what
-`predict` and `loss` run, and what they do not keep is asked of the same methods that they call.
+`predict` and `loss` run, and what these do not keep comes from the methods that they call.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def trace(
         RGB in 0..1.
     targets : dict, optional
         The image's objects, as `MaskRCNN.loss` takes them. With them a training step is traced, too, in
-        training mode, and each object that is not found is told why.
+        training mode, and the trace says why each missed object was missed.
     draws : Draws, optional
         Which anchors and RoIs the training step samples.
     class_names : sequence of str, optional
         Of labels 1, 2, ...
     above : float
-        The least score of a detection that counts as confident, where failures are judged.
+        The lowest score of a detection that counts as confident, when failures are judged.
 
     Returns
     -------
@@ -176,7 +176,7 @@ def _proposing(record: InferenceRecord, target: Objects | None) -> Proposing:
 
 
 def _greatest_iou(objects: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(G,): of each object with any of the boxes; a few objects at a time, since there are many anchors."""
+    """(G,): of each object with any of the boxes; a few objects at a time, since anchors are many."""
     if not len(boxes):
         return np.zeros(len(objects), boxes.dtype)
     parts = [box_iou(objects[i : i + 16], boxes).max(axis=1) for i in range(0, len(objects), 16)]
@@ -208,7 +208,7 @@ def _masking(model: MaskRCNN, record: InferenceRecord) -> Masking | None:
 
 @contextmanager
 def _in_training(model: MaskRCNN) -> Iterator[None]:
-    """Inside, the model is in training mode, and no parameter takes a gradient; then all is as it was."""
+    """Inside, the model is in training mode, and no parameter takes a gradient; after it all is as it was."""
     modes = [(module, module._training) for _, module in model.named_modules()]
     wanted = [(p, p.requires_grad) for p in model.parameters()]
     buffers = [(b, b.data.copy()) for _, b in model.named_state() if isinstance(b, Buffer)]
@@ -284,7 +284,7 @@ def _training_stages(model: MaskRCNN, record: TrainingRecord) -> dict[str, Any]:
 
 
 def _round_trip(model: MaskRCNN, target: Objects, cells: int) -> np.ndarray:
-    """(G,): IoU of each mask with itself after cropping to its box, as a target, and pasting back."""
+    """(G,): IoU of each mask with itself after it was cropped to its box, as a target, and pasted back."""
     head, out = model.mask_head, np.zeros(len(target.labels))
     for g, box in enumerate(target.boxes):
         truth = target.masks[g] != 0

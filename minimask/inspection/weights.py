@@ -1,4 +1,4 @@
-"""The parameters of a model in numbers: which are dead, which explode, how all are spread."""
+"""The parameters of a model in numbers: which are dead, which explode, and how their values spread."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from minimask.inspection.records import Weights
 from minimask.nn import Module
 
 EXPLODED = 1000.0
-"""An element beyond this is an overflow to come: He's initialisation begins far below 1."""
+"""An element beyond this is about to overflow: He's initialisation begins far below 1."""
 
 BINS = 40
 
 
 def summarise(model: Module) -> list[Weights]:
-    """Each parameter of a model, in the order of its state; running means and variances are no parameters."""
+    """Each parameter of a model, in the order of its state, without running means and variances."""
     return [_summary(name, to_cpu(p.data)) for name, p in model.named_parameters()]
 
 

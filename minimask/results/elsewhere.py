@@ -1,7 +1,7 @@
-"""COCO results that some other program wrote: checked, and their ids brought together with the data's.
+"""COCO results that another program wrote: checked, and their ids matched with the data's.
 
-pycocotools drops what it does not know without a word: detections of category ids that the data lacks, and so
-the AP of a model with ids from 0 is 0. Here each such thing is found and named.
+pycocotools drops what it does not know without a word, such as detections with category ids that the data
+lacks, so that a model with ids from 0 gets an AP of 0. Here each such mistake is found and named.
 """
 
 from collections.abc import Callable, Iterable
@@ -54,7 +54,7 @@ def read_results(path: str | Path, document: dict, ids: str | None = None) -> Re
     document : dict
         The data's COCO document: its images, with their sizes, and its categories.
     ids : one of `IDS`, optional
-        What the category ids mean. By default the data's ids; where they look like other ones, it is refused.
+        What the category ids mean. By default the data's ids; a file whose ids look like others is refused.
 
     Raises
     ------
@@ -181,14 +181,14 @@ def _keypoints(values: Any, place: str, count: int) -> list[float]:
 
 
 def _named(content: dict, key: str, name: str) -> dict[int, str]:
-    """Id -> name of a document's images or categories; those without either are passed over."""
+    """Id -> name of a document's images or categories; entries without either are skipped."""
     entries = content.get(key) if isinstance(content.get(key), list) else []
     sound = (entry for entry in entries if isinstance(entry, dict) and type(entry.get("id")) is int)
     return {entry["id"]: entry[name] for entry in sound if isinstance(entry.get(name), str)}
 
 
 def _matched(theirs: dict[int, str] | None, ours: Iterable[dict], name: str) -> Callable[[int], int]:
-    """From an id of the results' document to the data's, by names; ids stay where there are no names."""
+    """From an id of the results' document to the data's, by name; without names, ids stay as they are."""
     if not theirs:
         return lambda number: number
 
@@ -224,7 +224,7 @@ def _with_ids(
     if given and given == unknown:
         raise InputError(
             f"{path}: no category id in common: the results have {show(sorted(given)[:8])}, the data "
-            f"{show(known[:8])}; write the data's ids, or say by --category-ids from-0 or from-1 that they "
+            f"{show(known[:8])}; write the data's ids, or say with --category-ids from-0 or from-1 that they "
             "number its classes in order"
         )
     if unknown:
@@ -254,7 +254,7 @@ def _refuse_other_ids(given: set[int], known: list[int], names: dict[int, str], 
 
 
 def _suspicions(detections: list[dict], kinds: tuple[str, ...], sizes: dict, path: Path) -> list[str]:
-    """What may be a mistake though pycocotools takes it."""
+    """What may be a mistake although pycocotools accepts it."""
     notes = []
     if looks_like_corners(detections, kinds, sizes):
         notes.append(

@@ -42,12 +42,12 @@ class Evaluation:
     Attributes
     ----------
     box, mask, keypoint : dict of str to float, or None
-        None of the kinds that the model, the results or the data have not.
+        None for a kind that the model, the results or the data do not have.
         `METRICS`: AP is the mean over the IoU thresholds 0.50, 0.55, ..., 0.95 and the classes; AP50 and
         AP75 are at one threshold; small, medium and large are the AP of objects with an area below 32**2
         pixels, from there to 96**2, and above. -1 where the data has no such object. Keypoints are compared
-        by object keypoint similarity (OKS) in the place of IoU, have no small objects, and are counted for
-        `KEYPOINT_DETECTIONS` detections an image at most, as in COCO.
+        by object keypoint similarity (OKS) instead of IoU, have no small objects, and count at most
+        `KEYPOINT_DETECTIONS` detections an image, as in COCO.
     max_detections : int
         How many detections per image were counted at most, best first.
     images, objects : int
@@ -119,7 +119,7 @@ class Evaluation:
 
 
 def _present(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what was not compared."""
+    """The values, without what was not compared."""
     return {name: value for name, value in values.items() if value not in (None, "")}
 
 
@@ -140,11 +140,12 @@ def evaluate(
         Has ``image_ids``, ``category_ids``, ``coco_document()`` and ``image(index)``.
     max_detections : int, >= 1, optional
         How many detections of each image are kept, best first, in the results and in the metrics; by default
-        as many as the model gives at most (``box_detections_per_img``), or 100 where it does not say.
+        as many as the model gives at most (``box_detections_per_img``), or 100 if it does not say.
     progress : callable
         Wraps the range of image indices, to show progress.
     category_ids : sequence of int, optional
-        Of the model's labels 1, 2, ...; the data set's by default. Detections of others are dropped.
+        Of the model's labels 1, 2, ...; the data set's by default. Detections with other ids than the data
+        set's are dropped.
 
     Returns
     -------
@@ -177,7 +178,7 @@ def beyond_limit(dataset: Any, most: int) -> str | None:
     Parameters
     ----------
     dataset
-        Has ``object_counts()`` and ``describe(index)``; others are not looked at.
+        Has ``object_counts()`` and ``describe(index)``; one without them is not looked at.
     most : int
         The limit of detections an image.
     """
@@ -188,8 +189,8 @@ def beyond_limit(dataset: Any, most: int) -> str | None:
     worst = int(counts.argmax())
     images = "1 image has" if beyond == 1 else f"{beyond} images have"
     return (
-        f"{images} more objects than the {most} detections that each may have, so some cannot be found; most "
-        f"has {dataset.describe(worst)}: {counts[worst]}. Raise model.detections, or --max-detections"
+        f"{images} more objects than the {most} detections that each may have, so some cannot be found; the "
+        f"most, {counts[worst]}, are in {dataset.describe(worst)}. Raise model.detections or --max-detections"
     )
 
 
@@ -199,7 +200,7 @@ def coco_results(prediction: dict, image_id: int, category_ids: list[int]) -> li
     Parameters
     ----------
     prediction : dict
-        boxes (N, 4) x1, y1, x2, y2; labels (N,) from 1; scores (N,); where there are, masks with
+        boxes (N, 4) x1, y1, x2, y2; labels (N,) from 1; scores (N,); if there are any, masks with
         ``rle(threshold)`` and keypoints (N, K, 3).
     category_ids : list of int
         The COCO id of label 1, 2, ...
@@ -228,7 +229,7 @@ def _of_heads(prediction: dict) -> dict[str, list]:
         entries["segmentation"] = prediction["masks"].rle(0.5)
     if "keypoints" in prediction:
         keypoints = np.array(prediction["keypoints"], np.float64)
-        keypoints[..., 2] = 2  # all are given, and which are hidden is not predicted
+        keypoints[..., 2] = 2  # all have a position; which are hidden is not predicted
         flat = to_coco(keypoints).reshape(len(keypoints), -1)
         entries["keypoints"] = [[round(value, 3) for value in row] for row in flat.tolist()]
     return entries
@@ -252,8 +253,8 @@ def score(
     kinds : of "bbox", "segm" and "keypoints"
         What is compared, and what all detections have.
     areas_of : one of `kinds`, optional
-        By what detections are small or large in all metrics: `COCO.loadRes` takes the first kind that results
-        have. By default each kind measures its own, as in detectron2 and mmdetection.
+        The kind whose areas make detections small or large in all metrics: `COCO.loadRes` takes the first
+        that results have. By default each kind measures its own, as in detectron2 and mmdetection.
     """
     sigmas, told = oks_sigmas(document) if "keypoints" in kinds else (None, "")
     precisions = {}

@@ -1,6 +1,6 @@
-"""Fonts for names in any script: the one that matplotlib brings along, or one of this computer that has them.
+"""Fonts for names in any script: the one that comes with matplotlib, or one of this computer.
 
-A script that needs shaping, as Arabic and Devanagari do, gets it where Pillow has libraqm.
+A script that needs shaping, as Arabic and Devanagari do, gets it if Pillow has libraqm.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import ImageFont
 
-NO_CHARACTER = "\U0010ffff"  # drawn by every font as what it lacks
+NO_CHARACTER = "\U0010ffff"  # which every font draws as something that it lacks
 NOT_PLAIN = ("bold", "italic", "oblique", "light", "thin", "black", "mono", "condensed")
 
 
@@ -25,7 +25,7 @@ def font(size: int, text: str = "") -> "ImageFont.FreeTypeFont":
 
 
 def missing_letters(texts: Iterable[str]) -> str:
-    """The letters in texts that would be drawn as boxes: no font of this computer has all of that text."""
+    """The letters in texts that would be drawn as boxes: no font on this computer has the whole text."""
     lacking = {}
     for text in texts:
         letters = frozenset(filter(_has_shape, text))
@@ -46,7 +46,7 @@ def _face(path: Path | None, size: int) -> "ImageFont.FreeTypeFont":
 
 @cache
 def _path_for(letters: frozenset[str]) -> Path | None:
-    """The font of matplotlib if it has these letters, else the first font that has; else matplotlib's."""
+    """matplotlib's font if it has these letters, else the first font that has them, else matplotlib's."""
     usual = _usual()
     if _known(usual, letters) == letters:
         return usual
@@ -86,7 +86,7 @@ def _drawn(face: "ImageFont.FreeTypeFont", letter: str) -> tuple:
 
 @cache
 def _installed() -> list[Path]:
-    """The font files of this computer, plain ones first."""
+    """The font files on this computer, plain ones first."""
     found = {
         Path(folder, name)
         for root in _folders()

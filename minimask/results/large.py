@@ -18,8 +18,8 @@ LARGE = 2**24
 def predict_pixels(model: Any, pixels: np.ndarray) -> tuple[dict, np.ndarray, dict]:
     """What a model finds in an image as `data.images.decode` returns it.
 
-    Up to `LARGE` pixels this is ``model.predict``. A larger image is resized before, which changes the
-    results by rounding alone.
+    Up to `LARGE` pixels this is ``model.predict``. A larger image is resized first, which changes the
+    results only by rounding.
 
     Returns
     -------
@@ -54,9 +54,9 @@ def predict_at(model: Any, dataset: Any, index: int) -> dict:
 
 
 def size_as_seen(model: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """The (h, w) to which the model would scale an image of (H, W); never larger than it is.
+    """The (h, w) to which the model would scale an image of (H, W); never larger than that.
 
-    Nor smaller than it must be to be scaled to that size by a magnification below 1, which is still to come.
+    A magnification below 1 is left out, since the model still applies it.
     """
     transform = model.transform
     height, width = transform.resized(size, transform.min_sizes[-1])

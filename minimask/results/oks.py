@@ -2,13 +2,13 @@
 
     OKS = mean over labelled keypoints k of exp(-d_k^2 / (2 area (2 sigma_k)^2))
 
-with d_k the distance in pixels and the area of the object: a keypoint that is off by 2 sigma_k of the
+with d_k the distance and area the object's area, in pixels: a keypoint that is off by 2 sigma_k of the
 object's scale, sqrt(area), counts exp(-1/2) = 0.61.
 """
 
 import numpy as np
 
-# COCO's keypoints of a person and their sigmas: of several people's annotations of the same keypoint.
+# COCO's keypoints of a person and their sigmas, from several people's annotations of the same keypoints.
 COCO = {
     "nose": 0.026,
     "left_eye": 0.025,
@@ -29,7 +29,7 @@ COCO = {
     "right_ankle": 0.089,
 }
 UNIFORM = 0.05
-"""The sigma of keypoints of which nobody measured how well people agree."""
+"""The sigma of keypoints for which nobody has measured how well annotators agree."""
 
 
 def similarity(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
@@ -56,9 +56,9 @@ def similarity(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigm
 
 
 def oks_sigmas(document: dict) -> tuple[np.ndarray, str]:
-    """The sigmas (K,) of a COCO document's keypoints, and what to say of them.
+    """The sigmas (K,) of a COCO document's keypoints, and a line that says which they are.
 
-    COCO's where its categories have COCO's keypoints, else `UNIFORM`.
+    COCO's if the categories have COCO's keypoints, else `UNIFORM`.
     """
     names = next(names for category in document["categories"] if (names := category.get("keypoints")))
     if list(names) == list(COCO):

@@ -1,4 +1,4 @@
-"""matplotlib for drawing into files: without pyplot, and whatever backend the environment names."""
+"""matplotlib for drawing into files: without pyplot, whatever backend the environment names."""
 
 import os
 import sys
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def load_matplotlib() -> ModuleType:
-    """Import matplotlib, also where ``MPLBACKEND`` names a backend that is none.
+    """Import matplotlib, even if ``MPLBACKEND`` names a backend that is not there.
 
     A shell started from a notebook inherits the notebook's, perhaps without the package that has it. The
-    import would fail, and could not be tried again; yet a file needs no backend. What matplotlib would have
-    done with a valid name is done afterwards, for those who also use pyplot.
+    import would fail, and could not be tried again; yet drawing into a file needs no backend. A valid name
+    is set afterwards, as matplotlib would have done, for those who also use pyplot.
     """
     name = os.environ.get("MPLBACKEND")
     if not name or "matplotlib" in sys.modules:

@@ -1,4 +1,4 @@
-"""COCOeval's precisions, by pycocotools, for any number of detections, and without what it prints."""
+"""COCOeval's precisions, by pycocotools, for any number of detections and without its printing."""
 
 import importlib.util
 from functools import cache
@@ -45,7 +45,7 @@ def coco_precision(
         Of each detection, in pixels.
     kind : "bbox", "segm" or "keypoints"
     max_detections : int
-        How many of an image count, best first.
+        How many count in an image, best first.
     sigmas : (K keypoints,) float, optional
         Of keypoints.
 
@@ -53,7 +53,7 @@ def coco_precision(
     -----
     COCOeval's own summary is fixed to 100 detections, and prints.
     """
-    # COCO.loadRes fails without results and writes into those given; the same annotations are made here.
+    # COCO.loadRes fails without results and writes into its input; here the same annotations are made anew.
     results = [
         result | {"id": number, "area": area, "iscrowd": 0}
         for number, (result, area) in enumerate(zip(detections, areas), start=1)
@@ -78,10 +78,10 @@ def _indexed(document: dict):
 
 @cache
 def _silent(name: str) -> ModuleType:
-    """A copy of our own of a module of pycocotools, in which ``print`` prints nothing.
+    """Our own copy of a module of pycocotools, in which ``print`` prints nothing.
 
-    Its classes tell of every step they take. Taking ``sys.stdout`` away from them takes it away from all
-    threads, and leaves it so where two of them score at once.
+    Its classes report every step they take. Redirecting ``sys.stdout`` would silence all threads, and for
+    good if two of them score at once.
     """
     specification = importlib.util.find_spec(f"pycocotools.{name}")
     module = importlib.util.module_from_spec(specification)

@@ -28,12 +28,12 @@ def confident(prediction: dict, threshold: float) -> dict:
 
 
 def expanded(paths: Iterable[str]) -> list[str]:
-    """Names of image files; a pattern (``*.png``), which the shell of Windows hands on as it is, expanded.
+    """Names of image files, with patterns (``*.png``) expanded: the shell of Windows passes them on as is.
 
     Raises
     ------
     InputError
-        If no file fits a pattern.
+        If no file matches a pattern.
     """
     names: list[str] = []
     for path in paths:
@@ -41,7 +41,7 @@ def expanded(paths: Iterable[str]) -> list[str]:
         if glob.has_magic(path) and not os.path.lexists(path):
             found = sorted(glob.glob(path))  # noqa: PTH207 (names as they were typed)
             if not found:
-                raise InputError(f"{path}: no file fits this pattern; look at the folder, or name the files")
+                raise InputError(f"{path}: no file matches this pattern; look in the folder, or name files")
         names += found
     return names
 
@@ -55,7 +55,7 @@ def results_of(path: str | Path, output: str | Path, with_label_maps: bool) -> l
 def check_images(
     paths: Sequence[str | Path], output: str | Path, json: bool = False, with_label_maps: bool = False
 ) -> list[str]:
-    """Check that every file is an image, by its header, and that results take no other file's place.
+    """Check that every file is an image, by its header, and that no result would overwrite another file.
 
     Damage further inside a file shows when it is decoded, in `predict_files`.
 
@@ -115,7 +115,7 @@ def predict_files(
     Parameters
     ----------
     output : str or Path
-        The directory for NAME-instances.png, smaller than the image if that is `large.LARGE`; with
+        The directory for NAME-instances.png, smaller than an image above `large.LARGE`; with
         `with_label_maps` also NAME-ids.png (16 bits: the number of the instance) and NAME-classes.png (the
         label, in 8 bits, or in 16 for more than 255 classes); with `json` also predictions.json, a COCO
         document whose annotations have a score, which `read_coco` reads back.
@@ -133,14 +133,14 @@ def predict_files(
     ------
     InputError
         If label maps are asked for and the model finds no masks; if a file turns out to be damaged, or
-        something cannot be written. The pictures of the images before
-        it have been written; predictions.json has not.
+        something cannot be written. The pictures of earlier images have been written then;
+        predictions.json has not.
     """
     images: list[dict] = []
     annotations: list[dict] = []
     counts = []
     if with_label_maps and detector.model.mask_head is None:
-        raise InputError("--label-maps: this model finds no masks; leave it out, or take one that does")
+        raise InputError("--label-maps: this model finds no masks; leave it out, or give other weights")
     with output_directory(output) as folder:
         for number, path in enumerate(progress(list(map(Path, paths))), start=1):
             pixels = files.decode(path)
@@ -180,7 +180,7 @@ def _drawn(image: np.ndarray, seen: dict, detector: Detector) -> Any:
 
 
 def _annotations(found: dict, image_id: int, detector: Detector) -> list[dict]:
-    """An image's COCO results; beside keypoints, how many there are, and how probable each is."""
+    """An image's COCO results; with keypoints, also how many there are and how probable each is."""
     results = coco_results(found, image_id, detector.category_ids)
     if "keypoints" not in found:
         return results

@@ -9,11 +9,11 @@ from minimask.results.elsewhere import looks_like_corners
 from minimask.results.evaluate import Evaluation
 
 HARDLY = 0.05
-"""Boxes with a lower AP50 are hits by chance, and say nothing of masks."""
+"""Boxes with a lower AP50 are hits by chance, and say nothing about masks."""
 
 
 def reasons(document: dict, evaluation: Evaluation) -> list[str]:
-    """What to say beside a table in which an AP is -1 or 0; nothing where none is.
+    """Lines to add to a table in which an AP is -1 or 0; an empty list for others.
 
     Parameters
     ----------
@@ -23,11 +23,11 @@ def reasons(document: dict, evaluation: Evaluation) -> list[str]:
     """
     if evaluation.objects == 0:
         crowds = len(document["annotations"])
-        only = f" ({crowds} annotations are crowd regions, which are no objects)" if crowds else ""
+        only = f" ({crowds} annotations are crowd regions, which are not objects)" if crowds else ""
         return [f"AP is -1: the data has no object in {evaluation.images} images{only}"]
     zero = [kind for kind, values in evaluation.kinds.items() if values["AP"] == 0]
     if not zero:
-        return []  # of sizes that the data lacks, the table says so
+        return []  # the table itself says which sizes the data lacks
     return [f"{' and '.join(zero)} AP is 0: {_why_zero(document, evaluation, zero)}"]
 
 

@@ -1,4 +1,4 @@
-"""Whether the objects of an image are as large as those that the weights have learnt from; if not, a line."""
+"""A line for an image whose objects are not as large as those that the weights have learnt from."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _MANY = 0.2  # of the objects found; in training it was 0.02 that were so small 
 
 
 def size_note(path: Path, shape: tuple[int, int], found: dict, detector: Detector) -> str | None:
-    """What to know of an image whose objects may be smaller or larger than those in training.
+    """What to know about an image whose objects may be smaller or larger than those in training.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def size_note(path: Path, shape: tuple[int, int], found: dict, detector: Detecto
     Returns
     -------
     str or None
-        None where nothing is to be said, and for weights that do not say what they have learnt from.
+        None if there is nothing to say, or if the weights do not say what they have learnt from.
     """
     if not detector.object_sides:
         return None
@@ -44,6 +44,6 @@ def size_note(path: Path, shape: tuple[int, int], found: dict, detector: Detecto
     ):
         if share > _MANY:
             return f"{path}: {share:.0%} of the objects found are {word} than in training: {learnt}; {mend}"
-    # By the limit of the longer side, which crops in training do not meet; not by a magnification.
+    # Shrunk by the limit on the longer side, which training's crops do not reach; not by a magnification.
     shrunk = transform.min_sizes[-1] is None and scale < 0.995 * transform.magnification
     return f"{path}: {learnt}; cut it into tiles to find smaller ones" if shrunk else None

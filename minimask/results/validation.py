@@ -1,4 +1,4 @@
-"""Validation on the way: the images that take part, and a sheet of what is found in some of them."""
+"""Validation during training: the images that take part, and a sheet of what is found in some of them."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _SHEET = re.compile(r"step-(\d{6,})\.png")
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most so many indices of `count`, evenly spaced; all for 0."""
+    """At most `most` indices out of `count`, evenly spaced; all if `most` is 0."""
     most = min(most or count, count)
     return [i * count // most for i in range(most)]
 
@@ -104,7 +104,7 @@ def save_sheet(directory: Path, step: int, picture: "Image.Image") -> None:
 def kept(steps: Sequence[int]) -> set[int]:
     """Which of some rising steps' sheets to keep: the first, the last, and multiples of a step that doubles.
 
-    It follows from the first and the last step alone, so that a run that was killed ends with the same files.
+    They depend on the first and the last step alone, so that a killed run ends with the same files.
     """
     every = max(steps[0], 1)
     while steps[-1] / every > MOST - 2:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette (2008), distinct under every common colour blindness; black is left to the halos.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 _BASE = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in PALETTE], np.float32)
-# The seven, then the seven lighter and darker: what can be told apart, repeated for further classes.
+# The seven, then lighter and darker ones: all that can be told apart, repeated for further classes.
 _RGB = np.concatenate([_BASE, 0.55 * _BASE + 0.45 * 255, 0.6 * _BASE])  # (21, 3)
 _BACKGROUND, _INK = (250, 250, 250), (30, 30, 30)
 _LINE, _HALO = 2.0, 1.2  # widths in display pixels
@@ -75,8 +75,8 @@ def draw_instances(
     scores : (G,) float, optional
         Written beside the name.
     zoom : float, optional
-        Display pixels per image pixel; by default small images are enlarged to about 1000 pixels, by half
-        steps.
+        Display pixels per image pixel; by default small images are enlarged to about 1000 pixels, in
+        steps of one half.
     names : bool
         Whether each instance is labelled with the name of its class; the caption has it in any case.
     keypoints : (G, K, 3) float, optional
@@ -90,8 +90,8 @@ def draw_instances(
 
     Notes
     -----
-    A class has its colour, the one that it has in `label_maps`; where there is but one class, neighbours
-    differ in colour. Every line is coloured and has a dark halo, so that it shows on dark and on bright
+    Each class has a colour, the same as in `label_maps`; if there is only one class, neighbours differ in
+    colour. Every line is coloured and has a dark halo, so that it shows on dark and on bright
     images. A label that would hide another one or the middle of another instance is shortened to the score
     or left out; the caption says how many were left out.
     """
@@ -159,7 +159,7 @@ def _compared(sample: Any, found: dict, class_names: Sequence[str], size: int) -
     from PIL import Image
 
     zoom = size / max(sample.image.shape[1:])
-    # In a dark image one would not notice that an object was missed.
+    # In a dark image nobody would notice that an object was missed.
     gain = float(np.clip(0.9 / max(np.quantile(sample.image, 0.995), 1e-6), 1, 8))
     image, caption = gain * sample.image, f"shown {gain:.1f} times brighter" if gain > 1.2 else ""
     plain = Image.fromarray(_resized(image, zoom).astype(np.uint8))
@@ -191,7 +191,7 @@ def loss_curves(
     ----------
     log : dict of str to (steps,) array
         ``step``, ``loss`` (the sum), and each ``loss_...``; other columns are not shown. NaN where there is
-        none; what is empty or absent is drawn without a curve.
+        no value; an empty or absent column gets no curve.
     validations : sequence of dict
         The lines of log.jsonl that have one.
     """
@@ -226,7 +226,7 @@ def _plot_validations(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def validated(row: dict[str, Any], kind: str, metric: str) -> float:
-    """A number of a validation in log.jsonl; NaN where there is none, as where there was no object."""
+    """A number of a validation in log.jsonl; NaN if it has none, because there was no object, say."""
     values = row["validation"].get(kind)
     value = values.get(metric) if isinstance(values, dict) else None
     return float(value) if isinstance(value, (int, float)) and 0 <= value <= 1 else float("nan")
@@ -386,7 +386,7 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: np.ndarray) -> None:
 def likely_keypoints(prediction: dict, probability: float = 0.05) -> np.ndarray | None:
     """A prediction's keypoints (G, K, 3) to draw: visible where they are at least this probable, else not.
 
-    The threshold is detectron2's. A position that was guessed has a probability of 1/3136.
+    The threshold is detectron2's. A pure guess among 56 x 56 cells has a probability of 1/3136.
     """
     if "keypoints" not in prediction:
         return None
@@ -455,7 +455,7 @@ def _draw_labels(
 ) -> int:
     """Label boxes (G, 4), in display pixels, each with the first of its texts for which there is room.
 
-    Returns how many got no label for lack of room; those earlier in `order` choose first.
+    Returns how many got no label for lack of room; boxes earlier in `order` choose first.
     """
     from PIL import ImageDraw
 
@@ -529,7 +529,7 @@ def _with_caption(picture: "Image.Image", caption: str) -> "Image.Image":
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over the last steps (a 40th of all, at least 5), without a bias from where it starts."""
+    """Running mean over the last steps (a 40th of all, at least 5), without a bias from its start."""
     keep = np.exp(-1.0 / max(5.0, len(values) / 40))
     total, weight, means = 0.0, 0.0, []
     for value in values:

@@ -3,8 +3,8 @@
 Each ROW is a group ("roi", "nms", "memory", "conv", "whole") or the beginning of a name. Both libraries run
 in turn in this process on equal inputs, after a warm-up, timed by CUDA events on the same stream; results are
 compared first. Printed are medians and minimask's time over torch's: below 1, minimask is faster. For kernels
-that only move memory, also the bytes that must be moved a second, and their share of the card's peak.
-Without torch minimask alone is timed. The row "profile" tells where a training step's time goes.
+that only move memory, also the bytes that they must move, per second, and as a share of the card's peak.
+Without torch minimask alone is timed. The row "profile" shows where a training step's time goes.
 """
 
 from __future__ import annotations

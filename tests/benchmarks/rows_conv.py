@@ -2,10 +2,10 @@
 
 The list comes from the model itself: one inference in which `convolution.forward` only notes what it is asked
 for. Like is compared with like: torch gets weights into which the frozen norm's scale is folded beforehand,
-its shift as bias, and adds the residual and applies ReLU in place, which is the best one can do there
+its shift as bias, and adds the residual and applies ReLU in place, which is the best that can be done there
 (torchvision's own model takes four passes); minimask runs the Function that the model runs, folding included.
-Both passes means forward, and the gradients of input, weights, bias where it is trained, and residual; of the
-stem, whose input is the image, the weights' alone.
+Both passes means forward, and the gradients of input, weights, bias where it is trained, and residual; for
+the stem, whose input is the image, only that of the weights.
 """
 
 from __future__ import annotations

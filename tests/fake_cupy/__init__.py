@@ -4,7 +4,7 @@
         x = cupy.asarray(np.zeros(3))
         x + np.ones(3)  # TypeError: Unsupported type <class 'numpy.ndarray'>
 
-Its arrays are NumPy's inside and as stubborn as CuPy's outside:
+Its arrays are NumPy's inside and as strict as CuPy's outside:
 
 - no NumPy array or list beside one in operators and functions, no ``np.something`` or implicit copy of one;
 - no function, method or keyword that CuPy lacks (`api.txt`, read from CuPy 14);

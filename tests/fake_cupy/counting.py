@@ -7,7 +7,7 @@
 
 CuPy's functions count as in their source (14.0): an array of no elements launches nothing, `concatenate`
 copies up to eight arrays one by one, an index of k arrays is k + 2 kernels, NumPy's as an index an upload.
-All else counts once, also what is several kernels (a sort, `flatnonzero`): Python's calls take the time.
+All else counts once, even if it is several kernels (a sort, `flatnonzero`): Python's calls take the time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The functions of the module and the methods of its array: NumPy's, behind CuPy's signatures and refusals.
 
-What stands in `FUNCTIONS` and `METHODS` was compared with CuPy's source; anything else that CuPy has raises
-NotImplementedError here, so that nobody takes NumPy's behaviour for CuPy's unseen.
+What is in `FUNCTIONS` and `METHODS` was compared with CuPy's source; anything else that CuPy has raises
+NotImplementedError here, so that nobody takes NumPy's behaviour for CuPy's unchecked.
 """
 
 from __future__ import annotations

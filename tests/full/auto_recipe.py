@@ -2,10 +2,10 @@
 
 Trains maskrcnn_small with the defaults and with the recipe on the packaged nuclei, and on two generated sets
 of 50 images each, for several seeds, and compares box and mask AP on images of their own. Hours on two cores;
-it can be stopped at any time and started again with the same DIR: finished runs are kept, a broken one goes
-on. The table so far is printed after each run, and by ``--print`` without training. The exit status is 0 if,
-wherever all seeds are there, the recipe's mean AP is no lower than the defaults' by more than the spread of
-the seeds.
+it can be stopped at any time and started again with the same DIR: finished runs are kept, a broken one is
+resumed. The table so far is printed after each run, and by ``--print`` without training. The exit status is
+0 if, wherever all seeds are done, the recipe's mean AP is no lower than the defaults' by more than the spread
+of the seeds.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """What one wrong detail costs: python -m tests.full.one_wrong_detail
 
 The packaged weights, which were trained with everything right, find the nuclei of the packaged validation
-images; each time one detail of inference is as people get it wrong. Prints the table of docs/bugs.md.
+images; each time one detail of inference is wrong in the way people get it wrong. Prints the table of
+docs/bugs.md.
 """
 
 from collections.abc import Callable

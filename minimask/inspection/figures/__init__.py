@@ -1,7 +1,7 @@
-"""The figures of a trace, stage by stage; each takes the trace, and gives None where it lacks what is shown.
+"""The figures of a trace, stage by stage; each takes the trace, and returns None if that lacks what it shows.
 
-A figure's docstring is its title and, below, what one sees in it: readers of the source, of the page and of a
-notebook need to know the same.
+A figure's docstring is its title and, below it, what the figure shows: readers of the source, of the page and
+of a notebook need to know the same.
 """
 
 from minimask.inspection.figures.drawing import NARROW, WIDE, Layout
@@ -31,6 +31,6 @@ FIGURES = (
     weight_histograms,
     gradients,
 )
-"""All of a trace alone, in the order of the stages; `augmentations` needs to be told of which."""
+"""All that need only a trace, in the order of the stages; `augmentations` also needs its options."""
 
 __all__ = ["FIGURES", "NARROW", "WIDE", "Layout", "augmentations", *(make.__name__ for make in FIGURES)]

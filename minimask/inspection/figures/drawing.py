@@ -14,7 +14,7 @@ from minimask.results.visualize import PALETTE
 
 ORANGE, SKY, GREEN, YELLOW, RED, PINK, BLUE = PALETTE
 GREY = "#666666"
-MOST_PIXELS = 800  # along a picture's longer side; more are not seen
+MOST_PIXELS = 800  # along a picture's longer side; more would not be seen
 MOST_BOXES = 100  # in one panel
 
 
@@ -31,7 +31,7 @@ class Layout:
         Parameters
         ----------
         most : int, optional
-            Panels side by side, if fewer than the layout has; of small ones there may be more.
+            Panels side by side, in place of the layout's number; small ones may be more.
         title : float
             Inches above each panel.
 
@@ -85,7 +85,7 @@ def picture(axes: Any, image: np.ndarray, title: str = "", pale: float = 0.0) ->
 
 
 def bare(axes: Any, title: str = "") -> None:
-    """Without ticks, under a title of a size for small panels."""
+    """Remove the ticks, and set a title in small print."""
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=9)
 
@@ -103,7 +103,7 @@ def boxes(
 
 
 def arrows(axes: Any, before: np.ndarray, after: np.ndarray, colour: str) -> None:
-    """From the middle of each box to that of another."""
+    """Lines from the middle of each box to that of its counterpart."""
     from matplotlib.collections import LineCollection
 
     middles = [(b[:, :2] + b[:, 2:]) / 2 for b in (before, after)]
@@ -113,7 +113,7 @@ def arrows(axes: Any, before: np.ndarray, after: np.ndarray, colour: str) -> Non
 
 
 def some(count: int, most: int = MOST_BOXES) -> np.ndarray:
-    """Indices of at most so many of `count`, evenly spread."""
+    """At most `most` indices out of `count`, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)) if count else np.zeros(0, int)
 
 
@@ -130,7 +130,7 @@ def plain(axes: Any, **labels: str) -> None:
 
 
 def short(name: str) -> str:
-    """A loss's name without what all have in common."""
+    """A loss's name without the prefix that all have."""
     return name.removeprefix("loss_").replace("_", " ")
 
 

@@ -1,4 +1,4 @@
-"""Figures of what comes first: the image and its objects, what the network gets of it, and its features."""
+"""Figures of what comes first: the image and its objects, what the network gets, and its features."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def image(trace: Trace, layout: Layout = WIDE) -> Any:
 
 
 def _label_map(axes: Any, masks: Any, members: np.ndarray) -> None:
-    """Each mask in a colour of its own over the picture, thinned like it."""
+    """Each mask in a colour of its own over the picture, thinned like the picture."""
     height, width = masks.shape[-2:]
     step = max(1, -(-max(height, width) // drawing.MOST_PIXELS))
     canvas = np.zeros((-(-height // step), -(-width // step), 4))
@@ -59,7 +59,7 @@ def augmentations(trace: Trace, options: Augmentation, seed: int = 0, layout: La
     """The image as training varies it
 
     Crops, scales, flips and colours, drawn at random, of image, boxes and masks together: an outline that
-    leaves its object here would teach the network so.
+    leaves its object here would teach the network the same.
     """
     if trace.target is None or trace.target.masks is None:
         return None
@@ -109,7 +109,7 @@ def activations(trace: Trace, layout: Layout = WIDE) -> Any:
     """What each stage sees
 
     The three channels that vary most, of each stage of the body (C2 to C5) and of each level of the pyramid
-    (P2 to P6). A channel that is the same at every cell is dead for this image: it tells nothing of it.
+    (P2 to P6). A channel that is the same at every cell is dead for this image: it tells nothing about it.
     """
     stages = list(trace.activations.items())
     figure, axes = layout.panels(

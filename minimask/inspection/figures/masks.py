@@ -19,9 +19,9 @@ OF_CAUSE = dict(zip(CAUSES, (GREEN, YELLOW, PINK, SKY, ORANGE, "#AA7744", BLUE, 
 def mask_targets(trace: Trace, count: int = 8, layout: Layout = WIDE) -> Any:
     """Mask targets beside what the network says
 
-    Of RoIs with an object, as training samples them: what the RoI holds, the part of the object's mask in it
-    that is wanted, and the mask that the branch gives for the true class. They are as coarse as the branch:
-    28 x 28 cells, whatever the size of the RoI.
+    For RoIs with an object, as training samples them: what the RoI holds; the part of the object's mask in
+    it, which is wanted; and the mask that the branch gives for the true class. Both masks are as coarse as
+    the branch: 28 x 28 cells, whatever the size of the RoI.
     """
     t = trace.training
     if t is None or t.mask_targets is None or not len(t.mask_targets):
@@ -60,9 +60,9 @@ def _crop(axes: Any, image: np.ndarray, box: np.ndarray, title: str) -> None:
 def masks(trace: Trace, count: int = 6, layout: Layout = WIDE) -> Any:
     """Predicted masks, pasted
 
-    Of the surest detections: the logits, the probabilities of 28 x 28 cells, and the mask pasted into the
-    image, with its outline at one half. Each detection uses the channel of its class, the others are not
-    read.
+    For the most confident detections: the logits, the probabilities of 28 x 28 cells, and the mask pasted
+    into the image, with its outline at one half. Each detection uses the channel of its class; the others
+    are not read.
     """
     stage = trace.masking
     if stage is None or not len(stage.logits):
@@ -103,7 +103,7 @@ def failures(trace: Trace, layout: Layout = WIDE) -> Any:
     """Failures by cause
 
     Each annotated object in the colour of its cause: found, or the last stage at which it was still there. An
-    object counts as there where a box overlaps it by an IoU of at least 0.5. Dotted, confident detections
+    object counts as there if a box overlaps it with an IoU of at least 0.5. Dotted: confident detections
     without an object.
     """
     judged, target = trace.failures, trace.target

@@ -14,9 +14,9 @@ from minimask.inspection.records import Trace, Weights
 def deltas(trace: Trace, layout: Layout = WIDE) -> Any:
     """Histograms of deltas
 
-    dx, dy, dw and dh: of the RPN at its best anchors, and of the box head for each candidate's class. In
-    orange, with annotations, the targets of the training step's positive ones: what is given should become
-    about as wide as what is wanted. (The box head's spike at 0 is of the true boxes among the RoIs.)
+    dx, dy, dw and dh: of the RPN at its best anchors, and of the box head for each candidate's class. With
+    annotations, in orange, the targets of the training step's positives: what is given should become about
+    as wide as what is wanted. (The box head's spike at 0 comes from the true boxes among the RoIs.)
     """
     found, ranked, t = trace.classifying.candidates, trace.proposing.ranked, trace.training
     table = trace.classifying.deltas
@@ -43,7 +43,7 @@ def deltas(trace: Trace, layout: Layout = WIDE) -> Any:
 
 
 def _shares(values: np.ndarray) -> np.ndarray:
-    """Weights by which a histogram counts shares: what is compared differs in number."""
+    """Weights that make a histogram count shares, since the two sets differ in size."""
     return np.full(len(values), 1 / max(len(values), 1))
 
 
@@ -76,7 +76,7 @@ def weights(trace: Trace, layout: Layout = WIDE) -> Any:
 def weight_histograms(trace: Trace, layout: Layout = WIDE) -> Any:
     """Histograms of the weights
 
-    Of one convolution or linear layer of each part of the network, all its elements. A spike at 0 with long
+    All elements of up to 12 convolution and linear layers, spread over the network. A spike at 0 with long
     tails is a layer that few inputs drive; a flat one has hardly learnt.
     """
     chosen = _representative([w for w in trace.weights if len(w.shape) > 1])
@@ -91,7 +91,7 @@ def weight_histograms(trace: Trace, layout: Layout = WIDE) -> Any:
 
 
 def _representative(weights: list[Weights], most: int = 12) -> list[Weights]:
-    """Evenly spread over the network; those that are dead or explode before all others."""
+    """Evenly spread over the network, but those that are dead or explode come first."""
     strange = [w for w in weights if w.dead or w.exploding][:most]
     others = [w for w in weights if w not in strange]
     chosen = [others[i] for i in drawing.some(len(others), most - len(strange)).tolist()]
@@ -101,9 +101,9 @@ def _representative(weights: list[Weights], most: int = 12) -> list[Weights]:
 def gradients(trace: Trace, layout: Layout = WIDE) -> Any:
     """The gradient of each loss in the image
 
-    How much each loss would change with each pixel: the absolute value, greatest of the colours, each
-    picture by its own maximum. It says which pixels a loss looks at. What belongs to objects lies in them and
-    around them; the RPN's objectness looks at the background, too.
+    How much each loss would change with each pixel: the absolute value, the greatest of the colours', each
+    picture scaled to its own maximum. It shows which pixels a loss looks at. Losses of objects look at them
+    and around them; the RPN's objectness looks at the background, too.
     """
     t = trace.training
     if t is None:

@@ -1,4 +1,4 @@
-"""Figures of the first stage: anchors, which of them training takes for objects, and what is proposed."""
+"""Figures of the first stage: anchors, which of them training takes as objects, and what is proposed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from minimask.matching import BELOW_LOW, BETWEEN
 def anchors(trace: Trace, layout: Layout = WIDE) -> Any:
     """Anchors, level by level
 
-    Those of the middle cell of each level, bright in the order in which they stand in the array: level by
-    level, then row by row, column by column, then the shapes of one cell. Dots are the cells' centres where
-    they are not too many to be told apart.
+    The anchors of the middle cell of each level, brighter the later they come in the array, whose order is
+    level by level, then row by row, column by column, then the shapes of one cell. Dots are the cells'
+    centres, where they are few enough to tell apart.
     """
     a, (h, w) = trace.anchors, trace.input.size
     figure, axes = layout.panels(len(a.names), h / w, min(3, max(2, layout.columns)), title=0.45)
@@ -40,8 +40,8 @@ def anchor_targets(trace: Trace, layout: Layout = WIDE) -> Any:
     """Which anchors are objects
 
     As a training step draws them. Positive ones (dashed) overlap an object enough, or more than any other
-    does; solid, the box that their targets lead to, and where the network's own deltas lead today. Negative
-    ones are background. Neutral ones lie between, and are in no loss.
+    anchor does; solid boxes are where their targets lead and, in the second panel, where the network's own
+    deltas lead today. Negative ones are background. Neutral ones lie between, and are in no loss.
     """
     t, a, seen = trace.training, trace.anchors.boxes, trace.input.seen
     if t is None:
@@ -74,8 +74,8 @@ def proposals(trace: Trace, layout: Layout = WIDE) -> Any:
     """From the best anchors to proposals
 
     The anchors that score highest; the same, moved and stretched by the network's deltas; clipped to the
-    image; and what non-maximum suppression leaves. 100 are drawn of the first, 50 of the others; the
-    brighter, the surer.
+    image; and what non-maximum suppression leaves. 100 are drawn of the first, 50 of the others,
+    in colours from pink to teal by their score.
     """
     ranked, seen = trace.proposing.ranked, trace.input.seen
     order = np.argsort(-ranked.scores, kind="stable")
@@ -88,7 +88,7 @@ def proposals(trace: Trace, layout: Layout = WIDE) -> Any:
     )  # fmt: skip
     figure, axes = layout.panels(len(steps), drawing.aspect(seen), min(2, layout.columns))
     for panel, (title, boxes, which, most) in zip(axes, steps):
-        which = which[:most][::-1]  # the surest on top
+        which = which[:most][::-1]  # the best on top
         drawing.picture(panel, seen, title, pale=0.55)
         shades = [(0.9 - 0.9 * s, 0.45 + 0.25 * s, 0.55 + 0.15 * s) for s in ranked.scores[which].tolist()]
         drawing.boxes(panel, boxes[which], shades, 1.0)
@@ -100,9 +100,9 @@ def proposals(trace: Trace, layout: Layout = WIDE) -> Any:
 def recall(trace: Trace, layout: Layout = WIDE) -> Any:
     """What the first stage finds, and where it looks
 
-    The share of the objects that some box overlaps by an IoU of at least 0.5 and 0.7, after each step: what
-    is lost here, no later stage finds. Then the scores of all anchors, and the corners of the
-    proposals, which should lie all over an image of which the objects do.
+    The share of the objects that some box overlaps with an IoU of at least 0.5 and 0.7, after each step: what
+    is lost here, no later stage finds. Then the scores of all anchors, and the corners of the proposals,
+    which should lie all over the image if its objects do.
     """
     stage, ranked = trace.proposing, trace.proposing.ranked
     figure, axes = layout.panels(2 + (stage.recall is not None), 0.8)

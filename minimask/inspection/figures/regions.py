@@ -1,4 +1,4 @@
-"""Figures of the second stage: RoIs as training samples them, what is read of them, how they are filtered."""
+"""Figures of the second stage: RoIs as training samples them, where they are read, how they are filtered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minimask.inspection.records import Reading, Trace
 def rois(trace: Trace, layout: Layout = WIDE) -> Any:
     """RoIs as training samples them
 
-    Proposals and true boxes, at most so many of them with an object. First all: those with an object in
+    Proposals and true boxes; how many may have an object is limited. First all: those with an object in
     colour, background dotted. Then those with an object (dashed), and where the box head's deltas for the
     true class lead today (solid). Last, their number by class.
     """
@@ -104,9 +104,10 @@ def _levels(axes: Any, trace: Trace, boxes: np.ndarray, readings: list[Reading])
 def filtering(trace: Trace, layout: Layout = WIDE) -> Any:
     """From proposals to detections
 
-    Each class of each proposal that scores enough is a candidate. Its class's deltas refine it; suppression,
-    class by class, strikes out what overlaps a surer one; the best so many are left. At most 100 are drawn,
-    50 of the candidates. `Trace.classifying` has the indices that are kept, and the page a table of them.
+    Each class of each proposal that scores high enough is a candidate. Its class's deltas refine it;
+    suppression, class by class, removes what overlaps a better one; of the rest, the best are kept, up to the
+    limit. At most 100 are drawn, 50 of the candidates. `Trace.classifying` has the indices that are kept,
+    and the page a table of them.
     """
     found, seen = trace.classifying.candidates, trace.input.seen
     before = trace.proposing.proposals[found.proposals]
@@ -145,9 +146,9 @@ def _paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def detections(trace: Trace, layout: Layout = WIDE) -> Any:
     """Detections beside the truth
 
-    First the detections, thin and grey those that score less than 0.5, the 12 surest with class and score.
-    With annotations also the IoU of each object with each of the surest detections, a circle around those of
-    one class; and precision over recall of this image, at an IoU of 0.5.
+    First the detections: thin and grey if they score less than 0.5, the best 12 with class and score. With
+    annotations also the IoU of each object with each of the best detections, with a circle where it is at
+    least 0.5 and the class is the same; and precision over recall of this image, at an IoU of 0.5.
     """
     result, target = trace.result, trace.target
     figure, axes = layout.panels(1 if target is None else 3, drawing.aspect(trace.image), title=0.4)
@@ -175,7 +176,7 @@ def _overlaps(axes: Any, trace: Trace) -> None:
         rows, columns = np.nonzero((iou >= 0.5) & (target.labels[:, None] == labels))
         axes.plot(columns, rows, "o", markersize=3, markerfacecolor="none", color=ORANGE)
     drawing.bare(axes, f"IoU of {len(target.boxes)} objects (rows)\nand {len(boxes)} detections")
-    axes.set_xlabel("detections by falling score; circles: IoU ≥ 0.5, one class", fontsize=7)
+    axes.set_xlabel("detections by falling score; circles: IoU ≥ 0.5, same class", fontsize=7)
 
 
 def _precision(axes: Any, trace: Trace) -> None:

@@ -1,4 +1,4 @@
-"""Line charts as SVG text: nothing to load, sharp at any size, and with words for who does not see them."""
+"""Line charts as SVG text: nothing to load, sharp at any size, with words for those who cannot see them."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ import numpy as np
 
 from minimask.errors import one_line
 
-WIDTH, HEIGHT = 440, 270  # of the drawing's own units, in which text is 13 high
+WIDTH, HEIGHT = 440, 270  # in the drawing's own units, in which text is 13 high
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 42
 COLOURS = ("#0072B2", "#D55E00", "#008060", "#B0558F", "#7A6A00", "#555555")
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 2", "1 4")
 MOST_POINTS = 400
-FARTHEST = 1e100  # values beyond are left out: differences of those that diverge are infinite
+FARTHEST = 1e100  # values beyond are left out: differences between diverged ones are infinite
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Series:
 
 
 def text(value: object, most: int = 200) -> str:
-    """Anything as text of a page: one line of at most so many characters, escaped."""
+    """Anything as text for a page: one line of at most so many characters, escaped."""
     return escape(one_line(value, most), quote=True)
 
 
@@ -46,11 +46,11 @@ def line_chart(
     Parameters
     ----------
     title : str
-        For who does not see the chart; not drawn.
+        For those who cannot see the chart; not drawn.
     low, high : float, optional
         Limits of y; by default those of the values.
     logarithmic : bool
-        Of y; values that are not positive are left out.
+        Whether the y axis is; values that are not positive are then left out.
     """
     lines = [_thinned(_known(line, logarithmic)) for line in lines]
     lines = [line for line in lines if len(line.x)]
@@ -90,7 +90,7 @@ def _thinned(line: Series) -> Series:
 
 
 def _range(low: float, high: float) -> tuple[float, float]:
-    if high - low < 1e-12 * max(1.0, abs(high)):  # one value, of which 0 is most often an AP's
+    if high - low < 1e-12 * max(1.0, abs(high)):  # a single value; a 0 is most often an AP
         return (low, low + 1) if low == 0 else (low - 0.5 * abs(low), high + 0.5 * abs(high))
     return low, high + 0.04 * (high - low)
 
@@ -117,7 +117,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten with 2 and 5 times them; where a chart is narrower, round numbers."""
+    """Powers of ten, and 2 and 5 times them; round numbers if the range is too small for those."""
     found = [
         math.log10(m * 10.0**e)
         for e in range(math.floor(low), math.ceil(high) + 1)

@@ -1,6 +1,6 @@
-"""Which detections are right, and what kind of error each other one is, image by image.
+"""Which detections are right, and what kind of error each of the others is, image by image.
 
-Shapes: D detections of an image that score enough, by falling score; G objects; C crowd regions.
+Shapes: D detections of an image that score high enough, by falling score; G objects; C crowd regions.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MATCHED, TOUCHED = 0.5, 0.1
-"""The least IoU of a detection with the object that it found; and with one that it did not quite."""
+"""The least IoU of a detection with an object that it found, and with one that it nearly found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,8 @@ class Judged:
     ignored : (D,) bool
         Without a match and mostly inside a crowd region, so neither right nor wrong.
     quality : float or None
-        Panoptic quality, classes aside: the sum of the matches' IoU over D' / 2 + G / 2, of D' that are not
-        ignored; None where there is nothing to find and nothing was found.
+        Panoptic quality, classes aside: the sum of the matches' IoU, divided by (D' + G) / 2, where D' counts
+        the detections that are not ignored; None if there is nothing to find and nothing was found.
     """
 
     index: int
@@ -60,8 +60,9 @@ class Judged:
 def judge(document: dict, detections: Sequence[dict], above: float = 0.5) -> list[Judged]:
     """Compare detections that score at least `above` with the objects of their images.
 
-    By masks if all have some, else by boxes. The best score chooses first, among the objects that are left.
-    Classes do not matter here, so that a confusion of two is one error, and not one missed and one invented.
+    By masks if all detections have one, else by boxes. The best score chooses first, among the objects that
+    are left. Classes do not matter here, so that a confusion of two is one error, and not one missed and one
+    invented.
     """
     kind = "segmentation" if all("segmentation" in result for result in detections) else "bbox"
     truth, found = _by_image(document["annotations"]), _by_image(detections)
@@ -100,7 +101,7 @@ def _judged(index: int, truth: list, crowds: list, found: list, kind: str) -> Ju
 
 
 def _overlaps(found: list[dict], truth: list[dict], kind: str, crowd: bool) -> np.ndarray:
-    """(D, G): IoU; beside crowd regions, the share of the detection that lies inside."""
+    """(D, G): IoU; with crowd regions, the share of the detection that lies inside."""
     from pycocotools import mask as coco_mask
 
     if not found or not truth:

@@ -1,4 +1,4 @@
-"""The page itself: what stands on it, in which order. Whatever others wrote is escaped by `charts.text`."""
+"""The page itself: what is on it, and in which order. What others wrote is escaped by `charts.text`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from minimask.results.visualize import smooth, validated
 
 SHOWN_ABOVE = 0.5  # the score of detections that are drawn and judged; the metrics take all
 IMAGES, ERRORS = 3, 6  # best and worst images; pictures of each kind of error
-CLASSES = 12  # the most of which the whole table of confusions is shown
+CLASSES = 12  # beyond, the table of confusions is not shown whole
 LARGE_SIDE, SMALL_SIDE = 422, 165  # display pixels
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -26,7 +26,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 @dataclass(frozen=True)
 class Story:
-    """What is told beside the evaluation; every part may be empty.
+    """What is told besides the evaluation; every part may be empty.
 
     Attributes
     ----------
@@ -99,7 +99,7 @@ def _cell(cell: str) -> str:
 
 
 def _name(value: object, most: int = 200) -> str:
-    """What others wrote, perhaps from right to left."""
+    """Text that others wrote, perhaps from right to left."""
     return f"<bdi>{text(value, most)}</bdi>"
 
 
@@ -136,8 +136,8 @@ def _curves(story: Story) -> Iterator[str]:
     yield f'<div class="charts">{shown}</div>'
     if story.best is not None:
         yield (
-            f"<p>What follows is of the weights after step {story.best}, the best in validation. They were "
-            "chosen by the images that they are evaluated on here: on new ones, expect a little less.</p>"
+            f"<p>What follows is for the weights after step {story.best}, the best in validation. They "
+            "were chosen on the images that they are evaluated on here: expect a little less on others.</p>"
         )
 
 
@@ -203,7 +203,7 @@ def _recall(kind: str, precision: np.ndarray) -> str:
 
 
 def _pair(scenes: Scenes, image: Judged, box: Sequence[float] | None, caption: str, alt: str) -> str:
-    """Truth beside prediction, of a whole image or of what lies around a box; without pictures, the words."""
+    """Truth beside prediction, of a whole image or around a box; only the caption without pictures."""
     large, index = box is None, image.index
     region = scenes.whole(index) if large else scenes.around(index, box)
     side, pictures = (LARGE_SIDE if large else SMALL_SIDE), ""
@@ -213,7 +213,7 @@ def _pair(scenes: Scenes, image: Judged, box: Sequence[float] | None, caption: s
             for picture, what in zip(drawn, ("ground truth", "prediction")):
                 size = f'width="{picture.width}" height="{picture.height}"'
                 pictures += f'<img src="{data_uri(picture)}" {size} alt="{text(f"{what}, {alt}")}">'
-    except InputError as error:  # the image file is gone or damaged since
+    except InputError as error:  # the image file is gone by now, or damaged
         caption += f" ({text(error)})"
     kind = "large" if large else "small"
     return f'<figure class="{kind}"><div>{pictures}</div><figcaption>{caption}</figcaption></figure>'
@@ -227,8 +227,8 @@ def _images(judged: Sequence[Judged], scenes: Scenes) -> Iterator[str]:
     yield (
         f"<p>Ground truth on the left, detections that score at least {SHOWN_ABOVE} on the right. Ranked by "
         "panoptic quality, classes aside: the sum of the matches' IoU, divided by the mean of the numbers of "
-        f"objects and detections. A detection matches an object from an IoU of {MATCHED} on. The mean over "
-        f"{len(ranked)} images is {np.mean([j.quality for j in ranked]):.2f}.</p>"
+        f"objects and detections. A detection matches an object at an IoU of {MATCHED} or more. The mean "
+        f"over {len(ranked)} images is {np.mean([j.quality for j in ranked]):.2f}.</p>"
     )
     best = ranked[:IMAGES]
     worst = [image for image in ranked[::-1][:IMAGES] if image not in best]

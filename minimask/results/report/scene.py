@@ -1,4 +1,4 @@
-"""Parts of an image with its objects drawn, annotated and detected ones, from COCO's entries."""
+"""Parts of an image with its annotated or detected objects drawn, from COCO's entries."""
 
 import base64
 import io
@@ -46,7 +46,7 @@ class Scenes:
     Parameters
     ----------
     dataset
-        Has ``category_ids``, ``class_names`` and ``image(index)``; where it has ``pixels(index)``, only the
+        Has ``category_ids``, ``class_names`` and ``image(index)``; if it has ``pixels(index)``, only the
         region that is shown becomes float.
     document : dict
         Its COCO document.
@@ -73,7 +73,7 @@ class Scenes:
         """A square region twice as large as a COCO box, which is in its middle; it may leave the image."""
         x, y, w, h = bbox
         side = max(least, round(2 * max(w, h)))
-        # An annotated box may reach beyond the image; its middle is looked for inside.
+        # An annotated box may reach beyond the image; the middle of the region stays inside.
         middle = np.clip((x + w / 2, y + h / 2), 0, self.whole(index)[2:])
         x1, y1 = (round(float(m) - side / 2) for m in middle)
         return PixelBox(x1, y1, x1 + side, y1 + side)
@@ -91,7 +91,7 @@ class Scenes:
             image = self.dataset.image(index)[:, y1:y2, x1:x2]
         gain = float(np.clip(0.9 / max(np.quantile(image, 0.995), 1e-6), 1, 8))  # as in `comparison`
         margins = ((0, 0), (y1 - region.y1, region.y2 - y2), (x1 - region.x1, region.x2 - x2))
-        image = np.pad(gain * image, margins, constant_values=0.93)  # of the colour beside the image
+        image = np.pad(gain * image, margins, constant_values=0.93)  # as style.css has it behind images
         return [self._drawn(image, region, entries, side) for entries in kinds]
 
     def _drawn(
@@ -131,7 +131,7 @@ class Scenes:
 
 
 def data_uri(picture: "Image.Image") -> str:
-    """A picture as a JPEG inside an address, for a page that loads nothing."""
+    """A picture as a data URL, a JPEG, for a page that loads nothing."""
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=86)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")

@@ -1,6 +1,6 @@
-"""What will hurt in a data set: everything that `minimask check-data` says, and the pictures that go with it.
+"""What is wrong with a data set: everything that `minimask check-data` says, and the pictures beside it.
 
-`survey` reads a set as training would, but goes on behind faults; `annotations`, `contents` and `anchors`
+`survey` reads a set as training would, but goes on after faults; `annotations`, `contents` and `anchors`
 look at annotations, at image files, and at sizes beside the network's anchors. Begin with `findings.py`.
 
 Imports `data`, `models` and `results`.
@@ -23,7 +23,7 @@ FILES = ("report.json", "sheet.png", "sizes.png", "val-sheet.png")
 
 @dataclass(frozen=True)
 class Surveyed:
-    """A report, and what its pictures are drawn from; None where there is nothing to draw."""
+    """A report, and what its pictures are drawn from; None if there is nothing to draw."""
 
     report: Report
     train: CocoDataset | None
@@ -32,7 +32,7 @@ class Surveyed:
     size_facts: dict[str, Any] | None
 
     def draw(self, path: Path) -> bool:
-        """Draw one of `FILES`; False where there is nothing to be drawn."""
+        """Draw one of `FILES`; False if there is nothing to draw."""
         from minimask.results.visualize import save_picture
 
         if path.name == "sizes.png":
@@ -53,12 +53,12 @@ def survey(
     val: tuple[str | Path, str | Path] | None = None,
     progress: Callable[[Iterable, str], Iterable] = lambda items, title: items,
 ) -> Surveyed:
-    """Look for all that would stop training, and for what it would suffer from.
+    """Look for everything that would stop training or harm it.
 
     Parameters
     ----------
     config : Config
-        Of the training that is planned: its network, scaling, crop and limit of detections.
+        Of the planned training: its network, scaling, crop and limit of detections.
     train, val : (json_path, images_dir)
     progress : callable
         Wraps what is iterated over, with a title.

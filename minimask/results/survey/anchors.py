@@ -16,8 +16,8 @@ from minimask.models.networks import NETWORKS
 from minimask.results.survey.findings import HARMFUL, Finding, finding
 
 THRESHOLDS = (0.5, 0.7)
-MISSED = 0.5  # share of objects that no anchor reaches at IoU 0.5, from which on it is a finding
-_NEAR = 0.03  # by how much the share may exceed the least, for sizes nearer to those there are
+MISSED = 0.5  # share of objects that no anchor reaches at IoU 0.5, at which it becomes a finding
+_NEAR = 0.03  # by how much the share may exceed the least, for the sake of sizes nearer to the present ones
 TINY = 4.0  # pixels, square root of the area: one cell of the finest map
 _MANY_TINY = 0.01
 _CUT = 0.05  # share of objects larger than the crop
@@ -56,8 +56,8 @@ class Fit:
     missed : dict of float to float
         IoU -> share of the objects that no anchor reaches with it.
     anchors, images : (factor, float) or None
-        By which all anchors, or all images, would have to be scaled for at most half as many to be missed at
-        IoU 0.5, and the share that is missed then.
+        The factor by which all anchors, or all images, would have to be scaled for less than half as many
+        objects to be missed at IoU 0.5, and the share that is missed then.
     """
 
     missed: dict[float, float]
@@ -66,7 +66,7 @@ class Fit:
 
 
 def strides_of(model: Any) -> tuple[int, ...]:
-    """Pixels a cell of each level of a model's feature maps."""
+    """Pixels per cell of each level of a model's feature maps."""
     from minimask.autograd import Tensor, no_grad
 
     side = 256
@@ -76,7 +76,7 @@ def strides_of(model: Any) -> tuple[int, ...]:
 
 
 def view_of(dataset: CocoDataset, transform: Any, scale: float = 1.0, crop: int = 0) -> View:
-    """The objects of a data set at the size that the network sees them in.
+    """The objects of a data set at the size at which the network sees them.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def view_of(dataset: CocoDataset, transform: Any, scale: float = 1.0, crop: int 
     scale : float
         Magnification by augmentation, before all else.
     crop : int
-        Side of a crop after that; 0 is none. Objects that are larger are cut.
+        Side of a crop after that; 0 is none. Larger objects are cut.
     """
     table = dataset.table
     rows = np.flatnonzero(~table.crowd)
@@ -164,7 +164,7 @@ def training_views(dataset: CocoDataset, transform: Any, config: Config) -> list
 
 
 def of_sizes(dataset: CocoDataset, model: Any, config: Config) -> tuple[list[Finding], dict]:
-    """What sizes of objects show, and the facts that report.json and the histogram have of them."""
+    """What the objects' sizes show, and the facts about them for report.json and the histogram."""
     transform, generator = model.transform, model.rpn.anchors
     views, strides = training_views(dataset, transform, config), strides_of(model)
     if not len(views[0].areas):

@@ -1,4 +1,4 @@
-"""What the annotations of a data set that can be read show: boxes beside masks, doubles, classes, crowds.
+"""What the annotations of a readable data set show: boxes beside masks, duplicates, classes, crowds.
 
 Shapes: A annotations, N images, K classes.
 """
@@ -18,7 +18,7 @@ from minimask.results.survey.findings import HARMFUL, NOTE, REFUSED, Finding, fi
 
 FEW = 10  # objects of a class that are too few to learn or to judge it
 _LOOSE = 2.0  # times as wide or high as its mask: no longer a box drawn by hand
-_MARGIN = 4.0  # pixels by which it is larger, besides
+_MARGIN = 4.0  # pixels by which it must be larger, too
 _INSIDE = 2.0  # pixels by which a mask may reach beyond its box
 
 _OF_ALL_BOXES = ("corners", "centres", "normalised bbox", "normalised polygon", "scale")
@@ -30,11 +30,11 @@ _MENDS = {
     "normalised bbox": "multiply by the width and height of each image",
     "normalised polygon": "multiply by the width and height of each image",
 }
-# Kind of a note of the reader -> level, and the mend where the note has none.
+# Kind of a note of the reader -> level, and the mend for notes that have none.
 _NOTES = {
     "degenerate box": (HARMFUL, "give them a box with width and height inside the image, or remove them"),
     "empty mask": (HARMFUL, "draw their masks, or remove them"),
-    "mask outside box": (HARMFUL, "make the box that around the mask, x, y, width, height in pixels"),
+    "mask outside box": (HARMFUL, "make it the box around the mask: x, y, width, height in pixels"),
     "no area given": (NOTE, "nothing to do"),
     "ids below 1": (NOTE, "nothing to do; other tools want ids from 1"),
     "as stored": (
@@ -44,17 +44,17 @@ _NOTES = {
     "one file twice": (HARMFUL, "give each file one entry"),
     "several pages": (NOTE, ""),
     "unused bits": (HARMFUL, ""),
-    "no keypoint": (HARMFUL, "label some, or remove the categories' names of keypoints"),
+    "no keypoint": (HARMFUL, "label some, or remove the categories' keypoint names"),
 }
 
 
 def boxes_hold(faults: Faults) -> bool:
-    """Whether boxes can be compared with masks: not where all boxes of a file are at fault."""
+    """Whether boxes can be compared with masks: not if all boxes of a file are at fault."""
     return not any(fault.kind in _OF_ALL_BOXES for fault in faults.found)
 
 
 def of_reading(name: str, faults: Faults, notes: list[str]) -> Iterator[Finding]:
-    """What reading the file met."""
+    """What reading the file has found."""
     for found in faults.found:
         text, _, mend = _without(found.text, name).partition("; ")
         mend = mend or _MENDS.get(found.kind, "correct it, or remove the entry")
@@ -71,7 +71,7 @@ def of_reading(name: str, faults: Faults, notes: list[str]) -> Iterator[Finding]
 
 
 def _without(text: str, name: str) -> str:
-    """A line of the reader's without the path that it begins with."""
+    """A line of the reader without the path at its beginning."""
     return re.sub(rf"^(?:[^:]|:(?! ))*{re.escape(one_line(name))}: ", "", one_line(text))
 
 
@@ -109,14 +109,14 @@ def _boxes(dataset: CocoDataset, labels: Callable) -> Iterator[Finding]:
     excess = (cut_end - cut_begin) - (high - low)
     loose = (excess > np.maximum(_MARGIN, (_LOOSE - 1) * (high - low))).any(axis=1) & ~corners & ~table.crowd
     text = f"the box is more than {_LOOSE:g} times as wide or high as its mask"
-    mend = "make the box that around the mask, or complete the mask: the network learns both"
+    mend = "make it the box around the mask, or complete the mask: the network learns both"
     yield from told(HARMFUL, "box larger than mask", loose, text, mend)
     slack = np.maximum(_INSIDE, 0.1 * (high - low))
     beyond = ((low < begin - slack) | (high > end + slack)).any(axis=1) & ~corners
-    beyond &= ((low < end) & (high > begin)).all(axis=1)  # apart from it altogether: the reader says so
+    beyond &= ((low < end) & (high > begin)).all(axis=1)  # if they are wholly apart, the reader says so
     text, mend = (
         "the mask reaches beyond its box",
-        "make the box that around the mask: what is outside is not learnt",
+        "make it the box around the mask: what is outside is not learnt",
     )
     yield from told(HARMFUL, "mask larger than box", beyond, text, mend)
 
@@ -135,14 +135,14 @@ class _Labels:
 
 
 def _doubles(dataset: CocoDataset, labels: Callable) -> Iterator[Finding]:
-    """Annotations with the box of another one, of the same class or of another one."""
+    """Annotations with the same box as another one, of the same class or of a different one."""
     table, total = dataset.table, len(dataset.table.ids)
     boxes = np.round(table.boxes, 1)
     keys = np.column_stack([table.images, boxes, table.crowd]) if total else np.zeros((0, 6))
     _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     first = first[inverse.reshape(-1)]  # (A,): the first annotation with the same box
     again = first != np.arange(total)
-    # Two objects may have one box, but not one mask besides.
+    # Two objects may share a box, but not a mask as well.
     alike = np.array([table.counts[a] == table.counts[b] for a, b in enumerate(first)], bool)
     same_class = table.labels == table.labels[first]
     text, mend = (
@@ -165,7 +165,7 @@ def _crowds(dataset: CocoDataset, labels: Callable) -> Iterator[Finding]:
     table = dataset.table
     if table.crowd.any():
         text = "iscrowd 1: regions of many objects, neither objects nor background to training and evaluation"
-        mend = "nothing to do where that is meant; set iscrowd to 0 where one object was drawn"
+        mend = "nothing to do if that is meant; set iscrowd to 0 where a single object was drawn"
         level = HARMFUL if table.crowd.mean() > 0.5 else NOTE
         count, total = int(table.crowd.sum()), len(table.crowd)
         yield finding(level, "crowd", dataset.name, text, mend, labels(table.crowd), count, total)
@@ -179,7 +179,7 @@ def _images(dataset: CocoDataset, most: int) -> Iterator[Finding]:
         yield finding(REFUSED, "no object", dataset.name, text, mend, count=1)
     elif len(empty):
         text = "without objects: all of it is background"
-        mend = "nothing to do where that is so; annotate those, or take them out, where it is not"
+        mend = "nothing to do if that is true; else annotate their objects, or remove the images"
         level = HARMFUL if len(empty) > total / 2 else NOTE
         examples = [_called(dataset, i) for i in empty]
         yield finding(level, "empty images", dataset.name, text, mend, examples, total=total, what="images")
@@ -197,7 +197,7 @@ def _called(dataset: CocoDataset, index: int) -> str:
 
 
 def of_categories(dataset: CocoDataset) -> Iterator[Finding]:
-    """Names and numbers of the classes of the set to train on."""
+    """Names of the classes in the set to train on, and how many objects each has."""
     alike = defaultdict(list)
     for name in dataset.class_names:
         alike[re.sub(r"[\s_-]+", " ", name.casefold())].append(name)

@@ -1,4 +1,4 @@
-"""The image files themselves: which can be decoded, which are grey, and which are the same picture twice."""
+"""The image files themselves: which can be decoded, which are grey, and which show the same picture."""
 
 import hashlib
 from collections import defaultdict

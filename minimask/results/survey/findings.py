@@ -8,7 +8,7 @@ from minimask.errors import one_line
 
 REFUSED, HARMFUL, NOTE = "refused", "harmful", "note"
 LEVELS = (REFUSED, HARMFUL, NOTE)
-"""Training refuses the data; it takes them, and will learn the worse; something to know."""
+"""Training refuses the data; it takes them but will learn worse from them; something to know."""
 
 MOST = 5  # examples shown
 
@@ -21,13 +21,13 @@ class Finding:
     ----------
     level : one of `LEVELS`
     kind : str
-        The same for the same thing, whatever the data.
+        A name of the problem, the same for all data.
     data : str
         The file's name.
     text, mend : str
         What is the matter, and what to do.
     count, total : int
-        In how many it is, of how many; `what` they are called.
+        How many have it, of how many; `what` they are.
     examples : tuple of str
         The first ones.
     """
@@ -80,14 +80,14 @@ class Report:
     findings : list of Finding
         The worst first.
     facts : dict
-        By data set: numbers of images, objects and so on, as JSON has them.
+        By data set: numbers of images, objects and so on, ready for JSON.
     """
 
     findings: list[Finding] = field(default_factory=list)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, findings: Iterable[Finding]) -> None:
-        """Take findings; they are kept in order of their levels."""
+        """Add findings; all are kept in order of their levels."""
         self.findings += findings
         self.findings.sort(key=lambda finding: LEVELS.index(finding.level))
 

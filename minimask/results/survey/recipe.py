@@ -2,10 +2,10 @@
 
 A rule is a function of the data's numbers, of the configuration as the rules before it left it, and of the
 network. It returns a `Choice`: values by their options, and the reason as a person reads it; nothing for an
-option that the network does not have. Whatever the user has set stays, and later rules reckon with it. The
-first rule chooses the network, without which the others cannot be asked; then come those of `RULES`.
+option that the network does not have. Whatever the user has set stays, and later rules build on it. The first
+rule chooses the network, which all others need to know; then come those of `RULES`.
 
-Sizes in pixels of the network's input are called so; all others are in pixels of the image.
+Sizes in pixels of the network's input say so; all others are in pixels of the image.
 """
 
 import re
@@ -93,8 +93,8 @@ def max_size(data: Statistics, config: Config, network: Network) -> Choice:
 
 
 CROPS = (256, 320, 384, 448)  # pixels of the input
-CELLS = 128  # a side of the finest map, which two cores bear in two crops
-ROOM = 1.5  # the crop's side in those of a large object
+CELLS = 128  # along a side of the finest map: as many as two cores can bear in two crops
+ROOM = 1.5  # the crop's side over that of a large object
 A_FEW = 3.0  # objects in a crop
 
 
@@ -119,11 +119,11 @@ def crop(data: Statistics, config: Config, network: Network) -> Choice:
     return Choice(reason, {"data.crop": max(1, round(side / factor))})
 
 
-REPEATED = 1.5  # times the crop's side, in the root of an image's area
+REPEATED = 1.5  # times the crop's side: the root of an image's area
 
 
 def repeat_by_size(data: Statistics, config: Config, network: Network) -> Choice:
-    """Of a large image a crop shows a small part: without it, its objects would be seen too seldom."""
+    """A crop shows a small part of a large image, whose objects would otherwise be seen too seldom."""
     if not config.data.crop:
         return Choice("images are taken whole", {"data.repeat_by_size": False})
     times = float(np.sqrt(data.sizes.prod(axis=1)).max()) / config.data.crop
@@ -186,7 +186,7 @@ FEW_ROIS, MANY_ROIS = 128, 512
 
 
 def rois(data: Statistics, config: Config, network: Network) -> Choice:
-    """By the number of objects that are there to be sampled."""
+    """More of them the more objects there are to be sampled."""
     some, own = objects_in(data, config.data.crop), network.rois
     what = f"objects in a training image: {some:.2g} on average"
     if data.keypoints or not len(data.boxes):
@@ -216,11 +216,11 @@ def score_threshold(data: Statistics, config: Config, network: Network) -> Choic
 _SIDED = re.compile(
     r"(?<![a-z])(left|right|digits?|letters?|numbers?|characters?|chars?|text|words?|plates?)(?![a-z])"
 )
-MIRRORED = "a mirror image is another one, and as good"
+MIRRORED = "a mirror image is one more image, and as good"
 
 
 def reads(names: tuple[str, ...]) -> str | None:
-    """The first of some classes that a mirror would change: with a side, or one that is read."""
+    """The first class that a mirror would change: one with a side, or one that is read."""
     for name in names:
         plain = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
         if len(name) == 1 or name.isdigit() or _SIDED.search(plain):
@@ -229,7 +229,7 @@ def reads(names: tuple[str, ...]) -> str | None:
 
 
 def flip_horizontal(data: Statistics, config: Config, network: Network) -> Choice:
-    """Unless a class is told by its side, or is read."""
+    """Unless a class is told apart by its side, or is read."""
     if (name := reads(data.class_names)) is not None:
         reason = f"class {one_line(name, 30)!r} may be another in a mirror"
         return Choice(reason, {"data.flip_horizontal": False})
@@ -269,7 +269,7 @@ def _of_images(data: Statistics, values: np.ndarray) -> np.ndarray:
     return (sums / np.maximum(data.counts, 1))[data.counts > 0]
 
 
-UNLIKE = 1.5  # one image's brightness over another's, in the geometric standard deviation
+UNLIKE = 1.5  # geometric standard deviation of the images' brightness
 
 
 def colours(data: Statistics, config: Config, network: Network) -> Choice:
@@ -294,9 +294,9 @@ PASSES = 24
 
 
 def steps(data: Statistics, config: Config, network: Network) -> Choice:
-    """`PASSES` over the images, but no fewer steps than small sets need, and no more than a night has."""
+    """`PASSES` over the images, but no fewer steps than small sets need, and no more than a night allows."""
     images = data.total
-    least = min(USUAL, max(LEAST, 150 * images))  # of one image there is not so much to learn
+    least = min(USUAL, max(LEAST, 150 * images))  # there is less to learn from very few images
     count = int(np.clip(np.ceil(PASSES * images / config.train.batch_size / 100) * 100, least, MOST))
     passes = count * config.train.batch_size / images
     return Choice(f"each image is seen {passes:.3g} times", {"train.steps": count})
@@ -363,11 +363,11 @@ class Recipe:
     rows: tuple[Row, ...]
 
     def document(self) -> dict[str, dict]:
-        """Value and reason by option, as JSON has them."""
+        """Value and reason by option, ready for JSON."""
         return {row.option: {"value": row.value, "reason": row.reason} for row in self.rows}
 
     def table(self) -> str:
-        """A line for each option that a rule has chosen, or the user instead."""
+        """A line for each option that a rule, or the user in its place, has chosen."""
         cells = [(row.option, shown(row.value), row.reason) for row in self.rows]
         first, second = (max(len(cell[i]) for cell in cells) for i in (0, 1))
         return "\n".join(one_line(f"  {a:<{first}}  {b:<{second}}  {c}") for a, b, c in cells)
@@ -385,10 +385,10 @@ def choose(
     ----------
     data : Statistics
     config : Config
-        With what is given.
+        With the options of `given` as they were given.
     given : dict of str to str
-        Options that stay as they are, ``"data.crop"``, and whose choice that was, to be shown in the place of
-        a reason.
+        Options that stay as they are, ``"data.crop"``, and whose choice that was, shown in place of a
+        reason.
     build : callable
         `statistics.network_of`.
 

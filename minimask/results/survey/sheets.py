@@ -26,7 +26,7 @@ _BACKGROUND, _INK = (250, 250, 250), (30, 30, 30)
 
 
 class _Masks:
-    """Masks that are decoded one at a time, where they lie; scaled by two factors."""
+    """Masks that are decoded one at a time, each in its window; scaled by two factors."""
 
     def __init__(self, dataset: CocoDataset, rows: np.ndarray, scale: tuple[float, float]):
         self.dataset, self.rows, self.scale = dataset, rows, scale
@@ -54,9 +54,9 @@ class _Masks:
 
 
 def contact_sheet(dataset: CocoDataset, most: int = 20) -> "Image.Image":
-    """Images of a data set with boxes, masks and classes: evenly spaced ones, and that with most objects.
+    """Images of a data set with boxes, masks and classes: evenly spaced ones, and the one with most objects.
 
-    Images that cannot be decoded are left out. Dark ones are shown brighter; crowd regions are called so.
+    Images that cannot be decoded are left out. Dark ones are shown brighter; crowd regions are labelled.
     """
     from PIL import Image, ImageDraw
 
@@ -85,7 +85,7 @@ def contact_sheet(dataset: CocoDataset, most: int = 20) -> "Image.Image":
 
 
 def _write(pen: Any, place: tuple[int, int], text: str) -> None:
-    """A line of text that is no longer than a cell is wide."""
+    """Write a line of text, cut to the width of a cell."""
     face, shown = font(13, text), text
     while pen.textlength(shown, face) > _SIDE:
         text = text[:-1]

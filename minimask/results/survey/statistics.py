@@ -57,7 +57,7 @@ class Statistics:
         x1, y1, x2, y2 in pixels of the image.
     pixels : Pixels
     total : int
-        Images of the data set; more than N of a long generated one.
+        Images of the data set; more than N if it is a long generated one.
     """
 
     class_names: tuple[str, ...]
@@ -92,15 +92,15 @@ class Network:
     ----------
     anchors : AnchorGenerator
     strides : tuple of int
-        Pixels a cell of each level that has anchors.
+        Pixels per cell of each level that has anchors.
     transform : Transform
         How it scales images.
     canonical_scale : float or None
-        Of its RoI pooling; None where it has one level.
+        Of its RoI pooling; None if it has only one level.
     rois : int
-        An image, in the losses of its heads.
+        Per image, in the losses of its heads.
     learning_rate : float
-        The greatest, for a batch of `batch_size` images.
+        At its greatest, for a batch of `batch_size` images.
     batch_size : int
     """
 
@@ -114,12 +114,12 @@ class Network:
 
     @property
     def anchor_sizes(self) -> tuple[float, ...]:
-        """All of them, rising."""
+        """The sizes of all levels, rising."""
         return tuple(float(size) for level in self.anchors.sizes for size in level)
 
     @property
     def scales_itself(self) -> bool:
-        """Whether it brings every image to a size of its own, whatever it was."""
+        """Whether it scales every image to its own size, whatever the image's was."""
         return self.transform.min_sizes[-1] is not None
 
     def with_sizes(self, sizes: Sequence[float]) -> AnchorGenerator:
@@ -142,7 +142,7 @@ def network_of(config: Config, data: Statistics) -> Network:
     Raises
     ------
     InputError
-        If it does not suit the data, or not the options.
+        If it does not suit the data or the options.
     """
     model = build_model(config, len(data.class_names) + 1, "cpu", data.keypoints)
     recipe, pooler = NETWORKS[config.model.name].recipe, model.box_head.pooler
@@ -198,7 +198,7 @@ def _look_at(dataset: Any) -> Pixels:
 
 
 def _thinned(dataset: Any, index: int) -> np.ndarray:
-    """Some rows and columns of an image: (H', W', 3) float64, white 1. However large it is, it stays so."""
+    """Some rows and columns of an image: (H', W', 3) float64, white 1; the rest is never made float."""
     pixels = dataset.pixels(index) if hasattr(dataset, "pixels") else dataset.image(index).transpose(1, 2, 0)
     rows, columns = (np.linspace(0, n - 1, min(n, _SHOWN)).astype(int) for n in pixels.shape[:2])
     few = pixels[rows[:, None], columns]
