@@ -222,7 +222,7 @@ print(
 assert not AS_WRITTEN or trip.min() > 0.99
 
 # %% [markdown]
-# Nothing gets lost, neither here nor there. This image has 256 x 256 pixels, and 256 is a multiple of 32, as the coarsest level needs, so it is neither scaled nor padded; and
+# Nothing gets lost, in either direction. This image has 256 x 256 pixels, and 256 is a multiple of 32, as the coarsest level needs, so it is neither scaled nor padded; and
 # even the largest nucleus is smaller than 28 pixels. (A person in a photograph, 300 pixels high, would lose the fingers.) An image of 360 x 360
 # pixels does get a border of zeros, pale in the first panel, on the right and at the bottom:
 
@@ -253,8 +253,8 @@ for name, stride in zip(found.anchors.names, strides):
     print(f"{name}: a cell is {stride:.0f} pixels, a nucleus {width / stride:.1f} cells wide")
 
 # %% [markdown]
-# On P2 every nucleus stands alone; on P4 they run together; on C5 and P6, where a nucleus is about one cell wide or less, none can be told from its neighbours. What P6 does show is a bright rim on one side or
-# another: padding puts zeros around every map, a 3 x 3 kernel sees them, and of the 8 x 8 cells of P6 nearly half lie at an edge. One of the 256 channels of C5 is dead for this image: it has the same value at every cell.
+# On P2 every nucleus stands alone; on P4 they run together; on C5 and P6, where a nucleus is about one cell wide or less, none can be told from its neighbours. What P6 does show is a bright rim, on the left or at
+# the top: padding puts zeros around every map, and a 3 x 3 kernel sees them. (P6 is every second cell of P5, beginning with the first; so it has P5's first row and column, but not its last.) One of the 256 channels of C5 is dead for this image: it has the same value at every cell.
 #
 # ### Anchors
 #
@@ -375,8 +375,8 @@ assert all((side >= first) == (at.level != "P2") for side, at in zip(sides, foun
 assert not AS_WRITTEN or set(read) == {"P2"}
 
 # %% [markdown]
-# All 125 from P2. The formula that exercise `assign_levels` of notebook 05 asks for was made for photographs, with 224 pixels for level 4; in this network, which has twice the resolution, it is 112, and P3 would begin at 56 pixels. No nucleus here is so wide. So in this image the heads never read P3 to P5. Are these levels
-# for nothing? Not for the RPN: more than half of its proposals come from P3 and P4. And what P3 to P6 know comes down to P2 on the way from the top. Still, whoever trains on small objects should know that a formula with a constant in it has chosen for them.
+# All 125 from P2. The formula that exercise `assign_levels` of notebook 05 asks for was made for photographs, with 224 pixels for level 4; in this network, which has twice the resolution, it is 112, and P3 would begin at 56 pixels. No nucleus here is that wide. So in this image the heads never read P3 to P5. Are these levels
+# for nothing? Not for the RPN: more than half of its proposals come from P3 and P4. And what P3 to P5 know comes down to P2 on the way from the top. (Not P6, which hangs on P5.) Still, whoever trains on small objects should know that a formula with a constant in it has chosen for them.
 #
 # In training, the heads do not see the detections but a sample of the proposals, with the true boxes among them (left: orange ones have an object, dotted ones are background;
 # middle: dashed, thirty with an object, and in green where the deltas lead them):
@@ -788,7 +788,7 @@ for what, (name, _) in ACCIDENTS.items():
 
 # %% [markdown]
 # Both, and the second as if nothing had happened! The group norm behind that convolution divides by the spread of what comes in, and a factor of 100,000 is gone. And without the last convolution of P3, the level with the anchors of a nucleus' size, anchors of P2 and P4 take over: 35 are found.
-# A network hides its wounds. That is why the check of all tensors is worth its line: the number of nuclei found tells of the one as a small loss, and of the other not at all.
+# A network hides its wounds. That is why the check of all tensors is worth its line: the number of nuclei found shows the one as a small loss, and the other not at all.
 #
 # ## All images, all causes
 #
