@@ -265,6 +265,16 @@ def test_one_result_of_several_is_judged_by_its_name():
     assert "loss is wrong: yours 1.7" in verdict.text
 
 
+def test_a_single_number_is_said_to_be_off_by_a_factor_only_if_it_is_a_plain_one():
+    right = solution("paired_difference")
+
+    def times(factor):
+        return exercises.check("paired_difference", lambda *a: [factor * each for each in right(*a)]).text
+
+    assert "a factor of 3" in times(3) and "a factor of 0.05" in times(1 / 20)
+    assert "factor" not in times(1.37), "any two numbers have a factor between them"
+
+
 # -------------------------------------------------------------------------------------------- right answers
 
 ANSWERS = {

@@ -862,7 +862,7 @@ for name, colour, marker, lines in (
         )
 for edge in (2, 6):
     axes.axvline(edge, color="0.7", lw=1)
-axes.text(2.1, 1.8, "here RoIPool's rounding tips over, and again at 6", color="0.4")
+axes.text(4, 1.7, "grey lines: RoIPool's rounding tips over", color="0.4", fontsize=9, ha="center")
 axes.set(
     xlabel="the box slides to the right by (pixels)",
     ylabel="said minus true, x (pixels)",

@@ -38,7 +38,7 @@ def rois(trace: Trace, layout: Layout = WIDE) -> Any:
     bars = axes[2].barh([trace.name(k)[:18] for k in present.tolist()], counts[present], color=BLUE)
     axes[2].bar_label(bars, fontsize=7, padding=2)
     unique = len(np.unique(t.rois.matches[positive]))
-    title = f"by class; {unique} of {len(t.boxes)} objects have a RoI"
+    title = f"by class; {unique} of\n{len(t.boxes)} objects have a RoI"
     drawing.plain(axes[2], title=title, xlim=(0, 1.2 * max(counts.max(initial=1), 1)))
     return figure
 

@@ -115,6 +115,12 @@ def _two(mine, right) -> str:
     return f"yours {mine:.{digits}g}, right {right:.{digits}g}"
 
 
+def _plain(factor: float) -> bool:
+    """Whether a single number can be told to be off by it: any two numbers have a factor between them."""
+    each = [factor, 1 / factor] if factor else [0.0]
+    return any(abs(f - round(f)) <= 1e-4 for f in each if abs(f) < 1000)
+
+
 def of_any(mine: np.ndarray, right: np.ndarray) -> tuple[str, ...]:
     """Mistakes that any result can show: a factor, too few digits, axes in another order, a wrong side."""
     if mine.shape == right.shape and right.dtype.kind == "f" and right.any():
@@ -122,7 +128,8 @@ def of_any(mine: np.ndarray, right: np.ndarray) -> tuple[str, ...]:
             factor = float((mine * right).sum() / (right * right).sum())
             if np.isfinite(factor) and same(mine, factor * right) and abs(factor - 1) > 1e-4:
                 words = {-1.0: "the sign", 0.0: "all zeros"}
-                return (words.get(round(factor, 9), f"a factor of {factor:.6g}"),)
+                if np.count_nonzero(right) > 1 or _plain(factor):
+                    return (words.get(round(factor, 9), f"a factor of {factor:.6g}"),)
             if (np.abs(mine - right) <= 1e-5 * np.abs(right).max()).all():
                 return (NEARLY,)
     reordered = sorted(mine.shape) == sorted(right.shape) and right.size
