@@ -191,13 +191,13 @@ MUTANTS = {
         ),
     ],
     roi.RoIPool: [
-        ("the first pixel gets all", "argmax[r], rois", "0 * argmax[r], rois", roi_pool.backward),
-        ("no image index", "rois[r], shape", "0 * rois[r], shape", roi_pool.backward),
+        ("the first pixel gets all", "argmax, rois, levels", "0 * argmax, rois, levels", roi_pool.backward),
+        ("no image index", "argmax, rois, levels", "argmax, 0 * rois, levels", roi_pool.backward),
         (
             "overwritten instead of added",
-            "gx = np.bincount(index[filled], weights=gy[filled], minlength=n * channels * height * width)",
-            "gx = np.zeros(n * channels * height * width); gx[index[filled]] = gy[filled]",
-            roi_pool.roi_pool_gradient,
+            "coo_array((g, (plane, pixel)), shape=planes.shape).toarray(out=planes)",
+            "planes[plane, pixel] = g",
+            roi_pool._pool_gradient,
         ),
     ],
     rpn_head.RPNHead: [

@@ -318,19 +318,50 @@ def test_roi_warp_reads_what_its_loop_reads(rois, ratio, aligned, points, aggreg
 )
 def test_roi_pool_by_bins_of_equal_size_is_that_of_the_loop(rois, size, scale, aligned):
     x = np.random.default_rng(0).integers(0, 5, (2, 3, 8, 6)).astype(float)  # many equal ones: the first wins
-    options = x, rois, size, scale, aligned
-    for got, want in zip(pool.roi_pool(*options), pool.roi_pool_loop(*options)):
-        np.testing.assert_array_equal(got, want)
-
-
-def test_roi_pool_in_small_portions_is_the_same(monkeypatch):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 3, 8, 8))
-    rois = np.concatenate([rng.integers(0, 2, (20, 1)), rng.uniform(0, 8, (20, 4))], 1)
-    whole = pool.roi_pool(x, rois, (2, 2), 1.0)
-    monkeypatch.setattr(pool, "LARGEST_GATHER", 50)
-    for a, b in zip(pool.roi_pool(x, rois, (2, 2), 1.0), whole):
+    got = pool.forward([x], rois, None, [scale], size, aligned)
+    for a, b in zip(got, pool.roi_pool_loop(x, rois, size, scale, aligned)):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("values_at_once", [1, 50, pool.VALUES_AT_ONCE])
+def test_roi_pool_over_levels_in_portions_of_any_size_is_that_of_the_loop(monkeypatch, values_at_once):
+    rng = np.random.default_rng(0)
+    xs = [rng.integers(0, 5, (2, 3, n, n + 2)).astype("f4") for n in (16, 8)]
+    rois = np.concatenate([rng.integers(0, 2, (40, 1)), rng.uniform(-4, 36, (40, 4))], 1).astype("f4")
+    levels, scales = rng.integers(0, 2, 40), (0.5, 0.25)
+    monkeypatch.setattr(pool, "VALUES_AT_ONCE", values_at_once)
+    y, argmax = pool.forward(xs, rois, levels, scales, (3, 2))
+    assert (argmax < 0).any(), "some bins are empty"
+    for k, own in enumerate(np.eye(2, dtype=bool)[:, levels]):
+        want, won = pool.roi_pool_loop(xs[k], rois[own], (3, 2), scales[k])
+        np.testing.assert_array_equal(y[own], want)
+        np.testing.assert_array_equal(argmax[own], won)
+
+
+@pytest.mark.parametrize("width", [255, 256, 300])
+def test_a_bin_of_roi_pool_may_have_more_pixels_than_a_byte_counts(width):
+    x = np.random.default_rng(0).integers(0, 3000, (1, 2, 2, width)).astype("f4")
+    rois = np.array([[0, 0, 0, width - 1, 0], [0, 0, 0, width - 1, 1]], "f4")
+    got = pool.forward([x], rois, None, [1.0], (1, 1))
+    for a, b in zip(got, pool.roi_pool_loop(x, rois, (1, 1), 1.0)):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("channels_at_once", [1, 2, pool.CHANNELS_AT_ONCE])
+def test_the_gradient_of_roi_pool_is_added_up_where_the_maxima_were(monkeypatch, channels_at_once):
+    rng = np.random.default_rng(0)
+    shapes, levels = [(2, 3, 8, 9), (2, 3, 4, 5)], rng.integers(0, 2, 30)
+    rois = np.concatenate([rng.integers(0, 2, (30, 1)), rng.uniform(0, 8, (30, 4))], 1)
+    gy = rng.normal(size=(30, 3, 2, 2))
+    argmax = np.where(levels == 0, 72, 20)[:, None, None, None] * rng.uniform(-0.2, 1, gy.shape)
+    argmax = np.maximum(np.floor(argmax), -1).astype(np.int32)
+    monkeypatch.setattr(pool, "CHANNELS_AT_ONCE", channels_at_once)
+    want = [np.zeros((n, c, h * w)) for n, c, h, w in shapes]
+    for r, c, i, j in np.ndindex(*gy.shape):
+        if argmax[r, c, i, j] >= 0:
+            want[levels[r]][int(rois[r, 0]), c, argmax[r, c, i, j]] += gy[r, c, i, j]
+    for a, b in zip(pool.backward(gy, argmax, rois, levels, (1.0, 0.5), shapes), want):
+        np.testing.assert_allclose(a.reshape(b.shape), b, rtol=0, atol=1e-14)
 
 
 @quick

@@ -9,6 +9,7 @@ import numpy as np
 
 from minimask import backend
 from minimask.autograd import Function, Tensor
+from minimask.kernels import elementwise
 from minimask.kernels import norm as norm_kernels
 
 
@@ -96,18 +97,19 @@ class GroupNorm(Function):
         ys = xp.empty_like(xs)
         mean, inv_std = (xp.empty((len(xs), 1, 1), x.dtype) for _ in range(2))  # (N G, 1, 1)
         m = max(xs.shape[1] * xs.shape[2], 1)
+        ones = xp.ones((xs.shape[2], 1), x.dtype)
 
         def normalise(part: slice):  # so few groups that they stay in cache over all passes
             x, y, w = xs[part], ys[part], ws[part]  # (groups, C/G, HW) twice, (groups, C/G, 1)
-            mean[part] = mu = x.sum(axis=(1, 2), keepdims=True) / m
+            mean[part] = mu = (x @ ones).sum(axis=1, keepdims=True) / m  # BLAS adds up faster than sum does
             xp.subtract(x, mu, out=y)
-            var = xp.einsum("gcm,gcm->g", y, y)[:, None, None] / m
+            var = xp.matmul(y[:, :, None], y[..., None]).sum(axis=1) / m  # (groups, 1, 1)
             inv_std[part] = r = 1.0 / xp.sqrt(var + self.eps)
             # y = (x - mu) r w + b
             y *= w * r
             y += bs[part]
             if self.relu:
-                xp.maximum(y, 0, out=y)
+                elementwise.clamp(y, out=y)
 
         self._in_slices_of_groups(normalise, xs)
         y = ys.reshape(x.shape)
@@ -125,19 +127,25 @@ class GroupNorm(Function):
         g_weights, g_biases = (xp.empty((*xs.shape[:2], 1), x.dtype) for _ in range(2))  # (N G, C/G, 1)
         m = max(xs.shape[1] * xs.shape[2], 1)
 
+        ones = xp.ones((xs.shape[2], 1), x.dtype)
+
         def send_back(part: slice):
-            x, w, mu, r = xs[part], ws[part], mean[part], inv_std[part]
-            g = gys[part] * (ys[part] > 0) if self.relu else gys[part]  # (groups, C/G, HW)
-            x_hat = (x - mu) * r
-            g_biases[part] = g_bias = g.sum(axis=2, keepdims=True)
-            g_weights[part] = g_weight = xp.matmul(g[:, :, None], x_hat[..., None])[..., 0]
-            # as for batch norm: gx = r (w g - mean(w g) - x_hat mean(w g x_hat)), means over the group
+            x, w, mu, r, gx = xs[part], ws[part], mean[part], inv_std[part], gxs[part]
+            g = gys[part]  # (groups, C/G, HW)
+            if self.relu:
+                g = xp.multiply(g, ys[part] > 0, out=gx)
+            centred = self._scratch(x)
+            xp.subtract(x, mu, out=centred)
+            g_biases[part] = g_bias = g @ ones
+            g_weights[part] = g_weight = xp.matmul(g[:, :, None], centred[..., None])[..., 0] * r
+            # as for batch norm: gx = r (w g - mean(w g) - x_hat mean(w g x_hat)), means over the group,
+            # and x_hat = r centred
             a = (w * g_bias).sum(axis=1, keepdims=True) / m
             b = (w * g_weight).sum(axis=1, keepdims=True) / m
-            x_hat *= -r * b
-            x_hat -= r * a
-            xp.multiply(g, w * r, out=gxs[part])
-            gxs[part] += x_hat
+            centred *= -r * r * b
+            centred -= r * a
+            xp.multiply(g, w * r, out=gx)
+            gx += centred
 
         self._in_slices_of_groups(send_back, xs)
         g_weight, g_bias = (v.reshape(len(x), *weight.shape).sum(axis=0) for v in (g_weights, g_biases))
@@ -150,10 +158,15 @@ class GroupNorm(Function):
     def _to_groups(self, v, images: int):  # (C,) -> (N G, C/G, 1)
         return v.reshape(self.groups, -1, 1)[self.xp.arange(images * self.groups) % self.groups]
 
+    def _scratch(self, x):
+        """An array like x; on the CPU one that the thread keeps, since fresh memory costs a pass over it."""
+        xp = self.xp
+        return backend.scratch("centred", x.size, x.dtype).reshape(x.shape) if xp is np else xp.empty_like(x)
+
     def _in_slices_of_groups(self, function, xs) -> None:
         """Call the function with slices of the N G groups, on the CPU in all threads."""
         at_once, parts = max(1, ELEMENTS_AT_ONCE // max(xs[:1].size, 1)), None if self.xp is np else 1
-        backend.parallel_slices(len(xs), function, at_once, parts, operations=16 * xs.size)
+        backend.parallel_slices(len(xs), function, at_once, parts, operations=16 * xs.size, calls_blas=True)
 
 
 def batch_norm(x, weight, bias, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,7 +32,7 @@ __global__ void max_pool(const T* x, T* y, unsigned char* index, Geometry g, int
             const int top = k / g.out_width * g.stride_h - g.padding_h;
             const int left = k % g.out_width * g.stride_w - g.padding_w;
             T best = log(T(0));  // minus infinity; its name would need a header
-            int winner = 0;
+            int winner = max(0, -top) * g.kernel_w + max(0, -left);  // the first inside the image
             for (int i = max(0, -top); i < min(g.kernel_h, g.height - top); i++) {
                 for (int j = max(0, -left); j < min(g.kernel_w, g.width - left); j++) {
                     const T value = plane[(top + i) * g.width + left + j];

@@ -7,9 +7,12 @@ Shapes: N images, C channels, H x W in, P x Q out, window KH x KW. The windows a
 from __future__ import annotations
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from minimask import backend
 from minimask.kernels.geometry import Geometry, windows
+
+ELEMENTS_AT_ONCE = 1 << 18  # of the input: 1 MiB of float32 stays in cache from pass to pass
 
 
 def geometry(x_shape, kernel, stride, padding) -> Geometry:
@@ -19,13 +22,13 @@ def geometry(x_shape, kernel, stride, padding) -> Geometry:
 
 
 def _index_dtype(g: Geometry):
-    return np.uint8 if g.patch_size <= 256 else np.int32
+    return np.uint8 if g.patch_size < 256 else np.int32
 
 
 def max_pool_loop(x, g: Geometry):
     """(N C, 1, H, W) -> values and indices (N C, 1, P, Q), window by window (slow; for tests and reading)."""
     y = np.full((len(x), 1, *g.out_size), -np.inf, x.dtype)
-    index = np.zeros(y.shape, _index_dtype(g))
+    index = np.zeros(y.shape, _index_dtype(g)) + _first_inside(g)
     for k, (i, j) in enumerate(np.ndindex(*g.w_shape[2:])):
         for n, _, p, q in np.ndindex(*y.shape):
             u, v = p * g.stride[0] + i - g.padding[0], q * g.stride[1] + j - g.padding[1]
@@ -54,21 +57,33 @@ def max_pool(x, g: Geometry, want_index: bool):
         index = xp.empty(y.shape, np.uint8) if want_index else None
         return _launch("max_pool", x, y, index, g), index
     y = xp.full((len(x), 1, *g.out_size), -np.inf, x.dtype)
-    index = xp.zeros(y.shape, _index_dtype(g)) if want_index else None
-    kernel_width = g.w_shape[3]
+    index = xp.empty(y.shape, _index_dtype(g)) if want_index else None
+    first_inside = xp.asarray(_first_inside(g))
 
     def pool(planes: slice):
+        best = y[planes]
+        if want_index:
+            index[planes] = first_inside
         for i, j, out, pixels in windows(g):
             value = x[planes, :, *pixels]  # element (i, j) of every window
-            best = y[planes, :, *out]
             if want_index:
-                # the index changes where the value is larger; boolean indexing would wait for a GPU
-                chosen = index[planes, :, *out]
-                chosen[...] = xp.where(value > best, index.dtype.type(i * kernel_width + j), chosen)
-            xp.maximum(best, value, out=best)
+                # the last element that is larger than all before it has the largest number of those that are
+                number = index.dtype.type(i * g.w_shape[3] + j)
+                larger = (value > best[:, :, *out]).view(np.uint8) * number
+                xp.maximum(index[planes, :, *out], larger, out=index[planes, :, *out])
+            xp.maximum(best[:, :, *out], value, out=best[:, :, *out])
 
-    backend.parallel_slices(len(x), pool, parts=None if xp is np else 1)
+    _in_slices_of_planes(len(x), pool, x, g)
     return y, index
+
+
+def _first_inside(g: Geometry):
+    """The number of each window's first element that is inside the image: (P, Q)."""
+    first_row, first_column = (
+        np.maximum(padding - stride * np.arange(n), 0)
+        for padding, stride, n in zip(g.padding, g.stride, g.out_size)
+    )
+    return (first_row[:, None] * g.w_shape[3] + first_column).astype(_index_dtype(g))
 
 
 def max_pool_gradient(gy, index, g: Geometry):
@@ -77,16 +92,40 @@ def max_pool_gradient(gy, index, g: Geometry):
     if _in_one_pass(xp, g):
         gx = xp.empty((len(gy), 1, *g.x_shape[2:]), gy.dtype)
         return _launch("max_pool_gradient", gy, gx, index, g)
+    if xp is np and not backend.use_reference():
+        return _add_up_by_plane(gy, index, g)
     gx = xp.zeros((len(gy), 1, *g.x_shape[2:]), gy.dtype)
-    kernel_width = g.w_shape[3]
+    for i, j, out, pixels in windows(g):
+        was_largest = index[:, :, *out] == i * g.w_shape[3] + j
+        gx[:, :, *pixels] += gy[:, :, *out] * was_largest
+    return gx
+
+
+def _add_up_by_plane(gy, index, g: Geometry):
+    """`max_pool_gradient` as one pass over the outputs: gx[pixel that was the maximum] += gy."""
+    (height, width), (rows, columns) = g.x_shape[2:], g.out_size
+    gx = np.empty((len(gy), 1, height, width), gy.dtype)
+    corner = (np.arange(rows)[:, None] * g.stride[0] - g.padding[0]) * width - g.padding[1]
+    corner = (corner + np.arange(columns) * g.stride[1]).astype(np.int32)  # (P, Q) of each window, as v W + u
 
     def send_back(planes: slice):
-        for i, j, out, pixels in windows(g):
-            was_largest = index[planes, :, *out] == i * kernel_width + j
-            gx[planes, :, *pixels] += gy[planes, :, *out] * was_largest
+        k = index[planes]  # = i KW + j, and the pixel is corner + i W + j
+        pixel = corner + k + (k // g.w_shape[3]) * np.int32(width - g.w_shape[3])
+        count, outputs = len(k), rows * columns
+        matrix = gy[planes].ravel(), pixel.ravel(), np.arange(count + 1, dtype=np.int32) * outputs
+        csr_array(matrix, shape=(count, height * width)).toarray(out=gx[planes].reshape(count, -1))
 
-    backend.parallel_slices(len(gy), send_back, parts=None if xp is np else 1)
+    _in_slices_of_planes(len(gy), send_back, gx, g)
     return gx
+
+
+def _in_slices_of_planes(count: int, function, x, g: Geometry) -> None:
+    """Call the function with slices of the planes, on the CPU in all threads and a few at a time."""
+    at_once, on_cpu = max(1, ELEMENTS_AT_ONCE // max(x[:1].size, 1)), backend.array_module(x) is np
+    if on_cpu:
+        backend.parallel_slices(count, function, at_once, operations=x.size)
+    else:
+        function(slice(0, count))
 
 
 def _in_one_pass(xp, g: Geometry) -> bool:

@@ -70,12 +70,11 @@ def _doubled_gradient(gy):
     gy, gx = gy.reshape(-1, p, q), np.empty((math.prod(planes), p // 2, q // 2), gy.dtype)
 
     def add_up(planes: slice):
-        g = gy[planes]
-        np.add(g[:, ::2, ::2], g[:, ::2, 1::2], out=gx[planes])
-        gx[planes] += g[:, 1::2, ::2]
-        gx[planes] += g[:, 1::2, 1::2]
+        rows = gy[planes, ::2] + gy[planes, 1::2]  # whole rows first: every other column is slower to read
+        np.add(rows[..., ::2], rows[..., 1::2], out=gx[planes])
 
-    backend.parallel_slices(len(gy), add_up, operations=4 * gy.size)
+    at_once = max(1, ELEMENTS_AT_ONCE // max(p * q, 1))
+    backend.parallel_slices(len(gy), add_up, at_once, operations=4 * gy.size)
     return gx.reshape(*planes, p // 2, q // 2)
 
 

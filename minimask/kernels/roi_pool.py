@@ -1,17 +1,20 @@
 """RoIPool (Fast R-CNN, section 2.1): the box is rounded to whole feature pixels, and so is each of its bins.
 
-Shapes: R RoIs, PH x PW bins, features (N, C, H, W). `roi_pool_loop` is the definition; `roi_pool` reads all
-bins of equal size at once.
+Shapes: R RoIs, PH x PW bins, L maps of features (N, C, H, W). `roi_pool_loop` is the definition, bin by bin;
+`forward` and `backward` compute the same from all levels of a pyramid at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
+from scipy.sparse import coo_array
 
 from minimask import backend
+from minimask.kernels.channels_last import channels_last
 from minimask.kernels.roi_launch import maps, one_each, tiles
-
-LARGEST_GATHER = 1 << 24  # elements gathered at once: 64 MiB of float32
 
 
 def box_pixels(begin, end, aligned: bool, xp=np):
@@ -35,14 +38,16 @@ def box_pixels(begin, end, aligned: bool, xp=np):
     return first, xp.maximum(last if aligned else last + 1, first + 1)
 
 
-def bin_edges(begin, end, bins: int, length: int, aligned: bool = False, xp=np):
+def bin_edges(begin, end, bins: int, length, aligned: bool = False, xp=np):
     """First and past-the-last pixel of each bin along one axis, from box edges in feature pixels.
 
     Parameters
     ----------
     begin, end : (R,) float
-    bins, length : int
-        Bins along the axis, pixels of the feature map.
+    bins : int
+        Along the axis.
+    length : int or (R, 1) int
+        Pixels of the feature map along it.
     aligned : bool
         See `box_pixels`.
 
@@ -60,20 +65,14 @@ def bin_edges(begin, end, bins: int, length: int, aligned: bool = False, xp=np):
     return tuple(xp.clip(e, 0, length).astype(np.int64) for e in (first, past))
 
 
-def _edges(rois, output_size, scale: float, height: int, width: int, aligned: bool):
-    """Top and bottom (R, PH), left and right (R, PW) of the bins."""
-    x1, y1, x2, y2 = (np.asarray(rois)[:, 1:] * float(scale)).T
-    top, bottom = bin_edges(y1, y2, output_size[0], height, aligned)
-    left, right = bin_edges(x1, x2, output_size[1], width, aligned)
-    return top, bottom, left, right
-
-
 def roi_pool_loop(x, rois, output_size: tuple[int, int], scale: float, aligned: bool = False):
     """Values (R, C, PH, PW) and flat pixel indices of the maxima (-1: empty bin), bin by bin (slow)."""
     (ph, pw), (_, channels, height, width) = output_size, x.shape
     y = np.zeros((len(rois), channels, ph, pw), x.dtype)
     argmax = np.full(y.shape, -1, np.int64)
-    top, bottom, left, right = _edges(rois, output_size, scale, height, width, aligned)
+    x1, y1, x2, y2 = (np.asarray(rois)[:, 1:] * float(scale)).T
+    top, bottom = bin_edges(y1, y2, ph, height, aligned)  # (R, PH)
+    left, right = bin_edges(x1, x2, pw, width, aligned)  # (R, PW)
     for r, c, i, j in np.ndindex(*y.shape):
         best = -np.inf
         for v in range(top[r, i], bottom[r, i]):
@@ -84,15 +83,17 @@ def roi_pool_loop(x, rois, output_size: tuple[int, int], scale: float, aligned: 
     return y, argmax
 
 
-def roi_pool(x, rois, output_size: tuple[int, int], scale: float, aligned: bool = False):
-    """Maximum over the pixels of each bin.
+def forward(xs, rois, levels, scales, output_size: tuple[int, int], aligned: bool = False):
+    """The maximum over the pixels of each bin, for R RoIs that read L maps.
 
     Parameters
     ----------
-    x : (N, C, H, W) float
+    xs : L of (N, C, H, W)
     rois : (R, 5) float
         Image index, x1, y1, x2, y2 in image pixels.
-    scale : float
+    levels : (R,) int or None
+        Which map each RoI reads; None where there is one.
+    scales : L of float
         Feature pixels per image pixel.
     aligned : bool
         See `box_pixels`; False is Fast R-CNN's and torchvision's.
@@ -100,71 +101,25 @@ def roi_pool(x, rois, output_size: tuple[int, int], scale: float, aligned: bool 
     Returns
     -------
     y : (R, C, PH, PW), 0 in empty bins
-    argmax : (R, C, PH, PW) int64
-        Flat pixel index v W + u of the first maximum; -1 for an empty bin.
+    argmax : (R, C, PH, PW) int32
+        The first maximum's pixel v W + u in its map; -1 for an empty bin.
     """
-    (ph, pw), (n, channels, height, width) = output_size, x.shape
-    top, bottom, left, right = _edges(rois, output_size, scale, height, width, aligned)
-    features = x.reshape(n, channels, height * width).swapaxes(1, 2)
-    features = np.ascontiguousarray(features).reshape(-1, channels)  # (N H W, C)
-    # of every bin of every RoI: its size, the flat index of its first pixel, and the first pixel of its image
-    shape = (len(rois), ph, pw)
-    heights = np.broadcast_to((bottom - top)[:, :, None], shape).ravel()  # (R PH PW,)
-    widths = np.broadcast_to((right - left)[:, None, :], shape).ravel()  # (R PH PW,)
-    corners = (top[:, :, None] * width + left[:, None, :]).ravel()  # (R PH PW,)
-    images = np.repeat(np.asarray(rois)[:, 0].astype(np.int64) * (height * width), ph * pw)  # (R PH PW,)
-    y = np.zeros((len(corners), channels), x.dtype)
-    argmax = np.full(y.shape, -1, np.int64)
-    for bin_h, bin_w in sorted(set(zip(heights.tolist(), widths.tolist()))):
-        if bin_h <= 0 or bin_w <= 0:
-            continue
-        # row by row: the first maximum wins
-        offsets = (np.arange(bin_h)[:, None] * width + np.arange(bin_w)).ravel()  # (area,)
-        of_this_size = np.flatnonzero((heights == bin_h) & (widths == bin_w))
-        portions = -(-of_this_size.size * offsets.size * channels // LARGEST_GATHER)
-        for bins in np.array_split(of_this_size, portions):
-            pixels = corners[bins, None] + offsets  # (bins, area)
-            values = features[images[bins, None] + pixels]  # (bins, area, C)
-            best = values.argmax(axis=1)  # (bins, C)
-            y[bins] = np.take_along_axis(values, best[:, None], axis=1)[:, 0]
-            argmax[bins] = np.take_along_axis(pixels, best, axis=1)
-    by_roi = (a.reshape(len(rois), ph * pw, channels) for a in (y, argmax))
-    return tuple(np.ascontiguousarray(a.swapaxes(1, 2)).reshape(-1, channels, ph, pw) for a in by_roi)
-
-
-def roi_pool_gradient(gy, argmax, rois, x_shape):
-    """Add each output's gradient to the pixel that was its maximum: (R, C, PH, PW) -> (N, C, H, W)."""
-    n, channels, height, width = x_shape
-    plane = np.asarray(rois)[:, 0].astype(np.int64)[:, None] * channels + np.arange(channels)  # (R, C)
-    index = plane[:, :, None, None] * (height * width) + argmax
-    filled = argmax >= 0
-    gx = np.bincount(index[filled], weights=gy[filled], minlength=n * channels * height * width)
-    return gx.astype(gy.dtype).reshape(x_shape)
-
-
-# ------------------------------------------------------------------------------------ all levels of a pyramid
-
-
-def forward(xs, rois, levels, scales, output_size: tuple[int, int], aligned: bool = False):
-    """`roi_pool` of L levels (N, C, H, W): level by level in NumPy, all in one launch on a GPU."""
     xp, shape = backend.array_module(*xs), (len(rois), xs[0].shape[1], *output_size)
+    y, argmax = xp.empty(shape, xs[0].dtype), xp.empty(shape, np.int32)
     if xp is np:
-        y, argmax = np.zeros(shape, xs[0].dtype), np.zeros(shape, np.int64)
-        for x, scale, readers in zip(xs, scales, _readers(levels, len(xs))):
-            y[readers], argmax[readers] = roi_pool(x, rois[readers], output_size, scale, aligned)
+        _pool(xs, Bins.of(xs, rois, levels, scales, output_size, aligned), y, argmax)
         return y, argmax
-    y, argmax, xs = xp.empty(shape, xs[0].dtype), xp.empty(shape, np.int32), [*map(xp.ascontiguousarray, xs)]
+    xs = [*map(xp.ascontiguousarray, xs)]
     args = maps(xs, scales), rois, levels, y, argmax, len(rois), *xs[0].shape[:2], *output_size, aligned
     backend.launch("roi_pool", "roi_pool_forward", *one_each(shape), args, y.dtype)
     return y, argmax
 
 
 def backward(gy, argmax, rois, levels, scales, shapes, aligned: bool = False):
-    """`roi_pool_gradient` of L levels: L of (N, C, H, W)."""
+    """Add each output's gradient to the pixel that was its maximum: (R, C, PH, PW) -> L of (N, C, H, W)."""
     xp, ordered = backend.array_module(gy), backend.is_deterministic()
     if xp is np:
-        readers = zip(_readers(levels, len(shapes)), shapes)
-        return [roi_pool_gradient(gy[r], argmax[r], rois[r], shape) for r, shape in readers]
+        return _pool_gradient(gy, argmax, rois, levels, shapes)
     gxs = [(xp.empty if ordered else xp.zeros)(shape, gy.dtype) for shape in shapes]
     args = xp.ascontiguousarray(gy), argmax, rois, levels, maps(gxs, scales)
     args = *args, len(rois), *shapes[0][:2], *gy.shape[2:]
@@ -175,6 +130,124 @@ def backward(gy, argmax, rois, levels, scales, shapes, aligned: bool = False):
     return gxs
 
 
-def _readers(levels, count: int) -> list:
-    """For each level, which RoIs read it."""
-    return [slice(None) if levels is None else levels == k for k in range(count)]
+# ------------------------------------------------------------------------------------------------ on the CPU
+#
+# Features are read with channels last, so that a pixel's C values are one piece of memory. Bins of equal
+# height and width go through their pixels in step: first the first pixel of all of them, then the second, and
+# so on. Each step is a few calls of NumPy on (bins, C) values that stay in cache.
+
+VALUES_AT_ONCE = 1 << 18  # of bins and channels: 1 MiB of float32
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Where all B = R PH PW bins lie, in pixels. Those of all maps are numbered as in `channels_last`."""
+
+    heights: np.ndarray  # (B,) int, 0 or less: empty
+    widths: np.ndarray  # (B,) int, 0 or less: empty
+    begin: np.ndarray  # (B,) int, the number of the first pixel of the bin's map
+    corner: np.ndarray  # (B,) int, its own first pixel v W + u, counted from there
+    map_width: np.ndarray  # (B,) int, W
+
+    @classmethod
+    def of(cls, xs, rois, levels, scales, output_size: tuple[int, int], aligned: bool) -> Bins:
+        """Round the boxes and their bins; arguments as for `forward`."""
+        levels = np.zeros(len(rois), np.int64) if levels is None else levels
+        sizes = np.array([(len(x) * x.shape[2] * x.shape[3], *x.shape[2:]) for x in xs])  # (L, 3)
+        _, height, width = sizes[levels].T  # (R,)
+        begin = (np.cumsum(sizes[:, 0]) - sizes[:, 0])[levels] + rois[:, 0].astype(np.int64) * height * width
+        x1, y1, x2, y2 = (rois[:, 1:] * np.array(scales, rois.dtype)[levels, None]).T  # (R,) feature pixels
+        top, bottom = (e[:, :, None] for e in bin_edges(y1, y2, output_size[0], height[:, None], aligned))
+        left, right = (e[:, None, :] for e in bin_edges(x1, x2, output_size[1], width[:, None], aligned))
+        begin, width = begin[:, None, None], width[:, None, None]
+        bins = np.broadcast_arrays(bottom - top, right - left, begin, top * width + left, width)
+        return cls(*(values.ravel() for values in bins))
+
+    def by_size(self, longest: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Height, width, and up to `longest` bins that have them, empty bins left out."""
+        order = np.lexsort((self.widths, self.heights))  # (B,)
+        order = order[(self.heights[order] > 0) & (self.widths[order] > 0)]
+        h, w = self.heights[order], self.widths[order]
+        ends = np.flatnonzero((np.diff(h, append=0) != 0) | (np.diff(w, append=0) != 0)) + 1
+        for first, last in zip([0, *ends[:-1]], ends):
+            for k in range(first, last, longest):
+                yield int(h[first]), int(w[first]), order[k : min(k + longest, last)]
+
+
+def _pool(xs, bins: Bins, y, argmax) -> None:
+    """Fill y and argmax (R, C, PH, PW)."""
+    count, channels, ph, pw = y.shape
+    longest = max(1, VALUES_AT_ONCE // max(channels, 1))
+    portions, read = list(bins.by_size(longest)), []
+    for h, w, members in portions:  # (h w, members): the k-th pixel of each
+        first, width = (bins.begin + bins.corner)[members], bins.map_width[members]
+        pixels = first + np.arange(h)[:, None, None] * width + np.arange(w)[:, None]
+        read.append(pixels.reshape(h * w, -1))
+    all_read = np.concatenate([pixels.ravel() for pixels in read] or [np.zeros(0, np.int64)])
+    features = channels_last(xs, all_read)  # (L N H W, C)
+    largest = backend.scratch("largest", y.size, y.dtype).reshape(-1, channels)  # (B, C)
+    where = backend.scratch("where", y.size, np.int32).reshape(-1, channels)  # (B, C)
+    empty = (bins.heights <= 0) | (bins.widths <= 0)
+    largest[empty], where[empty] = 0, -1
+
+    def pool(part, parts):
+        for (_, w, members), pixels in zip(portions[part::parts], read[part::parts]):
+            largest[members], won = _largest(features, pixels)
+            row = won // won.dtype.type(w)  # of the bin: won = row w + column
+            corner, skipped = bins.corner[members, None], bins.map_width[members, None] - w
+            where[members] = corner.astype(np.int32) + row * skipped.astype(np.int32) + won
+
+    def channels_first(rois: slice):
+        for source, target in ((largest, y), (where, argmax)):
+            source = source.reshape(count, ph * pw, channels)[rois]
+            target.reshape(count, channels, ph * pw)[rois] = source.swapaxes(1, 2)
+
+    backend.parallel(pool, operations=len(all_read) * channels)
+    backend.parallel_slices(count, channels_first, longest=16, operations=y.size)
+
+
+def _largest(features, pixels):
+    """The largest of each column's pixels, and which one it was: (K, B) -> values and first k, each (B, C).
+
+    Instead of storing k where a pixel is larger, the maximum of k over all steps that found a larger one is
+    taken: the last such step has it, and arithmetic on bytes is faster than storing under a mask.
+    """
+    best = features[pixels[0]]  # (B, C)
+    won = np.zeros(best.shape, np.uint8 if len(pixels) < 256 else np.int32)
+    value, is_larger, step = np.empty_like(best), np.empty(best.shape, bool), np.empty_like(won)
+    for k in range(1, len(pixels)):
+        np.take(features, pixels[k], axis=0, out=value, mode="clip")  # "raise" would copy through a buffer
+        np.greater(value, best, out=is_larger)
+        np.multiply(is_larger.view(np.uint8), won.dtype.type(k), out=step)
+        np.maximum(won, step, out=won)
+        np.maximum(best, value, out=best)
+    return best, won
+
+
+CHANNELS_AT_ONCE = 64  # of an image, gathered from all of its RoIs and added up
+
+
+def _pool_gradient(gy, argmax, rois, levels, shapes):
+    """gx[argmax] += gy, a few channels of an image at a time: their planes stay in cache."""
+    gxs = [np.zeros(shape, gy.dtype) for shape in shapes]
+    work = []
+    for k, gx in enumerate(gxs):
+        on_level = np.ones(len(rois), bool) if levels is None else levels == k
+        for n, image in enumerate(gx):  # (C, H, W)
+            readers = np.flatnonzero(on_level & (rois[:, 0].astype(np.int64) == n))
+            if len(readers):
+                work += [(image, readers, c) for c in range(0, len(image), CHANNELS_AT_ONCE)]
+
+    def add_up(part, parts):
+        for image, readers, c in work[part::parts]:
+            planes = image[c : c + CHANNELS_AT_ONCE]  # (C', H, W)
+            g, pixel = (a[readers, c : c + len(planes)].swapaxes(0, 1).ravel() for a in (gy, argmax))
+            plane = np.repeat(np.arange(len(planes), dtype=np.int32), len(g) // len(planes))
+            filled = np.flatnonzero(pixel >= 0)
+            if len(filled) < len(pixel):
+                g, pixel, plane = g[filled], pixel[filled], plane[filled]
+            planes = planes.reshape(len(planes), -1)  # a view: whole planes of an image are contiguous
+            coo_array((g, (plane, pixel)), shape=planes.shape).toarray(out=planes)  # adds up equal places
+
+    backend.parallel(add_up, operations=gy.size)
+    return gxs

@@ -8,17 +8,10 @@
 `Plan.build` asks where the RoIs are, and makes a Plan or an OnDevice; `forward` and `backward` take either.
 """
 
+from minimask.kernels.channels_last import channels_last, transpose
 from minimask.kernels.roi_align.formula import Sampling, bilinear_loop, roi_align_loop
 from minimask.kernels.roi_align.gpu import OnDevice, axis_has_room, channels_in_turn, struct_sampling
-from minimask.kernels.roi_align.sparse import (
-    Plan,
-    backward,
-    channels_last,
-    forward,
-    multiply,
-    points_along,
-    transpose,
-)
+from minimask.kernels.roi_align.sparse import Plan, backward, forward, multiply, points_along
 from minimask.kernels.roi_launch import beside, maps, one_each, tiles
 
 __all__ = [

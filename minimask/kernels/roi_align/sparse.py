@@ -7,7 +7,7 @@ most 4 n^2 pixels. `Plan` holds a CSR matrix A with a row for each bin and a col
 maps. Forward is A @ x, backward A^T @ g, on features held as (pixels, C). For the maximum, A has a row for
 each sampling point instead, and the largest of a bin's rows is kept.
 
-The file first builds the matrix, then multiplies with it, then moves channels last and back.
+The file first builds the matrix, then multiplies with it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from minimask import backend
+from minimask.kernels.channels_last import channels_last, images, transpose
 from minimask.kernels.roi_align.formula import Sampling
 from minimask.kernels.roi_align.gpu import OnDevice
 
@@ -282,7 +283,7 @@ def backward(gy, argmax, shapes, plan: Plan | OnDevice):
     gxs = [np.zeros(shape, gy.dtype) for shape in shapes]
 
     def write(begin, end, sums):  # the pixels' (pixels, C)
-        for first, last, gx in _images(gxs):
+        for first, last, gx in images(gxs):
             low, high = max(begin, first), min(end, last)
             if low < high:
                 transpose(sums[low - begin : high - begin], gx[:, low - first : high - first])
@@ -321,58 +322,3 @@ def multiply(matrix: csr_matrix, x, unit: int, write) -> None:
                 write(first, end, rows @ x)
 
     backend.parallel(work, operations=matrix.nnz * x.shape[1])
-
-
-# ------------------------------------------------------------------------------------------- channels last
-
-
-PIXELS_AT_ONCE = 512  # transposed together: as many as fit the second level of the cache with 256 channels
-NEIGHBOURS = 16  # pixels side by side, all moved if one of them is read: they come from memory together
-
-
-def channels_last(xs, read):
-    """L of (N, C, H, W) -> (L N H W, C) in this thread's buffer: only the pixels numbered in `read`.
-
-    `read` may name a pixel many times. The other rows hold what earlier calls left there.
-    """
-    shape = sum(len(x) * math.prod(x.shape[2:]) for x in xs), xs[0].shape[1]
-    out = backend.scratch("features", math.prod(shape), xs[0].dtype).reshape(shape)
-    many = len(read) > 8 * len(out)  # then moving all costs no more than asking which are read
-    is_read = np.ones(len(out), bool) if many else np.bincount(read, minlength=len(out)) > 0
-    moves = []  # (C, H W) of an image, its first pixel among all, and a range of its pixels
-    for begin, end, x in _images(xs):
-        is_moved = np.logical_or.reduceat(is_read[begin:end], np.arange(0, end - begin, NEIGHBOURS))
-        edges = (np.flatnonzero(np.diff(is_moved, prepend=False, append=False)) * NEIGHBOURS).tolist()
-        for first, last in zip(edges[::2], edges[1::2]):
-            run = range(first, min(last, end - begin))
-            moves += [(x, begin, run[k : k + PIXELS_AT_ONCE]) for k in range(0, len(run), PIXELS_AT_ONCE)]
-
-    def work(part, parts):
-        for x, begin, run in moves[slice(*backend.share(len(moves), part, parts))]:
-            transpose(x[:, run.start : run.stop], out[begin + run.start : begin + run.stop])
-
-    backend.parallel(work, operations=out.size)
-    return out
-
-
-def _images(xs) -> Iterator[tuple]:
-    """Each image of each level: its first pixel among all, the one past its last, and the view (C, H W)."""
-    begin = 0
-    for x in xs:
-        for image in x.reshape(*x.shape[:2], math.prod(x.shape[2:])):
-            yield begin, begin + image.shape[1], image
-            begin += image.shape[1]
-
-
-def transpose(source, target) -> None:
-    """target = source^T of one matrix or many; if they are large, by way of a copy with a gap after each row.
-
-    Rows that lie a multiple of some KiB apart share a few places of the cache and evict each other.
-    """
-    *shape, columns = source.shape
-    if min(shape[-1], columns) > 64:
-        copy = backend.scratch("transpose", math.prod(shape) * (columns + 4), source.dtype)
-        copy = copy.reshape(*shape, columns + 4)[..., :columns]
-        copy[:] = source
-        source = copy
-    target[:] = source.swapaxes(-1, -2)
