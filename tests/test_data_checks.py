@@ -239,11 +239,15 @@ MUTATIONS = {
         [[1, 2, 3, 4]],
         r"17 \(image 4\): .*fewer than three",
     ),
-    "polygon NaN": ((*FIRST, "segmentation"), [[1, 2, NAN, 4, 5, 6]], r"17 \(image 4\): .*no finite number"),
+    "polygon NaN": (
+        (*FIRST, "segmentation"),
+        [[1, 2, NAN, 4, 5, 6]],
+        r"17 \(image 4\): .*not a finite number",
+    ),
     "polygon of texts": (
         (*FIRST, "segmentation"),
         [["1", 2, 3, 4, 5, 6]],
-        r"17 \(image 4\): .*no finite number",
+        r"17 \(image 4\): .*not a finite number",
     ),
     "polygon far right": (
         (*FIRST, "segmentation"),
@@ -637,8 +641,8 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("a b.png", "a%20b.png", "it has %-codes: write 'a b.png', the file that is there"),
         ("a&b.png", "a&amp;b.png", "it has HTML's codes: write 'a&b.png'"),
         ("c.png", " c.png", "it has spaces around it: write 'c.png'"),
-        ("Sub/C.PNG", "sub/c.png", "it is spelled otherwise .*: write 'Sub/C.PNG', the file that is there"),
-        ("\u00e9.png", "e\u0301.png", "it is spelled otherwise .* accents.: write '\u00e9.png'"),
+        ("Sub/C.PNG", "sub/c.png", "it is spelled differently .*: write 'Sub/C.PNG', the file that is there"),
+        ("\u00e9.png", "e\u0301.png", "it is spelled differently .* accents.: write '\u00e9.png'"),
         ("sub/c.png", "other/c.png", "it is in another folder: write 'sub/c.png'"),
         ("c.jpg", "c.png", "it has another ending: write 'c.jpg'"),
         (
