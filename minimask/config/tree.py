@@ -130,7 +130,7 @@ class DataConfig:
         False, "wide and tall images in batches of their own: less padding of whole images (crop 0)"
     )
     repeat_by_size: bool = option(
-        False, "an image occurs in an epoch as often as the crop's side goes into the root of its area"
+        False, "repeat an image in an epoch as often as the crop's side fits into the root of its area"
     )
     flip_horizontal: bool = option(True, "mirror left to right, half of the time")
     flip_vertical: bool = option(False, "mirror top to bottom, half of the time")

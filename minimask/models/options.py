@@ -11,7 +11,7 @@ from typing import Any
 from minimask.errors import InputError
 
 OF_TORCHVISION = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "progress")
-"""Arguments of torchvision's builders that are about its downloads."""
+"""Arguments of torchvision's builders that have to do with its downloads."""
 
 _FROM_ZERO = ("min_size", "beta")  # pixels, and of smooth L1: unbounded; every other float is a share
 

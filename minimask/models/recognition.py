@@ -111,7 +111,7 @@ def recognise(arrays: Mapping) -> tuple[Origin, dict[str, np.ndarray]]:
 
 
 class _Shapes:
-    """``shapes[name, ndim]``: the shape of an entry that must exist and have so many axes."""
+    """``shapes[name, ndim]``: the shape of an entry, which must exist and have `ndim` axes."""
 
     def __init__(self, state: dict[str, np.ndarray]):
         self.state = state

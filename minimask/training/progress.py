@@ -66,7 +66,7 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def update(self, images: int, values: str = "") -> None:
-        """Count one more step of so many images, and show some values beside it."""
+        """Count one more step of this many images, and show some values beside it."""
         self.done += 1
         self.images += images
         now = time.monotonic()

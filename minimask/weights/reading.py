@@ -24,8 +24,8 @@ from minimask.weights.torch_files import MAGIC, ReadStorage, StoredZip, read_leg
 WRAPPERS = ("model", "state_dict", "model_state_dict", "blobs")  # under which checkpoints keep a state dict
 PREFIXES = ("module.", "model.")  # of DataParallel, and of a model that is an attribute of another
 _BESIDE_MOST = 100  # entries kept of those beside the weights
-# An expanded tensor has one number and any shape. All arrays together may take so many bytes, plus so many
-# times the file's.
+# An expanded tensor has one number and any shape. All arrays together may take `_FREE` bytes, plus
+# `_TIMES_FILE` times the file's.
 _FREE, _TIMES_FILE = 64 << 20, 4
 _HEAD = 512
 
