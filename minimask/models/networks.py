@@ -91,8 +91,8 @@ def _resnet(
     without: tuple[str, ...] = (),
     keypoints: bool = False,
 ) -> Network:
-    # Frozen norms do nothing before weights are loaded: random ones would make C5 300 times as large as C2's
-    # input.
+    # Frozen norms do nothing until their weights are loaded: with random weights, C5 would be some 300 times
+    # as large as C2's input.
     scratch = {"norm": norm, "trainable_layers": 5}
     return Network(build, PAPER_RECIPE, conventions, scratch, without + _OF_SMALL, keypoints)
 

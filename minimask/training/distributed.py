@@ -2,7 +2,8 @@
 
 As in torch's DistributedDataParallel, all processes hold the same weights, each computes the loss of its
 share of the batch, and the gradients are averaged, so that all make the same update. Gradients travel by MPI
-(mpi4py), or between GPUs by NCCL (CuPy), with one process for each GPU. Without mpiexec, neither is imported.
+(mpi4py), or between GPUs by NCCL (CuPy), with one process for each GPU. Without mpiexec, neither MPI nor NCCL
+is imported.
 """
 
 from __future__ import annotations

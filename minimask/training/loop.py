@@ -152,7 +152,7 @@ def _train(
         validations = Validations(options, watch, keeper, log, progress, lambda: bool(stop.signal), note)
         early, began = validations.after(first), time.monotonic()
         for index, samples in () if early else loader:
-            step, draws = index + 1, Draws(options.seed, index, part.start)  # step: how many are then done
+            step, draws = index + 1, Draws(options.seed, index, part.start)  # step counts from 1
             with keeper.explaining(partial(batches.describe, index)):
                 row = training_step(model, optimizer, samples, draws, rate(index), options.clip_norm, world)
             keeper.advance(step, partial(gives_finite_loss, model, samples, draws))

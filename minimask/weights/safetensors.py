@@ -145,7 +145,7 @@ def write_safetensors(
     arrays : mapping of str to array
         NumPy's or CuPy's, of floats, integers or bools, in any layout; such as ``model.state_dict()``.
     metadata : mapping of str to str, optional
-        Written with them, after ``{"format": "pt"}``, which some readers ask for.
+        Written with them; ``{"format": "pt"}``, which some readers ask for, is added.
 
     Raises
     ------
