@@ -130,7 +130,7 @@ def test_foreign_files_are_refused_by_name(tmp_path):
     for name, words in {
         "text": "damaged or not a checkpoint",
         "other": "not a checkpoint of minimask",
-        "pickled": "is no array",
+        "pickled": "is not an array",
         "later": "has checkpoint format 2, this minimask reads 1",
         "json": "not a checkpoint of minimask",
         "missing": "No such file",
@@ -176,22 +176,22 @@ def header(dtype="'<f4'", shape="(5, 3)", order="False"):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("(", "is no array"),
-        ("", "is no array"),
-        ("-" * 3000 + "1", "is no array"),
-        ("[" * 9000, "is no array"),
-        ("{[]: 1}", "is no array"),
-        (header(dtype="()"), r"is no array of floats, but of dtype \(\)"),
-        (header(shape=f"({10**30},)"), "is no array"),
-        (header(shape="(-1,)"), "is no array"),
-        (header(shape="(5, 3.0)"), "is no array"),
-        (header(order="1"), "is no array"),
-        (header(dtype="'|O'"), r"is no array of floats, but of dtype '\|O'"),
+        ("(", "is not an array"),
+        ("", "is not an array"),
+        ("-" * 3000 + "1", "is not an array"),
+        ("[" * 9000, "is not an array"),
+        ("{[]: 1}", "is not an array"),
+        (header(dtype="()"), r"is not an array of floats, but of dtype \(\)"),
+        (header(shape=f"({10**30},)"), "is not an array"),
+        (header(shape="(-1,)"), "is not an array"),
+        (header(shape="(5, 3.0)"), "is not an array"),
+        (header(order="1"), "is not an array"),
+        (header(dtype="'|O'"), r"is not an array of floats, but of dtype '\|O'"),
         (header(dtype="'<M8[D]'"), "but of dtype '<M8"),
         (header(dtype="'<c8'"), "but of dtype '<c8'"),
         (header(dtype="'<i4'"), "but of dtype '<i4'"),
         (header(dtype="[('a', '<f4')]"), r"but of dtype \[\('a', '<f4'\)\]"),
-        (header(dtype="'<U15'", shape="()"), "is no array of floats, but of dtype <U15"),
+        (header(dtype="'<U15'", shape="()"), "is not an array of floats, but of dtype <U15"),
         (header(shape="(5, 4)"), r"has 60 bytes, not those of shape \(5, 4\)"),
         (header(shape=f"({10**18},)"), "has 60 bytes, not those of shape"),
         (header(shape=f"(0, {2**62})"), "has 60 bytes, not those of shape"),
@@ -268,9 +268,9 @@ METADATA = {
     "environment of lists": (dict(environment={"threads": []}), "environment must be texts by name"),
     "entries of numbers": (dict(arrays=[1]), "arrays must be a list of names"),
     "entries that are not there": (dict(arrays=["parameters/x"]), "entries are missing"),
-    "a field too many": (dict(more=1), "has not the fields format, step"),
-    "a format of infinity": (dict(format=float("inf")), "has not the fields format, step"),
-    "a format that is true": (dict(format=True), "has not the fields format, step"),
+    "a field too many": (dict(more=1), "does not have exactly the fields format, step"),
+    "a format of infinity": (dict(format=float("inf")), "does not have exactly the fields format, step"),
+    "a format that is true": (dict(format=True), "does not have exactly the fields format, step"),
     "a later format": (dict(format=10**30), "has checkpoint format 1000000000000000000000000000000, this"),
 }
 
@@ -293,7 +293,11 @@ def test_metadata_without_a_field_is_refused(field, tmp_path, entries):
         document = json.loads(str(arrays["metadata"]))
     del document[field]
     entries["metadata.npy"] = text_entry(json.dumps(document))
-    words = "not a checkpoint of minimask" if field == "format" else "its metadata has not the fields"
+    words = (
+        "not a checkpoint of minimask"
+        if field == "format"
+        else "its metadata does not have exactly the fields"
+    )
     assert words in refusal(tmp_path / "a.npz", zip_of(entries))
 
 
@@ -426,7 +430,7 @@ def test_classes_that_no_checkpoint_can_hold_are_named_before_training():
     for names, ids, words in [
         (["a\n"], [1], r'here: class_names must be .*, is \["a\\n"\]; change them'),
         (["a"], ["1"], "here: category_ids must be"),
-        (["a"], [1, 2], "must be as many"),
+        (["a"], [1, 2], "differ in number"),
     ]:
         with pytest.raises(InputError, match=words):
             check_classes(names, ids, "here")

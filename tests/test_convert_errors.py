@@ -104,10 +104,10 @@ LABELME = {
         ["c.json: there is no image 'b.jpg' in", "imageData is empty", "--images"],
     ),
     "image a number": (document(imagePath=5), ["a.json: imagePath must be a name, is 5"]),
-    "image with NUL": (document(imagePath="a\0b"), ["imagePath 'a\\x00b' is no file name"]),
+    "image with NUL": (document(imagePath="a\0b"), ["imagePath 'a\\x00b' is not a file name"]),
     "inside, but no picture": (
         document(shape("cat", TRIANGLE), imagePath="b.jpg", imageData="aGVsbG8="),
-        ["c.json: imageData is no image that is known"],
+        ["c.json: imageData is not an image of a known kind"],
     ),
     "inside, but no text": (
         document(imagePath="b.jpg", imageData=[1]),
@@ -159,18 +159,18 @@ YOLO = {
         ["class 7 has no name (there are 2: 0, 1)", "--classes"],
     ),
     "a box": ("1 0.5 0.5 0.2 0.2", ["is a box (x, y, width, height), not a polygon", "--boxes"]),
-    "a box and its score": ("1 0.5 0.5 0.2 0.2 0.9", ["has 5 numbers behind the class", "score", "--boxes"]),
+    "a box and its score": ("1 0.5 0.5 0.2 0.2 0.9", ["has 5 numbers after the class", "score", "--boxes"]),
     "two points and a half": (
         "1 0.5 0.5 0.2",
-        ["has 3 numbers behind the class, where an outline has at least 6"],
+        ["has 3 numbers after the class, but an outline has at least 6"],
     ),
     "an odd number": (
         "1 0.1 0.1 0.5 0.1 0.5 0.5 0.9",
-        ["has 7 numbers behind the class, an odd number", "score"],
+        ["has 7 numbers after the class, an odd number", "score"],
     ),
     "pixels": ("1 10 10 30 10 30 30", ["coordinate 30 is not within 0..1", "width 60", "height 40"]),
     "far below": ("1 0.1 -3 0.5 0.1 0.5 0.5", ["coordinate -3 is not within 0..1"]),
-    "a class alone": ("0 0.1 0.1 0.5 0.1 0.5 0.5\n1", ["line 2: has 0 numbers behind the class"]),
+    "a class alone": ("0 0.1 0.1 0.5 0.1 0.5 0.5\n1", ["line 2: has 0 numbers after the class"]),
 }
 
 
@@ -352,7 +352,7 @@ def test_wrong_folders_and_outputs_are_named(folder, capsys):
         (",", "names no class"),
         ("cat,cat", "the class 'cat' occurs twice"),
         ("1=cat,dog", "'dog' has no number"),
-        ("cat,a\x1bb", "is no name of a class"),
+        ("cat,a\x1bb", "is not a class name"),
         ("none.txt", "none.txt: no such file"),
     ],
 )

@@ -239,11 +239,15 @@ MUTATIONS = {
         [[1, 2, 3, 4]],
         r"17 \(image 4\): .*fewer than three",
     ),
-    "polygon NaN": ((*FIRST, "segmentation"), [[1, 2, NAN, 4, 5, 6]], r"17 \(image 4\): .*no finite number"),
+    "polygon NaN": (
+        (*FIRST, "segmentation"),
+        [[1, 2, NAN, 4, 5, 6]],
+        r"17 \(image 4\): .*not a finite number",
+    ),
     "polygon of texts": (
         (*FIRST, "segmentation"),
         [["1", 2, 3, 4, 5, 6]],
-        r"17 \(image 4\): .*no finite number",
+        r"17 \(image 4\): .*not a finite number",
     ),
     "polygon far right": (
         (*FIRST, "segmentation"),
@@ -637,8 +641,8 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("a b.png", "a%20b.png", "it has %-codes: write 'a b.png', the file that is there"),
         ("a&b.png", "a&amp;b.png", "it has HTML's codes: write 'a&b.png'"),
         ("c.png", " c.png", "it has spaces around it: write 'c.png'"),
-        ("Sub/C.PNG", "sub/c.png", "it is spelled otherwise .*: write 'Sub/C.PNG', the file that is there"),
-        ("\u00e9.png", "e\u0301.png", "it is spelled otherwise .* accents.: write '\u00e9.png'"),
+        ("Sub/C.PNG", "sub/c.png", "it is spelled differently .*: write 'Sub/C.PNG', the file that is there"),
+        ("\u00e9.png", "e\u0301.png", "it is spelled differently .* accents.: write '\u00e9.png'"),
         ("sub/c.png", "other/c.png", "it is in another folder: write 'sub/c.png'"),
         ("c.jpg", "c.png", "it has another ending: write 'c.jpg'"),
         (
@@ -786,7 +790,7 @@ def test_files_of_both_training_and_validation_are_noted(folder):
     (folder / "val.json").write_text(json.dumps(document))
     note = shared_files(train, read_coco(folder / "val.json", folder))
     assert note.startswith(
-        "val.json: 1 of 1 images are files of train.json, too, such as a.png: what it says"
+        "val.json: 1 of 1 images are files of train.json, too, such as a.png: scores on"
     )
     (folder / "a.png").rename(folder / "c.png")
     document["images"][0]["file_name"] = "c.png"

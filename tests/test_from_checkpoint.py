@@ -242,15 +242,15 @@ def test_pixel_means_and_anchors_that_old_files_hold_are_understood():
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({}, "no weights of a Mask, Keypoint or Faster R-CNN .* no entry at all"),
+        ({}, "not weights of a Mask, Keypoint or Faster R-CNN .* no entry at all"),
         ({"a": np.zeros(2), "b": np.zeros(2)}, "they hold a, b$"),
         (
             {"layer1.0.conv1.weight": np.zeros(2), "fc.weight": np.zeros(2)},
             "of a backbone alone, not of a detector",
         ),
-        ({"model": {"a": np.zeros(2)}}, "entry 'model' is no array; give the state dict alone"),
-        ({3: np.zeros(2)}, "entry 3 is no array"),
-        ({"a": None}, "entry 'a' is no array of numbers"),
+        ({"model": {"a": np.zeros(2)}}, "entry 'model' is not an array; give the state dict alone"),
+        ({3: np.zeros(2)}, "entry 3 is not an array"),
+        ({"a": None}, "entry 'a' is not an array of numbers"),
         (
             {"rpn.head.cls_logits.weight": np.zeros((3, 1, 1, 1)), "backbone.body.conv1.weight": np.zeros(3)},
             "lack stage 1 of a ResNet",

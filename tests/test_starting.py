@@ -176,7 +176,7 @@ def test_what_is_given_anew_goes_before_what_a_run_was_trained_with(run):
     ("settings", "told"),
     [
         (["train.weights={run}", "train.backbone_weights={run}"], "give one of the two"),
-        (["train.backbone_weights={run}"], "is no classifier of torchvision's ResNets"),
+        (["train.backbone_weights={run}"], "is not a ResNet classifier of torchvision's"),
         (["train.weights={folder}/nothing.pth"], "cannot be read"),
     ],
 )

@@ -39,8 +39,8 @@ def target_changes(boxes, labels, masks):
         "ragged masks": (dict(masks=[[1], [1, 2]]), r"masks: cannot be read as one array"),
         "no masks": (dict(masks=None), r"lacks masks; give boxes \(G, 4\), labels"),
         "no boxes and no labels": (dict(boxes=None, labels=None), "lacks boxes and labels; give"),
-        "boxes of five columns": (dict(boxes=np.ones((2, 5))), r"boxes must be \(G, 4\), .* is \(2, 5\)"),
-        "flat boxes": (dict(boxes=boxes.ravel()), r"boxes must be \(G, 4\), .* is \(8,\)"),
+        "boxes of five columns": (dict(boxes=np.ones((2, 5))), r"boxes must be \(G, 4\), .* are \(2, 5\)"),
+        "flat boxes": (dict(boxes=boxes.ravel()), r"boxes must be \(G, 4\), .* are \(8,\)"),
         "boxes in 0..1": (dict(boxes=boxes / 64), "boxes look normalised .* multiply x by 64 and y by 64"),
         "the whole image in 0..1": (dict(boxes=np.array([[0, 0, 1, 1]] * 2)), "boxes look normalised"),
         "a box outside": (dict(boxes=boxes + [[0], [99]]), "box 1 is .*, outside its image of 64 x 64"),
@@ -70,7 +70,7 @@ IMAGES = {
     "one NaN": (lambda i: np.where(np.arange(64) == 63, np.nan, i), r"images\[0\]: holds NaN"),
     "infinity": (lambda i: i + np.inf, r"images\[0\]: holds NaN or infinity"),
     "0..255": (lambda i: i * 255, r"images\[0\]: must be RGB in 0..1, reaches .*; divide it by 255"),
-    "normalised": (lambda i: (i - 0.45) / 0.22, r"images\[0\]: must be RGB in 0..1, lies in .* normalised"),
+    "normalised": (lambda i: (i - 0.45) / 0.22, r"images\[0\]: must be RGB in 0..1, spans .* not normalise"),
     "bytes": (lambda i: (i * 255).astype(np.uint8), r"images\[0\]: must be .* uint8; divide it by"),
     "channels last": (lambda i: i.transpose(1, 2, 0), r"images\[0\]: must be .* \(64, 64, 3\) .*; transpose"),
     "grey": (lambda i: i[0], r"images\[0\]: must be .*; repeat a grey image"),
@@ -133,11 +133,11 @@ def test_an_image_that_cannot_be_is_refused_in_training_and_in_inference(name, m
 
 def test_what_is_no_list_of_images_and_targets_is_refused(model, scene):
     image, target = scene
-    refused(r"targets: a loss needs one dict an image; for results .* eval\(\)", model, [image])
+    refused(r"targets: a loss needs one dict per image; for results .* eval\(\)", model, [image])
     refused("targets: a loss needs", model.loss, [image], None)
     refused(r"targets: one dict; give a list of dicts, .* \[target\]", model.loss, [image], target)
-    refused("targets: 1 for 2 images; give one dict an image", model.loss, [image, image], [target])
-    refused("targets: must be a list of dicts, one an image, is int", model.loss, [image], 3)
+    refused("targets: 1 for 2 images; give one dict per image", model.loss, [image, image], [target])
+    refused("targets: must be a list of dicts, one per image, is int", model.loss, [image], 3)
     refused(r"targets\[0\]: must be a dict of boxes, labels and masks, is list", model.loss, [image], [[1]])
     refused(r"targets\[0\]: lacks boxes and labels and masks", model.loss, [image], [{}])
     refused(r"images: one array \(3, 64, 64\); give a list", model.loss, image, [target])

@@ -28,7 +28,7 @@ ASKS = {
     "a dotted name": (b"\x8c\x05torch\x8c\x0f_utils.os.syste\x93", "asks for torch._utils.os.syste"),
     "another's name": (b"ctorch._utils\n_rebuild_tensor_v2.__globals__\n", "_rebuild_tensor_v2.__globals__"),
     "getattr": (b"c__builtin__\ngetattr\n", "asks for __builtin__.getattr"),
-    "a name that is a tensor": (data.tensor(STORED) + b"\x8c\x06system\x93", "a name that is no text"),
+    "a name that is a tensor": (data.tensor(STORED) + b"\x8c\x06system\x93", "a name that is not a text"),
     "a name without end": (b"c" + b"a" * 10_000, "a name in its pickle does not end"),
     "a name of control characters": (b"c\x1b[2J\n\rx\n", r"asks for \x1b[2J.\rx"),
     "a module's class": (b"ctorchvision.models.resnet\nResNet\n)\x81", "torch.save(model.state_dict()"),
@@ -38,14 +38,14 @@ ASKS = {
     "OBJ": (b"(ccollections\nOrderedDict\no", "the opcode 'o'"),
     "a persistent name": (b"P0\n", "the opcode 'P'"),
     "a call of a tensor": (data.tensor(STORED) + b")R", "calls what has no name"),
-    "a call of what is only named": (data.FLOAT + b")R", "calls what is only named"),
+    "a call of what is only named": (data.FLOAT + b")R", "calls what it may only name"),
     "a call of a row with no tuple": (b"ccollections\nOrderedDict\n]R", "calls what has no name"),
     "BUILD on a name": (data.FLOAT + b"}b", "gives a state to what has none"),
     "BUILD on a tensor": (data.tensor(STORED) + b"}b", "gives a state to what has none"),
-    "APPEND on a name": (data.FLOAT + b"K\1a", "appends to what is no list"),
-    "SETITEM on a name": (data.FLOAT + b"K\1K\1s", "sets an entry of what is no dict"),
-    "SETITEM on a tensor": (data.tensor(STORED) + b"K\1K\1s", "sets an entry of what is no dict"),
-    "an odd number of items": (b"}(K\1u", "sets an entry of what is no dict"),
+    "APPEND on a name": (data.FLOAT + b"K\1a", "appends to what is not a list"),
+    "SETITEM on a name": (data.FLOAT + b"K\1K\1s", "sets an entry of what is not a dict"),
+    "SETITEM on a tensor": (data.tensor(STORED) + b"K\1K\1s", "sets an entry of what is not a dict"),
+    "an odd number of items": (b"}(K\1u", "sets an entry of what is not a dict"),
     "a tuple as a key": (b"})K\1s", "has a dict with a key that is of type tuple"),
     "a float as a key": (b"}G" + bytes(8) + b"K\1s", "a key that is of type float"),
     "a large key": (b"}" + data.integer(2**61 - 1) + b"K\1s", "a key that is too large an integer"),
@@ -211,7 +211,7 @@ def central(content: bytes, place: int, value: bytes, entry: int = 0) -> bytes:
         (lambda c: central(c, 42, b"\1\0\0\0"), "is not where the zip says"),
         (lambda c: central(c, 42, bytes(4), 1), "has another name inside the zip"),
         (lambda c: central(c, 20, b"\xff\xff\xff\x7f" * 2, 3), "its entries"),
-        (lambda c: central(c, 20, b"\xff\xff\xff\xff" * 2), "its entries lie over each other"),
+        (lambda c: central(c, 20, b"\xff\xff\xff\xff" * 2), "its entries overlap"),
         (lambda c: c[: len(c) // 2], "is cut short or damaged"),
         (lambda c: c[:-1], "is cut short or damaged"),
     ],
@@ -240,11 +240,11 @@ def test_entries_that_stand_twice_or_over_each_other_are_refused(tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             for _ in range(2):
                 archive.writestr("n/data.pkl", data.program({"a": data.tensor(STORED)}))
-    assert "stands in it twice" in refusal(path.read_bytes(), tmp_path)
+    assert "has an entry twice" in refusal(path.read_bytes(), tmp_path)
     content = data.plain_zip()
     first = content.index(b"PK\1\2")
     larger = central(content, 20, struct.pack("<II", first, first))
-    assert "lie over each other" in refusal(larger, tmp_path)
+    assert "entries overlap" in refusal(larger, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -279,23 +279,23 @@ def table(**changes) -> bytes:
     [
         (data.tensors(b"{}", length=10**18), "a safetensors header of 1,000,000,000,000,000,000 bytes"),
         (data.tensors(b"{" + b" " * (5 << 20) + b"}"), "has a header of 5,242,882 bytes"),
-        (data.tensors(b"{" * 5000), "its header is no JSON"),
-        (data.tensors(b'{"a":' * 200_000), "its header is no JSON"),
-        (data.tensors(b'{"a": ' + b"9" * 5000 + b"}"), "its header is no JSON"),
-        (data.tensors(b"{\xff}"), "its header is no JSON"),
+        (data.tensors(b"{" * 5000), "its header is not JSON"),
+        (data.tensors(b'{"a":' * 200_000), "its header is not JSON"),
+        (data.tensors(b'{"a": ' + b"9" * 5000 + b"}"), "its header is not JSON"),
+        (data.tensors(b"{\xff}"), "its header is not JSON"),
         (data.tensors(b'{"a": NaN}'), "NaN in its header"),
-        (data.tensors(b'{"a": {}, "a": {}}'), "a name stands in its header twice"),
-        (data.tensors(b'{"a": {"dtype": "F32", "dtype": "F64"}}'), "a name stands in its header twice"),
+        (data.tensors(b'{"a": {}, "a": {}}'), "its header has a name twice"),
+        (data.tensors(b'{"a": {"dtype": "F32", "dtype": "F64"}}'), "its header has a name twice"),
         (data.tensors(b'{"__metadata__": {"a": 1}}'), "not texts by name"),
         (data.tensors(b'{"a": []}'), "array a has no data_offsets"),
         (table(data_offsets=[0, 23]), "array a is not as large as its shape"),
-        (table(data_offsets=[4, 28]), "not behind the one before"),
+        (table(data_offsets=[4, 28]), "does not follow the one before"),
         (table(data_offsets=[0, True]), "has no data_offsets"),
         (table(shape=[2, 4]), "array a is not as large as its shape"),
         (table(shape=[2**63, 0]), "whole numbers from 0 to 2^48"),
         (table(shape=[-2, -3]), "whole numbers from 0 to 2^48"),
         (table(shape=[2.0, 3]), "whole numbers from 0 to 2^48"),
-        (table(shape="23"), "a shape that is no row"),
+        (table(shape="23"), "a shape that is not a list"),
         (table(dtype="F8_E4M3"), "array a has dtype F8_E4M3, not one of F32"),
         (table(dtype=["F32"]), "not one of F32"),
         (table() + b"\0", "its arrays end at byte"),
@@ -311,7 +311,7 @@ def test_safetensors_that_lie_over_each_other_are_refused(tmp_path):
     entries = {
         name: {"dtype": "U8", "shape": [4], "data_offsets": at} for name, at in (("a", [0, 4]), ("b", [2, 6]))
     }
-    assert "not behind the one before" in refusal(
+    assert "does not follow the one before" in refusal(
         data.tensors(json.dumps(entries).encode(), bytes(6)), tmp_path
     )
 

@@ -1,6 +1,6 @@
 """The table of ablations: what each compares, on which pictures, for how long, and what the paper found.
 
-A design is fixed before its first run (docs/ablations.md), and is not changed after it: data, stride, metric
+A design is fixed before its first run (docs/ablations.md) and is not changed afterwards: data, stride, metric
 and number of seeds belong to it. The figures are the paper's, in per cent.
 """
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from minimask.ablations.networks import PYRAMID, Network, Sizes
 
 Scores = tuple[float | None, float | None, float | None]
-"""AP, AP50 and AP75 in per cent; None where the paper has none."""
+"""AP, AP50 and AP75 in per cent; None where the paper gives no value."""
 
 UNKNOWN: Scores = (None, None, None)
 
 
 @dataclass(frozen=True)
 class Training:
-    """On what every network of an ablation is trained, how, and on what it is evaluated.
+    """What every network of an ablation is trained on, how, and what it is evaluated on.
 
     Attributes
     ----------
@@ -25,7 +25,8 @@ class Training:
     steps, batch_size, learning_rate, warmup_steps
         As ``train.steps`` and so on. No picture is seen twice: there are steps times batch_size of them.
     evaluated, evaluation_seed : int
-        Number and seed of the pictures evaluated on, the same for all. Those of training have the run's seed.
+        Number and seed of the pictures for evaluation, the same for all. Training pictures have the run's
+        seed.
     """
 
     objects: tuple[int, int] = (1, 3)
@@ -44,14 +45,14 @@ class Variant:
     Attributes
     ----------
     name : str
-        Of its folder; no two of an ablation have the same.
+        Of its folder; unique within an ablation.
     title : str
         In the table.
     network : Network
     paper : three floats or None
-        AP, AP50 and AP75 of masks, or of boxes where the ablation is of boxes.
+        AP, AP50 and AP75 of masks, or of boxes where the ablation is about boxes.
     claim : "below", "equal" or None
-        What the paper says of it beside its own choice; None where it says nothing.
+        What the paper says of it compared with its own choice; None where it says nothing.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Ablation:
-    """One question of the paper's, asked again on a small scale.
+    """One of the paper's questions, asked again on a small scale.
 
     Attributes
     ----------
@@ -88,13 +89,13 @@ class Ablation:
     source : str
         Where in the paper.
     kind, metric : "mask" or "box"; "AP", "AP50" or "AP75"
-        What decides.
+        What decides the question.
     comparisons : tuple of Comparison
     seeds : int
-        Runs of each variant, with seeds 0, 1, ...: of the weights, of the pictures and of all that is drawn.
+        Runs of each variant; their seeds 0, 1, ... decide weights, pictures and everything drawn.
     training : Training
     sizes : Sizes
-        Of all its networks.
+        Of all networks in the ablation.
     """
 
     name: str

@@ -13,12 +13,12 @@ FOLDER = Path(__file__).parent / "measured"
 
 
 def measured(name: str) -> Results | None:
-    """Results of all runs of an ablation, with AP, AP50 and AP75; None where they have not been made.
+    """Results of all runs of an ablation, with AP, AP50 and AP75; None if it has not been run.
 
     Parameters
     ----------
     name : str
-        Of `designs.ABLATIONS`.
+        A key of `designs.ABLATIONS`.
     """
     path = FOLDER / f"{name}.json"
     if not path.exists():
@@ -28,7 +28,7 @@ def measured(name: str) -> Results | None:
 
 
 def keep(name: str, output: Path) -> Path:
-    """Make a finished ablation's results, in the directory of its runs, the package's own.
+    """Copy a finished ablation's results from the directory of its runs into the package.
 
     Raises
     ------

@@ -20,25 +20,25 @@ from minimask.nn import ConvNorm, GroupNorm, Module
 from minimask.randomness import Draws, Purpose
 
 PYRAMID = 0
-"""In the place of a stride: P2 to P6."""
+"""In place of a stride: P2 to P6."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a network of an ablation consists of; in all else they are the same.
+    """What an ablation's network consists of; in all else the networks are the same.
 
     Attributes
     ----------
     stride : 16, 32 or PYRAMID
         Of the map that RPN and heads read: C4 or C5 of a ResNet with basic blocks, its channels reduced.
     roi_layer, mask_loss, mask_branch : str
-        As ``model.roi_layer`` and so on of a configuration.
+        As ``model.roi_layer`` and so on in a configuration.
     sampling_ratio : int
-        Points in a bin and direction, of the RoI layers that read at points; 0: as many as it has cells.
+        Points per bin in each direction, for RoI layers that read at points; 0: as many as the bin has cells.
     aligned : bool
-        Whether the RoI layer reads a box's edges as places (`functions.roi_align`).
+        Whether the RoI layer reads at exact positions (`functions.roi_align`).
     class_agnostic : bool
-        One mask a RoI.
+        One mask per RoI instead of one for each class.
     masks : bool
         Mask R-CNN, or Faster R-CNN.
     """
@@ -53,7 +53,7 @@ class Network:
     masks: bool = True
 
     def bound_roi_layer(self) -> RoILayer:
-        """The RoI layer, with where and how densely it reads."""
+        """The RoI layer, bound to `sampling_ratio` and `aligned`."""
         reads = replace(MINIMASK, sampling_ratio=self.sampling_ratio, aligned=self.aligned)
         return ROI_LAYERS[self.roi_layer](reads)
 
@@ -62,21 +62,21 @@ class Network:
 class Sizes:
     """How large these networks are, and how much of an image their losses look at."""
 
-    body: tuple[int, ...] = (24, 48, 96, 128)  # channels at strides 4, 8, 16 and 32, a block each
+    body: tuple[int, ...] = (24, 48, 96, 128)  # channels at strides 4, 8, 16 and 32, one block each
     features: int = 48  # of the map that RPN and heads read
     box_width: int = 128
     mask_convs: int = 2
     anchors: tuple[float, ...] = (0.16, 0.25, 0.375)  # sides on a single map, as shares of the picture's
     pyramid_anchors: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.75)  # of P2 to P6
-    sampled_anchors: int = 64  # an image
+    sampled_anchors: int = 64  # per image, as the next four
     proposals: int = 100
     sampled_rois: int = 24
     positive_rois: float = 0.5
-    detections: int = 20  # most, an image
+    detections: int = 20  # at most
 
 
 class OneMap(Module):
-    """A body without a pyramid, the channels of its last map reduced."""
+    """A body without a pyramid; the channels of its last map are reduced."""
 
     def __init__(self, body: ResNet, channels: int, rng):
         self.body, self.reduce = body, ConvNorm(body.channels[-1], channels, 1, rng, GroupNorm, gain=1.0)
@@ -89,7 +89,7 @@ def build(network: Network, num_classes: int, size: int, seed: int, sizes: Sizes
     """A network with random weights.
 
     Two networks of one seed and stride have the same weights wherever they have the same layers: weights are
-    drawn in a fixed order, and what networks differ in, the mask head's net, comes last.
+    drawn in a fixed order, and the part in which networks differ, the mask head's net, comes last.
 
     Parameters
     ----------

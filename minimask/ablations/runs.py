@@ -1,4 +1,4 @@
-"""Trains and evaluates an ablation's networks, each in a folder of its own, and goes on where it stopped."""
+"""Trains and evaluates an ablation's networks, each in its own folder, and goes on where it stopped."""
 
 import json
 import time
@@ -27,7 +27,7 @@ DESIGN, RESULT = "design.json", "result.json"
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a variant and the side of its pictures, a seed, and the folder of variant and seed."""
+    """One training: a variant and the side of its pictures, a seed, and the folder for both."""
 
     variant: Variant
     size: int
@@ -37,7 +37,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run: metrics of each kind from 0 to 1, as `Evaluation` has them, and seconds spent."""
+    """What a run gave: metrics of each kind from 0 to 1, as in `Evaluation`, and the seconds it took."""
 
     kinds: dict[str, dict[str, float]]
     seconds: float
@@ -57,7 +57,7 @@ class Finished:
     of : int
         How many there are in all.
     stopped_by : int or None
-        The signal that stopped it; None also where its time was up.
+        The signal that stopped it; None also if its time was up.
     """
 
     results: Results
@@ -70,7 +70,7 @@ class Finished:
 
 
 class _Left(Exception):
-    """The run is to stop, and its evaluation is left."""
+    """The run is to stop, and its evaluation is abandoned."""
 
 
 def run(
@@ -83,13 +83,13 @@ def run(
 ) -> Finished:
     """Do what is left of an ablation's runs, one after another.
 
-    They come seed by seed, so that what there is early can be compared.
+    They come seed by seed, so that the first results can already be compared.
 
     Parameters
     ----------
     ablation : Ablation
     output : Path
-        Gets design.json and a folder for each variant, in it one for each seed.
+        Gets design.json and a folder for each variant, with one for each seed in it.
     seeds : int
     note : callable
         Called with lines for the user to see.
@@ -129,7 +129,7 @@ def run(
 
 
 def plan(ablation: Ablation, output: Path, seeds: int) -> Iterator[Run]:
-    """All runs in the order in which they are done."""
+    """All runs, in the order in which they are done."""
     for seed in range(seeds):
         for comparison in ablation.comparisons:
             for variant in comparison.variants:
@@ -137,7 +137,7 @@ def plan(ablation: Ablation, output: Path, seeds: int) -> Iterator[Run]:
 
 
 def read_result(folder: Path) -> Result | None:
-    """The result in a run's folder; None where the run is not done.
+    """The result in a run's folder; None if the run is not done.
 
     Raises
     ------
@@ -169,14 +169,14 @@ def _read_json(path: Path) -> Any:
 
 
 def design_of(ablation: Ablation) -> dict[str, Any]:
-    """All that an ablation's results depend on, as JSON would give it back."""
+    """All that an ablation's results depend on, as read back from JSON."""
     return json.loads(json.dumps(asdict(ablation)))
 
 
 def _check_design(ablation: Ablation, output: Path) -> None:
-    """See that what is in the directory belongs to this ablation as it is designed now."""
+    """Check that what is in the directory belongs to this ablation as it is designed now."""
     design = design_of(ablation)
-    del design["seeds"]  # more of them do not change those there are
+    del design["seeds"]  # more seeds do not change the runs there are
     known = _read_json(output / DESIGN)
     if known is None:
         write_json(output / DESIGN, design, indent=1)
@@ -196,7 +196,7 @@ def _run(
     device: str,
     enough: Callable[[], bool],
 ) -> Result | None:
-    """What came of a run; None where it was stopped, and is to be gone on with."""
+    """Train and evaluate; the result, or None if the run was stopped and is to be resumed."""
     data = ablation.training
     pictures = Stars(data.steps * data.batch_size, run.seed, run.size, data.objects)
     try:
@@ -211,7 +211,7 @@ def _run(
             build=partial(_network, ablation, run),
         )
     except TrainingStopped as error:
-        what = str(error).partition(". ")[0]  # its mend is for a run of one's own
+        what = str(error).partition(". ")[0]  # the advice behind it is for ordinary runs
         raise InputError(
             f"{run.variant.name}, seed {run.seed}: {what}; remove {run.folder} to try it again, or leave it: "
             "that a design diverges is a result, too"
@@ -230,14 +230,14 @@ def _run(
     result = Result(evaluation.kinds, round(spent + time.monotonic() - began, 1))
     about = {"variant": run.variant.name, "seed": run.seed, "minimask": __version__, "steps": data.steps}
     write_json(run.folder / RESULT, about | asdict(result), indent=1)
-    # Neither is needed any more, and both would name a network of the command's, which this is not.
+    # Neither is needed any more, and both name one of the command's networks, which this is not.
     for name in (CHECKPOINT, CONFIG):
         (run.folder / name).unlink(missing_ok=True)
     return result
 
 
 def training_config(ablation: Ablation, seed: int) -> Config:
-    """How the loop trains; the network is made by `build`, whatever the configuration's model says."""
+    """How the loop trains; `build` makes the network, whatever the configuration's model says."""
     data, config = ablation.training, Config()
     return replace(
         config,
@@ -257,7 +257,7 @@ def training_config(ablation: Ablation, seed: int) -> Config:
 def _network(
     ablation: Ablation, run: Run, config: Config, num_classes: int, device: str, num_keypoints: int
 ) -> Any:
-    """The model of a run, as `train` asks for it."""
+    """The model of a run, with the arguments that `train` passes."""
     return build(run.variant.network, num_classes, run.size, config.train.seed, ablation.sizes).to(device)
 
 
@@ -269,7 +269,7 @@ def _until(enough: Callable[[], bool], indices: Sequence[int]) -> Iterator[int]:
 
 
 def _before(run: Run, done: int, total: int, seconds: list[float]) -> str:
-    """The line that says which run begins, and how long all that are left take."""
+    """The line that says which run begins, and about how long the remaining runs take."""
     line = f"run {done + 1} of {total}: {run.variant.name}, seed {run.seed}"
     if not seconds:
         return line

@@ -1,4 +1,4 @@
-"""Pictures for ablations: small stars, whose tips a misplaced mask misses."""
+"""Pictures for ablations: small stars, with tips that a misplaced mask misses."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ class Stars(Shapes):
 
     In a picture of 128 pixels they are some 20 to 60 pixels wide: half a cell of a map at stride 16, by which
     RoIPool may misplace an edge, is a fifth of 40 pixels. The class is the number of tips, and nothing else
-    tells it. Parameters, seeds and masks are as of `Shapes`.
+    reveals it. Parameters, seeds and masks are as in `Shapes`.
     """
 
     class_names = tuple(STARS)
@@ -31,13 +31,13 @@ class Stars(Shapes):
         turn = rng.uniform(0.0, 2.0 * np.pi)
         first = np.floor(np.maximum(middle - radius, 0)).astype(int).ravel()
         last = np.ceil(np.minimum(middle + radius, self.size)).astype(int).ravel()
-        columns, rows = map(slice, first, last)  # what the star may reach, of the picture
+        columns, rows = map(slice, first, last)  # the part of the picture that the star may reach
         x = np.arange(self.size)[columns] + 0.5 - middle[0]  # (W,)
         y = (np.arange(self.size)[rows] + 0.5 - middle[1])[:, None]  # (H, 1)
         half = np.pi / tips  # from a tip to the notch beside it
         fold = np.abs((np.arctan2(y, x) - turn + half) % (2 * half) - half)  # 0 at a tip, `half` at a notch
         along, across = np.hypot(y, x) * (np.cos(fold), np.sin(fold))  # (H, W) each
-        # The edge from the tip (radius, 0) to the notch, at the angle `half` and the distance notch radius
+        # The edge from the tip at (radius, 0) to the notch, which is at the angle `half`, notch * radius away
         dx, dy = radius * (notch * np.cos(half) - 1), radius * notch * np.sin(half)
         star = np.zeros((self.size, self.size), bool)
         star[rows, columns] = (along - radius) * dy - across * dx <= 0

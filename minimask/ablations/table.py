@@ -1,4 +1,4 @@
-"""What came of an ablation, beside the paper's figures: means, spreads, differences by seed, as Markdown."""
+"""An ablation's results beside the paper's figures: means, spreads, differences by seed, as Markdown."""
 
 import math
 from collections.abc import Sequence
@@ -32,16 +32,16 @@ class Difference:
 
     @property
     def direction(self) -> str | None:
-        """ "below" or "above", beyond the spread; "inside"; None where one seed tells no spread."""
+        """ "below" or "above" if beyond the spread, else "inside"; None for one seed, which has no spread."""
         if self.count < 2:
             return None
         return "below" if self.high < 0 else "above" if self.low > 0 else "inside"
 
 
 def paired(ours: dict[int, float], reference: dict[int, float]) -> Difference | None:
-    """The difference of values by seed, over the seeds that both have; None without any.
+    """The difference of values by seed, over the seeds that both have; None if there are none.
 
-    The interval is mean +- t s / sqrt(n), with t of Student's distribution with n - 1 degrees of freedom.
+    The interval is mean +- t s / sqrt(n), with t from Student's distribution with n - 1 degrees of freedom.
     """
     values = [ours[seed] - reference[seed] for seed in sorted(ours.keys() & reference.keys())]
     if not values:
@@ -55,18 +55,18 @@ def paired(ours: dict[int, float], reference: dict[int, float]) -> Difference | 
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and standard deviation with n - 1; NaN for that of a single value."""
+    """Mean, and standard deviation with n - 1, which is NaN for a single value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def verdict(difference: Difference | None, claim: str | None) -> str:
-    """In words, whether a difference is beyond the spread, and whether the paper says the same.
+    """In words, whether a difference is beyond the spread, and whether that agrees with the paper.
 
     Parameters
     ----------
     difference : Difference or None
     claim : "below", "equal" or None
-        As of `minimask.ablations.designs.Variant`.
+        As in `minimask.ablations.designs.Variant`.
     """
     if difference is None:
         return ""
@@ -80,7 +80,7 @@ def verdict(difference: Difference | None, claim: str | None) -> str:
 
 
 def table(ablation: Ablation, results: Results, seeds: int) -> str:
-    """All comparisons of an ablation as Markdown, with what the columns mean; of what is done so far."""
+    """All comparisons of an ablation as Markdown, as far as the runs are done, and what the columns mean."""
     done, of = len(results), seeds * len(ablation.variants)
     part = "" if done == of else f"; **{done} of {of} runs are done**"
     kind = {"mask": "masks", "box": "boxes"}[ablation.kind]
@@ -127,7 +127,7 @@ def _comparison(ablation: Ablation, comparison: Comparison, results: Results) ->
 
 
 def _of(results: Results, variant: Variant, kind: str, metric: str) -> dict[int, float]:
-    """One metric of a variant by seed, in per cent."""
+    """A variant's metric by seed, in per cent."""
     values: dict[int, float] = {}
     for (name, seed), result in results.items():
         if name == variant.name and kind in result.kinds:
@@ -148,7 +148,7 @@ def _shown(mean: float, deviation: float, sign: str = "") -> str:
 
 
 def _markdown(rows: list[list[str]]) -> str:
-    """Rows of cells as a Markdown table that reads well as it stands; the first row is the head."""
+    """Rows of cells as a Markdown table with aligned columns; the first row is the head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")

@@ -1,7 +1,7 @@
-"""Everything that decides a training run, as one tree of options; and demo, nuclei and quick, three of them.
+"""Everything that decides a training run, as one tree of options; and the packaged configurations.
 
 Imports `errors` and `files`. Begin with `tree.py`, which has every option with its meaning; `reading.py`
-takes them from TOML files and from ``--set``.
+reads their values from TOML files and ``--set``.
 """
 
 from minimask.config.reading import (

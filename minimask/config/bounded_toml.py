@@ -1,7 +1,7 @@
-"""TOML within bounds: what `tomllib` would take gigabytes for, or recurse into without end, is refused first.
+"""TOML within bounds: refuses first what would make `tomllib` take gigabytes, or recurse without end.
 
-Options are two deep (``train.steps``), and a file of all of them has 5 kB. `tomllib` stores every beginning
-of a dotted key, so that one of 100 kB takes 10 GB, and recurses into each bracket.
+Options are two deep (``train.steps``), and a file with all of them has 5 kB. `tomllib` stores every prefix of
+a dotted key, so that a key of 100 kB takes 10 GB, and recurses into each bracket.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from typing import Any
 
 MOST = 1 << 18  # characters
 _DEEPEST = 16  # brackets in brackets, and parts of a dotted key
-# Strings and comments, whether or not they are closed, so that none is looked at twice.
+# Strings and comments, whether or not they are closed, so that no character is scanned twice.
 _QUOTED = re.compile(
     r'''
       """ (?: [^"\\] | \\. | "(?!"") )*+ "{0,5}
@@ -28,7 +28,7 @@ _LONG_KEY = re.compile(
 
 
 class OutOfBounds(ValueError):
-    """The text may be TOML, but of a size that no configuration has; the text says which."""
+    """The text may be TOML, but exceeds what any configuration needs; the message says in what."""
 
 
 def loads(text: str) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def loads(text: str) -> dict[str, Any]:
     Raises
     ------
     tomllib.TOMLDecodeError
-        If it is none.
+        If it is not TOML.
     OutOfBounds
         If it is too long, too deep, or has a number of too many digits.
     """
@@ -53,5 +53,5 @@ def loads(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         raise
-    except ValueError as error:  # of int()
+    except ValueError as error:  # from int()
         raise OutOfBounds("has a number of too many digits") from error

@@ -19,14 +19,14 @@ from minimask.files import open_regular
 
 
 def from_dict(values: dict, where: str, base: Config | None = None) -> Config:
-    """Check nested dictionaries against the tree and put them over `base` (the defaults).
+    """Check nested dictionaries against the tree and apply them on top of `base` (by default the defaults).
 
     Parameters
     ----------
     values : dict of dict
         Section name -> option name -> value, as TOML and JSON hold them.
     where : str
-        The file or flag the values come from; begins the error.
+        The file or flag that the values come from; begins the error message.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def _text_of(file_or_name: str) -> str:
     try:
         with open_regular(file_or_name) as file:
             content = file.read(bounded_toml.MOST + 1)
-        # What is longer is refused by its length, and may be cut within a character.
+        # A longer text is refused for its length, and may be cut within a character.
         return content.decode("utf-8-sig", "strict" if len(content) <= bounded_toml.MOST else "replace")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text (save it as UTF-8)"
@@ -108,13 +108,13 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
 
 
 def set_by(settings: Sequence[str]) -> list[str]:
-    """The options that ``--set`` arguments set, by their names of today."""
+    """The options that ``--set`` arguments set, by their present names."""
     keys = (setting.partition("=")[0].strip() for setting in settings)
     return [RENAMED.get(key, key) for key in keys]
 
 
 def to_toml(config: Config) -> str:
-    """The tree as TOML, each option with its meaning beside it; `read_config` reads it back the same."""
+    """The tree as TOML, each option with its meaning beside it; `read_config` reads the same tree back."""
     lines = []
     for section in fields(config):
         lines += [f"[{section.name}]"]
@@ -123,7 +123,7 @@ def to_toml(config: Config) -> str:
             written = "" if value is None else _toml_value(value)
             setting = f"{entry.name} = {written if _is_unicode(written) else ascii(value)}"
             if value is None or not _is_unicode(written):
-                # Unset, or a path that is no UTF-8, which TOML cannot hold. Checkpoints know the difference.
+                # Unset, or a path that is not UTF-8, which TOML cannot hold. Checkpoints can tell which.
                 setting = f"# {setting}"
             lines += [f"{setting:<32} # {describe(entry)}"]
         lines += [""]
@@ -131,7 +131,7 @@ def to_toml(config: Config) -> str:
 
 
 def _checked(value: Any, entry: Field, where: str) -> Any:
-    """`value` in the field's type, or InputError."""
+    """`value` in the field's type; raises an InputError if it is not valid."""
     kind = next(kind for kind in _alternatives(entry.type) if kind is not type(None))
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
@@ -166,7 +166,7 @@ def _checked_one(value: Any, kind: type, entry: Field, where: str) -> Any:
 
 
 def _fits(value: Any, kind: type) -> bool:
-    if isinstance(value, bool):  # a subclass of int in Python; true is no number of steps
+    if isinstance(value, bool):  # a subclass of int in Python, but true is not a number of steps
         return kind is bool
     if kind is not float:
         return isinstance(value, kind)
@@ -177,7 +177,7 @@ def _fits(value: Any, kind: type) -> bool:
 
 
 def _may_be_path(text: str) -> bool:
-    """Whether it has neither NUL nor surrogates, but those in which Python keeps bytes that are no UTF-8."""
+    """Whether it has no NUL, and no surrogates but those in which Python keeps bytes that are not UTF-8."""
     return "\0" not in text and not any(
         "\ud800" <= c <= "\udfff" and not "\udc80" <= c <= "\udcff" for c in text
     )
@@ -206,7 +206,7 @@ def _check_together(config: Config, where: str) -> None:
 
 
 def _unknown(key: str, known: dict) -> str:
-    """What to say of an option or section that does not exist: the nearest one, in whichever section."""
+    """The message for an option or section that does not exist: the nearest one, in any section."""
     section, _, name = key.rpartition(".")
     key = one_line(key, 80)
     siblings = [other for other in known if section and other.startswith(f"{section}.")]
@@ -228,7 +228,7 @@ def _parse(text: str, kind: Any) -> Any:
     if any(get_origin(kind) is tuple for kind in alternatives) and not text.startswith("["):
         text = f"[{text}]"
     if str not in alternatives:
-        text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # .02 and 1., which TOML does not know
+        text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # .02 and 1. are not TOML
         text = re.sub(r"(?<=\d)\.(?![\d.])", ".0", text)
     try:
         values = bounded_toml.loads(f"value = {text}")

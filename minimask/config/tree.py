@@ -1,6 +1,6 @@
 """The options: one tree of frozen dataclasses, in which each states its default, meaning and range once.
 
-The checks, the help text and the comments in the written file are made from that.
+The checks, the help text and the comments in the written file all come from there.
 """
 
 import json
@@ -10,11 +10,11 @@ from typing import Any
 
 from minimask.errors import one_line
 
-SIDE_MOST = 65_536  # pixels: an image of a greater side could not be held
+SIDE_MOST = 65_536  # pixels: a larger image could not be held
 DETECTIONS_MOST = 65_535  # a label map numbers them with 16 bits
 BATCH_MOST = 4096  # images
-ROIS_MOST = 65_536  # an image
-ANCHOR_SIZES = 5  # one for each level of a pyramid; C4 has as many on its one level
+ROIS_MOST = 65_536  # per image
+ANCHOR_SIZES = 5  # one for each level of a pyramid; C4 has as many on its single level
 RENAMED = {"evaluate.max_detections": "model.detections"}
 
 
@@ -48,19 +48,21 @@ class ModelConfig:
     )
     norm: str | None = option(
         None,
-        "of a ResNet; frozen suits loaded weights",
+        "norm of a ResNet; frozen suits loaded weights",
         choices=("group", "batch", "frozen"),
     )
-    trainable_layers: int | None = option(None, "last stages of a ResNet that train; 5: all", low=0, high=5)
+    trainable_layers: int | None = option(
+        None, "how many of a ResNet's last stages train; 5: all", low=0, high=5
+    )
     conventions: str | None = option(
         None,
-        "of a large network: whose details it follows; unset: the network's, or the weights'",
+        "for a large network: whose details it follows; unset: the network's, or the weights'",
         choices=("torchvision", "torchvision_coco_v1", "detectron2", "detectron2_resnext"),
     )
     # What the paper compares its choices with: docs/alternatives.md
     roi_layer: str | None = option(
         None,
-        "of both heads",
+        "of all heads",
         choices=("roi_pool", "roi_warp_max", "roi_warp", "roi_align_max", "roi_align"),
     )
     mask_loss: str | None = option(
@@ -73,16 +75,16 @@ class ModelConfig:
         "convolutions, or 2 or 3 fully connected layers",
         choices=("fcn", "mlp2", "mlp3"),
     )
-    class_agnostic_mask: bool = option(False, "one mask an object, instead of one for each class")
-    class_agnostic_box: bool = option(False, "one box an object, instead of one for each class")
-    with_masks: bool = option(False, "of a network with keypoints: a mask head as well")
+    class_agnostic_mask: bool = option(False, "one mask per object, instead of one for each class")
+    class_agnostic_box: bool = option(False, "one box per object, instead of one for each class")
+    with_masks: bool = option(False, "for a network with keypoints: a mask head as well")
     score_threshold: float = option(0.05, "detections that score less are dropped", low=0, high=1)
     nms_threshold: float = option(
-        0.5, "of two boxes of a class with more IoU than this, one goes", low=0, high=1
+        0.5, "of two boxes of a class with more IoU than this, one is dropped", low=0, high=1
     )
     detections: int = option(
         100,
-        "most detections an image, in results and metrics",
+        "most detections per image, in results and metrics",
         low=1,
         high=DETECTIONS_MOST,
     )
@@ -93,7 +95,7 @@ class ModelConfig:
         None, "... unless the longer side would then exceed this", low=32, high=SIDE_MOST
     )
     magnification: float | None = option(
-        None, "of a small network without min_size: images are scaled by this", low=0.01, high=100
+        None, "for a small network without min_size: images are scaled by this", low=0.01, high=100
     )
     anchor_sizes: tuple[float, ...] | None = option(
         None, "sides of the square anchors of P2..P6, in pixels; unset: the network's", low=1, high=SIDE_MOST
@@ -102,22 +104,22 @@ class ModelConfig:
         None, "side of the boxes that the heads pool from P4; unset: the network's", low=1, high=SIDE_MOST
     )
     rois: int | None = option(
-        None, "RoIs an image in the losses of the heads; unset: the network's", low=1, high=ROIS_MOST
+        None, "RoIs per image in the losses of the heads; unset: the network's", low=1, high=ROIS_MOST
     )
     positive_share: float | None = option(
-        None, "of them, the most that may be objects; unset: the network's", low=0, high=1
+        None, "largest share of these that may be objects; unset: the network's", low=0, high=1
     )
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images come from and what random changes training makes to them."""
+    """Where the images come from, and what random changes training makes to them."""
 
     train: str = option("", "COCO instance file to train on, or 'nuclei', 'shapes' or 'figures' (built in)")
     images: str = option("", "folder of its images")
     val: str = option("", "COCO instance file to evaluate on after training")
     val_images: str = option("", "folder of its images, if not the same")
-    strict: bool = option(False, "whether annotations without area, or outside the image, are an error")
+    strict: bool = option(False, "whether annotations without area, or outside the image, are errors")
     crop: int = option(
         256, "side of the random square crop in pixels; 0: whole images", low=0, high=SIDE_MOST
     )
@@ -128,7 +130,7 @@ class DataConfig:
         False, "wide and tall images in batches of their own: less padding of whole images (crop 0)"
     )
     repeat_by_size: bool = option(
-        False, "an image occurs in an epoch as often as the crop's side goes into the root of its area"
+        False, "repeat an image in an epoch as often as the crop's side fits into the root of its area"
     )
     flip_horizontal: bool = option(True, "mirror left to right, half of the time")
     flip_vertical: bool = option(False, "mirror top to bottom, half of the time")
@@ -145,31 +147,31 @@ class TrainConfig:
     weights: str = option("", "start from these weights of a detector: a file, name or address")
     backbone_weights: str = option("", "start from these weights of a ResNet classifier")
     steps: int = option(1500, "optimizer steps", low=1)
-    batch_size: int = option(2, "images a step", low=1, high=BATCH_MOST)
+    batch_size: int = option(2, "images per step", low=1, high=BATCH_MOST)
     learning_rate: float | None = option(
         None,
-        "greatest, for a batch of reference_batch; unset: the network's",
+        "the highest, for a batch of reference_batch images; unset: the network's",
         above=0,
     )
     reference_batch: int | None = option(
         None, "the batch that learning_rate is meant for; unset: the network's", low=1
     )
-    warmup_steps: int = option(100, "steps over which the rate rises to its greatest, linearly", low=0)
+    warmup_steps: int = option(100, "steps over which the rate rises linearly to its highest", low=0)
     schedule: str = option("cosine", "how the rate falls afterwards", choices=("cosine", "step", "constant"))
     milestones: tuple[int, ...] = option((), "for 'step': the steps at which the rate falls", low=1)
     gamma: float = option(0.1, "for 'step': what it is multiplied by there", above=0, high=1)
     momentum: float = option(0.9, "of SGD", low=0, high=0.9999)
     weight_decay: float = option(1e-4, "of SGD", low=0)
-    decay_norms_and_biases: bool = option(False, "whether weight decay reaches them too")
+    decay_norms_and_biases: bool = option(False, "whether weight decay applies to them too")
     clip_norm: float = option(10.0, "gradients with a greater norm are scaled down to it; 0: never", low=0)
     seed: int = option(0, "of the initial weights, the order of the images and all random changes", low=0)
     save_every: int = option(100, "steps between checkpoints", low=1)
     validate_every: int = option(
-        0, "steps between evaluations on data.val, of which best.npz is kept; 0: one at the end", low=0
+        0, "steps between evaluations on data.val, which also keep best.npz; 0: one at the end", low=0
     )
-    validation_images: int = option(0, "how many images these evaluations take, evenly spaced; 0: all", low=0)
+    validation_images: int = option(0, "images used in these evaluations, evenly spaced; 0: all", low=0)
     patience: int = option(
-        0, "stop after so many of these evaluations in a row without a new best; 0: never", low=0
+        0, "stop after this many of these evaluations in a row without a new best; 0: never", low=0
     )
     deterministic: bool = option(False, "on a GPU: the same bits in every run, a little slower")
     tf32: bool = option(False, "on a GPU: faster products of float32, with 10 bits of mantissa instead of 23")
@@ -195,10 +197,10 @@ def options(tree: Any = Config) -> Iterator[tuple[str, Field]]:
 
 
 def up_to_date(values: dict) -> dict:
-    """Sections as TOML files and checkpoints of earlier versions have them, with today's options.
+    """Sections from TOML files and checkpoints of earlier versions, with today's options.
 
-    Once the evaluation after training had a limit of its own, ``evaluate.max_detections``, and ``predict``
-    went by ``model.detections``: of the two the one that is not the default is meant, the second first.
+    The evaluation after training once had a limit of its own, ``evaluate.max_detections``, while ``predict``
+    went by ``model.detections``. Today there is one: the second, unless that has its default, else the first.
     """
     old = values.get("evaluate")
     if not isinstance(old, dict) or old.keys() != {"max_detections"}:
@@ -227,7 +229,7 @@ def describe(entry: Field) -> str:
     meaning = entry.metadata
     limits = [f"one of {', '.join(meaning['choices'])}"] if meaning["choices"] else []
     limits += [f"more than {meaning['above']}"] if meaning["above"] is not None else []
-    low, high = meaning["low"] or None, meaning["high"]  # that a number is not negative goes without saying
+    low, high = meaning["low"] or None, meaning["high"]  # a lower limit of 0 goes without saying
     if low is not None and high is not None:
         limits += [f"{low} to {high}"]
     else:
@@ -237,7 +239,7 @@ def describe(entry: Field) -> str:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """One phrase an option that differs: ``"train.steps is 200, was 100"``."""
+    """One phrase for each option that differs: ``"train.steps is 200, was 100"``."""
     phrases = []
     for key, _ in options():
         section, _, name = key.partition(".")
@@ -248,7 +250,7 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """An option's value as a person writes it, in one line; of a long one, beginning and end."""
+    """An option's value as a person would write it, in one line; if it is long, its beginning and end."""
     if value is None:
         return "unset"
     try:

@@ -5,8 +5,8 @@ A dataset is anything with ``len(d)``, ``d[i] -> Sample``, ``class_names`` (labe
 messages, ``image(i)`` for the image alone and ``coco_document()`` for pycocotools. It may have ``pixels(i)``,
 the image at its own bit depth, and a ``skeleton``, the names of its keypoints.
 
-Imports only `errors`, `files` and `randomness`: data knows no models. Begin with `sample.py`, which says what
-an image with its objects is, then read `coco.py`.
+Imports only `errors`, `files` and `randomness`: data knows nothing of models. Begin with `sample.py`, which
+says what an image with its objects is, then read `coco.py`.
 """
 
 from minimask.data.augmentation import Augmentation, augment

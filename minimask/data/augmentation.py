@@ -1,7 +1,7 @@
-"""Random crops, scales, flips and colours of image, boxes, masks and keypoints together.
+"""Random crops, scales, flips and colours, of image, boxes, masks and keypoints together.
 
-What will be done is drawn first (`draw_plan`) and carried out second, so that a dataset need only decode the
-window that the plan asks for. Coordinates are those of `sample` throughout: pixel i covers [i, i + 1).
+What to do is drawn first (`draw_plan`) and carried out second, so that a dataset need only decode the window
+that the plan asks for. Coordinates are those of `sample` throughout: pixel i covers [i, i + 1).
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 CROP_TRIES = 10
 PIXELS_MOST = 2**28
-"""Of an image that is magnified: 3 GiB as float32."""
+"""The most in an image after scaling: 3 GiB as float32."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Augmentation:
     ----------
     crop : int
         Side of a square crop in pixels, after scaling; 0 takes the whole image. Smaller images stay smaller:
-        batching pads. Crops that contain the middle of an object are preferred (10 draws).
+        batching pads them. Crops that contain the middle of an object are preferred (10 draws).
     flip_horizontal, flip_vertical : bool
         Mirror an image with probability 1/2.
     rotate90 : bool
@@ -36,8 +36,8 @@ class Augmentation:
     scale : (low, high)
         Range of a factor, drawn uniformly in its logarithm.
     brightness, contrast, saturation : float v in 0..1
-        A factor from 1 - v to 1 + v for, in turn: all values; their distances to the image's mean grey; the
-        distances of each pixel's channels to the pixel's grey.
+        A factor from 1 - v to 1 + v, respectively for: all values; their distances to the image's mean grey;
+        the distances of each pixel's channels to the pixel's grey.
     """
 
     crop: int = 0
@@ -61,12 +61,12 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to one image, in this order."""
+    """What happens to one image, in this order, except that saturation changes before contrast."""
 
     window: PixelBox  # cut out of the image
     height: int  # of the window after scaling
     width: int
-    transpose: bool  # rows become columns; together with the flips, this gives every turn by 90 degrees
+    transpose: bool  # rows become columns; with the flips, this gives every turn by a multiple of 90 degrees
     flip_x: bool
     flip_y: bool
     brightness: float
@@ -85,7 +85,7 @@ def draw_plan(
     corners = rng.integers(0, [width - w, height - h], size=(CROP_TRIES, 2), endpoint=True)
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2 - corners[:, None]  # (CROP_TRIES, G, 2), in each crop
     shown = ((middle >= 0) & (middle < (w, h))).all(axis=2)  # (CROP_TRIES, G)
-    x1, y1 = corners[shown.any(axis=1).argmax()].tolist()  # the first that shows an object, else the first
+    x1, y1 = corners[shown.any(axis=1).argmax()].tolist()  # the first that shows an object, or else the first
 
     def scaled(size: int) -> int:
         return options.crop if size == side and options.crop else max(1, round(size * factor))
@@ -136,7 +136,7 @@ def carry_out(sample: Sample, plan: Plan) -> Sample:
         x1, y1, x2, y2 = (boxes[:, [1, 0, 3, 2]] if plan.transpose else boxes).T
         x1, x2 = (width - x2, width - x1) if plan.flip_x else (x1, x2)
         y1, y2 = (height - y2, height - y1) if plan.flip_y else (y1, y2)
-        # A side that touches the border may round to a hair beyond it when it is scaled and mirrored.
+        # A side on the border may be rounded to just beyond it by scaling and mirroring.
         return np.clip(np.stack([x1, y1, x2, y2], axis=1), 0, np.array([width, height] * 2, boxes.dtype))
 
     boxes, crowd_boxes = turned_boxes(boxes), turned_boxes(crowd_boxes)
@@ -161,8 +161,8 @@ def turn_keypoints(
 ) -> np.ndarray:
     """Keypoints (G, K, 3) turned and mirrored with an image that is height x width afterwards.
 
-    What was a left hand looks like a right one in a mirror, so the two change places. A transposition is a
-    mirror too: it takes an odd number of mirrors for that, and a turn is two of them.
+    A left hand looks like a right one in a mirror, so the two change places. A transposition is a mirror,
+    too, and a turn is two mirrors: they change places after an odd number of mirrors.
     """
     x, y, seen = (keypoints[..., i] for i in ((1, 0, 2) if plan.transpose else (0, 1, 2)))  # (G, K) each
     x = np.float32(width) - x if plan.flip_x else x
@@ -175,7 +175,7 @@ def turn_keypoints(
 def augment(sample: Sample, options: Augmentation, rng: np.random.Generator) -> Sample:
     """A randomly changed copy of a sample: image, boxes, masks and keypoints alike.
 
-    Objects that the crop cuts get the box around what is left of them, and are dropped when that is a smaller
+    Objects that the crop cuts get the box around what is left of them, and are dropped if that is a smaller
     share than `sample.MIN_SHARE`.
     """
     plan = draw_plan(options, *sample.image.shape[1:], sample.boxes, rng)
@@ -183,7 +183,7 @@ def augment(sample: Sample, options: Augmentation, rng: np.random.Generator) -> 
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(3, H, W) float32 -> (3, height, width): bilinear between pixel centres, averaging where it shrinks."""
+    """(3, H, W) float32 -> (3, height, width): bilinear between pixel centres; averages when it shrinks."""
     from PIL import Image
 
     bilinear = Image.Resampling.BILINEAR

@@ -1,4 +1,4 @@
-"""Which images a training step sees, as a function of the step alone, and a thread that prepares them."""
+"""Which images a training step sees, as a function of only the step, and a thread that prepares them."""
 
 import math
 import threading
@@ -14,15 +14,15 @@ from minimask.data.sample import Sample
 from minimask.errors import InputError
 from minimask.randomness import Draws, Purpose
 
-PATIENCE = 0.25  # seconds
+PATIENCE = 0.25  # seconds to wait for the thread's end
 
 
 class Batches:
     """``batches(step)`` is the list of samples of that step, whatever was asked for before.
 
-    In each epoch every image occurs once, or as often as `repeats` says, in an order keyed by the seed and
-    the epoch; the augmentation is keyed by the seed, the step and the place in the batch. So a resumed run,
-    or a loader that runs ahead, sees what an uninterrupted run sees.
+    In each epoch every image occurs once, or as often as `repeats` says, in an order that depends on the seed
+    and the epoch; the augmentation depends on the seed, the step and the place in the batch. So a resumed
+    run, or a loader that runs ahead, sees what an uninterrupted run sees.
 
     Parameters
     ----------
@@ -33,10 +33,10 @@ class Batches:
     augmentation : Augmentation
     seed : int, >= 0
     part : range, optional
-        The places in the batch that this process takes, where several share it; all by default.
+        The places in the batch that this process takes, if several share it; by default all.
     by_aspect : bool
-        Whether wide and tall images go into batches of their own, which need less padding. In an epoch one
-        batch is of what is left over of both, and another of two epochs. Of data sets that have ``outline``.
+        Whether wide and tall images go into separate batches, which need less padding. In an epoch, one batch
+        may mix what is left over of both, and another may span two epochs. Needs a dataset with ``outline``.
     repeats : (N,) array of int, optional
         How often each image occurs in an epoch; see `repeats_by_size`.
     """
@@ -65,21 +65,21 @@ class Batches:
         self.wide = _wide(dataset) if by_aspect and hasattr(dataset, "outline") else None  # (N,) bool
 
     def indices(self, step: int) -> list[int]:
-        """Indices into the dataset of the images of a step; steps count from 0."""
+        """Indices into the dataset for the images of a step; steps count from 0."""
         n = len(self.images)
         places = [step * self.batch_size + place for place in self.part]
         orders = {epoch: self._order(epoch) for epoch in range(places[0] // n, places[-1] // n + 1)}
         return [int(orders[place // n][place % n]) for place in places]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The images of an epoch, each as often as it occurs: int."""
+        """The images of an epoch in order, each as often as it occurs: int."""
         rng = Draws(self.seed, epoch).rng(Purpose.ORDER)
         order = self.images[rng.permutation(len(self.images))]
         if self.wide is None:
             return order
         size = self.batch_size
-        first = min(-epoch * len(order) % size, len(order))  # what the last epoch's last batch lacks
-        last = first + (len(order) - first) // size * size  # where a batch of two epochs begins
+        first = min(-epoch * len(order) % size, len(order))  # what the previous epoch's last batch lacks
+        last = first + (len(order) - first) // size * size  # where a batch that spans two epochs begins
         whole, rest = [], []
         for group in (True, False):
             mine = order[first:last][self.wide[order[first:last]] == group]
@@ -87,7 +87,7 @@ class Batches:
             whole += list(mine[:full].reshape(-1, size))
             rest.append(mine[full:])
         whole += list(np.concatenate(rest).reshape(-1, size))
-        mixed = [whole[i] for i in rng.permutation(len(whole))]  # else all wide ones would come first
+        mixed = [whole[i] for i in rng.permutation(len(whole))]  # otherwise all wide ones would come first
         return np.concatenate([order[:first], *mixed, order[last:]])
 
     def describe(self, step: int) -> str:
@@ -109,10 +109,11 @@ class Batches:
 
 
 def repeats_by_size(dataset, crop: int) -> np.ndarray:
-    """How often the crop's side goes into the root of each image's area, but at least once: (N,) int.
+    """How often the crop's side fits into the square root of each image's area, rounded, and at least 1:
+    (N,) int.
 
-    A crop shows a small part of a large image: once an epoch, its objects would be seen too seldom. As often
-    as crops cover it, it would crowd out the others, as its crops are much alike.
+    A crop shows a small part of a large image: with one crop per epoch, its objects would be seen too seldom.
+    With as many as cover it, the image would crowd out the others, since its crops are much alike.
     """
     if not hasattr(dataset, "outline") or crop == 0:
         return np.ones(len(dataset), np.int64)
@@ -127,7 +128,7 @@ def _wide(dataset) -> np.ndarray:
 
 
 class Loader:
-    """Iterates over (step, samples) for the steps of ``range(first_step, last_step)``, prepared by a thread.
+    """Iterates over (step, samples) for the steps in ``range(first_step, last_step)``, prepared by a thread.
 
     ::
 
@@ -136,8 +137,8 @@ class Loader:
                 ...
 
     An error in preparing a step is raised when that step's turn comes. Leaving the ``with`` block ends the
-    thread once the step being prepared is done. That is waited for `PATIENCE` seconds, not for however long
-    a batch of large images takes: after Ctrl-C nobody would. Nor does the end of the interpreter wait for it.
+    thread once the step being prepared is done. The block waits `PATIENCE` seconds for that, not for however
+    long a batch of large images takes, since nobody would after Ctrl-C. Nor does the interpreter's exit wait.
 
     Parameters
     ----------
@@ -154,8 +155,8 @@ class Loader:
         self._batches = batches
         self._steps = iter(range(first_step, last_step))
         self._pending: deque[tuple[int, Future]] = deque()
-        self._wanted: SimpleQueue[tuple[int, Future] | None] = SimpleQueue()  # None: end
-        # Not a pool's thread: the interpreter waits for those, however long a batch takes.
+        self._wanted: SimpleQueue[tuple[int, Future] | None] = SimpleQueue()  # None ends the thread
+        # Not a pool's thread: the interpreter would wait for it, however long a batch takes.
         self._thread = threading.Thread(target=self._work, name="minimask-loader", daemon=True)
         self._thread.start()
         for _ in range(max(1, ahead)):
@@ -188,7 +189,7 @@ class Loader:
         return step, samples
 
     def close(self) -> None:
-        """Drop what has been prepared and end the thread; may be called twice."""
+        """Discard what has been prepared and end the thread; may be called twice."""
         self._steps = iter(())
         for _, future in self._pending:
             future.cancel()

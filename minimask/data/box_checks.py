@@ -1,7 +1,7 @@
-"""What the boxes of a whole file show together: corners for sizes, centres, normalised, two scales.
+"""What a file's boxes show together: corners in place of sizes, centres, normalised boxes, two scales.
 
 One box proves nothing: an amodal box is larger than the visible mask, and a hand-drawn one is loose. But a
-file is written by one program, and what holds for nine tenths of its annotations is no chance.
+file is written by one program, and what holds for nine tenths of its annotations is not due to chance.
 
 Shapes: A annotations.
 """
@@ -25,7 +25,7 @@ def check_boxes(
     sizes: np.ndarray,
     faults: Faults | None = None,
 ) -> None:
-    """Refuse boxes that are not x, y, width, height in pixels, or not of the same scale as the polygons.
+    """Refuse boxes that are not x, y, width, height in pixels, or not on the same scale as the polygons.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def check_boxes(
     sizes : (A, 2) int
         Width and height of each annotation's image.
     faults : Faults, optional
-        Takes what would be raised.
+        Collects what would be raised.
     """
     if not rows:
         return
@@ -83,7 +83,8 @@ def like_corners(
     boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which boxes could be x1, y1, x2, y2; which of them fit their masks as such, and not as x, y, width,
-    height; and which stick out of the image if they are not: (A,) bool each. Parameters as in `check_boxes`.
+    height; and which stick out of the image if read as the latter: (A,) bool each. Parameters as in
+    `check_boxes`.
     """
     a, b, slack = boxes[:, :2], boxes[:, 2:], _slack(extents)
     fits = partial(_fits, extents)
@@ -95,10 +96,11 @@ def like_corners(
 
 
 def nearly_all_corners(possible: np.ndarray, as_corners: np.ndarray, sticks_out: np.ndarray) -> bool:
-    """Whether width and height cannot be meant, by what `like_corners` returns of a file.
+    """Whether width and height cannot be meant, given what `like_corners` returns for a file.
 
-    They cannot if nearly all boxes could be corners, and half of them are those of their masks (a single box
-    must stick out of the image besides, read as x, y, width, height), or half of three or more stick out.
+    They cannot if nearly all boxes could be corners and, read as such, at least half fit their masks (a
+    single box must also stick out of the image, read as x, y, width, height), or at least half of three or
+    more stick out.
     """
     fit = as_corners.mean() >= 0.5 and (len(possible) > 1 or sticks_out.all())
     stick_out = sticks_out.mean() >= 0.5 and len(possible) > 2
@@ -113,7 +115,7 @@ def _check_corners(
     sizes: np.ndarray,
     faults: Faults | None,
 ) -> None:
-    """Refuse boxes given as x1, y1, x2, y2, where width and height cannot be meant."""
+    """Refuse boxes given as x1, y1, x2, y2, if width and height cannot be meant."""
     possible, as_corners, sticks_out = like_corners(boxes, extents, sizes)
     if nearly_all_corners(possible, as_corners, sticks_out):
         wrong = as_corners | sticks_out
@@ -134,10 +136,10 @@ def _check_centres(
     sizes: np.ndarray,
     faults: Faults | None,
 ) -> None:
-    """Refuse boxes whose x and y are those of their centres, as YOLO has them.
+    """Refuse boxes whose x and y are those of their centres, as in YOLO.
 
-    They are if nearly all boxes, two or more, are those of their masks when read so, and half are not as
-    meant.
+    They are if there are two or more, nearly all fit their masks when read that way, and at least half do not
+    when read as COCO means them.
     """
     a, half = boxes[:, :2], boxes[:, 2:] / 2
     as_meant = _fits(extents, np.clip(a, 0, sizes), np.clip(a + 2 * half, 0, sizes))
@@ -154,12 +156,12 @@ def _check_centres(
 
 
 def _slack(extents: np.ndarray) -> np.ndarray:
-    """(A, 2): by how much a box may differ from its mask's, since boxes are drawn by hand."""
+    """(A, 2): how much a box may differ from its mask's, since boxes are drawn by hand."""
     return np.maximum(2.0, 0.1 * (extents[:, 2:] - extents[:, :2]))
 
 
 def _fits(extents: np.ndarray, x1y1: np.ndarray, x2y2: np.ndarray) -> np.ndarray:
-    """(A,): whether these are the boxes of the masks."""
+    """(A,): whether these corners are those of the masks, within `_slack`."""
     slack = _slack(extents)
     return ((abs(x1y1 - extents[:, :2]) <= slack) & (abs(x2y2 - extents[:, 2:]) <= slack)).all(axis=1)
 
@@ -167,7 +169,7 @@ def _fits(extents: np.ndarray, x1y1: np.ndarray, x2y2: np.ndarray) -> np.ndarray
 def _check_scale(
     path: Path, rows: list[Annotation], boxes: np.ndarray, outlines: np.ndarray, faults: Faults | None
 ) -> None:
-    """Refuse polygons that are their boxes times a factor: drawn in a picture of another size."""
+    """Refuse polygons that are their boxes times a factor: they were drawn in an image of another size."""
     drawn = np.flatnonzero(~np.isnan(outlines[:, 0]))
     if not len(drawn):
         return

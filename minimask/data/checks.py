@@ -3,7 +3,7 @@
 pycocotools trusts its input: a NaN in a polygon fills the memory, a coordinate of 1e9 crashes Python, an RLE
 of the wrong length decodes to garbage, and an annotation with the id 0 silently costs AP. Each function takes
 a part of the document and returns it cleaned, or raises an InputError that names the file and the id and says
-what to do. `image_entries` has the images, `mask_checks` the masks, `box_checks` what a whole file shows.
+what to do. `image_entries` checks the images, `mask_checks` the masks, `box_checks` all boxes together.
 """
 
 import codecs
@@ -46,12 +46,12 @@ class Annotation:
     area: float | None  # None if not given, or 0
     crowd: bool
     counts: bytes | None  # None if not read, since the box has no area inside the image
-    # x1, y1, x2, y2 of the polygons' points; None of an RLE
+    # x1, y1, x2, y2 around the polygons' points; None for an RLE
     outline: tuple[float, float, float, float] | None
     label: str  # for messages: "annotation 17 (image 4)"
     keypoints: list[float] | None = None  # x, y, visibility, ... as in the JSON; None if there are none
-    num_keypoints: float | None = None  # of them, as in the JSON
-    unread_keypoints: bool = False  # it has some, of which its category has no names
+    num_keypoints: float | None = None  # how many the JSON says are labelled
+    unread_keypoints: bool = False  # it has some, but its category does not name them
 
 
 def read_document(path: Path) -> dict:
@@ -80,6 +80,7 @@ def read_json(path: Path, instead: str = "COCO instances") -> Any:
     Raises
     ------
     InputError
+        If the file cannot be read, or is not JSON.
     """
     text = read_text(path, instead)
     try:
@@ -104,11 +105,12 @@ def read_text(path: Path, instead: str = "COCO instances") -> str:
     ----------
     path : Path
     instead : str
-        Which JSON is asked for where the file is not even text; empty where it need not be JSON.
+        Which kind of JSON to ask for if the file is not even text; empty if it need not be JSON.
 
     Raises
     ------
     InputError
+        If the file cannot be read, or is not UTF-8.
     """
     try:
         with open_regular(path) as file:
@@ -131,7 +133,7 @@ def read_text(path: Path, instead: str = "COCO instances") -> str:
 
 
 def _of_another_encoding(content: bytes, path: Path, instead: str) -> str:
-    """What to say of a file that is not UTF-8: JSON that was saved otherwise, or none."""
+    """The message for a file that is not UTF-8: whether it is JSON in another encoding, or not JSON."""
     wide = json.detect_encoding(content)
     if wide != "utf-8" and content.decode(wide, "replace").lstrip("\ufeff \t\r\n").startswith(("{", "[")):
         return f"is {wide[:6].upper()} text; save it as UTF-8"
@@ -144,7 +146,7 @@ def _of_another_encoding(content: bytes, path: Path, instead: str) -> str:
 
 
 def read_categories(entries: list, path: Path, faults: Faults | None = None) -> dict[int, str]:
-    """Id -> name, sorted by id. Names are stripped of spaces, and can be printed in one line."""
+    """Id -> name, sorted by id. Names are stripped of spaces and can be printed on one line."""
     if not entries:
         raise InputError(f"{path}: 'categories' is empty; each class needs an id and a name")
 
@@ -189,9 +191,9 @@ def read_annotations(
     keypoints: dict[int, int | None] | None = None,
     faults: Faults | None = None,
 ) -> list[Annotation]:
-    """The annotations in the order of the file, each checked by itself; `faults` take what else is raised.
+    """The annotations in the file's order, each checked by itself; `faults` collect what would be raised.
 
-    `keypoints` has the number of keypoints of the categories that have any, None where it is not known.
+    `keypoints` has the number of keypoints for each category that has any, None where it is not known.
     """
     sizes = {record.id: (record.height, record.width) for record in records}
     categories = dict.fromkeys(category_ids, 0) | (keypoints or {})
@@ -221,10 +223,10 @@ def _read_annotation(
     categories: dict[int, int | None],
     needed: bool,
 ) -> Annotation | None:
-    """One annotation, or None if it is not needed.
+    """One annotation, checked; None if it is not `needed`.
 
-    `sizes` has height and width of the images by id, `categories` how many keypoints each has,
-    None where that is not known.
+    `sizes` has the height and width of each image by id, and `categories` the number of keypoints of each
+    category by id, None where that is not known.
     """
     number = integer(entry, "id", place) if "id" in entry else 0
     image_id = integer(entry, "image_id", place)
@@ -271,9 +273,9 @@ def _read_annotation(
 
 
 def _has_area(bbox: list[float], height: int, width: int) -> bool:
-    """Whether a box has sides inside the image that float32 can still tell after scaling and moving it.
+    """Whether a box's sides inside the image are long enough for float32, also after scaling and moving.
 
-    A float32 coordinate of the image is exact to a 2^24th of its size at worst; 16 such steps are asked for.
+    A float32 coordinate is exact to a 2^24th of the image's size at worst; a side must have 16 such steps.
     """
     x, y, w, h = bbox
     if min(w, h) <= 0:

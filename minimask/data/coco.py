@@ -1,6 +1,6 @@
-"""COCO instance JSON as a dataset: all of it is checked when it is read, pixels and masks decoded on demand.
+"""COCO instance JSON as a dataset: everything is checked on reading; pixels and masks are decoded on demand.
 
-Shapes: A annotations; G objects and C crowd regions of an image of H x W; K keypoints of an object.
+Shapes: A annotations; G objects and C crowd regions in an image of H x W; K keypoints of an object.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ DIGESTED_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Annotations column by column, grouped by image; within an image in the order of the file."""
+    """Annotations column by column, grouped by image, and within an image in the order of the file."""
 
     ids: np.ndarray  # (A,) int64; 0 where the file has none
     images: np.ndarray  # (A,) int64: index into the images sorted by id
     labels: np.ndarray  # (A,) int64; 1 is the first category
     boxes: np.ndarray  # (A, 4) float64: x, y, width, height as in the file
-    areas: np.ndarray  # (A,) float64: the file's, or else the number of pixels of the mask
+    areas: np.ndarray  # (A,) float64: the file's, or else the number of the mask's pixels
     crowd: np.ndarray  # (A,) bool
     counts: np.ndarray  # (A,) object: compressed RLE, bytes
-    pixels: np.ndarray  # (A,) int64: pixels of the mask
+    pixels: np.ndarray  # (A,) int64: number of the mask's pixels
     extents: np.ndarray  # (A, 4) int64: x1, y1, x2, y2 of the mask
     keypoints: np.ndarray  # (A, K, 3) float64: x, y, visibility; K is 0 in files without keypoints
 
@@ -64,7 +64,7 @@ class CocoDataset:
     skeleton : Skeleton or None
         The names of the objects' keypoints; None where the categories have none.
     notes : list of str
-        What was dropped or changed in reading, a line each, to be shown to the user.
+        What was dropped or changed in reading, one line each, to be shown to the user.
     """
 
     def __init__(
@@ -105,15 +105,15 @@ class CocoDataset:
         return self.load(index)
 
     def describe(self, index: int) -> str:
-        """For messages: 'train.json: image 17 (a.png)'."""
+        """The image's name for messages: 'train.json: image 17 (a.png)'."""
         record = self._records[index]
         return one_line(f"{self.name}: image {record.id} ({record.file_name})")
 
     def digests(self) -> dict[str, str]:
-        """What tells this data set from another of the same images' names: its annotations, and its files.
+        """Hashes that tell this data set from another with the same image names: of annotations and of files.
 
-        Of the files, their contents as long as that takes no time (up to `DIGESTED_BYTES` in all), else their
-        sizes and times of change.
+        For the files, their contents are hashed if that is quick (up to `DIGESTED_BYTES` in all), otherwise
+        their sizes and times of change.
         """
         table = self._table
         annotations = hashlib.sha256()
@@ -125,11 +125,11 @@ class CocoDataset:
         return {"annotations": annotations.hexdigest(), "files": _digest([r.path for r in self._records])}
 
     def object_counts(self) -> np.ndarray:
-        """How many objects each image has, crowds aside: (N,) int64."""
+        """How many objects each image has, without crowds: (N,) int64."""
         return np.bincount(self._table.images[~self._table.crowd], minlength=len(self))
 
     def outline(self, index: int) -> tuple[int, int, np.ndarray]:
-        """Height, width and objects' boxes, (G, 4) float32 x1, y1, x2, y2, without decoding anything."""
+        """Height, width and the objects' boxes, (G, 4) float32 x1, y1, x2, y2, without decoding anything."""
         record, table = self._records[index], self._annotations(index)
         return record.height, record.width, _corners(table.boxes[~table.crowd], record)
 
@@ -165,8 +165,9 @@ class CocoDataset:
     def coco_document(self) -> dict:
         """The checked ground truth for pycocotools; a new one at each call, since pycocotools writes into it.
 
-        Annotation ids are the file's if all of them are at least 1, else they count from 1: pycocotools takes
-        a match with the id 0 for no match. Every mask is a compressed RLE; no area or iscrowd is missing.
+        Annotation ids are the file's if all of them are at least 1, otherwise they count from 1: pycocotools
+        takes a match with the id 0 for no match. Every mask is a compressed RLE; no area or iscrowd is
+        missing.
         """
         table, records = self._table, self._records
         names = self.skeleton.category() if self.skeleton else {}
@@ -227,15 +228,15 @@ def read_coco(
     Parameters
     ----------
     json_path : str or Path
-        Has the lists images, annotations and categories. Masks are polygons, RLE or compressed RLE; category
-        ids may have gaps; images may have no objects. Keypoints are read where the categories name them.
+        With the lists images, annotations and categories. Masks are polygons, RLE or compressed RLE; category
+        ids may have gaps; images may have no objects. Keypoints are read if the categories name them.
     images_dir : str, Path or None
-        The folder that the images' file_name is relative to. None looks for no files: such a data set can be
-        compared with results, and has no pixels.
+        The folder that the images' file_name is relative to. With None, no files are looked for: such a data
+        set can be compared with results, but has no pixels.
     strict : bool
-        Raise an error where an annotation would be dropped.
+        Raise an error if an annotation would be dropped.
     allow_empty : bool
-        Whether a file without a single object is accepted; for training it is of no use.
+        Whether a file without a single object is accepted; it is of no use for training.
 
     Raises
     ------
@@ -258,21 +259,21 @@ def read_coco(
 def survey_coco(
     json_path: str | Path, images_dir: str | Path
 ) -> tuple[CocoDataset | None, Faults, list[str]]:
-    """As `read_coco`, but go on behind what that refuses.
+    """As `read_coco`, but goes on after what that refuses.
 
     Returns
     -------
     dataset : CocoDataset or None
-        Of what is not at fault; None where no image or no category is left. Annotations of an image or a
-        category that is at fault are left out, which is no fault of theirs.
+        Of all that is not at fault; None if no image or no category is left. Annotations of an image or a
+        category that is at fault are left out, but not counted as faults.
     faults : Faults
     notes : list of str
-        As `CocoDataset.notes`; those of which there may be many in a file are `fields.Note`.
+        As `CocoDataset.notes`; those that speak of a number of entries are a `fields.Note`.
 
     Raises
     ------
     InputError
-        If the file is no COCO instances JSON, or there is no such folder.
+        If the file is not COCO instances JSON, or there is no such folder.
     """
     path, faults, notes = Path(json_path), Faults(), []
     document = checks.read_document(path)
@@ -280,8 +281,8 @@ def survey_coco(
     categories = checks.read_categories(document["categories"], path, faults)
     if not records or not categories:
         return None, faults, notes
-    # An annotation is checked though its image's file is missing, or its category's name is at fault, and
-    # left out then. One of an image whose size is in doubt cannot be.
+    # Annotations whose image file is missing, or whose category's name is at fault, are checked and then left
+    # out. Those of an image whose size is in doubt cannot be checked.
     found, folder = {record.id for record in records}, Path(images_dir)
     sized = read_images(document["images"], path, None, [], Faults())
     sized = [record for record in sized if record.id in found or not (folder / record.path).exists()]
@@ -300,7 +301,7 @@ def survey_coco(
 def _survey_skeletons(
     entries: list, path: Path, categories: dict[int, str], faults: Faults
 ) -> tuple[Skeleton | None, dict[int, int | None]]:
-    """The skeleton of all categories, None where they differ; and how many keypoints each category has."""
+    """The skeleton of all categories, None if they differ; and how many keypoints each category has."""
     sound = [e for e in entries if isinstance(e, dict) and _is_number(e.get("id")) and e["id"] in categories]
     skeletons = keypoint_checks.read_skeletons(sound, path, faults)
     counts: dict[int, int | None] = {entry["id"]: None for entry in sound if entry.get("keypoints")}
@@ -372,9 +373,9 @@ def _check_objects(table: Table, images: int, path: Path, allow_empty: bool, not
 
 
 def shared_files(one: Any, other: Any) -> str | None:
-    """What to say of image files that a data set for validation shares with the one for training.
+    """The warning about image files that a data set for validation shares with the one for training.
 
-    None if there is none, or if both are one file: whoever validates on what was trained on knows it.
+    None if there are none, or if both are one file: whoever validates on the training set knows it.
     """
     if not (isinstance(one, CocoDataset) and isinstance(other, CocoDataset)) or one.path == other.path:
         return None
@@ -387,7 +388,7 @@ def shared_files(one: Any, other: Any) -> str | None:
         return None
     return (
         f"{other.name}: {len(both)} of {len(other)} images are files of {one.name}, too, such as "
-        f"{one_line(one._records[both[0]].file_name)}: what it says of them is no validation"
+        f"{one_line(one._records[both[0]].file_name)}: scores on these are no validation"
     )
 
 
@@ -400,10 +401,10 @@ def nuclei_sample(split: str) -> CocoDataset:
 
 
 def _digest(paths: list[Path]) -> str:
-    """Of files' contents, or where they are large of their sizes and times of change."""
+    """The hash of files' contents or, if they are large, of their sizes and times of change."""
     digest, found = hashlib.sha256(), []
     for path in paths:
-        with suppress(OSError):  # a file that is gone since it was checked: its reader will tell
+        with suppress(OSError):  # gone since it was checked: whoever reads it will say so
             found.append((path, path.stat()))
     small = sum(status.st_size for _, status in found) <= DIGESTED_BYTES
     for path, status in found:
@@ -423,7 +424,7 @@ def _note_dropped(
     strict: bool,
     notes: list[str],
 ) -> None:
-    """Note that the annotations for which `bad` (A,) is True are dropped; with `strict`, an InputError."""
+    """Note that the annotations for which `bad` (A,) is True are dropped; with `strict`, raise InputError."""
     if not bad.any():
         return
     what = f"{bad.sum()} of {len(rows)} annotations, whose {why}: {_first(rows, bad)}"
@@ -446,7 +447,7 @@ def _note_apart(rows: list[checks.Annotation], table: Table, path: Path, notes: 
 
 
 def _note_keypoints(rows: list[checks.Annotation], table: Table, path: Path, notes: list[str]) -> None:
-    """Note what may surprise about the keypoints of all annotations in the file; the table has those kept."""
+    """Note surprises in the keypoints of all annotations in the file, `rows`; `table` has those kept."""
     unread = sum(row.unread_keypoints for row in rows)
     if unread:
         text = (
@@ -510,9 +511,9 @@ def _corners(boxes: np.ndarray, record: ImageRecord) -> np.ndarray:
 def _cut_objects(
     table: Table, record: ImageRecord, window: PixelBox, **options
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (G, 4), labels (G,), masks (G, h, w) and keypoints (G, K, 3) that a window shows of objects.
+    """Boxes (G, 4), labels (G,), masks (G, h, w) and keypoints (G, K, 3) of the objects that a window shows.
 
-    `sample.cut` decides which.
+    `sample.cut` decides which these are.
     """
     masks = _decode_masks(table, record.height, window)
     keep, boxes = cut(_corners(table.boxes, record), masks, table.pixels, window, **options)
@@ -520,7 +521,7 @@ def _cut_objects(
 
 
 def _decode_masks(table: Table, height: int, window: PixelBox) -> np.ndarray:
-    """The parts of masks in a window that all of them reach into: (A, h, w) uint8, 0 or 1."""
+    """The masks' parts inside a window, which all of them reach into: (A, h, w) uint8, 0 or 1."""
     masks = np.zeros((len(table.ids), window.y2 - window.y1, window.x2 - window.x1), np.uint8)
     begins = np.maximum(table.extents[:, :2], window[:2]).tolist()
     ends = np.minimum(table.extents[:, 2:], window[2:]).tolist()

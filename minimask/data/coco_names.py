@@ -1,4 +1,4 @@
-"""The 80 classes of COCO, by their ids, which are not consecutive: 10 of 1 to 90 were never annotated."""
+"""The 80 classes of COCO by their ids, which are not consecutive: 10 of 1 to 90 were never annotated."""
 
 from minimask.data.skeleton import Skeleton
 
@@ -23,7 +23,7 @@ _PARTS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 _BODY = tuple(f"{side}_{part}" for part in _PARTS for side in ("left", "right"))
 PERSON = Skeleton(
     _FACE + _BODY,
-    # As COCO's file has them, but counted from 0: legs, hips, trunk, arms, face, ears to shoulders.
+    # As in COCO's file, but counted from 0: legs, hips, trunk, arms, face, ears to shoulders.
     (
         (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
         (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),

@@ -1,6 +1,6 @@
-"""Reading the fields of a JSON document's entries, each of which may be anything.
+"""Reading the fields of a JSON document's entries, each of which may hold anything.
 
-A `Fault` is what is wrong with one entry; `read_all` says how many others share it.
+A `Fault` is what is wrong with one entry; `read_all` counts how many others share it.
 """
 
 import math
@@ -25,13 +25,13 @@ class Fault(InputError):
 
 
 class Note(str):
-    """A line of what reading dropped or changed, or of what may surprise.
+    """A line about something that reading dropped or changed, or that may surprise.
 
     Attributes
     ----------
     kind : str
     count : int
-        Of entries that it speaks of.
+        Number of entries that it is about.
     """
 
     def __new__(cls, text: str, kind: str, count: int = 1):
@@ -48,12 +48,12 @@ class Found:
     text: str  # the first one's line
     count: int
     total: int  # entries, with and without the fault
-    what: str  # what they are called
+    what: str  # what the entries are called
     examples: list[str]
 
 
 class Faults:
-    """Takes faults that would else be raised, and reading goes on without the entries that have them."""
+    """Collects faults that would otherwise be raised; reading goes on without the entries that have them."""
 
     MOST = 5  # examples of a kind
 
@@ -62,7 +62,7 @@ class Faults:
 
     @property
     def found(self) -> list[Found]:
-        """By kind, in the order in which they were met."""
+        """The faults by kind, in the order in which the kinds were met."""
         return list(self._of_kind.values())
 
     def add(
@@ -87,7 +87,7 @@ def refuse(
     what: str = "entries",
     examples: Iterable[str] = (),
 ) -> None:
-    """Raise an InputError that says in how many of `total` entries a fault is; or add it to `faults`."""
+    """Raise an InputError that says how many of `total` entries have the fault; or add it to `faults`."""
     if faults is None:
         raise InputError(f"{fault}{of_all(count, total, what)}")
     faults.add(fault, fault.kind, total, what, count, examples)
@@ -96,16 +96,16 @@ def refuse(
 def read_all(
     entries: list, read: Callable[[int, Any, bool], Any], what: str, faults: Faults | None = None
 ) -> list:
-    """``[read(index, entry, True) for ...]``; at the first `Fault` an InputError that counts its like.
+    """``[read(index, entry, True) for ...]``; at the first `Fault`, an InputError that counts its kind.
 
     Parameters
     ----------
     read : callable
-        Takes index, entry, and whether the result is needed: the entries behind a fault are only counted.
+        Takes index, entry, and whether the result is needed: entries after a fault are only checked for it.
     what : str
         The entries' name in the plural.
     faults : Faults, optional
-        Takes all faults; the result lacks the entries that have them.
+        Collects all faults instead; the result then lacks the entries that have them.
     """
     rows = []
     for index, entry in enumerate(entries):
@@ -141,12 +141,12 @@ def _shares(read: Callable[[], Any], kind: str) -> bool:
 
 
 def of_all(count: int, total: int, what: str) -> str:
-    """What stands behind a fault that several entries share: " (so it is in 3 of 8 annotations)"."""
+    """What follows a fault that several entries share: " (so it is in 3 of 8 annotations)"."""
     return f" (so it is in {count} of {total} {what})" if count > 1 else ""
 
 
 def label(path: Path, kind: str, entry: Any, index: int) -> str:
-    """What messages call an entry: "train.json: image 17", or its place in the list if it has no id."""
+    """What messages call an entry: "train.json: image 17", or by its place in the list if it has no id."""
     if not isinstance(entry, dict):
         raise Fault(f"{path}: {kind} number {index + 1} must be an object, is {show(entry)}", "entry")
     number = entry.get("id")
@@ -160,14 +160,14 @@ def show(value: Any) -> str:
 
 
 def value(entry: dict, key: str, name: str) -> Any:
-    """The value of a key that must be there; `name` is the entry's in messages."""
+    """The value of a required key; `name` is what messages call the entry."""
     if entry.get(key) is None:
         raise Fault(f"{name}: lacks the key '{key}'; COCO instances need it", f"no {key}")
     return entry[key]
 
 
 def integer(entry: dict, key: str, name: str) -> int:
-    """A whole number that fits into int64; 4.0 counts, since some tools write ids that way."""
+    """The whole number of a key, within int64; 4.0 is accepted, since some tools write ids that way."""
     number = value(entry, key, name)
     if isinstance(number, float) and number.is_integer():
         number = int(number)
@@ -177,12 +177,12 @@ def integer(entry: dict, key: str, name: str) -> int:
 
 
 def finite_numbers(values: Any) -> bool:
-    """Is it a list of finite numbers? An integer beyond the range of float is not one: C does not take it."""
+    """Whether it is a list of finite numbers. An integer beyond float's range is not: C cannot take it."""
     if not isinstance(values, list):
         return False
     return all(type(v) in (int, float) and -1e300 < v < 1e300 and math.isfinite(v) for v in values)
 
 
 def numbers(values: Iterable[float]) -> str:
-    """Numbers as the JSON has them."""
+    """Numbers as a JSON list."""
     return "[" + ", ".join(f"{value:g}" for value in values) + "]"

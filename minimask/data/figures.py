@@ -12,16 +12,16 @@ SKELETON = Skeleton(("tip", "right_corner", "tail", "left_corner"), ((0, 1), (1,
 # Corners x, y with the tip upwards, in the skeleton's order. Each figure is symmetric, so that its mirror
 # image is a figure of the same class; left and right are those of someone inside who looks at the tip.
 CORNERS = {
-    "triangle": ((0.0, -1.0), (0.7, 0.8), (0.0, 0.8), (-0.7, 0.8)),  # its tail is no corner, and not labelled
+    "triangle": ((0.0, -1.0), (0.7, 0.8), (0.0, 0.8), (-0.7, 0.8)),  # the tail, no corner, is not labelled
     "kite": ((0.0, -1.2), (0.65, 0.3), (0.0, 0.8), (-0.65, 0.3)),
     "arrow": ((0.0, -1.0), (0.75, 0.8), (0.0, 0.25), (-0.75, 0.8)),
 }
 
 INSET = 0.8
-"""Where the named point of a corner lies between the figure's middle, 0, and the corner itself, 1.
+"""Where a corner's keypoint lies between the figure's middle, 0, and the corner itself, 1.
 
-At 1 two thirds of them would be outside of the figure's box, which is that of the pixels whose centres the
-figure covers; and a keypoint outside of its RoI has no cell. A joint, too, lies inside of the limb's end.
+At 1, two thirds of them would be outside the figure's box, which is that of the pixels whose centres the
+figure covers; and a keypoint outside its RoI has no cell. A body's joints, too, lie inside the outline.
 """
 
 MIN_VISIBLE = 0.5
@@ -32,9 +32,9 @@ class Figures(Shapes):
     """A dataset of `count` pictures: triangles, kites and arrows of any colour, turned and overlapping.
 
     A picture depends only on the seed and its number. The keypoints lie just inside the corners (`INSET`).
-    One that another figure covers is labelled and hidden (visibility 1); one outside of the picture is not
-    labelled, nor is the tail of a triangle, which has three corners. Which corner is left follows from where
-    the tip is, not from colour or place.
+    One that another figure covers is labelled and hidden (visibility 1); one outside the picture is not
+    labelled, nor is the tail of a triangle, which has three corners. Which corner is the left one follows
+    from where the tip is, not from colour or place.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class Figures(Shapes):
         return Sample(image, boxes, numbers, masks, *nothing, self.image_ids[index], keypoints, SKELETON)
 
     def _corners(self, name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A figure of any size, proportion, turn and place: corners and their named points, (4, 2) each."""
+        """A figure of random size, proportions, turn and place: its corners and keypoints, (4, 2) each."""
         points = np.array(CORNERS[name]) * (rng.uniform(0.75, 1.1), 1.0)
         turn = rng.uniform(0.0, 2.0 * np.pi)
         cos, sin = np.cos(turn), np.sin(turn)
@@ -92,19 +92,19 @@ class Figures(Shapes):
         return middle + arms, middle + INSET * arms
 
     def _figure(self, corners: np.ndarray) -> np.ndarray:
-        """(size, size) bool: pixels whose centre lies in one of the two triangles that the axis divides."""
+        """(size, size) bool: pixels whose centre is in one of the triangles on either side of the axis."""
         tip, right, tail, left = corners
         y, x = np.mgrid[: self.size, : self.size] + 0.5
         return inside_triangle(x, y, tip, right, tail) | inside_triangle(x, y, tip, tail, left)
 
     def _labelled(self, points: np.ndarray, name: str) -> np.ndarray:
-        """(4, 3): visible where in the picture; else not labelled, 0, 0, 0."""
+        """(4, 3): visible if in the picture; otherwise not labelled: 0, 0, 0."""
         known = ((points >= 0) & (points <= self.size)).all(axis=1)
         known[SKELETON.names.index("tail")] &= name != "triangle"
         return np.where(known[:, None], np.column_stack([points, np.full(len(points), 2)]), 0)
 
     def _hidden(self, known: np.ndarray, corners: np.ndarray) -> np.ndarray:
-        """Points (4, 3) behind a figure with corners (4, 2): those that it covers are hidden."""
+        """Points (4, 3), those covered by a figure with corners (4, 2) marked as hidden."""
         tip, right, tail, left = corners
         x, y, seen = known.T
         covered = inside_triangle(x, y, tip, right, tail) | inside_triangle(x, y, tip, tail, left)

@@ -1,6 +1,6 @@
-"""Which image files are opened: an explicit list of formats, each known by its first bytes.
+"""Which image files are opened: an explicit list of formats, each recognised by its first bytes.
 
-Pillow finds the format of a file by itself, and some of its formats start a program (EPS: Ghostscript) or
+Pillow would find a file's format by itself, but some of its formats start a program (EPS: Ghostscript) or
 read other files. None of those listed here does: each is decoded by Pillow's own code, from the file given.
 """
 
@@ -27,14 +27,14 @@ READERS = {  # our name -> module and class of Pillow
     "TGA": ("TgaImagePlugin", "TgaImageFile"),
 }
 
-_HELPERS = {  # classes of the modules that warn
+_HELPERS = {  # other classes of these modules that warn
     "TIFF": ("ImageFileDirectory_v2", "ImageFileDirectory_v1"),
     "PNG": ("PngStream",),
 }
 
 _ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 
-_SIGNATURES = (  # of what is read, and of what people try to have read
+_SIGNATURES = (  # of formats that are read, and of others that people try
     ("PNG", rb"\x89PNG\r\n\x1a\n"),
     ("JPEG", rb"\xff\xd8\xff"),
     ("JPEG 2000", rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"),
@@ -84,7 +84,7 @@ _SIGNATURES = (  # of what is read, and of what people try to have read
 HEAD = 512  # bytes
 _AGAIN = "copy or download it again"
 _ERROR = "if it was downloaded, it may be a server's error: download it again"
-_MENDS = {  # where converting would not help
+_MENDS = {  # for what converting would not help
     "a web page (HTML)": "a page was saved in its place: download the file itself again",
     "a pointer of Git LFS": "run 'git lfs pull' in its repository",
     "a pointer of git-annex": "run 'git annex get' in its repository",
@@ -103,12 +103,12 @@ _IMAGE_MENDS = _MENDS | {
 
 
 def open_image(file: IO[bytes], path: Path) -> Any:
-    """Pillow's image of an open file: header read, pixels not.
+    """Pillow's image of an open file: the header is read, the pixels are not.
 
     Raises
     ------
     InputError
-        If the file is of another format; the line says of which one, where that can be told.
+        If the file has another format; the line says which one, if that can be told.
     """
     head = file.read(HEAD)
     file.seek(0)
@@ -122,7 +122,7 @@ def open_image(file: IO[bytes], path: Path) -> Any:
 
 
 def instead(head: bytes, path: Path) -> str | None:
-    """What often stands in place of a file of any kind, by its first bytes, and the mend; or None."""
+    """What a file is, by its first bytes, if it often turns up in place of another, and the mend; or None."""
     name = _format(head, path)
     return f"is {name}; {_MENDS[name]}" if name in _MENDS else None
 
@@ -130,12 +130,12 @@ def instead(head: bytes, path: Path) -> str | None:
 def _nothing(head: bytes) -> str | None:
     if not head:
         return "empty (0 bytes)"
-    # As a copy that was cut off, or a disk that was full, leaves it.
+    # A copy that was cut off, or a full disk, leaves such files.
     return None if head.strip(b"\0") else f"nothing but zeros in its first {len(head)} bytes"
 
 
 def _format(head: bytes, path: Path) -> str | None:
-    """The first signature that fits; the file need not be whole, nor is it sure to be of that format."""
+    """The first format whose signature fits; the file may be truncated, or not really of that format."""
     known = (name for name, signature in _SIGNATURES if re.match(signature, head, re.DOTALL))
     name = next(known, None)
     # TGA files do not say what they are, and begin like nothing or like an icon.
@@ -153,11 +153,11 @@ def _reader(name: str) -> Callable[[IO[bytes]], Any]:
         return reader
 
     class Reader(reader):
-        """Opened and loaded without a search of the EXIF data, which warns of what is damaged there."""
+        """Opens and loads without Pillow's search of the EXIF data, which warns of damage there."""
 
         def getexif(self) -> Image.Exif:
             exif, turn = Image.Exif(), None
-            if name == "TIFF":  # which is turned by Pillow when it is loaded
+            if name == "TIFF":  # Pillow turns these upright on loading
                 turn = self.tag_v2.get(_ORIENTATION) or _orientation_in_xmp(self.info)
             if turn in range(2, 9):
                 exif[_ORIENTATION] = turn
@@ -167,13 +167,13 @@ def _reader(name: str) -> Callable[[IO[bytes]], Any]:
 
 
 def orientation(image: Any) -> int:
-    """How a loaded or opened image must be turned to be upright, as EXIF numbers it: 1 is not at all.
+    """How an opened or loaded image must be turned to be upright, in EXIF's numbering: 1 is not at all.
 
-    Read here, since Pillow looks at all of the EXIF data and warns of what it finds damaged, to no avail: the
-    filters of warnings belong to the process, and a thread cannot keep its own.
+    It is read here because Pillow reads all of the EXIF data and warns of any damage. Such warnings cannot be
+    suppressed in a thread: warning filters belong to the process.
     """
     if image.format == "TIFF":
-        return 1  # turned by Pillow when it is loaded
+        return 1  # Pillow turns it on loading
     found = None
     exif = image.info.get("exif")
     if exif is None and "Raw profile type exif" in image.info:  # ImageMagick's way to put it into a PNG
@@ -194,7 +194,7 @@ def _orientation_in_xmp(info: dict) -> int | None:
 
 
 def _orientation_tag(exif: bytes) -> int | None:
-    """The value of the tag in the first directory of EXIF data, which is laid out like a TIFF file."""
+    """The orientation tag in the first directory of EXIF data, which is laid out like a TIFF file."""
     order = {b"II": "little", b"MM": "big"}.get(exif[:2])
     if order is None:
         return None

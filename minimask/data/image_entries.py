@@ -1,4 +1,4 @@
-"""The `images` of a COCO file: each names a file that is there, is read, and has the annotated size."""
+"""The `images` of a COCO file: each must name a file that exists, can be read, and has the annotated size."""
 
 import html
 import os
@@ -14,7 +14,7 @@ from minimask.data import images
 from minimask.data.fields import Fault, Faults, Note, integer, label, read_all, refuse, show, value
 from minimask.errors import InputError, one_line
 
-_LOOKED_AT = 3  # images of 16 bits that are decoded, to see how many of their bits are used
+_LOOKED_AT = 3  # 16-bit images that are decoded, to see how many of their bits are used
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def read_images(
 ) -> list[ImageRecord]:
     """The images sorted by id; every file exists inside `images_dir` and has the annotated size.
 
-    Where that is None, nobody looks for files. Where there are `faults`, they take what would be raised, and
-    the images that are at fault are left out.
+    If that is None, no files are looked for. If there are `faults`, they collect what would be raised, and
+    the images at fault are left out.
     """
     if not entries:
         raise InputError(f"{path}: 'images' is empty; there is nothing to use")
@@ -66,7 +66,7 @@ def read_images(
 
 
 def _examined(records: list[ImageRecord], faults: Faults | None) -> dict[int, images.Header]:
-    """The headers of the files by image id; a file that is no image is an error, or a fault."""
+    """The headers of the files by image id; a file that is not an image is an error, or a fault."""
     headers = {}
     for record in records:
         try:
@@ -95,7 +95,7 @@ def _read_image(entry: dict, name: str, images_dir: Path | None) -> ImageRecord:
 
 
 def _leads_out(inside: Path, images_dir: Path) -> str:
-    """What to say of an absolute name, or of one with ``..``."""
+    """The message for an absolute name, or one with ``..``."""
     for folder in (images_dir.absolute(), images_dir.resolve()):
         if inside.is_absolute() and inside.is_relative_to(folder):
             name = show(inside.relative_to(folder).as_posix())
@@ -106,7 +106,7 @@ def _leads_out(inside: Path, images_dir: Path) -> str:
 
 
 def _holds(test: Callable[[], bool]) -> bool:
-    """A test of a path, such as ``path.is_file``; False where the path cannot even be looked up."""
+    """The result of a path's test, such as ``path.is_file``; False if the path cannot even be looked up."""
     try:
         return test()
     except OSError:  # a name too long for the file system, or a folder that may not be entered
@@ -116,7 +116,7 @@ def _holds(test: Callable[[], bool]) -> bool:
 def _check_files(
     records: list[ImageRecord], path: Path, images_dir: Path, faults: Faults | None
 ) -> list[ImageRecord]:
-    """The images that are regular files: all of them; whether Pillow can read one is another question."""
+    """The images whose files exist: all of them, unless `faults` collect the others."""
     missing = [record for record in records if not _holds(record.path.is_file)]
     if not missing:
         return records
@@ -146,7 +146,7 @@ _RESPELLED: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 
 def _file_there(file_name: str, images_dir: Path) -> str | None:
-    """What is odd about a name for which there is no file, and the file that was probably meant."""
+    """What is odd about a name for which there is no file, and which file was probably meant; or None."""
     odd = []
     for what, respell in _RESPELLED:
         name = respell(file_name)
@@ -156,7 +156,7 @@ def _file_there(file_name: str, images_dir: Path) -> str | None:
                 return f"it {' and '.join(odd)}: write {show(os.path.normpath(name))}, the file that is there"
     names = _files_below(images_dir)
     for what, key in (
-        ("is spelled otherwise (upper and lower case, or accents)", _folded),
+        ("is spelled differently (upper and lower case, or accents)", _folded),
         ("is in another folder", lambda name: PurePosixPath(_folded(name)).name),
         ("has another ending", lambda name: PurePosixPath(_folded(name)).stem),
     ):
@@ -176,7 +176,7 @@ def _folded(name: str) -> str:
 
 
 def _files_below(folder: Path) -> list[str]:
-    """Relative names of all files in a folder and below, with / between their parts."""
+    """Relative names of all files in a folder and below it, with / between their parts."""
     found = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
     return [file.relative_to(folder).as_posix() for file in found]
 
@@ -188,7 +188,7 @@ def _check_sizes(
     notes: list[str],
     faults: Faults | None,
 ) -> list[ImageRecord]:
-    """Those that have the annotated size: all, upright or, which is noted, as stored without EXIF's turn."""
+    """The images that have the annotated size, upright or as stored, without EXIF's turn, which is noted."""
     as_stored, wrong = [], []
     for record in records:
         header = headers[record.id]
@@ -225,7 +225,7 @@ def wrong_size(path: Path, record: ImageRecord, height: int, width: int) -> Inpu
 
 
 def _note_twice(records: list[ImageRecord], path: Path, notes: list[str]) -> None:
-    """Note entries that are one file: what only one of them has annotated is background in the other."""
+    """Note entries for the same file: what only one of them has annotated is background in the other."""
     entries = defaultdict(list)
     for record in records:
         entries[os.path.realpath(record.path)].append(record)
@@ -259,7 +259,7 @@ def _note_unused_bits(
     for record in deep[:_LOOKED_AT]:
         try:
             greatest = max(greatest, int(images.decode(record.path).max()))
-        except InputError:  # damaged beyond the header: said when the image is used
+        except InputError:  # damaged beyond the header, which is reported when the image is used
             return
     note = unused_bits(greatest) if deep else None
     if note:
@@ -267,7 +267,7 @@ def _note_unused_bits(
 
 
 def unused_bits(greatest: int) -> str | None:
-    """What to say of images of 16 bits by their greatest value, if they leave the uppermost bits unused."""
+    """The note on 16-bit images with this greatest value if they leave the uppermost bits unused, or None."""
     bits = max(greatest, 1).bit_length()
     if bits > 14:
         return None

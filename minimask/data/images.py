@@ -1,7 +1,7 @@
 """Image files as (3, H, W) float32 RGB, or at their own bit depth; and a cache for decoded ones.
 
-Nothing here touches what belongs to the process: no filter of warnings is set and no lock is held while
-decoding, so that threads may decode beside each other.
+Nothing here touches what belongs to the whole process: no warning filter is set and no lock is held while
+decoding, so that threads can decode in parallel.
 """
 
 import threading
@@ -18,12 +18,12 @@ from minimask.errors import InputError
 from minimask.files import is_address, open_regular
 
 MEMORY = 10**9
-"""Most bytes that one image may take while it is decoded, or as (3, H, W) float32: a file of 20 kB can hold a
-picture of 13000 x 13000."""
+"""Most bytes that one image may take while it is decoded, or as (3, H, W) float32: a file of 20 kB can hold
+an image of 13000 x 13000."""
 
 _ROWS_AT_ONCE = 2**20  # pixels that are converted at once
 
-# What decoders need beside the picture, in bytes a pixel; the others go row by row.
+# What decoders need besides the image, in bytes per pixel; the others go row by row.
 _DECODER = {"JPEG2000": 12, "WEBP": 8, "AVIF": 8}
 
 _UPRIGHT = {  # EXIF orientation -> the upright view of (H, W, ...)
@@ -38,7 +38,7 @@ _UPRIGHT = {  # EXIF orientation -> the upright view of (H, W, ...)
 
 
 class Header(NamedTuple):
-    """What a file says of its image before the pixels are decoded."""
+    """What a file says about its image before the pixels are decoded."""
 
     height: int  # as stored
     width: int
@@ -54,9 +54,9 @@ class Header(NamedTuple):
 
 @contextmanager
 def _opened(path: Path, content: IO[bytes] | None = None) -> Iterator[Any]:
-    """Pillow's image, not yet decoded; whatever is wrong with the file is raised as an InputError.
+    """Pillow's image, not yet decoded; anything wrong with the file is raised as an InputError.
 
-    Where the `content` is given, `path` is only what messages call it.
+    If the `content` is given, `path` is only what messages call it.
     """
     from PIL import Image
 
@@ -82,9 +82,9 @@ def _opened(path: Path, content: IO[bytes] | None = None) -> Iterator[Any]:
         raise InputError(f"{path}: is too large to be decoded ({error}); cut it into tiles") from None
     except MemoryError:
         raise InputError(f"{path}: does not fit into memory; cut it into tiles") from None
-    except Warning as warning:  # only where the user has warnings raised
+    except Warning as warning:  # only if the user has warnings raised as errors
         raise InputError(
-            f"{path}: Pillow warns: {warning}; save it anew, or let warnings of PIL be"
+            f"{path}: Pillow warns: {warning}; save it anew, or do not raise PIL's warnings as errors"
         ) from None
     except Exception as error:  # each decoder raises what it likes: OSError, SyntaxError, struct.error, ...
         detail = " ".join(str(error).split()) or type(error).__name__
@@ -92,14 +92,14 @@ def _opened(path: Path, content: IO[bytes] | None = None) -> Iterator[Any]:
 
 
 def _check_memory(image: Any, path: Path) -> None:
-    """Refuse by the header what could not be decoded within `MEMORY`, or exceeds Pillow's own limit."""
+    """Refuse, by its header, an image that cannot be decoded within `MEMORY`, or exceeds Pillow's limit."""
     from PIL import Image
 
     if image.width < 1 or image.height < 1:
         raise InputError(f"{path}: damaged image (it has {image.width} x {image.height} pixels)")
     size, pixels = f"{image.width} x {image.height} pixels", image.width * image.height
     most = Image.MAX_IMAGE_PIXELS
-    if most and pixels > 2 * most:  # where Pillow's own `open` refuses
+    if most and pixels > 2 * most:  # Pillow's own `open` refuses these, too
         raise InputError(
             f"{path}: is too large to be decoded ({size}, where {2 * most} are allowed); cut it into tiles"
         )
@@ -117,7 +117,7 @@ def too_large(path: Path, height: int, width: int, needed: int, purpose: str) ->
 
 
 def _stored_bytes(image: Any) -> int:
-    """Bytes a pixel in Pillow."""
+    """Bytes per pixel in Pillow."""
     return {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
 
 
@@ -126,7 +126,7 @@ def _decoder_bytes(image: Any) -> int:
 
 
 def _result_bytes(image: Any) -> int:
-    """Bytes a pixel of what `decode` returns."""
+    """Bytes per pixel of what `decode` returns."""
     if image.mode == "F":
         return 4
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -141,12 +141,12 @@ def _is_grey(image: Any) -> bool:
 def examine(path: Path, content: IO[bytes] | None = None) -> Header:
     """What an image file's header says; no pixels are decoded.
 
-    Where the file's `content` is given, `path` is only what messages call it.
+    If the file's `content` is given, `path` is only what messages call it.
 
     Raises
     ------
     InputError
-        If the file is missing, is not an image that is read, or is too large to be decoded.
+        If the file is missing, not an image that can be read, or too large to be decoded.
     """
     with _opened(path, content) as image:
         return Header(
@@ -162,12 +162,12 @@ def examine(path: Path, content: IO[bytes] | None = None) -> Header:
 def _has_several(image: Any) -> bool:
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # what follows the first picture is damaged, which does not matter: it is not read
+    except Exception:  # what follows the first image is damaged, which does not matter: it is not read
         return True
 
 
 def read_header(path: Path) -> tuple[int, int, bool]:
-    """Height and width as stored, and whether EXIF turns the image on its side: a part of `examine`."""
+    """Height and width as stored, and whether EXIF turns the image on its side; from `examine`."""
     return examine(path)[:3]
 
 
@@ -184,14 +184,14 @@ def decode(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     Returns
     -------
     (H, W) or (H, W, 3), uint8, uint16 or float32
-        Grey or RGB. Transparent pixels are laid over white, as a viewer shows them. Of an animation or a
-        stack, the first picture.
+        Grey or RGB. Transparent pixels are laid over white, as a viewer shows them. From an animation or a
+        stack, the first image.
 
     Raises
     ------
     InputError
-        If the file is missing, no regular file, of a format that is not read (`formats.READERS`), truncated,
-        takes more than `MEMORY`, or has values beyond 16 bits.
+        If the file is missing, not a regular file, of a format that is not read (`formats.READERS`) or
+        truncated, takes more than `MEMORY`, or has values beyond 16 bits.
     """
     with _opened(path) as image:
         image.load()
@@ -206,22 +206,22 @@ def decode(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def decode_values(path: Path, content: IO[bytes] | None = None) -> np.ndarray:
-    """The values that an image file stores, as a label map means them.
+    """The values that an image file stores, as needed for a label map.
 
-    Where the file's `content` is given, `path` is only what messages call it.
+    If the file's `content` is given, `path` is only what messages call it.
 
-    Unlike `decode`, nothing is made of them: an index into a palette stays that index, no transparency is
-    laid over white, and EXIF turns nothing.
+    Unlike in `decode`, they are not converted: an index into a palette stays that index, nothing transparent
+    is laid over white, and EXIF's orientation is ignored.
 
     Returns
     -------
     (H, W) uint8, uint16 or int32, or (H, W, 3) uint8
-        Of 1 bit 0 and 1.
+        For images of 1 bit, 0 and 1.
 
     Raises
     ------
     InputError
-        As `decode`; also for values that are no whole numbers, and for pixels that are partly transparent.
+        As `decode`; also for values that are not whole numbers, and for pixels that are not opaque.
     """
     with _opened(path, content) as image:
         image.load()
@@ -242,7 +242,7 @@ def decode_values(path: Path, content: IO[bytes] | None = None) -> np.ndarray:
 
 
 def palette_colours(path: Path) -> np.ndarray | None:
-    """The colours of a picture with a palette, (N, 3) uint8; None of any other."""
+    """The colours of an image with a palette, (N, 3) uint8; None for any other."""
     with _opened(path) as image:
         image.load()
         if image.mode != "P":
@@ -251,7 +251,7 @@ def palette_colours(path: Path) -> np.ndarray | None:
 
 
 def _pixels(image: Any, path: Path) -> np.ndarray:
-    """As `decode`, as stored; converted some rows at a time, since Pillow's copies of it all add up."""
+    """What `decode` returns, but not turned; converted some rows at a time, since Pillow's copies add up."""
     width, height = image.size
     dtype = {4: np.float32, 2: np.uint16}.get(_result_bytes(image), np.uint8)
     pixels = np.empty((height, width) if _result_bytes(image) != 3 else (height, width, 3), dtype)
@@ -296,7 +296,7 @@ def to_float(pixels: np.ndarray) -> np.ndarray:
 
 
 def to_float_within(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """`to_float`, unless that takes more than `MEMORY`: then an InputError that names the file."""
+    """`to_float`, or an InputError that names the file if that would take more than `MEMORY`."""
     needed = pixels.nbytes + 12 * pixels.shape[0] * pixels.shape[1]
     if needed > MEMORY:
         raise too_large(path, *pixels.shape[:2], needed, "as float32")
@@ -304,9 +304,9 @@ def to_float_within(pixels: np.ndarray, path: Path) -> np.ndarray:
 
 
 def shrink(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """What `decode` returns, resized to (h, w): (3, h, w) float32, without ever being float32 as a whole.
+    """What `decode` returns, resized to (h, w): (3, h, w) float32, without making all of it float32 first.
 
-    Bilinear between the two pixel centres on either side, as the network's own resizing is
+    Bilinear between the pixel centres on either side, like the network's own resizing
     (`kernels.resample.bilinear`).
     """
 
@@ -349,8 +349,8 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises
     ------
     InputError
-        If the file is missing, no regular file, not such an image, truncated, too large for `MEMORY`, or has
-        values beyond 16 bits.
+        If the file is missing, not a regular file, not such an image, truncated, too large for `MEMORY`, or
+        has values beyond 16 bits.
     """
     path = Path(path)
     return to_float_within(decode(path), path)
@@ -366,14 +366,14 @@ class PixelCache:
         self._lock = threading.Lock()
 
     def get(self, key: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The array of this key; made, outside the lock, if it is not there."""
+        """The array for this key; made, outside the lock, if it is not there."""
         with self._lock:
             if key in self._arrays:
                 self._arrays.move_to_end(key)
                 return self._arrays[key]
         array = make()
         with self._lock:
-            if key not in self._arrays:  # another thread may have made it meanwhile
+            if key not in self._arrays:  # another thread may have made it in the meantime
                 self._arrays[key] = array
                 self.size += array.nbytes
             while self.size > self.limit:

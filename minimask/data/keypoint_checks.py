@@ -1,6 +1,6 @@
 """Keypoints of COCO files: the categories' names and skeletons, and the annotations' triples, checked.
 
-COCO's x and y are indices of pixels; a keypoint in the middle of pixel i is at i + 1/2 here (see `sample`).
+COCO's x and y are pixel indices; here, a keypoint in the middle of pixel i is at i + 1/2 (see `sample`).
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from minimask.data.skeleton import Skeleton
 from minimask.errors import one_line
 
 MOST = 1000
-"""Most keypoints of an object: each is a map of 56 x 56 cells for every object."""
+"""Most keypoints that an object may have: each takes a map of 56 x 56 cells for every object."""
 
 _VISIBILITY = "0 not labelled, 1 labelled but hidden, 2 visible"
 
@@ -31,8 +31,8 @@ _VISIBILITY = "0 not labelled, 1 labelled but hidden, 2 visible"
 def read_skeletons(entries: list, path: Path, faults: Faults | None = None) -> dict[int, Skeleton]:
     """The skeletons of the categories that have keypoints, by the category's id.
 
-    All are the same, unless `faults` take that some are not. The entries have an id and a name, as
-    `checks.read_categories` has seen.
+    All are the same, unless `faults` have collected that some differ. The entries must have passed
+    `checks.read_categories`: each has an id and a name.
     """
 
     def read(index: int, entry: Any, _: bool) -> tuple[int, Skeleton | None]:
@@ -46,7 +46,7 @@ def read_skeletons(entries: list, path: Path, faults: Faults | None = None) -> d
         what = "names of keypoints" if kinds[0].names != kinds[1].names else "skeletons"
         text = (
             f"{path}: categories {one} and {other} have different {what}; a model has one list of keypoints "
-            "for all classes: give each category the names of all, and 0, 0, 0 to those an object has not"
+            "for all classes: give each category the names of all, and 0, 0, 0 to those an object lacks"
         )
         refuse(faults, Fault(text, "different keypoints"), total=len(entries), what="categories")
     return found
@@ -79,12 +79,12 @@ def _is_edge(edge: Any, count: int) -> bool:
 
 
 def check_keypoints(entry: dict, place: str, count: int, height: int, width: int) -> list[float] | None:
-    """The numbers x, y, v, ... of an annotation whose category has `count` keypoints; None without any.
+    """The numbers x, y, v, ... of an annotation whose category has `count` keypoints; None if there are none.
 
     Raises
     ------
     Fault
-        The line begins with `place`.
+        With a line that begins with `place`.
     """
     values = entry.get("keypoints")
     if values is None or not count:
@@ -97,7 +97,7 @@ def check_keypoints(entry: dict, place: str, count: int, height: int, width: int
             "keypoints",
         )
     if not finite_numbers(values):
-        raise Fault(f"{place}: keypoints {show(values)} has an entry that is no finite number", "keypoint")
+        raise Fault(f"{place}: keypoints {show(values)} has an entry that is not a finite number", "keypoint")
     for k, (x, y, visibility) in enumerate(zip(values[0::3], values[1::3], values[2::3])):
         if visibility not in (0, 1, 2):
             raise Fault(
@@ -123,7 +123,7 @@ def as_array(rows: Iterable[list[float] | None], count: int) -> np.ndarray:
 
 
 def from_coco(keypoints: np.ndarray) -> np.ndarray:
-    """(..., 3) with COCO's x, y to ours: half a pixel more; 0, 0, 0 where not labelled."""
+    """(..., 3) from COCO's x, y to ours: half a pixel more; 0, 0, 0 if not labelled."""
     moved = keypoints + np.array([0.5, 0.5, 0.0])
     return np.where(keypoints[..., 2:] > 0, moved, 0.0)
 
@@ -143,7 +143,7 @@ def coco_entries(keypoints: np.ndarray) -> dict[str, Any]:
 def check_together(
     path: Path, keypoints: np.ndarray, boxes: np.ndarray, faults: Faults | None = None
 ) -> None:
-    """Refuse keypoints in shares of the image's sides.
+    """Refuse keypoints given as fractions of the image's sides.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def check_together(
     boxes : (A, 4)
         In pixels.
     faults : Faults, optional
-        Takes what would be raised.
+        Collects what would be raised.
     """
     labelled = keypoints[keypoints[..., 2] > 0]
     if len(labelled) and labelled[:, :2].max() <= 1.5 and boxes.max() > 2:

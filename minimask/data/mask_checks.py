@@ -1,7 +1,7 @@
 """An annotation's segmentation: polygons, run lengths, or compressed run lengths; checked, then encoded.
 
-`check_mask` measures by itself whatever pycocotools will see: it takes memory by the length of a polygon's
-edges, and believes the sums of run lengths.
+`check_mask` measures everything before pycocotools sees it, which takes memory in proportion to the length of
+a polygon's edges, and trusts the sums of run lengths.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from minimask.data import rle
 from minimask.data.fields import Fault, finite_numbers, show, value
 
 OUTLINE = 2_000_000
-"""Most pixels of edges in the polygons of an annotation: pycocotools takes some hundred bytes for each."""
+"""Most pixels that the edges of an annotation's polygons may have: each takes pycocotools some 100 bytes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A checked segmentation, either of two."""
+    """A checked segmentation: either polygons or run lengths."""
 
     polygons: list[list[float]] | None
     outline: tuple[float, float, float, float] | None  # x1, y1, x2, y2 of the polygons' points
-    counts: str | None  # as given, if it was compressed
+    counts: str | None  # the compressed run lengths, if given that way
     runs: np.ndarray | None  # (R,) int64
 
     def encode(self, height: int, width: int) -> bytes:
@@ -34,12 +34,12 @@ class Mask:
 
 
 def check_mask(entry: dict, place: str, height: int, width: int) -> Mask:
-    """Check an annotation's segmentation, of an image of this size.
+    """Check the segmentation of an annotation in an image of this size.
 
     Raises
     ------
     Fault
-        The line begins with `place`.
+        With a line that begins with `place`.
     """
     mask = value(entry, "segmentation", place)
     if isinstance(mask, dict):
@@ -58,7 +58,7 @@ def check_mask(entry: dict, place: str, height: int, width: int) -> Mask:
 
 
 def _check_nesting(mask: list, place: str) -> None:
-    """A list of flat lists: [[x, y, x, y, ...], ...]."""
+    """Refuse anything but a list of flat lists: [[x, y, x, y, ...], ...]."""
     lists = [part for part in mask if isinstance(part, list)]
     if len(lists) < len(mask):
         raise Fault(
@@ -74,9 +74,11 @@ def _check_nesting(mask: list, place: str) -> None:
 
 
 def _check_polygon(polygon: list, place: str, height: int, width: int) -> tuple[float, float, float, float]:
-    """Three points or more, x, y, x, y, ..., in the image or not far outside; returns the box around them."""
+    """Check three points or more, x, y, x, y, ..., inside the image or not far outside; returns their box."""
     if not finite_numbers(polygon):
-        raise Fault(f"{place}: polygon {show(polygon)} has a coordinate that is no finite number", "polygon")
+        raise Fault(
+            f"{place}: polygon {show(polygon)} has a coordinate that is not a finite number", "polygon"
+        )
     if len(polygon) % 2:
         raise Fault(
             f"{place}: polygon has an odd number of coordinates ({len(polygon)}); it needs x, y pairs", "odd"
@@ -98,7 +100,7 @@ def _check_polygon(polygon: list, place: str, height: int, width: int) -> tuple[
 
 
 def _check_length(polygons: list, outline: tuple, place: str, height: int, width: int) -> None:
-    """Bound the edges' length: an outline longer than the image has pixels draws nothing."""
+    """Refuse edges that are too long: an outline longer than the image has pixels makes no sense."""
     most = min(max(height * width, 100_000), OUTLINE)
     x1, y1, x2, y2 = outline
     if sum(map(len, polygons)) / 2 * (max(x2 - x1, y2 - y1) + 1) <= most:  # nearly always
@@ -116,7 +118,7 @@ def _check_length(polygons: list, outline: tuple, place: str, height: int, width
 
 
 def _check_runs(mask: dict, place: str, height: int, width: int) -> Mask:
-    """Run lengths, as a list or as a compressed string, that fill the image exactly."""
+    """Check run lengths, as a list or a compressed string, which must fill the image exactly."""
     size, counts = (value(mask, key, f"{place}: segmentation") for key in ("size", "counts"))
     if size != [height, width]:
         turned = "; an RLE's size is [height, width]" if size == [width, height] else ""

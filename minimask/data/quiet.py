@@ -1,8 +1,8 @@
 """Pillow's readers without their warnings of damaged metadata, which is nothing to act on.
 
-The filters of warnings belong to the process, and in a thread they cannot be changed for a while only: a
-reader that warns would write to the program's standard error, or raise where warnings are errors. So we take
-the reader as a class of our own, whose methods find another `warnings` in their globals.
+Warning filters belong to the process, and a thread cannot change them for just a while: a reader that warns
+would write to the program's standard error, or raise if warnings are errors. So we make a class of our own
+from the reader, whose methods find another `warnings` in their globals.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ _SILENT = SimpleNamespace(warn=lambda *arguments, **options: None)
 
 @cache
 def quiet_reader(module: str, kind: str, helpers: Sequence[str] = ()) -> type:
-    """A class of a module of Pillow that does not warn.
+    """A class of one of Pillow's modules, changed so that it does not warn.
 
     Parameters
     ----------
     module, kind : str
         ``"PIL.TiffImagePlugin"``, ``"TiffImageFile"``.
     helpers : tuple of str
-        Classes of the same module whose methods warn, and which `kind` makes instances of.
+        Classes of the same module whose methods warn, and of which `kind` makes instances.
     """
     original, image = import_module(module), import_module("PIL.Image")
     names = vars(original) | {"warnings": _SILENT}
@@ -33,7 +33,7 @@ def quiet_reader(module: str, kind: str, helpers: Sequence[str] = ()) -> type:
 
 
 def _refuse_bombs(size: tuple[int, int], error_only: bool = True) -> None:
-    """Pillow's check of a picture's size without the warning, which it gives from half that size."""
+    """Pillow's check of an image's size, without the warning that it gives from half that size up."""
     from PIL import Image
 
     most = Image.MAX_IMAGE_PIXELS
@@ -42,7 +42,7 @@ def _refuse_bombs(size: tuple[int, int], error_only: bool = True) -> None:
 
 
 def _with_globals(kind: type, names: dict) -> type:
-    """A subclass whose methods are those of `kind`, but with other globals."""
+    """A subclass with the methods of `kind`, but with these globals."""
     methods = {}
     for name, function in vars(kind).items():
         if isinstance(function, FunctionType):

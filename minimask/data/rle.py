@@ -20,7 +20,7 @@ def read_runs(counts: bytes, pixels: int | None = None) -> np.ndarray:
         number on, what is written is the difference from the number two before (rleFrString in pycocotools'
         maskApi.c).
     pixels : int, optional
-        How many the image has; no run may be longer, so that sums of runs do not overflow.
+        The image's number of pixels; no run may be longer, so that sums of runs do not overflow.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def read_runs(counts: bytes, pixels: int | None = None) -> np.ndarray:
         raise ValueError("has a run longer than any image")
     runs = np.add.reduceat((groups & 31) << shift, first)
     negative = (groups[last] & 16) != 0
-    runs -= np.where(negative, 32 << shift[last], 0)  # two's complement of as many bits as were given
+    runs -= np.where(negative, 32 << shift[last], 0)  # two's complement, with as many bits as were given
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     if runs.min() < 0:
@@ -52,7 +52,7 @@ def read_runs(counts: bytes, pixels: int | None = None) -> np.ndarray:
 
 
 def without_empty_runs(runs: np.ndarray) -> np.ndarray:
-    """The same mask without runs of length 0, but the first: pycocotools measures around them wrongly.
+    """The same mask without runs of length 0 except the first, since pycocotools measures such masks wrongly.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def without_empty_runs(runs: np.ndarray) -> np.ndarray:
     values = np.arange(len(runs)) % 2  # 0 or 1: what each run consists of
     kept = runs > 0
     runs, values = runs[kept], values[kept]
-    first = np.flatnonzero(np.diff(values, prepend=-1))  # of neighbours that are alike now
+    first = np.flatnonzero(np.diff(values, prepend=-1))  # of each group of neighbours that are now alike
     merged = np.add.reduceat(runs, first)
     return np.concatenate([[0], merged]) if values[0] else merged
 
@@ -87,7 +87,7 @@ def decode_runs(runs: np.ndarray, height: int, window: PixelBox) -> np.ndarray:
 
 
 def measure(masks: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """How many pixels each mask has, and the smallest box around them.
+    """How many pixels each mask has, and the smallest box around it.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def encode_runs(runs: list[int], height: int, width: int) -> bytes:
 
 
 def union(counts: list[bytes], height: int, width: int) -> bytes:
-    """The compressed string of the union of masks of one size, of which there is at least one."""
+    """The compressed string of the union of masks of one size; there must be at least one."""
     from pycocotools import mask as coco_mask
 
     if len(counts) == 1:

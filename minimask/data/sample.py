@@ -12,7 +12,7 @@ import numpy as np
 from minimask.data.skeleton import Skeleton
 
 MIN_SHARE = 0.1
-"""Objects of which a cut leaves a smaller share are dropped: a sliver does not show what it is."""
+"""Objects of which a cut leaves a smaller share are dropped: a sliver does not show what it belongs to."""
 
 
 class PixelBox(NamedTuple):
@@ -45,7 +45,7 @@ class Sample:
         Regions of many objects that were not annotated one by one: neither objects nor background.
     image_id : int
     keypoints : (G, K, 3) float32, or None
-        x, y and visibility: 0 is not labelled, 1 hidden, 2 visible. None of data without keypoints.
+        x, y and visibility: 0 is not labelled, 1 hidden, 2 visible. None for data without keypoints.
     skeleton : Skeleton, or None
         The keypoints' names.
     """
@@ -61,7 +61,7 @@ class Sample:
     skeleton: Skeleton | None = None
 
     def target(self) -> dict[str, np.ndarray]:
-        """What the losses need: boxes, labels, masks, crowd_boxes, crowd_masks; keypoints where there are."""
+        """What the losses need: boxes, labels, masks, crowd_boxes, crowd_masks; also keypoints, if any."""
         keypoints = {} if self.keypoints is None else {"keypoints": self.keypoints}
         return keypoints | {
             "boxes": self.boxes,
@@ -117,7 +117,7 @@ def cut(
     keep : (G,) bool
     boxes : (G, 4) float32
         In the window's coordinates, dropped objects included: the given box if it lies inside the window,
-        else the box around what the window leaves of the mask.
+        otherwise the box around what the window leaves of the mask.
     """
     left = masks.sum(axis=(1, 2), dtype=np.int64)
     keep = (left > 0) & (left >= min_share * pixels)
@@ -129,7 +129,7 @@ def cut(
 
 
 def cut_keypoints(keypoints: np.ndarray, window: PixelBox) -> np.ndarray:
-    """(G, K, 3) float32 in the window's coordinates; those outside of it are not labelled: 0, 0, 0."""
+    """(G, K, 3) float32 in the window's coordinates; keypoints outside become not labelled: 0, 0, 0."""
     inside = ((keypoints[..., :2] >= window[:2]) & (keypoints[..., :2] <= window[2:])).all(axis=2)
     moved = keypoints - (*window[:2], 0)
     return np.where((inside & (keypoints[..., 2] > 0))[..., None], moved, 0).astype(np.float32)

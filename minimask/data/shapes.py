@@ -11,7 +11,7 @@ from minimask.randomness import Draws, Purpose
 CORNERS = {"circle": 0, "square": 4, "triangle": 3}
 
 NOISE = 0.03
-"""Standard deviation of the noise in every pixel, where white is 1."""
+"""Standard deviation of the noise in every pixel, on a scale where white is 1."""
 
 MIN_VISIBLE = 0.3
 """A shape is not placed where it would leave a smaller share of another one visible."""
@@ -25,7 +25,7 @@ class Shapes:
 
     A picture depends only on the seed and its number, so asking for more never changes the first ones. Colour
     and class are independent: it is the shape that must be learnt. A mask is exactly the visible part of its
-    shape: a pixel belongs to it if its centre does.
+    shape: a pixel belongs to it if the pixel's centre does.
 
     Parameters
     ----------
@@ -34,9 +34,9 @@ class Shapes:
     size : int
         Height and width in pixels.
     objects : (int, int)
-        Fewest and most shapes to try; those that would hide another, or hardly be seen, are not placed.
+        Fewest and most shapes to try; those that would hide another, or be hardly visible, are not placed.
     radius : (float, float)
-        Least and greatest radius of the circle of a shape's area, in pixels; by default 1/14 and 1/5 of
+        Least and greatest radius of the circle with a shape's area, in pixels; by default 1/14 and 1/5 of
         `size`.
     """
 
@@ -65,7 +65,7 @@ class Shapes:
         return len(self.image_ids)
 
     def describe(self, index: int) -> str:
-        """For messages: 'shapes (seed 3): image 17'."""
+        """The image's name for messages: 'shapes (seed 3): image 17'."""
         return f"{self.name}: image {self.image_ids[index]}"
 
     def image(self, index: int) -> np.ndarray:
@@ -146,7 +146,7 @@ class Shapes:
     def _shape(self, name: str, rng: np.random.Generator) -> np.ndarray:
         """(size, size) bool: pixels whose centre lies in a regular polygon, or in a circle for 0 corners."""
         corners = CORNERS[name]
-        # of the circle of the same area
+        # of the circle with the same area
         radius = rng.uniform(*self.radius) if self.radius else rng.uniform(1 / 14, 1 / 5) * self.size
         middle = rng.uniform(0.0, self.size, (2, 1))
         x, y = np.arange(self.size) + 0.5 - middle  # (size,) each

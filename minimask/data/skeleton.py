@@ -1,4 +1,4 @@
-"""The names of an object's keypoints, which of them are joined by lines, and what a mirror makes of them."""
+"""The names of an object's keypoints, which of them lines join, and which change places in a mirror."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ _SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What a data set says of its keypoints; the same for all of its classes.
+    """What a data set says about its keypoints; the same for all of its classes.
 
     Attributes
     ----------
@@ -22,9 +22,9 @@ class Skeleton:
 
     @property
     def mirrored(self) -> list[int]:
-        """For each keypoint, which one takes its place in a mirror: left_eye takes that of right_eye.
+        """For each keypoint, the index of the one that takes its place in a mirror: left_eye for right_eye.
 
-        A name has a side if it has the word left or right in it. Without a counterpart, a keypoint stays.
+        A name has a side if it contains the word left or right. A keypoint without a counterpart stays.
         """
         places = {name: k for k, name in enumerate(self.names)}
         return [places.get(_SIDE.sub(_other_side, name), k) for k, name in enumerate(self.names)]

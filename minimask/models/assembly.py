@@ -1,6 +1,6 @@
-"""From an architecture and conventions to a model: what `zoo.py` gives names to is put together here.
+"""From an architecture and conventions to a model: the networks that `zoo.py` names are put together here.
 
-`assemble` makes the body and leads to `_on_pyramid` or `_on_c4`, which make everything behind it.
+`assemble` makes the body and calls `_on_pyramid` or `_on_c4`, which make everything behind it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from minimask.nn import FrozenBatchNorm2d, MakeNorm, Module
 from minimask.randomness import Draws, Purpose
 
 RATIOS = (0.5, 1.0, 2.0)
-"""Of the anchors, height over width, in every network."""
+"""Height over width of the anchors, in every network."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a network consists of; the names and shapes of its parameters say all but the last two.
+    """What a network consists of; its parameters' names and shapes tell all but `pool` and the last two.
 
     The defaults are the paper's ResNet-50-FPN.
 
@@ -54,33 +54,34 @@ class Architecture:
     stem : int
         Kernel size of the first convolution.
     pool : bool
-        Whether a max pool follows it. Without, all levels have half the stride: P2..P6 2, 4, 8, 16 and 32.
+        Whether a max pool follows it. Without one, all levels have half the stride: 2, 4, 8, 16 and 32 for
+        P2..P6.
     groups, width_per_group : int
         Of a bottleneck's 3x3 convolution (see `minimask.models.resnet.Bottleneck`).
     pyramid : bool
-        FPN, or C4: a single level at stride 16, and the fourth stage as the head of each RoI.
+        FPN if True; else C4: a single level at stride 16, with the fourth stage as the head of each RoI.
     fpn_channels : int
         Of P2..P6, the RPN and the mask head; C4's mask head has as many.
     rpn_convs, box_convs, mask_convs : int
-        3x3 convolutions of the three nets. With `box_convs`, one fully connected layer follows, without, two
-        do. C4 has none in either head: the fourth stage stands for them.
+        Number of 3x3 convolutions in each of the three nets. In the box head one fully connected layer
+        follows them, or two if there are none. C4 has none in either head: the fourth stage replaces them.
     box_width : int
         Of the fully connected layers; C4's predictors read the fourth stage's channels.
     head_norm : callable, optional
         Makes the norm behind the convolutions of the FPN, the box head and the mask head.
     masks : bool
-        Whether there is a mask head; with neither this nor keypoints, it is Faster R-CNN.
+        Whether there is a mask head; without one and without keypoints, it is Faster R-CNN.
     num_keypoints : int
-        Of the keypoint head; 0 for none. C4 has none.
+        Of the keypoint head; 0 for no such head. C4 has none.
     keypoint_convs, keypoint_width : int
         Convolutions of the keypoint head, and their channels.
     keypoint_norm : callable, optional
         Makes the norm behind each of them.
     anchor_sizes : numbers
-        Sides of the square anchors, in pixels: one for each of P2..P6, or all of C4's.
+        Sides of the square anchors, in pixels: one for each of P2..P6, or all those of C4's single level.
     canonical_scale : number, optional
         Side of a square box that the heads pool from P4, in pixels (see `minimask.models.box_head.Pooler`);
-        by default 224 where P2 has stride 4, and in proportion.
+        by default 224 where P2 has stride 4, otherwise in proportion to that stride.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
@@ -106,21 +107,21 @@ class Architecture:
     canonical_scale: float | None = None
 
 
-MakeMaskNet = Callable[[int, int, np.random.Generator], Module]  # of so many channels, giving so many masks
+MakeMaskNet = Callable[[int, int, np.random.Generator], Module]  # (channels in, masks out, rng)
 
 
 @dataclass(frozen=True)
 class Alternatives:
-    """What the paper's ablations vary, as a builder was given it (docs/alternatives.md).
+    """What the paper's ablations vary, as given to a builder (docs/alternatives.md).
 
     Attributes
     ----------
     roi_layer : RoILayer or None
         Of both heads (Table 2c); None is RoIAlign under the model's conventions.
     mask_loss : SigmoidMasks or SoftmaxMasks
-        Sigmoids or a softmax (Table 2b), of each class or class-agnostic (section 4.2).
+        Sigmoids or a softmax (Table 2b), per class or class-agnostic (section 4.2).
     mask_branch : callable or None
-        Makes the mask head's net (Table 2e); None is the architecture's.
+        Makes the mask head's net (Table 2e); None for the architecture's.
     """
 
     roi_layer: RoILayer | None = None
@@ -128,7 +129,7 @@ class Alternatives:
     mask_branch: MakeMaskNet | None = None
 
     def roi_layer_under(self, conventions: Conventions) -> RoILayer:
-        """The RoI layer of a model of these conventions."""
+        """The RoI layer of a model with these conventions."""
         c = conventions
         return self.roi_layer or partial(F.roi_align, sampling_ratio=c.sampling_ratio, aligned=c.aligned)
 
@@ -160,27 +161,27 @@ def assemble(
         Background included.
     conventions : Conventions
     magnification : float
-        Of images where there is no `min_size`.
+        Scale of the images where there is no `min_size`.
     min_size, max_size, trainable_backbone_layers
-        As of `minimask.models.zoo.maskrcnn_resnet50_fpn`.
+        As for `minimask.models.zoo.maskrcnn_resnet50_fpn`.
     norm : callable, optional
-        Makes the ResNet's norm for so many channels; by default frozen batch norm with the conventions' eps.
+        Makes the ResNet's norm, given the number of channels; by default frozen batch norm with the
+        conventions' eps.
     alternatives : Alternatives
         RoI layer, mask loss and mask branch; C4's mask branch is fixed.
     keypoint_options : KeypointOptions, optional
         Of a keypoint head.
     seed : int or None
-        Of the weights; None for a model that is about to be loaded: they take no memory, nor time to draw.
+        Of the weights; None for a model that is about to be loaded: they then take neither memory nor time.
     rpn_and_box : dict, optional
         torchvision's arguments ``rpn_...`` and ``box_...``.
 
     Raises
     ------
     TypeError
-        For an argument that there is not.
+        For an argument that does not exist.
     ValueError
-        If `trainable_backbone_layers` is not 0 to 5, or C4 is given a mask branch or
-        keypoints.
+        If a number is out of range, or C4 is given a mask branch or keypoints.
     """
     check_whole("trainable_backbone_layers", trainable_backbone_layers, 0, 5)
     if architecture.canonical_scale is not None:
@@ -279,7 +280,7 @@ def _on_c4(
     rpn_and_box: dict,
     alternatives: Alternatives,
 ) -> MaskRCNN:
-    """Everything behind a body of three stages: the RPN on C4, and the fourth stage as both heads' trunk."""
+    """Everything behind a body of three stages: the RPN on C4, with the fourth stage as both heads' trunk."""
     conventions = transform.conventions
     rpn, box = _set_by(conventions)
     rpn |= dict(pre_nms_top_n_train=12000, pre_nms_top_n_test=6000, post_nms_top_n_train=2000)
@@ -311,7 +312,7 @@ def _anchors(sizes: tuple, strides: tuple[int, ...] | None, conventions: Convent
 
 
 def _set_by(conventions: Conventions) -> tuple[dict, dict]:
-    """The fields of `RPNOptions` and of `BoxOptions` that conventions set."""
+    """The fields of `RPNOptions` and of `BoxOptions` that these conventions set."""
     c = conventions
     rpn = dict(
         beta=c.rpn_beta,
@@ -332,12 +333,14 @@ def stage_options(rpn_and_box: dict, rpn: dict, box: dict) -> tuple[RPNOptions, 
     rpn_and_box : dict of str to value
         As given to a builder.
     rpn, box : dict
-        Fields that no argument of torchvision's sets.
+        Defaults that replace those of `RPNOptions` and `BoxOptions`; the arguments override them.
 
     Raises
     ------
     TypeError
-        For a name that is none of them, naming those there are.
+        For a name that is none of them; suggests the nearest, or lists all.
+    ValueError
+        For a value out of range.
     """
     stages = {"rpn_": (RPNOptions, dict(rpn)), "box_": (BoxOptions, dict(box))}
     known = [prefix + field.name for prefix, (kind, _) in stages.items() for field in fields(kind)]

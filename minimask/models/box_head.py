@@ -1,6 +1,6 @@
 """The second stage's class and box branch: sampling of RoIs, its net, its losses, its detections.
 
-Shapes: N images, R RoIs, P proposals an image, K classes and background, C channels, D detections.
+Shapes: N images, R RoIs, P proposals per image, K classes and background, C channels, D detections.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from minimask.models.transform import Batch, Target
 from minimask.nn import ConvNorm, Linear, MakeNorm, Module, Sequential
 from minimask.randomness import Draws, Purpose
 
-RoILayer = Callable[..., Tensor]  # called as `Pooler` says
+RoILayer = Callable[..., Tensor]  # called as described in `Pooler`
 
 
 @dataclass(frozen=True)
 class BoxOptions:
-    """What torchvision's builders take as numbers ``box_...``, with its defaults.
+    """The ``box_...`` numbers that torchvision's builders take, with torchvision's defaults.
 
-    `crowd_coverage`, `min_size`, `min_size_last`, `beta` and `class_agnostic` are no arguments of
-    torchvision's.
+    torchvision has no arguments for `crowd_coverage`, `min_size`, `min_size_last`, `beta` and
+    `class_agnostic`.
 
     Attributes
     ----------
@@ -45,15 +45,16 @@ class BoxOptions:
         Detections must score more than `score_thresh`; if two of a class overlap by more than `nms_thresh`,
         the one that scores less is dropped.
     detections_per_img : int
-        The best so many are kept.
+        How many of an image's best are kept.
     crowd_coverage : float
         See `minimask.matching.ignore_crowds`.
     min_size, min_size_last : float, bool
-        Detections with a shorter side are dropped; pixels of the batch. Before suppression, or last.
+        Detections with a side below `min_size`, in pixels of the batch, are dropped: before suppression, or
+        as the last step.
     beta : float
         Of smooth L1.
     class_agnostic : bool
-        One box a RoI instead of one for each class; the predictor has to have four deltas, too.
+        One box per RoI instead of one for each class; the predictor must then give four deltas, too.
     """
 
     fg_iou_thresh: float = 0.5
@@ -75,7 +76,7 @@ class BoxOptions:
 
 @dataclass(frozen=True)
 class RoIs:
-    """Sampled regions with what they should become.
+    """Sampled regions and what they should become.
 
     Attributes
     ----------
@@ -97,7 +98,7 @@ class RoIs:
 
     def __post_init__(self):
         if self.images is None:
-            images = to_cpu(self.boxes[:, 0])  # sync: not in training, which knows them
+            images = to_cpu(self.boxes[:, 0])  # sync: not in training, which passes them in
             object.__setattr__(self, "images", images.astype(np.int64))
 
     @property
@@ -108,7 +109,7 @@ class RoIs:
 
 
 def check_labels(rois: RoIs, channels: int, who: str) -> None:
-    """Raise an InputError where a RoI's class has no output: on a GPU another class's would be trained."""
+    """Raise an InputError if a RoI's class has no output: a GPU would silently train another class's."""
     largest = int(rois.labels.max(initial=0))
     if largest >= channels:
         raise InputError(
@@ -120,7 +121,7 @@ def check_labels(rois: RoIs, channels: int, who: str) -> None:
 class BoxOutput:
     """Class logits (R, K+1), and class-specific deltas (R, 4(K+1)) or class-agnostic ones (R, 4).
 
-    In training mode also the pooled features (R, C, S, S), for a mask head that has the same pooler.
+    In training mode also the pooled features (R, C, S, S), for a mask head that shares the pooler.
     """
 
     logits: Tensor
@@ -130,19 +131,19 @@ class BoxOutput:
 
 @dataclass(frozen=True)
 class Candidates:
-    """An image's boxes of one class each that score enough, and which of them are detected.
+    """An image's boxes that score high enough, each for one class, and which of them become detections.
 
     Attributes
     ----------
     probabilities : (P, K+1)
         Of each proposal's classes, background first.
     proposals, labels, scores : (B,)
-        Of each candidate: the index of its proposal, its class, and the probability of that.
+        For each candidate: the index of its proposal, its class, and the probability of that class.
     refined, boxes : (B, 4)
-        Where its class's deltas lead from the proposal, and that clipped to the image.
+        The proposal moved by its class's deltas, before and after clipping to the image.
     survivors, kept : (S,) and (D,) int64
-        Indices among the B, by falling score: what suppression leaves, class by class; and the best so many
-        of them, which are the detections.
+        Indices among the B, by falling score: what suppression leaves, class by class; and the best of
+        these, which are the detections.
     """
 
     probabilities: np.ndarray
@@ -177,13 +178,13 @@ class Pooler:
     output_size : int
         S: bins along each side of a box.
     roi_layer : callable
-        `functions.roi_align` or one of the others, with options of its own bound by `functools.partial`. Is
+        `functions.roi_align` or one of the others, with its own options bound by `functools.partial`. It is
         called as ``roi_layer(levels, rois, output_size, scales, levels=assigned)``.
     canonical_scale : float
         Side of a square box that reads P4, in pixels.
     strides : tuple of int
-        Of the levels that it reads, from P2 on; where the backbone gives one map, its stride alone, such as
-        C4's 16.
+        Of the levels that it reads, from P2 on; just one where the backbone gives a single map, such as C4's
+        16.
     level_eps, side_eps : float
         See `minimask.matching.assign_fpn_levels`.
     """
@@ -196,7 +197,7 @@ class Pooler:
     side_eps: float = 0.0
 
     def assign(self, rois):  # (R, 5) -> (R,)
-        """Which of the levels each RoI reads, counted from 0."""
+        """Index, from 0, of the level that each RoI reads."""
         to_level = dict(canonical_scale=self.canonical_scale, eps=self.level_eps, side_eps=self.side_eps)
         return assign_fpn_levels(rois[:, 1:], 2, 1 + len(self.strides), **to_level) - 2
 
@@ -220,7 +221,7 @@ class TwoMLPHead(Module):
 class ConvFCHead(Sequential):
     """Convolutions with norm and ReLU, then one fully connected layer: the box head of torchvision's v2.
 
-    Its layers are numbered as torchvision numbers them, the flattening included.
+    Its layers are numbered as in torchvision, where the flattening counts as one.
     """
 
     def __init__(self, channels: int, side: int, convs: int, width: int, norm: MakeNorm | None, rng):
@@ -236,14 +237,14 @@ class ConvFCHead(Sequential):
 
 @dataclass(frozen=True)
 class Res5Pooler:
-    """The RoI layer and behind it the last stage of the ResNet, for both heads (C4; figure 4, left).
+    """The RoI layer followed by the last stage of the ResNet, for both heads (C4; figure 4, left).
 
-    It is no Module: the stage's parameters are the box head's, though the mask head reads the same map.
+    It is not a Module: the stage's parameters belong to the box head, though the mask head reads its map too.
 
     Parameters
     ----------
     pooler : Pooler
-        Of the single level.
+        For the single level.
     layer4 : Module
         (R, C4, S, S) -> (R, C5, S/2, S/2).
     """
@@ -256,17 +257,17 @@ class Res5Pooler:
 
 
 class AveragingHead(Module):
-    """The mean over each RoI of what the last stage of the ResNet, whose parameters it has, made of it."""
+    """The mean over each RoI's features from the ResNet's last stage, whose parameters this module holds."""
 
     def __init__(self, layer4: Module):
-        self.layer4 = layer4  # applied by `Res5Pooler`
+        self.layer4 = layer4  # applied in `Res5Pooler`
 
     def forward(self, x):  # (R, C, S, S) -> (R, C)
         return x.mean(axis=(2, 3))
 
 
 class BoxPredictor(Module):
-    """Class logits and a box for each class, or one for all."""
+    """Class logits, and a box for each class or one for all."""
 
     def __init__(self, width: int, num_classes: int, rng, class_agnostic: bool = False):
         check_whole("num_classes", num_classes, 2, why=", one for the background included")
@@ -290,9 +291,9 @@ class BoxHead(Module):
     ----------
     pooler : Pooler or Res5Pooler
     head : Module
-        RoI features (R, C, S, S) -> (R, width), as `TwoMLPHead` does it.
+        RoI features (R, C, S, S) -> (R, width), such as `TwoMLPHead`.
     predictor : Module
-        (R, width) -> `BoxOutput`, as `BoxPredictor` does it.
+        (R, width) -> `BoxOutput`, such as `BoxPredictor`.
     options : BoxOptions
     """
 
@@ -304,11 +305,11 @@ class BoxHead(Module):
 
     @property
     def num_classes(self) -> int | None:
-        """Background included; None where the predictor does not say it."""
+        """Background included; None where the predictor does not say."""
         return getattr(self.box_predictor, "num_classes", None)
 
     def sample(self, proposals: list[np.ndarray], targets: list[Target], draws: Draws) -> RoIs:
-        """Proposals and true boxes, matched and drawn: at most a quarter of them positive (section 3.1)."""
+        """RoIs drawn from proposals and true boxes; by default at most a quarter positive (section 3.1)."""
         xp, o, parts = array_module(*proposals), self.options, []
         candidates = [xp.concatenate([boxes, t.boxes]) for boxes, t in zip(proposals, targets)]
         matched = match_images(self.matcher, candidates, targets, o.crowd_coverage)
@@ -338,7 +339,7 @@ class BoxHead(Module):
         return {"loss_classifier": classification, "loss_box_reg": box}
 
     def encoded(self, rois: RoIs, targets: list[Target]):
-        """(R, 4): the deltas that lead from each RoI to its object; 0 for background."""
+        """(R, 4): the deltas from each RoI to its object; 0 for background."""
         xp = array_module(rois.boxes)
         encoded = xp.zeros((len(rois.labels), 4), rois.boxes.dtype)
         rows = np.flatnonzero(rois.labels)
@@ -348,11 +349,11 @@ class BoxHead(Module):
         return encoded
 
     def detect(self, out: BoxOutput, proposals: list[np.ndarray], batch: Batch) -> list[Detections]:
-        """Final boxes of each image: each class of each RoI that scores, after suppression class by class."""
+        """Final boxes of each image: each class of each RoI that scores enough and survives suppression."""
         return [found.detections for found in self.filter(out, proposals, batch)]
 
     def filter(self, out: BoxOutput, proposals: list[np.ndarray], batch: Batch) -> list[Candidates]:
-        """From each image's proposals to its detections, with all steps between."""
+        """From each image's proposals to its detections, with all steps in between."""
         begin, results = 0, []
         for boxes, size in zip(proposals, batch.sizes):
             rows = slice(begin, begin + len(boxes))
@@ -373,9 +374,9 @@ class BoxHead(Module):
         if o.min_size_last:
             large = xp.arange(len(boxes))
         else:
-            large = remove_small_boxes(boxes, o.min_size)  # sync: again
+            large = remove_small_boxes(boxes, o.min_size)  # sync: how many are left
         survivors = large[batched_nms(boxes[large], scores[large], label[large], o.nms_thresh)]  # sync: again
         kept = survivors[: o.detections_per_img]
         if o.min_size_last:
-            kept = kept[remove_small_boxes(boxes[kept], o.min_size)]  # sync: in place of the first
+            kept = kept[remove_small_boxes(boxes[kept], o.min_size)]  # sync: instead of the one above
         return Candidates(probabilities, roi, label, scores, refined, boxes, survivors, kept)

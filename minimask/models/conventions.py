@@ -1,6 +1,7 @@
 """What implementations of Mask R-CNN do differently, as one frozen object that is passed to the stages.
 
-A checkpoint trained under one convention gives shifted boxes and masks under another, without any error.
+A checkpoint trained under one set of conventions gives shifted boxes and masks under another, without any
+error.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from minimask.masks import MaskConvention
 
 @dataclass(frozen=True)
 class Conventions:
-    """The choices that change numbers.
+    """The choices that change the numbers that come out.
 
     Parameters
     ----------
     aligned : bool
         RoIAlign's half pixel (see `minimask.kernels.roi_align.Sampling`).
     sampling_ratio : int
-        Sampling points per bin and direction; 0 takes as many as the bin has pixels, rounded up.
+        Sampling points per bin in each direction; 0 takes as many as the bin has pixels, rounded up.
     masks : MaskConvention
         How mask targets are cropped and masks pasted (see `minimask.masks`).
     mask_threshold : float or None
-        Makes mask targets binary: 1 from this value on; None leaves them soft.
+        Makes mask targets binary: 1 from this value up; None leaves them soft.
     resize_masks : bool
         Resize target masks with the image (nearest neighbour), instead of cropping them at their own size.
     anchors_rounded : bool
@@ -34,38 +35,38 @@ class Conventions:
         Where in its cell an anchor is centred, in strides: 0 is the cell's corner (see
         `minimask.anchors.AnchorGenerator`).
     anchors_size_major : bool
-        Order within a cell where a level has several sizes: the ratios of each size, or the sizes of each
-        ratio.
+        Order within a cell where a level has several sizes: True goes through the ratios of each size, False
+        through the sizes of each ratio.
     nominal_strides : bool
-        Whether anchors lie 4, 8, ... 64 pixels apart, or image size // grid size, which an odd grid makes
-        less (832 pixels: 13 cells of P6, 64 apart; 800 pixels: 13 cells, 61 apart).
+        Whether anchors lie 4, 8, ... 64 pixels apart. If not, they lie image size // grid size apart, which
+        is less where the image does not fill the grid (832 pixels: 13 cells of P6, 64 apart; 800 pixels: 13
+        cells, 61 apart).
     untouched_matches_all : bool
-        What an object that no anchor touches gets: every anchor, or none (see
-        `minimask.matching.Matcher`).
+        Whether an object that no anchor touches gets every anchor, or none (see `minimask.matching.Matcher`).
     rpn_fixed_normalizer : bool
-        Whether the RPN's losses are divided by the number of anchors that are to be sampled, or by those
-        that there were.
+        Whether the RPN's losses are divided by the number of anchors to be sampled, or by the number that
+        was.
     rpn_ranks_logits : bool
-        Whether proposals are ranked by logits, or by probabilities, which are all 1 from a logit of 17 on.
+        Whether proposals are ranked by logits, or by probabilities, which are all 1 for logits from 17 up.
     rpn_min_size : float
-        Proposals with a shorter side are dropped; pixels of the batch.
+        Proposals with a side below this, in pixels of the batch, are dropped.
     rpn_post_nms_top_n_train : int
         Proposals kept for a loss, unless the builder is told otherwise.
     box_min_size, box_min_size_last : float, bool
-        Detections with a shorter side are dropped, before suppression or from the final ones.
+        Detections with a side below the first are dropped: before suppression, or as the last step.
     rpn_beta, box_beta : float
         Where smooth L1 turns from quadratic to linear in the two box losses; 0 makes it L1.
     level_eps, side_eps : float
-        Of the pyramid level that a RoI reads (see `minimask.matching.assign_fpn_levels`).
+        Used to choose the pyramid level that a RoI reads (see `minimask.matching.assign_fpn_levels`).
     norm_eps : float
         Of the frozen batch norms.
     stride_in_1x1 : bool
-        Whether a bottleneck's first 1x1 convolution has the stride, or its 3x3 (see
+        Whether a bottleneck has its stride in the first 1x1 convolution, or in the 3x3 (see
         `minimask.models.resnet.Bottleneck`).
     sizes_rounded : bool
         Whether the sides of resized images are rounded to the nearest pixel, or down.
     mean, std : three floats
-        RGB, of images in 0..1.
+        RGB, for images in 0..1.
     """
 
     aligned: bool = True
@@ -127,9 +128,11 @@ DETECTRON2 = Conventions(
     sizes_rounded=True,
     std=(1 / 255, 1 / 255, 1 / 255),
 )
-DETECTRON2_RESNEXT = replace(DETECTRON2, stride_in_1x1=False, std=MINIMASK.std)  # pixels deviate by 57 to 58
+DETECTRON2_RESNEXT = replace(DETECTRON2, stride_in_1x1=False, std=MINIMASK.std)  # std 57 to 58 of 0..255
 
 
 def with_keypoints(conventions: Conventions) -> Conventions:
-    """detectron2's for a Keypoint R-CNN: its configurations have another box loss and more proposals."""
+    """detectron2's conventions for a Keypoint R-CNN: its configurations change the box loss and keep more
+    proposals.
+    """
     return replace(conventions, box_beta=0.5, rpn_post_nms_top_n_train=1500)

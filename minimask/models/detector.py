@@ -22,17 +22,17 @@ class Detector:
     Attributes
     ----------
     model
-        Set to predict.
+        In inference mode.
     class_names : list of str
-        Of labels 1, 2, ...
+        For labels 1, 2, ...
     category_ids : list of int
         Their COCO ids.
     config : Config or None
         What it was trained with, if that is known.
     skeleton : Skeleton or None
-        The names of its keypoints.
+        The names of its keypoints and the lines between them.
     object_sides : list of float
-        See `Checkpoint`; empty where it is not known.
+        See `Checkpoint`; empty where they are not known.
     """
 
     model: Any
@@ -44,14 +44,14 @@ class Detector:
 
     @property
     def detections(self) -> int:
-        """The most objects that it finds in an image."""
+        """The largest number of objects that it reports in an image."""
         return self.model.box_head.options.detections_per_img
 
 
 def load_detector(
     path: str | Path, device: str = "cpu", note: Callable[[str], None] = lambda line: None, **changes: Any
 ) -> Detector:
-    """Build the model that weights belong to, and load them.
+    """Build the model that these weights belong to, and load them.
 
     Parameters
     ----------
@@ -60,10 +60,10 @@ def load_detector(
     device : "cpu" or "cuda"
         Where the model will be; checkpoints name no device.
     note : callable
-        Is told what was found out of weights from elsewhere, and their licence.
+        Is told what was found out about weights from elsewhere, and their licence.
     **changes
-        `detections` and `score_threshold`; of a run's checkpoint any field of `ModelConfig`, to change from
-        what it was in training. None leaves a field as it was.
+        `detections` and `score_threshold`; for a run's checkpoint, any field of `ModelConfig` that should
+        differ from training. None leaves a field as it was.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def _build(head: Checkpoint, config: Config, path: str | Path, device: str) -> A
     """The model of a checkpoint whose arrays are not read yet, if it is as large as they are."""
     classes = len(head.class_names) + 1
     if classes not in {len(array) for array in head.parameters.values() if array.ndim}:
-        # Seen before a model of a million classes is built, of which the file has but the names.
+        # Checked first: a file may name a million classes without their weights, and building that is costly.
         raise InputError(
             f"{path}: the weights are of another model: none has the {classes} rows of {classes - 1} classes "
             "and the background"

@@ -1,4 +1,4 @@
-"""Feature pyramid network (Lin et al. 2017): each level as meaningful as the deepest, at its own resolution.
+"""Feature pyramid network (Lin et al. 2017): the deepest level's meaning, at every level's resolution.
 
 Shapes: C2..C5 (N, C_i, H/s, W/s) in, P2..P6 (N, D, H/s, W/s) out, s = 4, 8, 16, 32, 64.
 """
@@ -22,7 +22,7 @@ class FPN(Module):
         Of P2..P6.
     rng : numpy.random.Generator
     norm : callable, optional
-        Makes a norm for so many channels, behind each convolution: torchvision's v2 has batch norms.
+        Makes the norm behind each convolution, given the number of channels: batch norm in torchvision's v2.
     """
 
     def __init__(self, channels_in: Sequence[int], channels: int, rng, norm: MakeNorm | None = None):
@@ -40,7 +40,7 @@ class FPN(Module):
 
 
 class SingleLevel(Module):
-    """A body without a pyramid: its last map alone, C4 of a ResNet of three stages."""
+    """A body without a pyramid: only its last map, which is C4 for a ResNet of three stages."""
 
     def __init__(self, body: Module):
         self.body = body

@@ -2,7 +2,7 @@
 
 Shapes: N images (3, H, W), G objects and C crowd regions in an image.
 
-Arrays on a GPU are checked for shape and dtype alone: to see their values, the host would have to wait.
+Arrays on a GPU are checked for shape and dtype only: to see their values, the host would have to wait.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SLACK = 0.5
 
 @dataclass(frozen=True)
 class Objects:
-    """One image's objects as given: in pixels of that image, wherever they were.
+    """One image's objects as given: in pixels of that image, on the device where they were.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class Objects:
 
 
 def check_images(images: Any) -> list[np.ndarray]:
-    """The images as arrays, each where it was.
+    """The images as arrays, each on the device where it was.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def check_targets(
     dtype : floating point dtype
         Boxes are cast to it before their area is checked: a very thin one may have no width once it is cast.
     num_classes : int, optional
-        Background included: one more than the largest label there may be.
+        Background included: one more than the largest label allowed.
     with_masks : bool
         Whether masks are needed; if not, they are not looked at.
     num_keypoints : int, optional
@@ -100,17 +100,17 @@ def check_targets(
     Raises
     ------
     InputError
-        Names the image, the entry and what mends it.
+        Names the image, the entry and how to mend it.
     """
     if targets is None:
         raise InputError(
-            "targets: a loss needs one dict an image; for results without them call eval() first"
+            "targets: a loss needs one dict per image; for results without them call eval() first"
         )
     if isinstance(targets, Mapping):
-        raise InputError("targets: one dict; give a list of dicts, one an image: [target]")
-    targets = _listed(targets, "targets", "dicts, one an image")
+        raise InputError("targets: one dict; give a list of dicts, one per image: [target]")
+    targets = _listed(targets, "targets", "dicts, one per image")
     if len(targets) != len(sizes):
-        raise InputError(f"targets: {len(targets)} for {len(sizes)} images; give one dict an image")
+        raise InputError(f"targets: {len(targets)} for {len(sizes)} images; give one dict per image")
     objects = [
         _objects(t, n, s, dtype, num_classes, with_masks) for n, (t, s) in enumerate(zip(targets, sizes))
     ]
@@ -130,7 +130,7 @@ def _listed(values: Any, name: str, what: str) -> list:
 
 
 def _array(value: Any, name: str):
-    """An array where it is, a Tensor's data, torch's as NumPy's; of anything else what NumPy makes of it."""
+    """An array as it is, a Tensor's data, a torch tensor as NumPy; anything else as NumPy converts it."""
     value = value.data if isinstance(value, Tensor) else value
     if array_module(value) is not np:
         return value
@@ -169,14 +169,14 @@ def _image(image: Any, n: int):
         raise InputError(f"{name}: must be RGB in 0..1, reaches {largest:.4g}; divide it by 255")
     if largest > 1 + SLACK or least < -SLACK:
         raise InputError(
-            f"{name}: must be RGB in 0..1, lies in {least:.3g} to {largest:.3g}; if it is normalised, leave "
-            "that out: the model itself subtracts the mean and divides by the standard deviation"
+            f"{name}: must be RGB in 0..1, spans {least:.3g} to {largest:.3g}; do not normalise it: the "
+            "model itself subtracts the mean and divides by the standard deviation"
         )
     return image
 
 
 def _mend(shape: tuple[int, ...], kind: str) -> str:
-    """What to do to an image of this shape and kind of dtype, as far as it can be guessed."""
+    """How to mend an image of this shape and kind of dtype, as far as that can be guessed."""
     mends = []
     if len(shape) == 4:
         mends.append("give the images of a batch one by one, list(batch)")
@@ -228,7 +228,7 @@ def _objects(
 
 
 def _with_shape(masks, count: int, size: tuple[int, int]):
-    """Masks as (G, H, W): (0, H, W) of any array without elements, (G, 1, H, W) as results have them."""
+    """Masks as (G, H, W), also from a result's (G, 1, H, W); (0, H, W) from any array without elements."""
     if not count and not masks.size:
         return np.zeros((0, *size), np.uint8)
     return masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
@@ -240,6 +240,7 @@ def check_keypoints(target: Mapping, boxes, where: str, num_keypoints: int):
     Raises
     ------
     InputError
+        If they are missing, malformed or look normalised.
     """
     if target.get("keypoints") is None:
         raise InputError(f"{where}: lacks keypoints; give {_FORMS['keypoints']} with K = {num_keypoints}")
@@ -249,7 +250,7 @@ def check_keypoints(target: Mapping, boxes, where: str, num_keypoints: int):
     if keypoints.shape != shape:
         raise InputError(
             f"{where}: keypoints must be {shape}, x, y and visibility of the {num_keypoints} keypoints of "
-            f"each of {len(boxes)} objects, is {keypoints.shape}"
+            f"each of {len(boxes)} objects, are {keypoints.shape}"
         )
     with np.errstate(over="ignore"):
         keypoints = keypoints.astype(boxes.dtype, copy=False)
@@ -266,8 +267,8 @@ def check_keypoints(target: Mapping, boxes, where: str, num_keypoints: int):
     labelled = keypoints[keypoints[..., 2] > 0]
     if len(labelled) and labelled[:, :2].max() <= 1.001 and boxes.max() > 2:
         raise InputError(
-            f"{where}: keypoints look normalised to 0..1, but are in pixels: multiply x by the image's width "
-            "and y by its height"
+            f"{where}: keypoints look normalised to 0..1, but must be in pixels: multiply x by the image's "
+            "width and y by its height"
         )
     return keypoints
 
@@ -281,11 +282,11 @@ def _numbers(value: Any, where: str, key: str):
 
 
 def _boxes(boxes, where: str, key: str, dtype):
-    """Boxes (G, 4) in this dtype, each with an area; (0, 4) of any array without elements."""
+    """Boxes (G, 4) in this dtype, each with an area; (0, 4) from any array without elements."""
     if not boxes.size and not len(boxes):
         return np.zeros((0, 4), dtype)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise InputError(f"{where}: {key} must be (G, 4), x1, y1, x2, y2 of each object, is {boxes.shape}")
+        raise InputError(f"{where}: {key} must be (G, 4), x1, y1, x2, y2 of each object, are {boxes.shape}")
     with np.errstate(over="ignore"):
         boxes = boxes.astype(dtype, copy=False)
     if array_module(boxes) is np:
@@ -300,9 +301,9 @@ def _boxes(boxes, where: str, key: str, dtype):
 
 
 def _check_places(boxes, masks, size: tuple[int, int], where: str) -> None:
-    """See that boxes (G, 4) lie in an image of (H, W), and are not in shares of its sides.
+    """Check that boxes (G, 4) lie in an image of (H, W), and are not given as fractions of its sides.
 
-    Masks (G, H, W), or None, tell small objects from boxes in shares.
+    Masks (G, H, W), or None, tell boxes around the first pixel from such fractions.
     """
     if not len(boxes) or array_module(boxes) is not np:
         return
@@ -312,11 +313,11 @@ def _check_places(boxes, masks, size: tuple[int, int], where: str) -> None:
         elsewhere = on_cpu and (masks[:, 1:].any() or masks[:, :, 1:].any())
         if elsewhere or (boxes != np.rint(boxes)).any():  # else they may lie around the first pixel
             raise InputError(
-                f"{where}: boxes look normalised to 0..1, but are in pixels: multiply x by {width} and y by "
-                f"{height}"
+                f"{where}: boxes look normalised to 0..1, but must be in pixels: multiply x by {width} and y "
+                f"by {height}"
             )
     outside = (boxes[:, :2] >= (width, height)).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
-    # Some sides beyond the border is a mistake, and too much for the kernels that count a box's pixels.
+    # Many image sides beyond the border is a mistake, and too much for kernels that count a box's pixels.
     far = np.abs(boxes).max(axis=1) > 100 * max(size)
     bad = np.flatnonzero(outside | far)
     if len(bad):
@@ -336,8 +337,8 @@ def _labels(labels, where: str, num_classes: int | None) -> np.ndarray:
         raise InputError(f"{where}: labels must be whole numbers from 1, one is {labels[~whole][0]}")
     if len(labels) and labels.min() < 1:
         raise InputError(
-            f"{where}: label {int(labels.min())}; classes are numbered from 1, 0 is background; number the "
-            "labels so"
+            f"{where}: label {int(labels.min())}; classes are numbered from 1, 0 is background; renumber the "
+            "labels"
         )
     if num_classes is not None and len(labels) and labels.max() >= num_classes:
         raise InputError(
@@ -348,7 +349,7 @@ def _labels(labels, where: str, num_classes: int | None) -> np.ndarray:
 
 
 def _masks(masks, where: str):
-    """Masks (G, H, W) as uint8 of 0 and 1. On a GPU, where it is not looked at them, all but 0 becomes 1."""
+    """Masks (G, H, W) as uint8 of 0 and 1. On a GPU, where values go unchecked, all but 0 becomes 1."""
     if masks.dtype.kind == "b":
         return masks.view(np.uint8)
     if array_module(masks) is not np:
@@ -363,12 +364,12 @@ def _masks(masks, where: str):
 
 
 def _refuse_masks(masks, where: str) -> None:
-    """Say what masks hold besides 0 and 1."""
+    """Raise an InputError that says what the masks hold besides 0 and 1."""
     for i, mask in enumerate(masks):
         others = mask[(mask != 0) & (mask != 1)]
         if len(others):
             value = others[0]
             mend = "!= 0" if value < 0 else "> 0.5" if value < 1 else "> 0"
             raise InputError(
-                f"{where}: masks must hold 0 and 1 alone, mask {i} holds {value:.4g}; give masks {mend}"
+                f"{where}: masks must hold only 0 and 1, mask {i} holds {value:.4g}; give masks {mend}"
             )

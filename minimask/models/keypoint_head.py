@@ -1,6 +1,6 @@
 """The keypoint branch (section 5): one position out of m x m for each keypoint; its net, loss, decoding.
 
-Shapes: R RoIs, K keypoints, C channels, M x M heat map cells, G objects an image, D detections.
+Shapes: R RoIs, K keypoints, C channels, M x M heat map cells, G objects per image, D detections.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class KeypointOptions:
     Attributes
     ----------
     normalizer_per_image : float or None
-        None divides by the number of valid keypoints of the batch, as torchvision and, by default,
-        detectron2. A number is multiplied by the images of the batch: detectron2, with
+        None divides by the number of valid keypoints in the batch, as do torchvision and, by default,
+        detectron2. A number is multiplied by the number of images in the batch: detectron2, with
         NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS off, takes
         ``num_keypoints * box_batch_size_per_image * box_positive_fraction``, so that few visible keypoints
         weigh little.
@@ -40,12 +40,12 @@ class KeypointOptions:
     weight: float = 1.0
 
     def normalizer(self, images: int) -> float | None:
-        """What divides the sum of the keypoints' losses; None is their number."""
+        """What the sum of the keypoints' losses is divided by; None for their number."""
         return None if self.normalizer_per_image is None else images * self.normalizer_per_image
 
 
 class KeypointConvs(Module):
-    """The 3 x 3 convolutions, under torchvision's names: 0, 2, 4, ..., a ReLU behind each."""
+    """The 3 x 3 convolutions, under torchvision's names 0, 2, 4, ...: ReLUs have the odd numbers there."""
 
     def __init__(self, channels_in: int, width: int, convs: int, rng):
         for i in range(convs):
@@ -101,7 +101,7 @@ class NormedKeypointNet(Module):
     channels, num_keypoints, rng, width, convs
         As for `KeypointNet`.
     norm : callable
-        Makes the norm for so many channels.
+        Makes the norm, given the number of channels.
     """
 
     def __init__(self, channels: int, num_keypoints: int, rng, width: int, convs: int, norm: MakeNorm):
@@ -129,7 +129,7 @@ class KeypointHead(Module):
     ----------
     pooler : Pooler
     net : Module
-        RoI features (R, C, P, P) -> logits (R, K, M, M), with a `num_keypoints`, as `KeypointNet`.
+        RoI features (R, C, P, P) -> logits (R, K, M, M), with a `num_keypoints`, such as `KeypointNet`.
     options : KeypointOptions
     """
 
@@ -158,20 +158,20 @@ class KeypointHead(Module):
         return self.net(x)  # (R, K, 56, 56)
 
     def targets(self, rois: RoIs, targets: list[Target], size: int):
-        """The right cell (R, K) of each RoI's keypoints, and which of them are in the RoI, (R, K) bool."""
+        """The true cell (R, K) of each RoI's keypoints; which are labelled and in the RoI, (R, K) bool."""
         xp = array_module(rois.boxes)
         first = np.cumsum([0] + [len(t.boxes) for t in targets])[rois.images]
         keypoints = xp.concatenate([t.keypoints for t in targets])[first + rois.matches]  # (R, K, 3)
         return keypoints_to_heatmap(keypoints, rois.boxes[:, 1:], size)
 
     def loss(self, logits: Tensor, rois: RoIs, targets: list[Target]) -> dict[str, Tensor]:
-        """L_keypoint: of each keypoint that is labelled and in its RoI, a softmax over all positions."""
+        """L_keypoint: a softmax over all positions, for each keypoint that is labelled and in its RoI."""
         cells, valid = self.targets(rois, targets, logits.shape[-1])
         loss = F.keypoint_loss(logits, cells, valid, self.options.normalizer(len(targets)))
         return {"loss_keypoint": loss if self.options.weight == 1 else loss * self.options.weight}
 
     def predict(self, levels, detections: list[Detections]) -> list[Peaks]:
-        """For each image the keypoints of its detections, on the CPU, in pixels of the batch."""
+        """For each image, the keypoints of its detections, on the CPU, in pixels of the batch."""
         logits = self.forward(levels, as_rois([d.boxes for d in detections])).data  # (sum D, K, M, M)
         maps = to_cpu(logits)  # sync: results are decoded on the CPU, where they end
         boxes = to_cpu(array_module(logits).concatenate([d.boxes for d in detections]))  # sync: theirs

@@ -2,7 +2,7 @@
 
 `MaskFCN` and `SigmoidMasks` are the paper's choices, which it compares with `MaskMLP` and `SoftmaxMasks`.
 
-Shapes: R RoIs, K classes and background, M x M mask cells, G objects an image, Q channels of the net.
+Shapes: R RoIs, K classes and background, M x M mask cells, G objects per image, Q channels of the net.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class MaskFCN(Module):
     channels, num_classes : int
     rng : numpy.random.Generator
     convs : int
-        3x3 convolutions; none after res5, which has done their work (figure 4, left).
+        Number of 3x3 convolutions; none after res5, which replaces them (figure 4, left).
     norm : callable, optional
-        Makes a norm for so many channels, behind each of them: torchvision's v2 has batch norms.
+        Makes the norm behind each of them, given the number of channels.
     channels_in : int, optional
         Of the RoI features where there are no convolutions; `channels` by default.
     """
@@ -80,26 +80,26 @@ class MaskFCN(Module):
 
 
 class MaskMLP(Module):
-    """Fully connected layers instead: each pixel of a mask sees all of the RoI (Table 2e).
+    """Fully connected layers instead of convolutions: each pixel of a mask sees all of the RoI (Table 2e).
 
     Parameters
     ----------
     channels : int
         C, of the RoI features.
     num_classes : int
-        Q, the masks of a RoI.
+        Q, the number of masks of a RoI.
     rng : numpy.random.Generator
     layers : int
-        Hidden ones: 2 or 3 in the paper.
+        Number of hidden layers: 2 or 3 in the paper.
     width : int, optional
-        Of each; 4 C by default, the paper's 1024 where C is 256.
+        Of each hidden layer; 4 C by default, the paper's 1024 where C is 256.
     size : int
         P, the side of the RoI features.
 
     Notes
     -----
-    With 80 classes, 256 channels and two hidden layers it has 117.5 M parameters (51.4 M in the first layer,
-    65.1 M in the last), where `MaskFCN` has 2.6 M: 470 MB, three times that in training.
+    With 80 classes and background, 256 channels and two hidden layers it has 117.5 M parameters (51.4 M in
+    the first layer, 65.1 M in the last), where `MaskFCN` has 2.6 M: 470 MB, three times that in training.
     """
 
     def __init__(
@@ -131,18 +131,18 @@ class SigmoidMasks:
     Parameters
     ----------
     class_agnostic : bool
-        One mask for all classes, in channel 0, instead of one for each (section 4.2). Without it, channel 0
-        is never read nor trained, as in torchvision.
+        One mask for all classes, in channel 0, instead of one for each (section 4.2). If not, channel 0 is
+        neither read nor trained, as in torchvision.
     """
 
     class_agnostic: bool = False
 
     def channels(self, num_classes: int) -> int:
-        """Q, how many masks the net has to give; `num_classes` includes background."""
+        """Q, the number of masks the net must give; `num_classes` includes background."""
         return 1 if self.class_agnostic else num_classes
 
     def channel(self, labels):
-        """(R,): which of them is a RoI's, by its class."""
+        """(R,): the channel that each RoI's class reads."""
         return array_module(labels).zeros_like(labels) if self.class_agnostic else labels
 
     def loss(self, logits: Tensor, labels, targets) -> Tensor:
@@ -162,18 +162,18 @@ class SoftmaxMasks:
     Parameters
     ----------
     class_agnostic : bool
-        Two channels, background and object, whatever the class. That is `SigmoidMasks(class_agnostic=True)`
-        on the difference of the two.
+        Two channels, background and object, whatever the class. That equals
+        `SigmoidMasks(class_agnostic=True)` on the difference of the two.
     """
 
     class_agnostic: bool = False
 
     def channels(self, num_classes: int) -> int:
-        """Q, how many channels the net has to give; `num_classes` includes background, which is the first."""
+        """Q, the number of channels the net must give; `num_classes` includes background, the first."""
         return 2 if self.class_agnostic else num_classes
 
     def channel(self, labels):
-        """(R,): which of them is a RoI's, by its class."""
+        """(R,): the channel that each RoI's class reads."""
         return array_module(labels).ones_like(labels) if self.class_agnostic else labels
 
     def loss(self, logits: Tensor, labels, targets) -> Tensor:
@@ -190,18 +190,18 @@ SIGMOIDS = SigmoidMasks()
 
 
 class MaskHead(Module):
-    """A mask of m x m for each RoI and class, in parallel with class and box (section 3).
+    """An m x m mask for each RoI and class, in parallel with class and box (section 3).
 
     Parameters
     ----------
     pooler : Pooler or Res5Pooler
     net : Module
-        RoI features (R, C, P, P) -> logits (R, Q, M, M), as `MaskFCN` does it; Q is K + 1 unless `mask_loss`
+        RoI features (R, C, P, P) -> logits (R, Q, M, M), such as `MaskFCN`; Q is K + 1 unless `mask_loss`
         says otherwise.
     convention : MaskConvention
         How targets are cropped, and detected masks pasted.
     threshold : float or None
-        Makes targets binary: 1 from this value on; None leaves them soft.
+        Makes targets binary: 1 from this value up; None leaves them soft.
     mask_loss : SigmoidMasks or SoftmaxMasks
         What the logits mean: their loss, and how they become probabilities.
     """
@@ -224,7 +224,7 @@ class MaskHead(Module):
         return self.net(x)  # (R, Q, 28, 28)
 
     def pooled_by(self, box_head: BoxHead, out: BoxOutput, rois: RoIs) -> Tensor | None:
-        """The positive RoIs' features, where a box head with the same pooler has them: (R+, C, P, P)."""
+        """The positive RoIs' features (R+, C, P, P), if a box head with the same pooler has computed them."""
         if self.pooler is not box_head.pooler or out.pooled is None:
             return None
         return out.pooled[array_module(rois.boxes).asarray(np.flatnonzero(rois.labels))]
@@ -248,7 +248,7 @@ class MaskHead(Module):
         return {"loss_mask": self.mask_loss.loss(logits, rois.labels, wanted)}
 
     def predict(self, levels, detections: list[Detections]) -> list[np.ndarray]:
-        """For each image the probabilities (D, M, M) of the detected classes' masks; for inference."""
+        """For each image, the probabilities (D, M, M) of the detected classes' masks; for inference."""
         return self.probabilities(self.logits(levels, detections), detections)
 
     def logits(self, levels, detections: list[Detections]) -> Tensor:
@@ -256,7 +256,7 @@ class MaskHead(Module):
         return self.forward(levels, as_rois([d.boxes for d in detections]))
 
     def probabilities(self, logits: Tensor, detections: list[Detections]) -> list[np.ndarray]:
-        """For each image the probabilities (D, M, M) of the detected classes' masks, from their logits."""
+        """For each image, the probabilities (D, M, M) of the detected classes' masks, from their logits."""
         xp = array_module(*(d.boxes for d in detections))
         labels = xp.concatenate([d.labels for d in detections])
         probabilities = self.mask_loss.probabilities(logits.data, labels)

@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al. 2017), top to bottom: read `loss` and `predict`, and click.
+"""Mask R-CNN (He et al. 2017), top to bottom: begin with `loss` and `predict`, and follow the calls.
 
 Shapes: N images (3, H, W), A anchors, R RoIs (R+ with an object), K classes and background, M x M masks or
 heat maps, J keypoints.
@@ -61,10 +61,10 @@ class InferenceRecord:
 
 
 class MaskRCNN(Module):
-    """The system: a backbone, the RPN, and in parallel on each RoI a box head and, as given, other heads.
+    """The system: a backbone, the RPN, and in parallel on each RoI a box head and any other heads given.
 
-    With a mask head it is Mask R-CNN, with a keypoint head Keypoint R-CNN, with both that of Table 5, and
-    without either Faster R-CNN.
+    With a mask head it is Mask R-CNN, with a keypoint head Keypoint R-CNN, with both the model of Table 5,
+    and with neither Faster R-CNN.
     """
 
     origin = None  # the `Origin` of a model that `from_checkpoint` built
@@ -101,13 +101,13 @@ class MaskRCNN(Module):
             for a mask head; ``keypoints`` (G, J, 3) x, y, visibility for a keypoint head; optionally
             ``crowd_boxes`` (C, 4). G may be 0.
         draws : Draws, optional
-            Which anchors and RoIs are sampled; by default others in each call.
+            Decides which anchors and RoIs are sampled; by default different ones in each call.
 
         Raises
         ------
         InputError
-            If images or targets have the wrong form: names the image, the entry and what mends it, before
-            anything is computed. Arrays on a GPU are checked for shape and dtype alone.
+            If images or targets have the wrong form: names the image, the entry and how to mend it, before
+            anything is computed. Arrays on a GPU are checked for shape and dtype only.
         """
         if draws is None:
             self.calls += 1
@@ -125,8 +125,8 @@ class MaskRCNN(Module):
         """The training step in full. With `held`, proposals, samples and matches are an earlier record's.
 
         Training differentiates the loss with these held constant, though they depend on the parameters; so a
-        finite difference must hold them, too. With `image_gradient`, a backward pass goes on to the record's
-        `x`, the images themselves.
+        finite difference must hold them constant, too. With `image_gradient`, a backward pass goes on to the
+        record's `x`, the images themselves.
         """
         draws = draws or Draws()
         images = check_images(images)  # N of (3, H, W)
@@ -166,10 +166,10 @@ class MaskRCNN(Module):
         Returns
         -------
         N dicts of NumPy arrays: ``boxes`` (D, 4) in the image's pixels, ``labels`` (D,), ``scores`` (D,)
-        falling. With a mask head ``masks``, a `Masks` of D probabilities on the model's device, pasted when
-        asked for: it reads like an array (D, 1, H, W). With a keypoint head ``keypoints`` (D, J, 3) x, y and
-        1, ``keypoints_scores`` (D, J), logits as in torchvision, and ``keypoints_probabilities`` (D, J), the
-        same as detectron2's scores (see `minimask.keypoints.Peaks`).
+        falling. With a mask head, ``masks``: a `Masks` of D probability maps on the model's device, pasted
+        when asked for, which reads like an array (D, 1, H, W). With a keypoint head, ``keypoints`` (D, J, 3)
+        x, y and 1, ``keypoints_scores`` (D, J), logits as in torchvision, and ``keypoints_probabilities``
+        (D, J), the same as detectron2's scores (see `minimask.keypoints.Peaks`).
 
         Raises
         ------
@@ -220,13 +220,13 @@ class MaskRCNN(Module):
     def _keypoints(self, peaks: Peaks, n: int, batch: Batch) -> dict:
         sy, sx = batch.scale(n)
         xy = peaks.xy / np.array([sx, sy], peaks.xy.dtype)
-        keypoints = np.concatenate([xy, np.ones_like(xy[..., :1])], axis=2)  # (D, J, 3): all are given
+        keypoints = np.concatenate([xy, np.ones_like(xy[..., :1])], axis=2)  # (D, J, 3): all are "visible"
         scores = {"keypoints_scores": peaks.logits, "keypoints_probabilities": peaks.probabilities}
         return {"keypoints": keypoints} | scores
 
     @property
     def annotations(self) -> dict:
-        """Which annotations the heads need beside boxes and labels, as options of `inputs.check_targets`."""
+        """Which annotations the heads need besides boxes and labels, as options of `inputs.check_targets`."""
         return {
             "with_masks": self.mask_head is not None,
             "num_keypoints": self.keypoint_head and self.keypoint_head.num_keypoints,

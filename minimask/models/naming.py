@@ -1,6 +1,6 @@
-"""What the entries of other systems' files are called here: torchvision's names, and classes from 1.
+"""Other systems' weights under our names, which are torchvision's, with classes numbered from 1.
 
-`our_names` brings any of them to these names; `recognition.py` then reads the architecture from them.
+`our_names` renames the entries of any file; `recognition.py` then reads the architecture from them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from minimask.errors import InputError
 
 TORCHVISION, DETECTRON2 = "torchvision", "detectron2"
 
-# detectron2's names, piece by piece, each rule applied once, in this order. {n-1} is the number less one.
+# detectron2's names, piece by piece, each rule applied once, in this order. {0-1} is group 0's number less 1.
 _DETECTRON2 = (
     (r"^backbone\.(?:bottom_up\.)?stem\.", "backbone.body."),
     (r"^backbone\.(?:bottom_up\.)?res(\d+)\.", "backbone.body.layer{0-1}."),
@@ -38,15 +38,15 @@ _DETECTRON2 = (
     (r"^roi_heads\.mask_head\.predictor\.", "roi_heads.mask_predictor.mask_fcn_logits."),
     (r"^roi_heads\.keypoint_head\.score_lowres\.", "roi_heads.keypoint_predictor.kps_score_lowres."),
 )
-_KEYPOINT_CONV = re.compile(r"^roi_heads\.keypoint_head\.conv_fcn(\d+)\.")  # each has a ReLU behind it
+_KEYPOINT_CONV = re.compile(r"^roi_heads\.keypoint_head\.conv_fcn(\d+)\.")  # ours skip a number for each ReLU
 
-# torchvision's names until 2022, which its published first versions still have.
+# torchvision's names until 2022, which the first versions of its published weights still have.
 _TORCHVISION = (
     (r"^rpn\.head\.conv\.(weight|bias)$", "rpn.head.conv.0.0.{0}"),
     (r"^backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(weight|bias)$", "backbone.fpn.{0}_blocks.{1}.0.{2}"),
     (r"^roi_heads\.mask_head\.mask_fcn(\d+)\.", "roi_heads.mask_head.{0-1}.0."),
 )
-# Entries beside the weights: counters of batch norms, anchors, and what images are normalised with.
+# Entries that are not weights: counters of batch norms, anchors, and what images are normalised with.
 _NO_WEIGHTS = re.compile(r"num_batches_tracked$|cell_anchors\.\d+$|^pixel_(mean|std)$")
 
 
@@ -56,19 +56,19 @@ def our_names(arrays: Mapping) -> tuple[str, dict[str, np.ndarray]]:
     Parameters
     ----------
     arrays : mapping of name to array
-        A state dict: torchvision's, detectron2's or ours, also with the ``module.`` that DataParallel adds.
+        A state dict: torchvision's, detectron2's or ours; a ``module.`` prefix from DataParallel is dropped.
 
     Returns
     -------
     system : str
-        "torchvision", which means ours, too, or "detectron2".
+        "detectron2", or "torchvision", which includes ours.
     state : dict of name to array
         With labels from 1, background first, and the stem's input channels in the order RGB.
 
     Raises
     ------
     InputError
-        If these are no weights of such a detector; says what they look like.
+        If these are not the weights of such a detector; says what they look like.
     """
     arrays = _without_prefix(arrays)
     system = _system(arrays)
@@ -90,11 +90,13 @@ def _without_prefix(arrays: Mapping) -> dict[str, np.ndarray]:
     for name, value in arrays.items():
         if not isinstance(name, str) or isinstance(value, Mapping):
             raise InputError(
-                f"the weights: entry {name!r} is no array; give the state dict alone, names and arrays"
+                f"the weights: entry {name!r} is not an array; give the state dict alone, names and arrays"
             )
         named[name] = _array(value)
         if named[name].dtype.kind not in "fiub":
-            raise InputError(f"the weights: entry {name!r} is no array of numbers; give the state dict alone")
+            raise InputError(
+                f"the weights: entry {name!r} is not an array of numbers; give the state dict alone"
+            )
     for prefix in ("module.", "model.", "module."):
         if named and all(name.startswith(prefix) for name in named):
             named = {name.removeprefix(prefix): array for name, array in named.items()}
@@ -118,11 +120,11 @@ def _system(names: Mapping) -> str:
         return TORCHVISION
     if some(r"(backbone\.|bottom_up\.|body\.)*(layer1\.0|res2\.0|stem)\.") and not some(r"r(oi|pn)_?"):
         raise InputError(
-            "these are the weights of a backbone alone, not of a detector: give them as backbone weights"
+            "these are the weights of a backbone alone, not of a detector; give them as backbone weights"
         )
     shown = ", ".join(list(names)[:3]) or "no entry at all"
     raise InputError(
-        f"these are no weights of a Mask, Keypoint or Faster R-CNN of torchvision, detectron2 or minimask: "
+        f"these are not weights of a Mask, Keypoint or Faster R-CNN of torchvision, detectron2 or minimask: "
         f"they hold {shown}{' ...' if len(names) > 3 else ''}"
     )
 
@@ -134,7 +136,7 @@ def _renamed(name: str, rules: tuple) -> str:
 
 
 def _filled(replacement: str) -> Callable[[re.Match], str]:
-    """``{0}`` is the first group, ``{0-2}`` the number that it is, less two."""
+    """``{0}`` stands for the first group, ``{0-2}`` for its number less two."""
 
     def fill(match: re.Match) -> str:
         def piece(part: re.Match) -> str:
@@ -169,9 +171,9 @@ _MASKS = "roi_heads.mask_predictor.mask_fcn_logits."
 
 
 def _with_background(array: np.ndarray, rows: int, count: int) -> np.ndarray:
-    """So many rows of zeros for the background before those of the classes.
+    """The classes' rows, preceded by `rows` rows of zeros for the background.
 
-    Class-agnostic rows, which there are once, are repeated for each class: the same boxes and masks.
+    Class-agnostic rows, which exist only once, are repeated for each class: the same boxes and masks.
     """
     if array.ndim and len(array) == rows < rows * count:
         array = np.concatenate([array] * count)

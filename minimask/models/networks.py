@@ -67,10 +67,10 @@ MASK_BRANCHES = {"fcn": MaskFCN, "mlp2": MaskMLP, "mlp3": partial(MaskMLP, layer
 
 @dataclass(frozen=True)
 class Network:
-    """A builder, its recipe, and the fields of `ModelConfig` that random weights need if nobody sets them.
+    """A builder, its recipe, and what `from_scratch` sets in `ModelConfig` for random weights if nobody does.
 
-    Fields in `without` it has no choice of. One with `keypoints` is built with their number, as
-    ``num_keypoints``.
+    The network does not have the options in `without`. With `keypoints`, its builder is given their number
+    as ``num_keypoints``.
     """
 
     build: Callable[..., MaskRCNN]
@@ -91,7 +91,8 @@ def _resnet(
     without: tuple[str, ...] = (),
     keypoints: bool = False,
 ) -> Network:
-    # With frozen norms that change nothing, random weights make C5 some 300 times as large as C2's inputs.
+    # Frozen norms do nothing until their weights are loaded: with random weights, C5 would be some 300 times
+    # as large as C2's input.
     scratch = {"norm": norm, "trainable_layers": 5}
     return Network(build, PAPER_RECIPE, conventions, scratch, without + _OF_SMALL, keypoints)
 
@@ -120,7 +121,7 @@ NETWORKS = {
 
 
 def resolved(config: Config) -> Config:
-    """A configuration with what it leaves to the network filled in.
+    """The configuration with everything filled in that it leaves to the network.
 
     Raises
     ------
@@ -145,7 +146,7 @@ def resolved(config: Config) -> Config:
 def checkpoint_config(checkpoint: Checkpoint, where: str) -> Config:
     """The configuration in a checkpoint, which `where` names in messages.
 
-    Those that say nothing of norms were written when a ResNet-50 had frozen ones and three stages trained.
+    One that does not mention norms was written when a ResNet-50 had frozen norms and trained three stages.
     """
     config = from_dict(checkpoint.config, where)
     if NETWORKS[config.model.name].from_scratch and config.model.norm is None:
@@ -180,7 +181,7 @@ def has_keypoints(config: Config) -> bool:
 
 
 def build_model(config: Config, num_classes: int, device: str = "cpu", num_keypoints: int = 0) -> MaskRCNN:
-    """The network that a configuration names, with random weights of its seed.
+    """The network that a configuration names, with random weights from its seed.
 
     Parameters
     ----------
@@ -189,7 +190,7 @@ def build_model(config: Config, num_classes: int, device: str = "cpu", num_keypo
     device : "cpu" or "cuda"
         Where the model will be.
     num_keypoints : int
-        Of an object; read where the network has keypoints.
+        Of an object; used only if the network has keypoints.
 
     Raises
     ------
@@ -212,7 +213,7 @@ def build_model(config: Config, num_classes: int, device: str = "cpu", num_keypo
 
 
 def builder_arguments(options: ModelConfig) -> dict[str, Any]:
-    """What a network's builder is given for its options; numbers of classes and keypoints come besides."""
+    """The arguments of a network's builder for these options, except the numbers of classes and keypoints."""
     network = NETWORKS[options.name]
     conventions = CONVENTIONS.get(options.conventions)
     if network.keypoints and (options.conventions or "").startswith("detectron2"):

@@ -1,4 +1,4 @@
-"""What builders are given, checked by one rule for each kind of number; errors name their arguments."""
+"""Checks of the builders' arguments: one rule for each kind of number, and errors that name the argument."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from minimask.errors import InputError
 
 OF_TORCHVISION = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "progress")
-"""Arguments of torchvision's builders that lead to its downloads."""
+"""Arguments of torchvision's builders that have to do with its downloads."""
 
-_FROM_ZERO = ("min_size", "beta")  # in pixels, and of smooth L1; every other float is a share
+_FROM_ZERO = ("min_size", "beta")  # pixels, and of smooth L1: unbounded; every other float is a share
 
 
 def unknown_argument(name: str, known: Sequence[str]) -> str:
-    """What to say of an argument that no builder has."""
+    """The message for an argument that no builder has."""
     if name in OF_TORCHVISION:
         return (
             f"there is no argument {name!r}: nothing is downloaded, and a builder's weights are random; "
-            "leave it out. models.from_checkpoint(FILE) builds a model with the weights of a file, of "
-            "torchvision's too"
+            "leave it out. models.from_checkpoint(FILE) builds a model with the weights of a file, "
+            "torchvision's included"
         )
     near = difflib.get_close_matches(name, ["num_classes", *known], 1, 0.75)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
@@ -30,14 +30,14 @@ def unknown_argument(name: str, known: Sequence[str]) -> str:
 
 
 def check_numbers(options: Any, prefix: str) -> None:
-    """Check a record of options: ints are counts, floats shares from 0 to 1 but for `_FROM_ZERO`.
+    """Check a record of options: ints are counts, floats are shares from 0 to 1 except for `_FROM_ZERO`.
 
     Parameters
     ----------
     options : dataclass instance
         With types as text, as ``from __future__ import annotations`` leaves them.
     prefix : str
-        Of the builders' arguments, ``"rpn_"``.
+        Of the builders' arguments, such as ``"rpn_"``.
     """
     for field in fields(options):
         name, value = prefix + field.name, getattr(options, field.name)

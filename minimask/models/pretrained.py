@@ -1,4 +1,4 @@
-"""From the weights of a published model to that model, whoever published it."""
+"""From the weights of a published model to the model itself, whoever published it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from minimask.weights.download import local_weights
 
 
 def from_checkpoint(source: str | Path | Mapping, **options) -> MaskRCNN:
-    """The model that weights of torchvision, detectron2 or minimask belong to, with these weights.
+    """The model that weights of torchvision, detectron2 or minimask belong to, with these weights loaded.
 
-    Names and shapes say which it is (`minimask.models.recognition`), and it gets that system's conventions
-    (`minimask.models.conventions`). A run's own checkpoint says it itself.
+    Names and shapes tell which it is (`minimask.models.recognition`), and it gets that system's conventions
+    (`minimask.models.conventions`). A run's own checkpoint states its model.
 
     Parameters
     ----------
@@ -34,19 +34,19 @@ def from_checkpoint(source: str | Path | Mapping, **options) -> MaskRCNN:
     **options
         Of the builders (`minimask.models.zoo.maskrcnn_resnet50_fpn`): ``box_score_thresh``, ``min_size``,
         ``trainable_backbone_layers``, also ``conventions``, ``norm``, ``image_mean`` and ``image_std``. They
-        go before what was found.
+        take precedence over what was found.
 
     Returns
     -------
     MaskRCNN
-        In training mode, as the builders give it. Its `origin` says what was found, in words in
-        ``origin.note``, and has the names of the classes where the file or their number says them.
+        In training mode, as the builders give it. Its `origin` records what was found, in words in
+        ``origin.note``, and has the names of the classes where the file gives them or their number tells.
 
     Raises
     ------
     InputError
-        If the file cannot be read; if the weights are of no such model, or are not complete: says which are
-        missing, unexpected or of another shape, ten of each kind at most.
+        If the file cannot be read; if the weights are not those of such a model, or are incomplete: says
+        which are missing, unexpected or of another shape, at most ten of each kind.
     TypeError
         For an option that no builder has.
     """
@@ -70,14 +70,14 @@ def from_checkpoint(source: str | Path | Mapping, **options) -> MaskRCNN:
 
 
 def own_options(source: Mapping) -> ModelConfig | None:
-    """What a run's configuration says of the model, in its checkpoint or in what was exported from it."""
+    """What a run's configuration says about the model, in its checkpoint or in an export of it."""
     text = source.metadata.get("config") if isinstance(source, Weights) else None
     if not isinstance(text, str) or source.metadata.get("model") not in NETWORKS:
         return None
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"its metadata's config is no JSON ({error}); use another copy of it") from error
+        raise InputError(f"its metadata's config is not JSON ({error}); use another copy of it") from error
     return resolved(from_dict(config, "its metadata's config")).model
 
 
@@ -110,7 +110,7 @@ def build(origin: Origin, **options) -> MaskRCNN:
 
 
 def load(model: MaskRCNN, state: Mapping) -> None:
-    """Give a model that was built without weights these: one at a time, so that none is there twice.
+    """Load weights into a model that was built without; one array at a time, so that only one is held twice.
 
     Raises
     ------

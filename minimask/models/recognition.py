@@ -1,6 +1,6 @@
 """Which model do these weights belong to? Read from their names and shapes alone.
 
-What those do not say (how images are normalised, where a bottleneck has its stride, the batch norms' eps)
+What those do not tell (how images are normalised, where a bottleneck has its stride, the batch norms' eps)
 follows the rules of the two model zoos: see `_conventions`.
 """
 
@@ -32,7 +32,7 @@ from minimask.nn import BatchNorm2d, GroupNorm, MakeNorm
 _HEADS = "roi_heads."
 _BLOCK = re.compile(r"^(?:backbone\.body|roi_heads\.box_head)\.layer([1-4])\.(\d+)\.conv1\.weight$")
 _MOST_BLOCKS = 200  # five times as many as the deepest published ResNet has in a stage
-_DEPTHS = {  # by whether the blocks are bottlenecks, and how many there are
+_DEPTHS = {  # by whether the blocks are bottlenecks, and by their number in each stage
     (False, (2, 2, 2, 2)): "18",
     (False, (3, 4, 6, 3)): "34",
     (True, (3, 4, 6, 3)): "50",
@@ -43,7 +43,7 @@ _DEPTHS = {  # by whether the blocks are bottlenecks, and how many there are
 
 @dataclass(frozen=True)
 class Origin:
-    """Which model a file's weights were found to be.
+    """Which model a file's weights were found to belong to.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Origin:
         "torchvision", "detectron2" or "minimask".
     architecture : Architecture
     conventions : Conventions
-        The system's, which names and shapes say only in part.
+        The system's, which names and shapes tell only in part.
     num_classes : int
         Background included.
     num_keypoints : int
@@ -59,9 +59,10 @@ class Origin:
     norm : callable or None
         Makes the backbone's norm; None is a frozen batch norm with the conventions' eps.
     class_names, category_ids : list of str and of int, or None
-        Of labels 1, 2, ..., where the numbers of classes are COCO's.
+        Of labels 1, 2, ..., where the file gives them, or the numbers of classes and keypoints are those of
+        a COCO model.
     note : str
-        What was found, and what was supposed, for people.
+        What was found and what was assumed, in words.
     """
 
     system: str
@@ -81,12 +82,12 @@ class Origin:
 
 
 def recognise(arrays: Mapping) -> tuple[Origin, dict[str, np.ndarray]]:
-    """What the weights belong to, and the weights under our names.
+    """The model that the weights belong to, and the weights under our names.
 
     Raises
     ------
     InputError
-        If they are of no model that can be built.
+        If no model that can be built has such weights.
     """
     system, state = naming.our_names(arrays)
     shapes = _Shapes(state)
@@ -110,7 +111,7 @@ def recognise(arrays: Mapping) -> tuple[Origin, dict[str, np.ndarray]]:
 
 
 class _Shapes:
-    """``shapes[name, ndim]``: the shape of an entry that there must be."""
+    """``shapes[name, ndim]``: the shape of an entry, which must exist and have `ndim` axes."""
 
     def __init__(self, state: dict[str, np.ndarray]):
         self.state = state
@@ -118,7 +119,7 @@ class _Shapes:
     def __getitem__(self, key: tuple[str, int]) -> tuple[int, ...]:
         name, ndim = key
         if name not in self.state:
-            raise InputError(f"the weights lack {name}, from which the model would be known")
+            raise InputError(f"the weights lack {name}, which is needed to recognise the model")
         shape = self.state[name].shape
         if len(shape) != ndim or 0 in shape:
             raise InputError(
@@ -133,7 +134,7 @@ def _architecture(shapes: _Shapes) -> Architecture:
     blocks = tuple(max((k + 1 for stage, k in numbers if stage == n), default=0) for n in (1, 2, 3, 4))
     if 0 in blocks:
         raise InputError(
-            f"the weights lack stage {blocks.index(0) + 1} of a ResNet, from which the model would be known"
+            f"the weights lack stage {blocks.index(0) + 1} of a ResNet, needed to recognise the model"
         )
     if max(blocks) > _MOST_BLOCKS:
         raise InputError(f"the weights name block {max(blocks) - 1} of a stage; no ResNet has so many")
@@ -169,8 +170,8 @@ def _architecture(shapes: _Shapes) -> Architecture:
     rows, wanted = shapes["rpn.head.cls_logits.weight", 4][0], len(RATIOS) * (1 if pyramid else 5)
     if rows != wanted:
         raise InputError(
-            f"the weights: the RPN has {rows} anchors at each position, not {wanted} as published models; "
-            "their sizes and ratios are in no weights"
+            f"the weights: the RPN has {rows} anchors at each position, not {wanted} as in published models; "
+            "weights do not tell their sizes and ratios"
         )
     return architecture
 
@@ -204,8 +205,8 @@ def _head_norm(state: Mapping) -> MakeNorm | None:
 
 
 def _norm(architecture: Architecture, state: Mapping) -> MakeNorm | None:
-    """The backbone's norm: trained with the heads' where these have batch norms, as torchvision's v2; else
-    frozen.
+    """The backbone's norm: group norm where there are no running statistics; batch norm that trains where
+    the heads have it, as in torchvision's v2; None, for frozen batch norm, otherwise.
     """
     if "backbone.body.bn1.running_var" not in state:
         return GroupNorm if is_small(architecture) else partial(GroupNorm, groups=32)
@@ -213,24 +214,24 @@ def _norm(architecture: Architecture, state: Mapping) -> MakeNorm | None:
 
 
 def _is_ours(architecture: Architecture, state: Mapping) -> bool:
-    """Whether no model of torchvision's is like this."""
+    """Whether torchvision has no such model."""
     return not architecture.pyramid or "backbone.body.bn1.running_var" not in state
 
 
 def is_small(architecture: Architecture) -> bool:
-    """Whether it is `maskrcnn_small`'s, of whatever width."""
+    """Whether it is that of `maskrcnn_small`, of any width, or of a network derived from it."""
     return architecture.block is BasicBlock and architecture.stem == 3
 
 
 def _conventions(
     system: str, a: Architecture, num_classes: int, num_keypoints: int, counted: bool, arrays: Mapping
 ) -> Conventions:
-    """The system's conventions; by the rule of its model zoo where the weights do not say.
+    """The system's conventions; by the rules of its model zoo where the weights do not tell.
 
     detectron2: ResNeXt, converted from PyTorch, has the stride in the 3x3 and pixels divided by their
-    deviation, 57 to 58; the others, converted from MSRA's Caffe files, have it in the 1x1 and pixels as they
-    are. torchvision: with its COCO weights of the first version the batch norms' eps is 0 (91 classes, or
-    persons with 17 keypoints; `counted` says that there are norms which count batches, which those are not).
+    standard deviation, 57 to 58; the others, converted from MSRA's Caffe files, have it in the 1x1 and
+    undivided pixels. torchvision: with the first version's COCO weights (91 classes, or persons with 17
+    keypoints), the batch norms' eps is 0. `counted` says that some norms count batches; theirs do not.
     """
     if system == "minimask":
         return MINIMASK if is_small(a) else TORCHVISION if a.pyramid else DETECTRON2
@@ -243,7 +244,7 @@ def _conventions(
 
 
 def _with_stored_pixels(conventions: Conventions, arrays: Mapping) -> Conventions:
-    """With the mean and the deviation that old files of detectron2's hold, in BGR and of 0..255."""
+    """With the mean and the standard deviation that old files of detectron2 hold, in BGR and for 0..255."""
     values = {}
     for field, name in (("mean", "pixel_mean"), ("std", "pixel_std")):
         stored = np.ravel(np.asarray(arrays[name], np.float64)) if name in arrays else np.zeros(0)

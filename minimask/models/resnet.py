@@ -39,16 +39,16 @@ class Bottleneck(Module):
     Parameters
     ----------
     channels_in, channels : int
-        Before the block, and of a stage before the expansion by 4.
+        Of the block's input, and of its stage before the expansion by 4.
     stride : int
     norm : callable
-        Makes a norm for so many channels.
+        Makes a norm, given the number of channels.
     rng : numpy.random.Generator
     groups, width_per_group : int
         Of the 3x3 convolution: 32 groups of width 8 make ResNeXt's 32x8d (Xie et al. 2017).
     stride_in_1x1 : bool
-        Whether the first 1x1 convolution has the stride, as in the original ResNet and detectron2's weights
-        converted from it; else the 3x3, as in torchvision.
+        Whether the first 1x1 convolution has the stride, as in the original ResNet and the weights that
+        detectron2 converted from it; if not, the 3x3 has it, as in torchvision.
     """
 
     expansion = 4
@@ -103,12 +103,14 @@ Block = type[BasicBlock] | type[Bottleneck]
 def residual_stage(
     block: Block, count: int, before: int, channels: int, stride: int, norm: MakeNorm, rng, **block_options
 ) -> Sequential:
-    """So many blocks one after another, the first of which has the stride; parameters as of `ResNet`.
+    """`count` blocks one after another, of which the first has the stride.
 
     Parameters
     ----------
     before, channels : int
         Of the stage's input, and of its blocks before a bottleneck's expansion by 4.
+    block, norm, rng, **block_options
+        As for `ResNet`.
     """
     stage = []
     for k in range(count):
@@ -118,7 +120,7 @@ def residual_stage(
 
 
 class ResNet(Module):
-    """Stem and stages at strides 4, 8, 16 and 32.
+    """A stem, and stages at strides 4, 8, 16 and 32.
 
     Parameters
     ----------
@@ -128,14 +130,14 @@ class ResNet(Module):
     channels : as many ints
         Of each stage, before a bottleneck's expansion by 4.
     norm : callable
-        Makes a norm for so many channels.
+        Makes a norm, given the number of channels.
     rng : numpy.random.Generator
     stem : int
         Kernel size of the first convolution: 7, as published, or 3.
     pool : bool
-        Whether a max pool follows it, as published. Without, all stages have half the stride.
+        Whether a max pool follows it, as published. Without one, all stages have half the stride.
     **block_options
-        Of every block: `groups`, `width_per_group` and `stride_in_1x1` of `Bottleneck`.
+        For every block: `groups`, `width_per_group` and `stride_in_1x1` of `Bottleneck`.
     """
 
     def __init__(
@@ -166,9 +168,9 @@ class ResNet(Module):
         return [getattr(self, f"layer{i + 1}") for i in range(len(self.channels))]
 
     def freeze(self, trainable_stages: int) -> None:
-        """Freeze all but the last so many of the stages; 5 trains everything, stem included.
+        """Freeze all but the last `trainable_stages` stages; 5 trains everything, the stem included.
 
-        It counts from layer4, even where that is not here but in the head.
+        They are counted from layer4, even where layer4 is not here but in the head.
         """
         stages = ["layer4", "layer3", "layer2", "layer1", "conv1", "bn1"]
         trained = stages if trainable_stages == 5 else stages[:trainable_stages]
@@ -180,6 +182,6 @@ class ResNet(Module):
         if self.pool:
             x = F.max_pool2d(x, 3, stride=2, padding=1)  # stride 4
         for stage in self.stages:
-            x = stage(x)  # strides 4, 8, 16, 32; without the pooling half of these
+            x = stage(x)  # strides 4, 8, 16, 32; half of these without the pooling
             levels.append(x)
         return levels

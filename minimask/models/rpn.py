@@ -1,6 +1,6 @@
 """The region proposal network (Faster R-CNN, section 3; FPN, section 4.1): net, proposals, losses.
 
-Shapes: N images, A anchors an image over all levels, P proposals, G objects.
+Shapes: N images, A anchors per image over all levels, P proposals, G objects.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from minimask.randomness import Draws, Purpose
 
 @dataclass(frozen=True)
 class RPNOptions:
-    """What torchvision's builders take as numbers ``rpn_...``, with its defaults.
+    """The ``rpn_...`` numbers that torchvision's builders take, with torchvision's defaults.
 
-    `min_size`, `crowd_coverage`, `beta` and the two flags are no arguments of torchvision's.
+    torchvision has no arguments for `min_size`, `crowd_coverage`, `beta` and the three flags.
 
     Attributes
     ----------
     pre_nms_top_n_train, pre_nms_top_n_test : int
-        The best so many anchors of each level become proposals, before suppression; for a loss, for results.
+        How many of each level's best anchors become proposals, before suppression: for a loss, for results.
     post_nms_top_n_train, post_nms_top_n_test : int
-        The best so many proposals of an image are kept after it.
+        How many of an image's best proposals are kept after it.
     nms_thresh, score_thresh : float
         If two proposals of a level overlap by more than `nms_thresh`, the one that scores less is dropped;
-        so is what scores less than `score_thresh`.
+        so is any that scores less than `score_thresh`.
     fg_iou_thresh, bg_iou_thresh : float
         An anchor is positive if its best IoU with an object is at least `fg_iou_thresh`, and negative if it
         is below `bg_iou_thresh`.
     batch_size_per_image, positive_fraction : int, float
         Anchors in an image's loss, and the share of them that may be positive.
     min_size : float
-        Proposals with a shorter side are dropped; pixels of the batch.
+        Proposals with a side below this, in pixels of the batch, are dropped.
     crowd_coverage : float
         See `minimask.matching.ignore_crowds`.
     beta : float
@@ -76,7 +76,7 @@ class RPNOptions:
 
 @dataclass(frozen=True)
 class RPNOutput:
-    """Logits (N, A), deltas (N, A, 4), anchors (A, 4), and the number of anchors of each level."""
+    """Logits (N, A), deltas (N, A, 4), anchors (A, 4), and each level's number of anchors."""
 
     logits: Tensor
     deltas: Tensor
@@ -95,10 +95,10 @@ class RankedAnchors:
     scores : (B,)
         Probabilities of an object.
     refined, boxes : (B, 4)
-        Where the deltas lead from each anchor, and that clipped to the image.
+        Each anchor moved by its deltas, before and after clipping to the image.
     survivors, kept : (S,) and (P,) int64
-        Indices among the B, by falling score: large enough, and not suppressed; and the first so many of
-        them, which are proposed.
+        Indices among the B, by falling score: those that are large enough and not suppressed; and the first
+        of these, which become proposals.
     """
 
     anchors: np.ndarray
@@ -129,14 +129,14 @@ class RPNSamples:
 class RPNHeadNet(Module):
     """The weights of the explicit Function `rpn_head`, shared by all levels.
 
-    All begin with a standard deviation of 0.01 (Ren et al. 2015, Faster R-CNN, section 3.1.3).
+    All are drawn with a standard deviation of 0.01 (Ren et al. 2015, Faster R-CNN, section 3.1.3).
 
     Parameters
     ----------
     channels, anchors_per_position : int
     rng : numpy.random.Generator
     convs : int
-        3x3 convolutions before the predictors: one, as published; two in torchvision's v2.
+        Number of 3x3 convolutions before the predictors: one, as published; two in torchvision's v2.
     """
 
     def __init__(self, channels: int, anchors_per_position: int, rng, convs: int = 1):
@@ -160,12 +160,12 @@ class RPNHeadNet(Module):
 
 
 class RPN(Module):
-    """Where may objects be? Class-agnostic scores and boxes at every anchor.
+    """Where might objects be? Class-agnostic scores and boxes at every anchor.
 
     Parameters
     ----------
     head : Module
-        L levels (N, C, H_l, W_l) -> logits (N, A), deltas (N, A, 4), as `RPNHeadNet` does it.
+        L levels (N, C, H_l, W_l) -> logits (N, A), deltas (N, A, 4), such as `RPNHeadNet`.
     anchors : AnchorGenerator
     options : RPNOptions
     """
@@ -191,10 +191,10 @@ class RPN(Module):
         return [self.rank(out, batch, n, for_loss).proposals for n in range(len(batch.sizes))]
 
     def rank(self, out: RPNOutput, batch: Batch, n: int, for_loss: bool = False) -> RankedAnchors:
-        """From the anchors of image n to its proposals, with all steps between.
+        """From the anchors of image n to its proposals, with all steps in between.
 
-        What they are wanted for decides how many there are (``..._train`` of the options for a loss, else
-        ``..._test``), not whether the module is in training mode.
+        How many there are depends on what they are for (the options' ``..._train`` for a loss, otherwise
+        ``..._test``), not on whether the module is in training mode.
         """
         xp, o = array_module(out.anchors), self.options
         before = o.pre_nms_top_n_train if for_loss else o.pre_nms_top_n_test
@@ -211,12 +211,12 @@ class RPN(Module):
         return RankedAnchors(best, levels, scores, refined, boxes, survivors, survivors[:after])
 
     def match(self, out: RPNOutput, targets: list[Target]) -> list[np.ndarray]:
-        """The object of each anchor, (A,) for each image, as `matching` numbers it; on the CPU."""
+        """The object of each anchor, (A,) for each image, numbered as in `matching`; on the CPU."""
         anchors = [out.anchors] * len(targets)
         return match_images(self.matcher, anchors, targets, self.options.crowd_coverage)
 
     def sample(self, out: RPNOutput, targets: list[Target], draws: Draws) -> RPNSamples:
-        """Match anchors with objects and draw those the loss will see, at most half of them positive."""
+        """Match anchors with objects and draw those the loss will see; by default at most half positive."""
         xp, count, o = array_module(out.anchors), len(out.anchors), self.options
         positive, negative, encoded = [], [], []
         for n, (matches, target) in enumerate(zip(self.match(out, targets), targets)):  # (A,)
@@ -236,7 +236,7 @@ class RPN(Module):
         return {"loss_objectness": objectness, "loss_rpn_box_reg": box}
 
 
-@lru_cache(maxsize=4)  # making them takes many small steps, for which a GPU would wait
+@lru_cache(maxsize=4)  # making them takes many small steps, during which a GPU would wait
 def _anchors(generator: AnchorGenerator, image_size, feature_sizes, dtype, xp) -> tuple:
     """All anchors (A, 4), and how many each level has."""
     levels = generator.levels(image_size, feature_sizes, xp)
@@ -244,7 +244,7 @@ def _anchors(generator: AnchorGenerator, image_size, feature_sizes, dtype, xp) -
 
 
 def top_of_each_level(logits, per_level: list[int], k: int, xp=np) -> tuple:
-    """The k best anchors of each level: their indices among all A, and their levels, (P',) each."""
+    """The k best anchors of each level: their indices among all A, and their levels, (B,) each."""
     if xp is not np:
         return _top_of_each_level_by_sorting(logits, tuple(per_level), k, xp)
     chosen, begin = [], 0
@@ -264,7 +264,7 @@ def _top_of_each_level_by_sorting(logits, per_level: tuple[int, ...], k: int, xp
 
 @lru_cache(maxsize=4)
 def _places_of_levels(per_level: tuple[int, ...], k: int, xp) -> tuple:
-    """The level of each anchor; where, sorted by level, the first k of each are; and the levels of these."""
+    """The level of each anchor; where each level's first k are once sorted by level; the levels of these."""
     level_of, begins = np.repeat(np.arange(len(per_level)), per_level), np.cumsum((0, *per_level))
     first = np.concatenate([begin + np.arange(min(k, n)) for begin, n in zip(begins, per_level)])
     return xp.asarray(level_of), xp.asarray(first), xp.asarray(level_of[first])

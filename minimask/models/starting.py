@@ -1,4 +1,4 @@
-"""Training that starts from weights: which network they need, and which of its parts they fill."""
+"""Starting training from weights: which network they need, and which of its parts they fill."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from minimask.weights import read_weights
 from minimask.weights.download import local_weights
 
 _HEADS, _BODY = "roi_heads.", "backbone.body."
-_NETWORKS = {  # by backbone, and whether the heads have norms as torchvision's v2
+_NETWORKS = {  # by backbone and whether the heads have norms, as torchvision's v2: with masks, and without
     ("ResNet-50-FPN", False): ("maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn"),
     ("ResNet-50-FPN", True): ("maskrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn_v2"),
     ("ResNet-101-FPN", False): ("maskrcnn_resnet101_fpn", None),
@@ -31,7 +31,7 @@ _NETWORKS = {  # by backbone, and whether the heads have norms as torchvision's 
 
 @dataclass(frozen=True)
 class Start:
-    """Weights under our names, and where they come from.
+    """Weights to start from, under our names, and where they come from.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Start:
     origin : Origin or None
         None for a classifier's, which are the backbone's body alone.
     note : str
-        What was found, for people.
+        What was found, in words.
     """
 
     path: Path
@@ -50,10 +50,11 @@ class Start:
 
 
 def start_from(config: Config, note: Callable[[str], None]) -> tuple[Config, Start | None]:
-    """The weights that ``train.weights`` or ``train.backbone_weights`` names, and the network that they need.
+    """The configuration with the network that its ``train.weights`` or ``train.backbone_weights`` need, and
+    these weights; as it was, and None, if it names neither.
 
     The network is that of the weights, with their conventions; unless the configuration says otherwise, its
-    norms are frozen and the last three stages of its ResNet train, torchvision's default with weights.
+    norms are frozen and the last three stages of its ResNet train: torchvision's default with weights.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def start_from(config: Config, note: Callable[[str], None]) -> tuple[Config, Sta
     if arrays.class_names:
         origin = replace(origin, class_names=list(arrays.class_names))
     start, own = Start(path, state, origin, origin.note), own_options(arrays)
-    if own is not None:  # all that it was trained with, but for what is given anew
+    if own is not None:  # everything as it was trained, except for what is given anew
         given = {f.name: getattr(model, f.name) for f in fields(model) if getattr(model, f.name) != f.default}
         return replace(config, model=replace(own, **given)), start
     name = model.name if model.name in _alternatives(origin) else _network(origin, path)
@@ -97,18 +98,18 @@ def start_from(config: Config, note: Callable[[str], None]) -> tuple[Config, Sta
 
 
 def _classifier(arrays: Mapping, path: Path) -> dict[str, np.ndarray]:
-    """The weights of a ResNet that torchvision trained on ImageNet, as the body's; its last layer goes."""
+    """The weights of a ResNet that torchvision trained on ImageNet, as the body's, without its last layer."""
     state = {f"{_BODY}{name}": array for name, array in arrays.items() if not name.startswith("fc.")}
     if "conv1.weight" not in arrays or "layer4.0.conv1.weight" not in arrays:
         raise InputError(
-            f"{path}: is no classifier of torchvision's ResNets (it has no conv1.weight, or no layer4); "
+            f"{path}: is not a ResNet classifier of torchvision's (it has no conv1.weight, or no layer4); "
             "weights of a whole detector are given by --weights"
         )
     return {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def _network_on(state: Mapping, path: Path) -> str:
-    """The Mask R-CNN on a classifier's ResNet, which its third stage tells."""
+    """The Mask R-CNN on a classifier's ResNet, recognised by the ResNet's third stage."""
     blocks = len({name.split(".")[3] for name in state if name.startswith(f"{_BODY}layer3.")})
     conv = state.get(f"{_BODY}layer1.0.conv2.weight")
     grouped = conv is not None and conv.shape[1:2] == (8,)  # 8 channels a group
@@ -126,17 +127,17 @@ def _network_on(state: Mapping, path: Path) -> str:
 
 
 def _network(origin: Origin, path: Path) -> str:
-    """The network of the command that is like the one of these weights."""
+    """The network known to the command that matches these weights'."""
     names = _alternatives(origin)
     if not names:
         raise InputError(
-            f"{path}: {origin.note}: no network that train knows is like it; predict and evaluate take it"
+            f"{path}: {origin.note}: train knows no network like it; predict and evaluate accept it"
         )
     return names[0]
 
 
 def _alternatives(origin: Origin) -> list[str]:
-    """Networks with this backbone, the one with these heads first."""
+    """Names of networks with this backbone, the one with these heads first."""
     a = origin.architecture
     if is_small(a):
         names = ["maskrcnn_fine" if a.head_norm else "maskrcnn_small", "keypointrcnn_small"]
@@ -158,15 +159,15 @@ def _conventions(origin: Origin) -> str:
 
 
 def fill(model: MaskRCNN, start: Start, note: Callable[[str], None], class_names: Sequence[str] = ()) -> None:
-    """Give a model the weights that fit; heads of other classes keep their random ones, and are named.
+    """Load the weights that fit; heads for other classes keep their random ones, and `note` names them.
 
-    Heads of as many classes are kept. Where these are not known to be `class_names`, the data's, `note` says
-    so, if these are given.
+    Heads for the same number of classes are loaded. If `class_names`, the data's, are given and the weights'
+    classes are others or unknown, `note` says so.
 
     Raises
     ------
     InputError
-        If the backbone or the RPN do not fit; nothing has been changed.
+        If the backbone or the RPN does not fit; nothing has been changed.
     """
     wanted, state = dict(model.state_dict()), start.state
     fits = {name for name in wanted if name in state and state[name].shape == wanted[name].shape}

@@ -1,6 +1,6 @@
 """From images and targets to a batch: normalise, resize, pad.
 
-Shapes: N images (3, H_n, W_n) in, a batch (N, 3, H', W') out; G objects an image.
+Shapes: N images (3, H_n, W_n) in, a batch (N, 3, H', W') out; G objects per image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minimask.models.options import check_number
 from minimask.randomness import Draws, Purpose
 
 PIXELS_MOST = 2**30
-"""Of a batch, which as float32 has 12 GiB then; the network takes many times as much."""
+"""Of a batch: 12 GiB as float32, and the network takes many times as much."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Batch:
     Attributes
     ----------
     images : (N, 3, H', W') float
-        Normalised, resized, padded with zeros at the right and at the bottom.
+        Normalised, resized, padded with zeros on the right and at the bottom.
     sizes : N of (h, w)
         The part of `images` that each image fills.
     original_sizes : N of (H, W)
@@ -58,16 +58,17 @@ class Target:
 
     Attributes
     ----------
-    boxes : (G, 4) float32
+    boxes : (G, 4) float
+        Of the batch's dtype, as are crowd boxes and keypoints.
     labels : (G,) int64
         On the CPU, where RoIs are drawn.
     masks : (G, H, W) uint8, or None
         None where no mask head needs them.
     mask_scale : (y, x)
         Pixels of `masks` per pixel of `boxes`.
-    crowd_boxes : (C, 4) float32
+    crowd_boxes : (C, 4) float
         Regions where objects are not annotated one by one.
-    keypoints : (G, K, 3) float32, or None
+    keypoints : (G, K, 3) float, or None
         x, y, visibility: 0 not labelled, 1 hidden, 2 visible.
     has_keypoints : (G,) bool, or None
         Whether an object has a labelled keypoint; on the CPU, like the labels.
@@ -83,21 +84,21 @@ class Target:
 
 
 class Transform:
-    """Brings images, and with them their targets, to the size and range of values that the network expects.
+    """Brings images, and their targets with them, to the size and range of values that the network expects.
 
     Parameters
     ----------
     conventions : Conventions
         Its mean, std, `resize_masks` and `sizes_rounded` are used.
     min_size : int, sequence of int, or None
-        The shorter side is scaled to this; None keeps the size. Of several, a loss draws one for each image,
-        and results take the last.
+        The shorter side is scaled to this. If there are several, a loss draws one for each image, and results
+        take the last. None scales by `magnification` instead.
     max_size : int
         The longer side does not exceed this.
     size_divisible : int
         The batch's height and width are padded to multiples of this.
     magnification : float
-        By which images are scaled where `min_size` is None.
+        The scale where `min_size` is None: 1 keeps the size.
     """
 
     def __init__(
@@ -124,20 +125,20 @@ class Transform:
     def __call__(self, images, dtype=np.float32, device: str = "cpu", draws: Draws | None = None) -> Batch:
         """A `Batch` on `device` of N arrays (3, H_n, W_n), float RGB in 0..1, on either device.
 
-        With `draws`, which a loss comes with, one of several `min_size` is drawn for each image; without, all
-        take the last.
+        With `draws`, as for a loss, one of several `min_size` is drawn for each image; without, all take the
+        last.
 
         Raises
         ------
         InputError
-            If an image has another form (see `inputs.check_images`).
+            If an image has the wrong form (see `inputs.check_images`), or the batch too many pixels.
         """
         return self.batch(check_images(images), dtype, device, draws)
 
     def batch(
         self, images: Sequence, dtype=np.float32, device: str = "cpu", draws: Draws | None = None
     ) -> Batch:
-        """As ``__call__``, of images that have been checked."""
+        """As ``__call__``, for images that have been checked."""
         original = [tuple(image.shape[1:]) for image in images]
         sizes = [self.resized(size, self._min_size(n, draws)) for n, size in enumerate(original)]
         self._check_memory(sizes)
@@ -171,7 +172,7 @@ class Transform:
         return self.min_sizes[draws.rng(Purpose.IMAGE_SIZE, n).integers(len(self.min_sizes))]
 
     def resized(self, size: tuple[int, int], min_size: int | None) -> tuple[int, int]:
-        """The (height, width) that an image of this size is scaled to with this `min_size`, at least 1."""
+        """The (height, width), at least 1, that an image of this size is scaled to with this `min_size`."""
         scale = self.max_size / max(size)
         scale = min(scale, self.magnification if min_size is None else min_size / min(size))
         half = 0.5 if self.conventions.sizes_rounded else 0.0
@@ -189,13 +190,13 @@ class Transform:
         Raises
         ------
         InputError
-            If a target has another form (see `inputs.check_targets`).
+            If a target has the wrong form (see `inputs.check_targets`).
         """
         checked = check_targets(targets, batch.original_sizes, batch.images.dtype, **annotations)
         return self.scaled(checked, batch)
 
     def scaled(self, targets: Sequence[Objects], batch: Batch) -> list[Target]:
-        """As `targets`, of targets that have been checked."""
+        """As `targets`, for targets that have been checked."""
         return [self._scaled(t, n, batch) for n, t in enumerate(targets)]
 
     def _scaled(self, target: Objects, n: int, batch: Batch) -> Target:

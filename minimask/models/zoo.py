@@ -1,4 +1,4 @@
-"""Whole models by name: torchvision's, with its arguments and defaults, the paper's, and one for a laptop."""
+"""Whole models by name: torchvision's, with its arguments and defaults, the paper's, some for a laptop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Recipe:
     Attributes
     ----------
     learning_rate : float
-        The greatest one, for a batch of `batch_size` images; for other batches it is in proportion.
+        The highest of the schedule, for a batch of `batch_size` images; for other batches, in proportion.
     """
 
     learning_rate: float
@@ -36,7 +36,7 @@ class Recipe:
 
 
 PAPER_RECIPE = Recipe(0.02, 16)  # Mask R-CNN, section 3.1, by the linear rule
-SMALL_RECIPE = Recipe(0.02, 2)  # its norms and its few parameters bear eight times as much
+SMALL_RECIPE = Recipe(0.02, 2)  # group norms and few parameters bear eight times as much
 
 RESNET50_FPN = Architecture()
 RESNET101_FPN = Architecture(blocks=(3, 4, 23, 3))
@@ -54,7 +54,7 @@ SMALL = Architecture(
 )
 FINE = replace(SMALL, pool=False, box_convs=2, head_norm=GroupNorm)
 SMALL_KEYPOINTS = replace(SMALL, box_convs=2, head_norm=GroupNorm, keypoint_norm=GroupNorm)
-"""Chosen together with how few anchors and RoIs `keypointrcnn_small` samples; neither was measured alone."""
+"""Chosen together with `keypointrcnn_small`'s few anchors and RoIs; neither was measured alone."""
 RESNET50_FPN_V2 = Architecture(rpn_convs=2, box_convs=4, head_norm=BatchNorm2d)
 """torchvision's second version, after Li et al. 2021, Benchmarking Detection Transfer Learning with ViTs."""
 
@@ -88,37 +88,37 @@ def maskrcnn_resnet50_fpn(
     trainable_backbone_layers : int, 0 to 5
         Stages of the ResNet that train, counted from the last; 5 includes the stem.
     architecture : Architecture
-        Another network under the same arguments: the other builders are this one with another default.
+        Another network under the same arguments: most other builders are this one with another default.
     conventions : Conventions
         Whose details it follows: `TORCHVISION`, `DETECTRON2` or `MINIMASK`
         (`minimask.models.conventions`).
     min_size : int, or several
-        Pixels of the shorter side after resizing. Of several, a loss draws one for each image, and results
-        take the last.
+        Pixels of the shorter side after resizing. If there are several, a loss draws one for each image, and
+        results take the last.
     max_size : int
-        Bound of the longer side, in pixels.
+        Bound on the longer side, in pixels.
     anchor_sizes : five numbers, optional
-        Side of the square anchor of levels P2..P6, in pixels, or all of C4's; each also comes at ratios 1/2
-        and 2. By default the architecture's.
+        Sides of the square anchors, in pixels: one for each of P2..P6, or all those of C4's single level;
+        each also comes at ratios 1/2 and 2. By default the architecture's.
     canonical_scale : number, optional
         Side of a box that the heads pool from P4, in pixels; by default the architecture's.
     image_mean, image_std : three floats, optional
-        RGB, of images in 0..1; by default the conventions'.
+        RGB, for images in 0..1; by default the conventions'.
     norm : callable, optional
-        Makes the backbone's norm for so many channels; by default a frozen batch norm. Frozen norms and
-        frozen layers are meant for weights that are loaded; to train from random ones, give
+        Makes the backbone's norm, given the number of channels; by default a frozen batch norm. Frozen norms
+        and frozen layers are meant for weights that are loaded; to train from random ones, give
         ``partial(GroupNorm, groups=32)`` and 5 layers.
     roi_layer : callable, optional
-        Of the box head and the mask head: `functions.roi_pool`, ``partial(functions.roi_align, ...)`` and so
-        on, called as `Pooler` says. By default RoIAlign as the conventions have it.
+        Of all heads: `functions.roi_pool`, ``partial(functions.roi_align, ...)`` and so on, called as
+        described in `minimask.models.box_head.Pooler`. By default RoIAlign under the conventions.
     mask_loss : SigmoidMasks or SoftmaxMasks
-        Whether masks of different classes compete, and whether there is one for each class at all.
+        Whether the masks of different classes compete, and whether each class has its own at all.
     mask_branch : callable, optional
         ``(channels, masks, rng) -> Module``: `MaskFCN`, `MaskMLP`, or one of these with options bound. By
         default the architecture's `MaskFCN`.
     keypoint_options : KeypointOptions, optional
-        How the loss of a keypoint head is normalised, where the architecture has one; as torchvision by
-        default.
+        How the loss of a keypoint head is normalised, where the architecture has one; by default as in
+        torchvision.
     seed : int or None
         Of the initial weights; None for a model that is about to be loaded: they take no memory until then.
     **rpn_and_box
@@ -130,13 +130,13 @@ def maskrcnn_resnet50_fpn(
     TypeError
         For an argument that is none of these.
     ValueError
-        If `trainable_backbone_layers` is not 0 to 5.
+        If `trainable_backbone_layers` is not 0 to 5, or another number is out of range.
 
     Notes
     -----
     The parameters' names are torchvision's: its checkpoints' arrays go into `load_state_dict` as they are.
-    The batch norms' eps is 1e-5, as torchvision builds them; with its COCO weights of the first version it
-    sets them to 0: ``conventions=TORCHVISION_COCO_V1``, which `from_checkpoint` chooses by itself.
+    The batch norms' eps is 1e-5, as torchvision builds them; with the first version of its COCO weights,
+    torchvision sets it to 0: ``conventions=TORCHVISION_COCO_V1``, which `from_checkpoint` chooses by itself.
     """
     given = {"mean": image_mean, "std": image_std}
     given = {name: tuple(values) for name, values in given.items() if values is not None}
@@ -162,15 +162,15 @@ def maskrcnn_resnet50_fpn_v2(
     """torchvision's `maskrcnn_resnet50_fpn_v2`: two convolutions in the RPN, four and one fully connected
     layer in the box head, and batch norms, which train, in the backbone, the FPN and both heads.
 
-    Parameters are as of `maskrcnn_resnet50_fpn`; `norm` is the ResNet's. Batch norms want some images in a
-    batch: with one or two, freeze them or fine-tune the first version.
+    Parameters are as for `maskrcnn_resnet50_fpn`; `norm` is the ResNet's. Batch norms need several images in
+    a batch: with one or two, freeze them or fine-tune the first version.
     """
     options = {"architecture": RESNET50_FPN_V2} | options
     return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, norm=norm, **options)
 
 
 def fasterrcnn_resnet50_fpn(num_classes: int = 91, trainable_backbone_layers: int = 3, **options) -> MaskRCNN:
-    """torchvision's `fasterrcnn_resnet50_fpn`: boxes alone. Parameters as of `maskrcnn_resnet50_fpn`."""
+    """torchvision's `fasterrcnn_resnet50_fpn`: only boxes. Parameters as for `maskrcnn_resnet50_fpn`."""
     options = {"architecture": replace(RESNET50_FPN, masks=False)} | options
     return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)
 
@@ -178,7 +178,7 @@ def fasterrcnn_resnet50_fpn(num_classes: int = 91, trainable_backbone_layers: in
 def fasterrcnn_resnet50_fpn_v2(
     num_classes: int = 91, trainable_backbone_layers: int = 5, *, norm: MakeNorm = BatchNorm2d, **options
 ) -> MaskRCNN:
-    """torchvision's `fasterrcnn_resnet50_fpn_v2`; parameters as of `maskrcnn_resnet50_fpn_v2`."""
+    """torchvision's `fasterrcnn_resnet50_fpn_v2`; parameters as for `maskrcnn_resnet50_fpn_v2`."""
     options = {"architecture": replace(RESNET50_FPN_V2, masks=False)} | options
     return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, norm=norm, **options)
 
@@ -192,7 +192,7 @@ def keypointrcnn_resnet50_fpn(
     with_masks: bool = False,
     **options,
 ) -> MaskRCNN:
-    """torchvision's `keypointrcnn_resnet50_fpn`: a keypoint head in the place of the mask head (section 5).
+    """torchvision's `keypointrcnn_resnet50_fpn`: a keypoint head in place of the mask head (section 5).
 
     Parameters
     ----------
@@ -201,14 +201,14 @@ def keypointrcnn_resnet50_fpn(
     num_keypoints : int
         Of every object, whatever its class.
     with_masks : bool
-        Also a mask head (Table 5), which torchvision's has not.
+        Whether there is a mask head as well (Table 5), which torchvision's does not have.
     **options
         As for `maskrcnn_resnet50_fpn`.
 
     Raises
     ------
     TypeError, ValueError
-        As `maskrcnn_resnet50_fpn`; ValueError also for less than one keypoint.
+        As `maskrcnn_resnet50_fpn`; ValueError also for fewer than one keypoint.
     """
     check_whole("num_keypoints", num_keypoints, 1)
     architecture = replace(RESNET50_FPN, masks=with_masks, num_keypoints=num_keypoints)
@@ -217,7 +217,7 @@ def keypointrcnn_resnet50_fpn(
 
 
 def maskrcnn_resnet101_fpn(num_classes: int = 91, trainable_backbone_layers: int = 3, **options) -> MaskRCNN:
-    """Mask R-CNN on ResNet-101-FPN (Table 2a); parameters as of `maskrcnn_resnet50_fpn`."""
+    """Mask R-CNN on ResNet-101-FPN (Table 2a); parameters as for `maskrcnn_resnet50_fpn`."""
     options = {"architecture": RESNET101_FPN} | options
     return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)
 
@@ -225,9 +225,10 @@ def maskrcnn_resnet101_fpn(num_classes: int = 91, trainable_backbone_layers: int
 def maskrcnn_resnext101_32x8d_fpn(
     num_classes: int = 91, trainable_backbone_layers: int = 3, **options
 ) -> MaskRCNN:
-    """Mask R-CNN on ResNeXt-101-FPN, 3x3 convolutions of 32 groups of 8 channels and more (Xie et al. 2017).
+    """Mask R-CNN on ResNeXt-101-FPN: 3x3 convolutions in 32 groups, of 8 channels in the first stage
+    (Xie et al. 2017).
 
-    Parameters as of `maskrcnn_resnet50_fpn`. The paper's X101 has 64 groups of 4.
+    Parameters as for `maskrcnn_resnet50_fpn`. The paper's X101 has 64 groups of 4.
     """
     options = {"architecture": RESNEXT101_FPN} | options
     return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)
@@ -236,9 +237,10 @@ def maskrcnn_resnext101_32x8d_fpn(
 def maskrcnn_resnet50_c4(num_classes: int = 81, trainable_backbone_layers: int = 3, **options) -> MaskRCNN:
     """Mask R-CNN on C4 (figure 4, left): one level at stride 16, the ResNet's last stage as each RoI's head.
 
-    Parameters as of `maskrcnn_resnet50_fpn`, but 12000 and 6000 proposals before suppression, and by default
-    detectron2's conventions, who publishes such models. The last stage counts among the trainable layers,
-    and does not train if they are 0; its parameters are called ``roi_heads.box_head.layer4``.
+    Parameters as for `maskrcnn_resnet50_fpn`, but with 12000 (for a loss) and 6000 proposals before
+    suppression and by default the conventions of detectron2, which publishes such models. The last stage
+    counts among the trainable layers and does not train if they are 0; its parameters are called
+    ``roi_heads.box_head.layer4``.
     """
     options = {"architecture": RESNET50_C4, "conventions": DETECTRON2} | options
     return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)
@@ -268,7 +270,7 @@ def maskrcnn_small(
     architecture: Architecture = SMALL,
     **rpn_and_box,
 ) -> MaskRCNN:
-    """A Mask R-CNN of 2.5 M parameters that a laptop trains from nothing, without rounding anywhere.
+    """A Mask R-CNN of 2.5 M parameters that a laptop trains from scratch, without rounding anywhere.
 
     Parameters
     ----------
@@ -277,16 +279,16 @@ def maskrcnn_small(
     min_size : int, several, or None
         As for `maskrcnn_resnet50_fpn`; by default images keep their size.
     max_size : int
-        Bound of the longer side, in pixels.
+        Bound on the longer side, in pixels.
     magnification : float
-        By which images are scaled where there is no `min_size`: objects that are too small to be seen, or
+        Scale of the images where there is no `min_size`: for objects that are too small to be seen, or
         needlessly large.
     channels : four ints
         Of the stages at strides 4, 8, 16 and 32, one basic block each, with group norm.
     fpn_channels, box_width : int
         Channels of the pyramid and of the mask head; width of the box head.
     anchor_sizes : five numbers
-        Side of the square anchor of levels P2..P6, in pixels; each also comes at ratios 1/2 and 2.
+        Side of the square anchor on each of P2..P6, in pixels; each also comes at ratios 1/2 and 2.
     canonical_scale : number, optional
         Side of a box that the heads pool from P4, in pixels; by default the architecture's.
     roi_layer, mask_loss, mask_branch
@@ -294,9 +296,9 @@ def maskrcnn_small(
     seed : int or None
         Of the initial weights; None for a model that is about to be loaded.
     architecture : Architecture
-        What the sizes above do not say; `maskrcnn_fine` is this one with another.
+        Gives what the sizes above do not; `maskrcnn_fine` is this builder with another one.
     **rpn_and_box
-        As for `maskrcnn_resnet50_fpn`, but 1000 proposals at most and 256 RoIs an image by default.
+        As for `maskrcnn_resnet50_fpn`, but by default at most 1000 proposals and 256 RoIs per image.
 
     Raises
     ------
@@ -319,7 +321,8 @@ def maskrcnn_fine(num_classes: int, **options) -> MaskRCNN:
     """`maskrcnn_small` at twice the resolution, for objects of a few pixels; steps take over twice as long.
 
     The stem has no max pool, so P2..P6 have strides 2, 4, 8, 16 and 32. FPN and heads have group norms, and
-    the box head two convolutions before its fully connected layer. Parameters are as of `maskrcnn_small`.
+    the box head has two convolutions before its fully connected layer. Parameters are as for
+    `maskrcnn_small`.
     """
     return maskrcnn_small(num_classes, **({"architecture": FINE} | options))
 
@@ -344,7 +347,7 @@ def keypointrcnn_small(
     seed: int | None = 0,
     **rpn_and_box,
 ) -> MaskRCNN:
-    """A Keypoint R-CNN that a laptop trains from nothing: `maskrcnn_small` with other heads.
+    """A Keypoint R-CNN that a laptop trains from scratch: `maskrcnn_small` with other heads.
 
     The box head has two convolutions and one fully connected layer; it and the FPN have group norms.
 
@@ -355,19 +358,19 @@ def keypointrcnn_small(
     num_keypoints : int
         Of every object, whatever its class.
     keypoint_width, keypoint_convs : int
-        Channels and number of the keypoint head's convolutions, each with group norm; in the paper 512 and
-        8, without.
+        Channels and number of the keypoint head's convolutions, each with group norm; the paper has 512 and
+        8, without norm.
     keypoint_options, with_masks
         As for `keypointrcnn_resnet50_fpn`.
     **others
-        As for `maskrcnn_small`, but by default 32 anchors and 32 RoIs an image, half of them positive.
+        As for `maskrcnn_small`, but by default 32 anchors and 32 RoIs per image, up to half of them positive.
 
     Raises
     ------
     TypeError
         For an argument that is none of these.
     ValueError
-        For less than one keypoint.
+        For fewer than one keypoint.
     """
     check_whole("num_keypoints", num_keypoints, 1)
     architecture = replace(
@@ -382,8 +385,8 @@ def keypointrcnn_small(
         keypoint_width=keypoint_width,
         keypoint_convs=keypoint_convs,
     )
-    # Losses are divided by all that is sampled. Of 256 anchors around few objects some ten are positive, and
-    # boxes would weigh next to nothing; and heat maps cost more than masks.
+    # Losses are divided by the number sampled. Of 256 anchors around few objects some ten are positive, so
+    # that the box loss would weigh next to nothing; and heat maps cost more than masks.
     few = dict(rpn_batch_size_per_image=32, box_batch_size_per_image=32, box_positive_fraction=0.5)
     options = (Alternatives(roi_layer), keypoint_options, seed, few | rpn_and_box)
     return _small(architecture, num_classes, (min_size, max_size, magnification), *options)
@@ -398,7 +401,7 @@ def _small(
     seed: int | None,
     rpn_and_box: dict,
 ) -> MaskRCNN:
-    """A network of a laptop's size: nothing rounded, group norm, fewer proposals and RoIs."""
+    """A network for a laptop: nothing rounded, group norm, fewer proposals and RoIs."""
     min_size, max_size, magnification = sizes
     fewer = dict(rpn_pre_nms_top_n_train=1000, rpn_post_nms_top_n_train=1000, box_batch_size_per_image=256)
     return assemble(

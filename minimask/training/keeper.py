@@ -29,7 +29,7 @@ from minimask.weights.schema import check_classes
 _NEEDS_LESS = "take a smaller train.batch_size, data.crop or model.max_size, which need less"
 _TAMER = "try a smaller train.learning_rate or train.clip_norm, or look at the images"
 _MEND = "mend that"
-_DATA = {  # what a checkpoint tells of the data, and what is said where it has changed
+_DATA = {  # what a checkpoint records about the data, and what is said if that has changed
     "images": "the training images are others",
     "annotations": "the annotations are others",
     "files": "the image files have changed",
@@ -41,13 +41,13 @@ class NotFinite(ArithmeticError):
 
 
 class TrainingStopped(InputError):
-    """The line says at which step training stopped and why, which state is saved, and how to go on."""
+    """Its message, one line, says at which step training stopped and why, what is saved, and how to go on."""
 
 
 class Keeper:
     """Saves and restores what a run needs to go on, and knows the last step done and the last one saved.
 
-    A state is good, and saved, if its weights are finite and give a finite loss.
+    A state is good, and only then saved, if its weights are finite and give a finite loss.
 
     Parameters
     ----------
@@ -60,12 +60,12 @@ class Keeper:
     """
 
     def __init__(self, path: Path, config: Config, dataset: Any, model: Any, optimizer: SGD, world: World):
-        # What a checkpoint could not be read back with is refused before anything is computed.
+        # Refuse, before anything is computed, what would make the checkpoint unreadable.
         from_dict(to_dict(config), "the configuration")
         check_classes(dataset.class_names, dataset.category_ids, dataset.name)
         self.path, self.config, self.dataset, self.world = path, config, dataset, world
         self.model, self.optimizer, self.done, self.saved = model, optimizer, 0, 0
-        self.before: Config | None = None  # what a resumed run was trained with until now
+        self.before: Config | None = None  # what a resumed run was trained with before
         self._gives_finite_loss: Callable[[], bool] = lambda: True
         images = "\n".join(dataset.describe(i) for i in range(len(dataset)))
         names = hashlib.sha256(images.encode("utf-8", "surrogatepass"))
@@ -75,7 +75,7 @@ class Keeper:
         self.object_sides = object_sides(dataset, model.transform, config.data.crop)
 
     def advance(self, step: int, gives_finite_loss: Callable[[], bool]) -> None:
-        """Note that a step is done, and how to find out whether the loss is finite with its weights."""
+        """Record that a step is done, and how to find out whether its weights give a finite loss."""
         self.done, self._gives_finite_loss = step, gives_finite_loss
 
     def save(self) -> None:
@@ -84,7 +84,7 @@ class Keeper:
         Raises
         ------
         InputError
-            If the state is not good, or the file cannot be written; the checkpoint there before stays.
+            If the state is not good, or the file cannot be written; the previous checkpoint stays.
         """
         if not all_finite(self.model.state_dict().values()):
             raise TrainingStopped(self.failure(self.done, "a weight is not finite after the update"))
@@ -96,11 +96,11 @@ class Keeper:
 
     @property
     def best_path(self) -> Path:
-        """Beside the checkpoint: the weights that did best in validation."""
+        """The file beside the checkpoint that holds the weights that did best in validation."""
         return self.path.with_name("best.npz")
 
     def save_best(self) -> None:
-        """Write the weights of the steps done as the best ones: to be used, not gone on with."""
+        """Write the current weights as the best ones: to be used, not to resume from."""
         save_checkpoint(self.best_path, replace(self._checkpoint(), momentum={}))
 
     def _checkpoint(self) -> Checkpoint:
@@ -119,19 +119,19 @@ class Keeper:
         )
 
     def _skeleton(self) -> dict[str, list]:
-        """The names of the data's keypoints, as a checkpoint has them, where the network finds keypoints."""
+        """The checkpoint's fields about the data's keypoints, if the network finds keypoints."""
         skeleton = getattr(self.dataset, "skeleton", None)
         if skeleton is None or not has_keypoints(self.config):
             return {}
         return {"keypoint_names": list(skeleton.names), "skeleton": [list(edge) for edge in skeleton.edges]}
 
     def restore(self, note: Callable[[str], None]) -> None:
-        """Load the checkpoint, and tell of whatever makes this another run than the one that wrote it.
+        """Load the checkpoint, and report whatever makes this a different run from the one that wrote it.
 
         Raises
         ------
         InputError
-            If it is damaged, of other classes or another model, or has done more steps than are configured.
+            If it is damaged, has other classes or another model, or more steps than are configured.
         """
         with CheckpointFile(self.path) as file:
             self._check_head(file.head)
@@ -146,13 +146,13 @@ class Keeper:
         changes = differences(self.before, self.config)
         changes += [what for key, what in _DATA.items() if self._has_changed(checkpoint.data, key)]
         if changes:
-            note(f"from here on this is another run than the one begun: {'; '.join(changes)}")
+            note(f"from here on this is a different run from the one begun: {'; '.join(changes)}")
         environment = environment_changes(checkpoint.environment, self._environment())
         if environment:
             note(f"the last bits of the results may differ from an unbroken run's: {'; '.join(environment)}")
 
     def _check_head(self, head: Checkpoint) -> None:
-        """See that it is of the same classes and of this model, before its arrays are read."""
+        """Check that it has the same classes and is of this model, before its arrays are read."""
         if head.class_names != list(self.dataset.class_names):
             theirs, ours = (
                 one_line(", ".join(names), 300) for names in (head.class_names, self.dataset.class_names)
@@ -168,18 +168,18 @@ class Keeper:
             )
         if "images" not in head.data:
             raise InputError(
-                f"{self.path}: its metadata has no data.images, which tells the training images from others; "
+                f"{self.path}: its metadata has no data.images, which identifies the training images; "
                 "predict and evaluate can use it, but it cannot be resumed"
             )
         check_fit(head, self.path, self.model)
         if self.optimizer.velocity and not head.momentum:
             raise InputError(
-                f"{self.path}: holds weights without momentum, as best.npz does, and cannot be gone on with; "
+                f"{self.path}: holds weights without momentum, as best.npz does, and cannot be resumed; "
                 "begin another run with --weights"
             )
 
     def _has_changed(self, then: dict[str, str], key: str) -> bool:
-        """Whether the data differ from then; False where it was not yet recorded, or cannot be known."""
+        """Whether the data have changed since; False where that was not recorded, or cannot be known."""
         return key in then and key in self.data and then[key] != self.data[key]
 
     def _environment(self) -> dict[str, str]:
@@ -188,19 +188,19 @@ class Keeper:
 
     @contextmanager
     def explaining(self, images: Callable[[], str]) -> Iterator[None]:
-        """Around a step: what stops it becomes one line that says which step, and what is saved.
+        """Wraps a step: what stops it becomes one line that says which step it was, and what is saved.
 
         Parameters
         ----------
         images : callable
-            Gives the names of the step's images, which are needed only then.
+            Gives the names of the step's images; called only after an error.
         """
         try:
             yield
         except NotFinite as error:  # perhaps because of the last update, so this state is not saved
             what = f"{error} (images: {images()})"
             raise TrainingStopped(self.failure(self.done + 1, what)) from error
-        except InputError as error:  # of an image or its target, by its number
+        except InputError as error:  # it names an image or a target by its number in the batch
             raise InputError(f"{error} (images: {images()})") from error
         except MemoryError as error:
             self._rescue()
@@ -209,9 +209,9 @@ class Keeper:
 
     @contextmanager
     def rescuing(self) -> Iterator[None]:
-        """Around all steps: after an error the last good state is saved, if it can be; the line says so.
+        """Wraps all steps: after an error, the last good state is saved if possible, and the error says so.
 
-        Not where memory ran out outside of a step, nor after a second Ctrl-C, which ends the run at once.
+        Not if memory ran out outside of a step, nor after a second Ctrl-C, which ends the run at once.
         """
         try:
             yield
@@ -227,7 +227,7 @@ class Keeper:
             raise
 
     def _rescue(self) -> None:
-        """Save the steps done if that is possible; `failure` tells which ones are saved."""
+        """Save the steps done if that is possible; `failure` says what is saved."""
         if self.done > self.saved:
             with suppress(InputError, MemoryError):
                 self.save()
@@ -241,5 +241,5 @@ class Keeper:
 
 
 def resume_command(output: Path) -> str:
-    """What to type to go on with the run in a directory."""
+    """What to type to resume the run in a directory."""
     return f"minimask train --resume --output {shlex.quote(str(output))}"

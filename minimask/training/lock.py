@@ -1,4 +1,4 @@
-"""A lock on a run's directory: two trainings must not write one checkpoint and one losses.csv in turn."""
+"""A lock on a run's directory: two trainings must not take turns writing one checkpoint and losses.csv."""
 
 import os
 from collections.abc import Iterator
@@ -13,19 +13,19 @@ NAME = ".minimask.lock"
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory for this process; the system lets go of it when the process ends, however it ends.
+    """Hold the directory for this process; the system releases it when the process ends, however it ends.
 
     Raises
     ------
     InputError
-        If another process that is alive holds it.
+        If another living process holds it, or the lock file cannot be written.
     """
     path = directory / NAME
     file = _acquire(path)
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no open file; a lock file left behind locks nothing
+        with suppress(OSError):  # Windows does not remove open files; a lock file left behind locks nothing
             path.unlink()
         file.close()
 
@@ -47,9 +47,7 @@ def _acquire(path: Path) -> IO[bytes]:
                 "choose another --output"
             ) from None
         except OSError:
-            return (
-                file  # a file system without locks, as some network drives are: better unlocked than unused
-            )
+            return file  # a file system without locks, such as some network drives: better than not to train
         if _is_still_there(path, file):
             return file
         file.close()  # its last holder removed it between our two calls: lock the one that is there now

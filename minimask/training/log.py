@@ -15,7 +15,7 @@ from minimask.training.run_file import RunFile
 
 
 class LossLog(RunFile):
-    """losses.csv: a row a step, floats written exactly, so that two equal runs have equal files.
+    """losses.csv: a row per step, floats written exactly, so that two equal runs have equal files.
 
     Parameters
     ----------
@@ -23,14 +23,15 @@ class LossLog(RunFile):
     step : int
         Steps done. What an interrupted run wrote beyond them is cut off; it will be written again.
     writes : bool
-        False: touch nothing, while another process writes.
+        False: touch nothing, because another process writes.
     note : callable
-        Called with a line where the file lacks steps that were done.
+        Called with a line if the file lacks steps that were done.
 
     Raises
     ------
     InputError
-        If the rows of those steps cannot be read; the file is as it was.
+        If the rows of those steps cannot be read, and the file is then left as it was; or if it cannot be
+        written.
     """
 
     def __init__(
@@ -55,14 +56,14 @@ class LossLog(RunFile):
         self._replace(rows)
 
     def _replace(self, rows: list[list[str]]) -> None:
-        """Write the columns' names and these rows; what a row lacks at its end is empty."""
+        """Write the columns' names and these rows; a row that is too short is filled up with empty cells."""
         filled = [row + [""] * (len(self.columns) - len(row)) for row in rows]
         write_text(self.path, "".join(map(_line, [self.columns, *filled] if self.columns else [])))
 
     def write(self, step: int, row: dict[str, float]) -> None:
-        """Append a step's values, for all to see at once.
+        """Append a step's values, which readers see at once.
 
-        A loss that no row had so far gets a column of its own; one that this row lacks stays empty.
+        A loss that no row has had so far gets a new column; one that this row lacks stays empty.
         """
         if not self.file:
             return
@@ -103,12 +104,12 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _read(path: Path, step: int | None = None) -> tuple[list[str], list[list[str]]]:
-    """The columns' names and the rows, up to a step; a last row that is cut off in its middle is left out.
+    """The columns' names and the rows, up to a step; a last row that was cut off midway is left out.
 
     Raises
     ------
     InputError
-        Naming the line that is damaged. Of lines beyond `step` only the step is looked at.
+        If it cannot be read; names the line that is damaged. Of lines beyond `step` only the step is read.
     """
     text = _text(path)
     whole, lines = text.endswith("\n"), csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -150,13 +151,13 @@ def _text(path: Path) -> str:
 
 
 def _problem(row: list[str], columns: list[str], done: int, last: int) -> str | None:
-    """What is wrong with a row, if anything is."""
+    """What is wrong with a row, or None."""
     if len(row) != len(columns):
         return f"has {len(row)} values, for {len(columns)} columns"
     if done <= last:
         return f"has step {one_line(row[0], 40)} after step {last}"
     wrong = next((cell for cell in row[1:] if cell and not _is_number(cell)), None)
-    return None if wrong is None else f"has {one_line(wrong, 40)!r}, which is no finite number"
+    return None if wrong is None else f"has {one_line(wrong, 40)!r}, which is not a finite number"
 
 
 def _is_number(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The training loop: a resumed run equals an unbroken one to the bit; what stops it is told in one line."""
+"""The training loop: a resumed run equals an unbroken one to the bit; one line says what stopped a run."""
 
 import contextlib
 import math
@@ -47,12 +47,12 @@ class Outcome:
     step : int
         Steps done; fewer than configured when it was stopped.
     stopped_by : int or None
-        The signal that stopped it, or 0 if the watch had enough (`Watch.enough`).
+        The signal that stopped it, 0 if the watch had enough (`Watch.enough`), None if it finished.
     checkpoint : Path
     early : bool
-        Whether it ended for want of a better validation (``train.patience``).
+        Whether it ended because validations no longer improved (``train.patience``).
     best : dict or None
-        The line of log.jsonl of the validation whose weights are in best.npz, on process 0.
+        The line in log.jsonl for the validation whose weights are in best.npz; on process 0.
     """
 
     model: Any
@@ -82,25 +82,26 @@ def train(
     ----------
     config : Config
     dataset
-        As `minimask.data` makes them.
+        Such as `minimask.data` makes.
     output : str or Path
-        Made where it does not exist.
+        The directory, made if it does not exist.
     resume : bool
         Go on from its checkpoint, on either device. Everything random follows from seed and step, so on the
         same machine with as many threads, weights and losses equal those of an uninterrupted run bit for bit
-        (on a GPU with ``train.deterministic``). If something on which that rests has changed, `note` says so.
+        (on a GPU with ``train.deterministic``). If something that this depends on has changed, `note` says
+        so.
     overwrite : bool
         Start anew in a directory that holds a run.
     note : callable
         Called with lines for the user to see.
     device : "cpu" or "cuda"
     start : Start, optional
-        Weights to begin with (`minimask.models.starting.start_from`); not looked at when resuming.
+        Weights to begin with (`minimask.models.starting.start_from`); ignored when resuming.
     watch : Watch, optional
-        Validates and draws on the way, and changes nothing of the weights; leaves best.npz.
+        Validates and draws on the way, without any effect on the weights; leaves best.npz.
     build : callable (config, num_classes, device, num_keypoints) -> model
-        Makes the model with its random weights; by default the one that the configuration names. What reads
-        checkpoints (`minimask predict`) knows no others.
+        Makes the model with its random weights; by default the one that the configuration names. Programs
+        that read checkpoints (`minimask predict`) know no others.
 
     Raises
     ------
@@ -137,7 +138,7 @@ def _train(
     rate, stopped_by, early, left = learning_rate(options), 0, False, False
     model.train()
     with (
-        np.errstate(all="ignore"),  # overflow shows as a loss or gradient that is not finite, which stops us
+        np.errstate(all="ignore"),  # overflow makes a loss or gradient that is not finite, which stops us
         backend.deterministic(options.deterministic),
         StopSignals(tell=world.rank == 0) as stop,
         LossLog(output / LOSSES, first, world.rank == 0, note) as losses,
@@ -151,7 +152,7 @@ def _train(
         validations = Validations(options, watch, keeper, log, progress, lambda: bool(stop.signal), note)
         early, began = validations.after(first), time.monotonic()
         for index, samples in () if early else loader:
-            step, draws = index + 1, Draws(options.seed, index, part.start)  # steps done: counted from 1
+            step, draws = index + 1, Draws(options.seed, index, part.start)  # step counts from 1
             with keeper.explaining(partial(batches.describe, index)):
                 row = training_step(model, optimizer, samples, draws, rate(index), options.clip_norm, world)
             keeper.advance(step, partial(gives_finite_loss, model, samples, draws))
@@ -168,13 +169,13 @@ def _train(
                 log.sync()
                 keeper.save()
                 draw()
-            if due:  # left at once if the run is to stop; a resumed one makes up for it
+            if due:  # abandoned at once if the run is to stop; a resumed run makes up for it
                 early = validations.after(step)
                 stopped_by = world.highest(stop.signal or 0)
             if stopped_by or left or early:
                 break
             began = time.monotonic()
-    # A signal in the very last step stops nothing but the validation after it.
+    # A signal in the very last step stops only the validation after it.
     finished = early or (keeper.saved == options.steps and not validations.lacking)
     ended = None if finished else stopped_by
     return Outcome(model, keeper.saved, ended, keeper.path, early, validations.best)
@@ -190,7 +191,7 @@ def _prepared(
     world: distributed.World,
     build: Callable[..., Any],
 ) -> tuple[Keeper, Batches]:
-    """The model and its optimizer, in a keeper, and the images of each step."""
+    """The model and its optimizer, in a keeper, and the batches."""
     world.use(device)
     skeleton = getattr(dataset, "skeleton", None)
     keypoints = len(skeleton.names) if skeleton else 0
@@ -209,26 +210,27 @@ def _prepared(
 
 
 def _start(keeper: Keeper, device: str, watch: Watch) -> dict[str, Any]:
-    """What the log says of a start: what was typed, and what runs."""
+    """What the log says about a start: what was typed, and what runs."""
     about = {"minimask": __version__, "device": device, "images": len(keeper.dataset)}
     return about | ({"command": watch.command} if watch.command else {})
 
 
 def _timed(row: dict[str, float], images: int, seconds: float) -> dict[str, float]:
-    """A step's values for the log, with the time that it took, its wait for images included."""
+    """A step's values for the log, with the time that it took, including the wait for images."""
     speed = {"seconds": round(seconds, 4), "images_per_second": round(images / max(seconds, 1e-4), 2)}
     return speed | row
 
 
 def check_resume(output: str | Path, resume: bool, overwrite: bool = False) -> None:
-    """See that there is a run to go on with, or none to be lost.
+    """Check that there is a run to resume, or none that would be lost.
 
     Raises
     ------
     InputError
+        If not.
     """
     path = Path(output) / CHECKPOINT
-    real_path(path)  # before `exists`, for which links in a circle are nothing
+    real_path(path)  # first, since `exists` ignores links in a circle
     if resume and not path.exists():
         raise InputError(f"{path}: there is no checkpoint to resume; leave out --resume to start")
     if path.exists() and not resume and not overwrite:
@@ -242,12 +244,12 @@ def _begin(keeper: Keeper, config_path: Path, resume: bool, note: Callable[[str]
         if line := goes_on(keeper.before.train, keeper.config.train, keeper.done):
             note(line)
     keeper.world.share_(keeper.model.state_dict(), keeper.optimizer.state_dict())
-    # Until here every process has read what there is; from here on process 0 may write.
+    # Every process has now read what there was; from here on process 0 may write.
     done = keeper.world.highest(keeper.saved)
     if keeper.world.rank == 0:
         write_text(config_path, to_toml(keeper.config))
     if not resume:
-        keeper.save()  # a disk that is full, or may not be written to, is found now
+        keeper.save()  # finds out now if the disk is full or cannot be written to
     return done
 
 
@@ -276,6 +278,7 @@ def training_step(
     Raises
     ------
     NotFinite
+        If a loss or the gradient is not finite; the weights have not changed.
     """
     optimizer.zero_grad()
     losses = model.loss([sample.image for sample in samples], [sample.target() for sample in samples], draws)
@@ -296,7 +299,7 @@ def training_step(
 
 
 def gives_finite_loss(model: Any, samples: list[Sample], draws: Draws) -> bool:
-    """Whether the weights give a finite loss on some images, in inference mode: it changes no statistics."""
+    """Whether the weights give a finite loss on some images; in inference mode, so no statistics change."""
     model.eval()
     try:
         with no_grad():
@@ -318,19 +321,19 @@ def make_optimizer(model: Any, options: TrainConfig) -> SGD:
 
 
 def without_a_fall(options: TrainConfig) -> str | None:
-    """A line that says so if the schedule is one of steps and none of them comes; or None."""
+    """A line that warns if the learning rate never falls, or the milestones are not used; or None."""
     fall = [step for step in options.milestones if step < options.steps]
     if options.schedule != "step":
-        unused = "train.milestones are for train.schedule 'step' alone"
+        unused = "train.milestones are only for train.schedule 'step'"
         return f"{unused}; it is {options.schedule!r}" if options.milestones else None
     if fall:
         return None
-    why = f"lie behind the last step, {options.steps}" if options.milestones else "is empty"
+    why = f"lie beyond the last step, {options.steps}" if options.milestones else "is empty"
     return f"train.schedule is 'step', and train.milestones {why}: the learning rate never falls"
 
 
 def goes_on(before: TrainConfig, now: TrainConfig, done: int) -> str | None:
-    """A line that says what another number of steps makes of the learning rate, after `done`; or None."""
+    """A line that says what a changed number of steps does to the learning rate after `done`; or None."""
     if before.steps == now.steps or not 0 < done < now.steps:
         return None
     last, following = learning_rate(before)(done - 1), learning_rate(now)(done)
@@ -346,7 +349,7 @@ def goes_on(before: TrainConfig, now: TrainConfig, done: int) -> str | None:
 def learning_rate(options: TrainConfig) -> LearningRate:
     """The learning rate as a function of the step: linear in the batch size, warmed up, then falling.
 
-    `options` are those of a `resolved` configuration, which has a learning rate.
+    `options` must come from a `resolved` configuration, which has a learning rate.
     """
     return LearningRate(
         scaled_learning_rate(options.learning_rate, options.batch_size, options.reference_batch),
@@ -359,7 +362,7 @@ def learning_rate(options: TrainConfig) -> LearningRate:
 
 
 def augmentation(options: DataConfig) -> Augmentation:
-    """The random changes of images that a configuration asks for."""
+    """The random changes to images that a configuration asks for."""
     return Augmentation(**{entry.name: getattr(options, entry.name) for entry in fields(Augmentation)})
 
 

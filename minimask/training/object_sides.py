@@ -1,4 +1,4 @@
-"""How large the objects are that a network learns from, which its checkpoint says."""
+"""The sizes of the objects that a network learns from, as recorded in its checkpoint."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ PERCENT = (1, 50, 99)
 
 
 def object_sides(dataset: Any, transform: Any, crop: int) -> list[float]:
-    """Of the roots of the objects' box areas, the values that `PERCENT` of them stay below, rising.
+    """The percentiles `PERCENT` of the square roots of the objects' box areas.
 
     Parameters
     ----------
     dataset
-        With ``outline``, as `CocoDataset` has it; of others nothing is known.
+        With ``outline``, as in `CocoDataset`; of others nothing is known.
     transform : models.transform.Transform
         The pixels are those of the images that it makes.
     crop : int
-        Side of the crops that it is given; 0 is none. Random magnification is left out: it is 1 on average.
+        Side of the crops that it is given; 0 for none. Random magnification is ignored: it is 1 on average.
 
     Returns
     -------
-    list of three floats, rounded to a tenth of a pixel; empty without objects.
+    list of three floats, rounded to a tenth of a pixel; empty if there are no objects or nothing is known.
     """
     if not hasattr(dataset, "outline"):
         return []

@@ -26,12 +26,12 @@ class SGD:
         Default of `step`.
     momentum, weight_decay : float
     decay_norms_and_biases : bool
-        Whether one-dimensional parameters decay as well, though it is not they that overfit.
+        Whether one-dimensional parameters decay as well, although they are not the ones that overfit.
 
     Raises
     ------
     InputError
-        If parameters come without names, or a number is none or negative.
+        If parameters come without names, or one of the numbers is not a finite number from 0 up.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class SGD:
         return {name: p for name, p in self.parameters.items() if p.requires_grad}
 
     def step(self, lr: float | None = None) -> None:
-        """Update the parameters that require a gradient and have one; `lr` replaces the one given at first.
+        """Update the parameters that require a gradient and have one; `lr` overrides the optimizer's own.
 
         On the CPU a parameter gets a new array, and whoever holds the old one keeps the old weights. On a GPU
         the array is updated in place: copy it to keep the old weights.
@@ -75,7 +75,7 @@ class SGD:
             p.data = weights
 
     def zero_grad(self) -> None:
-        """Forget all gradients, of frozen parameters too."""
+        """Discard all gradients, those of frozen parameters too."""
         for p in self.parameters.values():
             p.grad = None
 
@@ -112,7 +112,7 @@ def gradient_norm(parameters: Sequence) -> float:
 
 
 def clip_gradients(parameters: Sequence, max_norm: float) -> float:
-    """Scale all gradients so that their norm is at most `max_norm` (0: no bound); gives the norm before.
+    """Scale all gradients so that their norm is at most `max_norm` (0: no bound); returns the norm before.
 
     As with `SGD.step`, arrays on a GPU are written in place.
     """
@@ -138,10 +138,10 @@ class LearningRate:
     base : float
     total_steps : int
     warmup_steps : int
-        Over which it rises linearly from base / warmup_steps.
+        Over which it rises linearly from base / warmup_steps to base.
     kind : "cosine", "step" or "constant"
     milestones : sequence of int
-        For "step": where it is multiplied by `gamma`.
+        For "step": the steps from which it is multiplied by `gamma`.
     gamma : float
     """
 

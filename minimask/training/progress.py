@@ -1,4 +1,4 @@
-"""How far a loop has got: tqdm's bar on a terminal, a line now and then where the output goes to a file."""
+"""How far a loop has got: tqdm's bar on a terminal, a line now and then if the output goes to a file."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 class Progress:
-    """Shows the steps done, images a second and the time left, with some values beside them.
+    """Shows the steps done, images per second and the time left, with some values beside them.
 
     Used as a context manager, around a loop that calls `update`. Everything goes to standard error.
 
@@ -19,16 +19,16 @@ class Progress:
         Steps in all, and how many were done before (in a resumed run).
     title : str
     shown : bool
-        False: stay silent, while another process tells.
+        False: stay silent, because another process shows it.
     unit : str
-        What is counted beside the steps.
+        What is counted besides the steps.
     """
 
     def __init__(self, total: int, title: str, done: int = 0, shown: bool = True, unit: str = "images"):
         from tqdm import tqdm
 
         self.title, self.unit, self.images, self.began = title, unit, 0, time.monotonic()
-        self.shown = shown and sys.stderr is not None  # it was closed, and print() would take standard output
+        self.shown = shown and sys.stderr is not None  # None if closed: print() would use standard output
         self.terminal = self.shown and sys.stderr.isatty()
         self.last_line = self.began
         self.bar = tqdm(
@@ -50,11 +50,11 @@ class Progress:
         self.bar.close()
 
     def pause(self, seconds: float) -> None:
-        """Leave out so many seconds, in which something else was done, of the time that steps take."""
+        """Do not count these seconds, spent on something else, as time that steps took."""
         self.began += seconds
 
     def show(self, values: str) -> None:
-        """Show something beside the bar, until the next step; nothing where there is no bar."""
+        """Show values beside the bar until the next step, if there is a bar."""
         if self.terminal:
             self.bar.set_postfix_str(values)
 
@@ -66,7 +66,7 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def update(self, images: int, values: str = "") -> None:
-        """Count one more step of so many images, and show some values beside it."""
+        """Count one more step of this many images, and show some values beside it."""
         self.done += 1
         self.images += images
         now = time.monotonic()
@@ -83,7 +83,7 @@ class Progress:
 
 
 def each(items: Sequence, title: str, unit: str = "images") -> Iterator:
-    """Iterate with a `Progress` of one image, or what the unit is, an item."""
+    """Iterate with a `Progress` that counts one image, or another unit, per item."""
     with Progress(len(items), title, unit=unit) as progress:
         for item in items:
             yield item

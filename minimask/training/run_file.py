@@ -1,4 +1,4 @@
-"""A file that grows while a run trains, and is on the disk before a checkpoint rests on it."""
+"""A file that grows while a run trains, and is on the disk before a checkpoint relies on it."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from minimask.errors import InputError
 
 
 class RunFile:
-    """What losses.csv and log.jsonl have in common; what cannot be written is told in one line.
+    """What losses.csv and log.jsonl have in common; a failure to write becomes a message of one line.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ class RunFile:
     Attributes
     ----------
     file : text file, or None
-        None where another process writes: then nothing is touched.
+        None if another process writes it: then nothing is touched.
     """
 
     def __init__(self, path: Path):
@@ -39,13 +39,13 @@ class RunFile:
             self.file = self.path.open("a", encoding="utf-8", newline="")
 
     def append(self, text: str) -> None:
-        """Add text, for all to see at once."""
+        """Add text, which readers see at once."""
         with self.writing():
             self.file.write(text)
             self.file.flush()
 
     def sync(self) -> None:
-        """See that what was written is on the disk, before a checkpoint that rests on it."""
+        """Make sure that what was written is on the disk, before a checkpoint that relies on it."""
         if self.file:
             with self.writing():
                 os.fsync(self.file.fileno())
@@ -57,12 +57,12 @@ class RunFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.file:
-            with contextlib.suppress(OSError):  # told by `append` already
+            with contextlib.suppress(OSError):  # `append` has reported it already
                 self.file.close()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Around whatever writes: the system's error becomes a line with its mend."""
+        """Wraps whatever writes: the system's error becomes a line that says how to mend it."""
         try:
             yield
         except OSError as error:

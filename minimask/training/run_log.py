@@ -1,6 +1,6 @@
-"""log.jsonl, a run as it went: a JSON object a line for each step, each validation and each start.
+"""log.jsonl, a run as it went: a line with a JSON object for each step, each validation and each start.
 
-losses.csv, which equal runs have equal, holds no time; this has the clock, and what came of validations.
+losses.csv, which is equal for equal runs, holds no times; this has the time, and the validations' results.
 """
 
 import datetime
@@ -16,7 +16,7 @@ from minimask.files import open_regular, write_text
 from minimask.training.run_file import RunFile
 
 _MEND = "put it right, or move it away: --resume then goes on without what it says of the steps up to there"
-_KINDS = ("validation", "start")  # a line with neither is of a step
+_KINDS = ("validation", "start")  # a line with neither is a step's
 
 
 class RunLog(RunFile):
@@ -31,9 +31,9 @@ class RunLog(RunFile):
     step : int
         Steps done. Lines beyond them are cut off, as in losses.csv.
     writes : bool
-        False: touch nothing, while another process writes.
+        False: touch nothing, because another process writes.
     note : callable
-        Called with a line where the file lacks steps that were done.
+        Called with a line if the file lacks steps that were done.
 
     Attributes
     ----------
@@ -43,7 +43,8 @@ class RunLog(RunFile):
     Raises
     ------
     InputError
-        If the lines of those steps cannot be read; the file is as it was.
+        If the lines of those steps cannot be read, and the file is then left as it was; or if it cannot be
+        written.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class RunLog(RunFile):
         self.open()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append a line, for all to see at once."""
+        """Append a line, which readers see at once."""
         if not self.file:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
@@ -77,7 +78,7 @@ class RunLog(RunFile):
 
 
 def read_run_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a log.jsonl; a last one that is cut off in its middle is left out.
+    """The lines of a log.jsonl; a last one that was cut off midway is left out.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _read(path: Path, step: int | None = None) -> list[dict[str, Any]]:
-    """The lines up to a step; of those beyond it only the step is looked at."""
+    """The lines up to a step."""
     try:
         with open_regular(path) as file:
             lines = file.read().split(b"\n")
@@ -114,20 +115,20 @@ def _read(path: Path, step: int | None = None) -> list[dict[str, Any]]:
 
 
 def _parsed(line: bytes, last: int) -> tuple[dict[str, Any], str | None]:
-    """A line's object, and what is wrong with it, if anything is."""
+    """A line's object, and what is wrong with it, or None."""
     try:
         row = json.loads(line.decode("utf-8-sig"), parse_constant=_refused)
     except (ValueError, RecursionError):
-        return {}, "is no JSON object"
+        return {}, "is not a JSON object"
     if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
-        return {}, "is no JSON object with a step"
+        return {}, "is not a JSON object with a step"
     if row["step"] < last:
         return {}, f"has step {row['step']} after step {last}"
     found = row.get("validation", {"score": 0.0})
     if not (isinstance(found, dict) and _is_number(found.get("score"))):
-        return {}, "has a validation whose score is no number"
+        return {}, "has a validation whose score is not a number"
     wrong = [k for k in row if k in ("seconds", "loss") and not _is_number(row[k])]
-    return row, f"has a {wrong[0]} that is no number" if wrong else None
+    return row, f"has a {wrong[0]} that is not a number" if wrong else None
 
 
 def _is_number(value: Any) -> bool:
@@ -138,4 +139,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")

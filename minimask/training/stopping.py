@@ -12,7 +12,8 @@ class StopSignals:
     """Turns the first Ctrl-C or SIGTERM into a request, ``signal``, to be met between two steps.
 
     The second one ends the program at once. Outside the main thread, to which Python delivers signals,
-    nothing is caught. One within another hands on what it caught when it ends: the work around it stops, too.
+    nothing is caught. If one is nested in another, it passes on what it caught when it ends, so that the work
+    around it stops, too.
     """
 
     def __init__(self, tell: bool = True):
@@ -44,7 +45,7 @@ class StopSignals:
 
 
 def _tell(text: str) -> None:
-    """Write to standard error; not by print(), which may be what was interrupted, and cannot be nested."""
+    """Write to standard error; not by print(), which may have been interrupted, and cannot be nested."""
     try:
         number = sys.stderr.fileno()
     except (AttributeError, OSError, ValueError):  # closed, or something without a file behind it

@@ -1,6 +1,6 @@
 """What a run shows while it trains: validations, of which the best weights are kept, and its curves.
 
-None of it changes what is trained: a run that is watched has the weights of one that is not.
+None of it affects the training: a run that is watched ends with the same weights as one that is not.
 """
 
 import time
@@ -16,22 +16,22 @@ from minimask.training.run_log import RunLog
 from minimask.weights.checkpoint import CheckpointFile
 
 GoOn = Callable[[int, int], bool]
-"""Is told how many images of how many are done; False: leave it, the run is to stop."""
+"""Called with the number of images done and their total; returns False if validation is to be abandoned."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """How a run is watched; evaluation and drawing are given by who calls `train`, which knows neither.
+    """How a run is watched; whoever calls `train`, which can neither evaluate nor draw, provides both.
 
     Attributes
     ----------
     validate : callable (model, step, go_on) -> dict or None
         Evaluates a model. The dictionary is written to log.jsonl and has ``score``, the greater the better,
-        and ``by``, its name. None where `go_on` said to leave it.
+        and ``by``, its name. None if `go_on` returned False.
     draw : callable, optional
-        Draws the curves of what the directory holds so far.
+        Draws the curves from what the directory holds so far.
     command : str
-        What the run was started by, for the log.
+        The command that started the run, for the log.
     enough : callable () -> bool, optional
         Asked after each step; once it is true, the run saves and stops, as for Ctrl-C.
     """
@@ -43,10 +43,10 @@ class Watch:
 
 
 class Validations:
-    """Validates after some steps, keeps the best weights, and knows when waiting for better ones ends.
+    """Validates after some steps, keeps the best weights, and knows when to stop waiting for better ones.
 
-    A validation comes after the checkpoint of its step, and its line in the log before best.npz. So after a
-    kill at any moment, what is missing is known and made up for, from that checkpoint.
+    A validation comes after its step's checkpoint, and its line in the log comes before best.npz. So after a
+    kill at any moment, it is known what is missing, and that can be made up for from the checkpoint.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class Validations:
     keeper : Keeper
         Holds the model; on process 0 it writes best.npz.
     log : RunLog
-        Of the steps up to now.
+        With the steps so far.
     progress : Progress
     stopping : callable
         Whether the run is to stop.
@@ -64,9 +64,9 @@ class Validations:
     Attributes
     ----------
     best : dict or None
-        The log's line of the best one; on process 0.
+        The log's line for the best one; on process 0.
     lacking : bool
-        Whether the last one that was due was left, because the run is to stop.
+        Whether the last one due was abandoned because the run is to stop.
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class Validations:
             self._take_up(note)
 
     def _take_up(self, note: Callable[[str], None]) -> None:
-        """Find the best validation so far, and see that best.npz is of it."""
+        """Find the best validation so far, and check that best.npz belongs to it."""
         rows, kept, path = self.log.validations, self._kept(), self.keeper.best_path
-        self.best = max(reversed(rows), key=_score, default=None)  # of equals, say of 0, the longest trained
+        self.best = max(reversed(rows), key=_score, default=None)  # of equal ones, the longest trained
         if self.best is None:
             if kept is not None:
-                note(f"{path} is of step {kept}, of which the log says nothing: the next one replaces it")
+                note(f"{path} is of step {kept}, about which the log says nothing: the next one replaces it")
         elif kept != self.best["step"]:
-            if self.best["step"] == self.keeper.done:  # killed between the log's line and the file
+            if self.best["step"] == self.keeper.done:  # killed between writing the log's line and the file
                 self.keeper.save_best()
                 return
             note(
@@ -107,7 +107,7 @@ class Validations:
             self.best = next((row for row in rows if row["step"] == kept), None)
 
     def _kept(self) -> int | None:
-        """The step that best.npz is of; None if there is none that can be read."""
+        """The step of the weights in best.npz; None if there is no such file that can be read."""
         if not self.keeper.best_path.exists():
             return None
         try:
@@ -124,7 +124,7 @@ class Validations:
         return step % options.validate_every == 0 or step == options.steps
 
     def after(self, step: int) -> bool:
-        """Validate if that is due and not done, and tell every process whether training ends here."""
+        """Validate if that is due and not done yet; returns, on every process, whether training ends here."""
         if not self.are_due(step):
             return False
         ended = lacking = False
@@ -179,7 +179,7 @@ def _score(row: dict[str, Any]) -> float:
 
 
 class Rarely:
-    """Calls something, but only as often as it takes less than a hundredth of the time.
+    """Calls something, but only so often that it takes less than a hundredth of the time.
 
     Parameters
     ----------

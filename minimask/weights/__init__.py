@@ -1,8 +1,8 @@
 """Files of weights, and what is in them: arrays by name. No model is built here.
 
 Imports `backend`, `config` and `files`. Begin with `reading.py`, which tells the files of torch, detectron2,
-safetensors and minimask apart and runs nothing of them; `pickles.py` says how. `checkpoint.py` is the file
-that a run writes, which `schema.py` checks field by field and `archive.py` entry by entry.
+safetensors and minimask apart and runs no code from them; `pickles.py` explains how. `checkpoint.py` has the
+file that a run writes, which `schema.py` checks field by field and `archive.py` entry by entry.
 """
 
 from minimask.weights.reading import Weights, read_weights

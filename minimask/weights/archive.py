@@ -2,8 +2,8 @@
 
 Everything is decided from the zip's table of contents and the arrays' headers, which are small: no array is
 read, and no memory taken, before its dtype, shape and size are known to agree with the bytes that are there.
-Entries are stored, never compressed, so that what is read is no larger than the file. Whatever is wrong with
-a file ends in an InputError that names it.
+Entries are stored, never compressed, so that what is read is no larger than the file. Anything wrong with a
+file ends in an InputError that names it.
 """
 
 import math
@@ -19,16 +19,16 @@ import numpy as np
 from minimask.errors import InputError, one_line
 from minimask.files import open_regular
 
-_PART = 2 << 20  # bytes read at once: as many as a table of contents may have, that of 10,000 arrays and more
+_PART = 2 << 20  # bytes read at once, and the most a table of contents may have: enough for 10,000 arrays
 _HEADER_MOST = 10_000  # bytes; also NumPy's own bound
 _DIMENSIONS_MOST = 8
-# All that NumPy writes. Its own reader takes any Python literal, and chokes on some of them.
+# What NumPy writes, and nothing else. Its own reader takes any Python literal, and chokes on some of them.
 _HEADER = re.compile(
     r"\{'descr': (?P<dtype>[^\n]{1,2000}?), 'fortran_order': (?P<fortran>True|False), "
     r"'shape': \((?P<shape>\d{1,19},|(?:\d{1,19}(?:, \d{1,19})+)?)\), \} *\n"
 )
 _DTYPE = re.compile(r"'[<>](f[248]|U\d{1,9})'")  # of parameters, and of the metadata
-# What `zipfile` raises for one file or another that is no sound zip.
+# What `zipfile` raises for files that are not sound zips.
 UNSOUND = (
     zipfile.BadZipFile,
     EOFError,
@@ -53,7 +53,7 @@ class Entry:
     info: zipfile.ZipInfo
 
     def fits(self, itemsize: int) -> bool:
-        """Are there as many bytes as elements of this size need, and is the shape one that NumPy takes?"""
+        """Whether there are as many bytes as elements of this size need, and NumPy accepts the shape."""
         none_of_them_zero = math.prod(max(length, 1) for length in self.shape) * itemsize
         sound = len(self.shape) <= _DIMENSIONS_MOST and none_of_them_zero < 2**62
         return sound and math.prod(self.shape) * itemsize == self.size
@@ -74,7 +74,8 @@ class Archive:
     Raises
     ------
     InputError
-        If the file cannot be read, is no zip, or has an entry that is compressed, encrypted, or no array.
+        If the file cannot be read, is not a zip, or has an entry that is compressed, encrypted or not an
+        array.
     """
 
     def __init__(self, path: Path):
@@ -101,8 +102,8 @@ class Archive:
         self._file.close()
 
     def damaged(self, reason: object) -> InputError:
-        """The error for a file of which no part is to be trusted."""
-        # The reason may quote the file, which has names of 64 kB.
+        """The error for a file no part of which can be trusted."""
+        # The reason may quote the file, whose names can have 64 kB.
         reason = one_line(reason, 200)
         return InputError(f"{self.path}: damaged or not a checkpoint ({reason}); use another copy of it")
 
@@ -111,7 +112,7 @@ class Archive:
         entry = self.entries[name]
         characters = int(entry.dtype[2:]) if entry.dtype[1] == "U" else -1
         if entry.shape or not entry.fits(4 * characters):
-            raise self.damaged(f"entry {name!r} is no text")
+            raise self.damaged(f"entry {name!r} is not a text")
         if characters > most:
             raise self.damaged(f"entry {name!r} has more than {most:,} characters")
         content = self._guarded(lambda: self._read(entry))
@@ -135,7 +136,7 @@ class Archive:
         entry = self.entries[name]
         dtype = np.dtype(entry.dtype)
         if dtype.kind != "f":
-            raise self.damaged(f"entry {name!r} is no array of floats, but of dtype {dtype}")
+            raise self.damaged(f"entry {name!r} is not an array of floats, but of dtype {dtype}")
         if not entry.fits(dtype.itemsize):
             raise self.damaged(f"entry {name!r} has {entry.size:,} bytes, not those of shape {entry.shape}")
         return dtype
@@ -143,7 +144,7 @@ class Archive:
     def _guarded(self, work):
         try:
             return work()
-        except InputError:  # a ValueError that says it all
+        except InputError:  # a ValueError, which already says everything
             raise
         except UNSOUND as error:
             raise self.damaged(error or type(error).__name__) from error
@@ -156,7 +157,7 @@ class Archive:
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
                 raise self.damaged(f"entry {info.filename!r} is compressed, and no checkpoint is")
         if len(set(names)) < len(names):
-            raise self.damaged("an entry stands in it twice")
+            raise self.damaged("it has an entry twice")
         # Entries that share bytes could add up to any size.
         if sum(info.file_size for info in infos) > self._file.seek(0, 2):
             raise self.damaged("its entries are larger than the file")
@@ -173,10 +174,10 @@ class Archive:
             if length is not None and length <= _HEADER_MOST:
                 header = _HEADER.fullmatch(member.read(length).decode("latin-1"))
         if header is None:
-            raise self.damaged(f"entry {info.filename!r} is no array")
+            raise self.damaged(f"entry {info.filename!r} is not an array")
         if not _DTYPE.fullmatch(header["dtype"]):
             dtype = one_line(header["dtype"], 80)
-            raise self.damaged(f"entry {info.filename!r} is no array of floats, but of dtype {dtype}")
+            raise self.damaged(f"entry {info.filename!r} is not an array of floats, but of dtype {dtype}")
         shape = tuple(int(part) for part in header["shape"].split(",") if part)
         start = 8 + count + length
         fortran = header["fortran"] == "True"
@@ -197,9 +198,9 @@ class Archive:
 
 
 class InParts:
-    """A file of which `zipfile` gets no more than `_PART` bytes at a time, however many it asks for.
+    """A file that refuses `zipfile` more than `_PART` bytes at a time.
 
-    It would read a table of contents of any size, and make objects of it that take ten times as much.
+    `zipfile` would read a table of contents of any size, and make objects of it that take ten times as much.
     """
 
     def __init__(self, file: IO[bytes]):

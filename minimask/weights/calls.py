@@ -1,9 +1,9 @@
-"""The table of what a pickle of weights may call, and what the calls leave: tensors and arrays, described.
+"""The table of what a pickle of weights may call; the calls give descriptions of tensors and arrays.
 
 A tensor in a ``.pth`` is a view: a storage, which is a row of numbers kept outside the pickle, an offset into
-it, and a shape with strides. Tied weights, slices and transposed tensors share a storage; an expanded one
-steps through it by 0. detectron2's ``.pkl`` has NumPy arrays, whose bytes stand in the pickle itself. Neither
-is made here: each is checked against its storage or its bytes, and made when it is known to be wanted.
+it, and a shape with strides. Tied weights, slices and transposed tensors share a storage; an expanded tensor
+steps through it by 0. detectron2's ``.pkl`` has NumPy arrays, whose bytes are in the pickle itself. Neither
+is made at once: each is checked against its storage or its bytes, and made when it is known to be wanted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minimask.weights.raw import Refusal, damaged
 _DIMENSIONS_MOST = 8
 _LENGTH_MOST = 2**48  # along one axis, or as an offset or stride; in elements
 
-# torch's names of its types, and how their bytes are read; bfloat16 is the upper half of a float32.
+# torch's names for its types, and how their bytes are read; bfloat16 is the upper half of a float32.
 STORAGES = {
     "torch.FloatStorage": "<f4",
     "torch.DoubleStorage": "<f8",
@@ -34,16 +34,16 @@ STORAGES = {
     "torch.ByteStorage": "|u1",
     "torch.BoolStorage": "bool",
 }
-_RAW = {"bfloat16": "<u2", "bool": "|u1"}  # how NumPy reads what it has no safe type for
+_RAW = {"bfloat16": "<u2", "bool": "|u1"}  # how bytes are read for which NumPy has no type, or no safe one
 
 
 def raw_dtype(kind: str) -> np.dtype:
-    """The dtype to read a storage's bytes with; `decoded` then makes it what it should be."""
+    """The dtype to read a storage's bytes with; `decoded` then converts them."""
     return np.dtype(_RAW.get(kind, kind))
 
 
 def decoded(raw: np.ndarray, kind: str) -> np.ndarray:
-    """An array of its own or, where nothing has to change, the one given; bfloat16 as float32, exactly."""
+    """The numbers as a new array, or the one given if nothing has to change; bfloat16 exactly as float32."""
     if kind == "bfloat16":
         wide = raw.astype("<u4", order="C")
         wide <<= 16
@@ -59,9 +59,9 @@ def decoded_size(kind: str, shape: tuple[int, ...]) -> int:
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:
-    """A shape that NumPy takes, of whole numbers; raises a Refusal for another."""
+    """The shape as a tuple of whole numbers that NumPy accepts; raises a Refusal for any other."""
     if not isinstance(shape, tuple | list) or len(shape) > _DIMENSIONS_MOST:
-        raise damaged(f"a shape that is no row of at most {_DIMENSIONS_MOST} numbers")
+        raise damaged(f"a shape that is not a list of at most {_DIMENSIONS_MOST} numbers")
     if not all(type(n) is int and 0 <= n <= _LENGTH_MOST for n in shape):
         raise damaged("a shape that is not of whole numbers from 0 to 2^48")
     if math.prod(max(n, 1) for n in shape) > _LENGTH_MOST:
@@ -98,7 +98,7 @@ class Strided:
         return decoded_size(self.storage.kind, self.shape)
 
     def array(self, raw: np.ndarray, shared: bool) -> np.ndarray:
-        """The tensor, in C order, of the storage's numbers; of its own memory if the storage is shared."""
+        """The tensor made of the storage's numbers, in C order; in memory of its own if others share them."""
         if math.prod(self.shape) == 0:
             return decoded(np.empty(self.shape, raw.dtype), self.storage.kind)
         size = raw.dtype.itemsize
@@ -110,9 +110,9 @@ class Strided:
 
 
 def storage_of(reference: Any) -> Storage:
-    """What a pickle says of a storage: ('storage', its type, key, device, count), and None in legacy files.
+    """The storage a pickle refers to by ('storage', its type, key, device, count), and None in legacy files.
 
-    The device is where the tensor was, "cuda:0" say, and does not matter.
+    The device is where the tensor was, such as "cuda:0", and does not matter.
     """
     match reference:
         case ("storage", Name(text), str(key), str(), int(count)) if type(count) is int:
@@ -154,11 +154,11 @@ def _rebuild_parameter(arguments: tuple) -> Strided:
     match arguments:
         case (Strided() as tensor, *_):
             return tensor
-    raise damaged("a parameter that is no tensor")
+    raise damaged("a parameter that is not a tensor")
 
 
 class NumpyType(Shell):
-    """A dtype: its name, such as f4, and then by BUILD its byte order."""
+    """A dtype: made with its name, such as f4; BUILD then gives its byte order."""
 
     def __init__(self, name: str):
         self.kind = "bool" if name == "b1" else f"<{name}"
@@ -179,13 +179,13 @@ def _numpy_type(arguments: tuple) -> NumpyType:
             return NumpyType(name)
         case (str(name), *_):
             raise Refusal(
-                f"has an array of dtype {one_line(name, 40)}, and weights are numbers; save them alone"
+                f"has an array of dtype {one_line(name, 40)}, but weights are numbers; save them alone"
             )
     raise damaged("a dtype of NumPy without a name")
 
 
 class NumpyArray(Shell):
-    """An array: empty, and then by BUILD its shape, dtype and bytes, which stand in the pickle."""
+    """An array: made empty; BUILD then gives its shape, dtype and bytes, which are in the pickle."""
 
     def __init__(self):
         self.kind, self.shape, self.fortran, self.content = "<f4", (0,), False, b""
@@ -212,7 +212,7 @@ class NumpyArray(Shell):
         return decoded_size(self.kind, self.shape)
 
     def array(self) -> np.ndarray:
-        """The array, in C order, of its own memory."""
+        """The array, in C order and in memory of its own."""
         raw = np.frombuffer(self.content, raw_dtype(self.kind))
         raw = raw.reshape(self.shape[::-1]).T if self.fortran else raw.reshape(self.shape)
         result = decoded(raw, self.kind)
@@ -220,11 +220,11 @@ class NumpyArray(Shell):
 
 
 def _reconstruct(arguments: tuple) -> NumpyArray:
-    """numpy._core.multiarray._reconstruct(ndarray, (0,), b"b"): an empty array, to be filled by BUILD."""
+    """numpy._core.multiarray._reconstruct(ndarray, (0,), b"b"): an empty array, for BUILD to fill."""
     match arguments:
         case (Name("numpy.ndarray"), (0,), b"b" | "b"):
             return NumpyArray()
-    raise damaged("an array of NumPy that is made otherwise than NumPy does")
+    raise damaged("an array of NumPy that is not made the way NumPy does")
 
 
 def _from_buffer(arguments: tuple) -> NumpyArray:
@@ -242,13 +242,13 @@ def _encoded(arguments: tuple) -> bytes:
     match arguments:
         case (str(text), "latin1" | "latin-1"):
             pass
-        case (bytes(content), "latin1" | "latin-1"):  # a text that the machine has left as it was
+        case (bytes(content), "latin1" | "latin-1"):  # a long text, which the machine leaves as bytes
             try:
                 text = content.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise damaged("a text in its pickle is not UTF-8") from error
         case _:
-            raise damaged("bytes that are written otherwise than by their latin-1 text")
+            raise damaged("bytes that are not written as their latin-1 text")
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError as error:
@@ -256,14 +256,14 @@ def _encoded(arguments: tuple) -> bytes:
 
 
 def _no_bytes(arguments: tuple) -> bytes:
-    """bytes(), which is how protocol 2 writes none."""
+    """bytes(), which is how protocol 2 writes empty bytes."""
     if arguments:
-        raise damaged("bytes made of something")
+        raise damaged("a call of bytes with arguments")
     return b""
 
 
 def _ordered_dict(arguments: tuple) -> dict:
-    """collections.OrderedDict(), empty, or with a list of pairs as Python 2 wrote it."""
+    """collections.OrderedDict(), empty, or with a list of pairs as written by Python 2."""
     made: dict = {}
     match arguments:
         case ():
@@ -271,23 +271,23 @@ def _ordered_dict(arguments: tuple) -> dict:
         case (list(pairs),) if all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
             set_items(made, pairs)
             return made
-    raise damaged("an OrderedDict that is no list of pairs")
+    raise damaged("an OrderedDict that is not made of a list of pairs")
 
 
 def _left_out(arguments: tuple) -> Left:
-    """Something that stands beside weights in training checkpoints, and of which nothing is needed."""
+    """Something that training checkpoints keep beside the weights, and that is not needed."""
     return Left()
 
 
 class Left(Shell):
-    """What `_left_out` leaves."""
+    """Stands for what `_left_out` ignored."""
 
     def build(self, state: Any) -> None:
         pass
 
 
 def _only_named(arguments: tuple) -> Any:
-    raise damaged("its pickle calls what is only named")
+    raise damaged("its pickle calls what it may only name")
 
 
 ROWS: dict[str, Row] = {
@@ -304,7 +304,7 @@ ROWS: dict[str, Row] = {
     "numpy._core.numeric._frombuffer": _from_buffer,
     "_codecs.encode": _encoded,
     "__builtin__.bytes": _no_bytes,
-    # Of training scripts: the arguments of torchvision's, milestones of learning rates, best results so far.
+    # From training scripts: torchvision's arguments, milestones of learning rates, best results so far.
     "argparse.Namespace": _left_out,
     "collections.Counter": _left_out,
     "numpy.core.multiarray.scalar": _left_out,

@@ -1,9 +1,9 @@
-"""Checkpoints: one ``.npz`` without pickle that holds all a run needs to go on, and a model to be used.
+"""Checkpoints: one ``.npz`` without pickle that holds all that a run needs to go on and a model to be used.
 
 Inside are ``parameters/NAME`` and ``momentum/NAME`` for each parameter, and ``metadata``, a JSON text with
 the step, seed, configuration, class names and the machine. ``numpy.load`` opens it; the zip's checksums find
-damage. The same content gives the same bytes. A file from elsewhere is checked before anything of it is used:
-its form in `archive.py`, its metadata in `schema.py`, and what its arrays must be to each other here.
+damage. The same content gives the same bytes. A file from elsewhere is checked before anything in it is used:
+its form in `archive.py`, its metadata in `schema.py`, and here whether its arrays agree with each other.
 """
 
 import json
@@ -21,9 +21,9 @@ from minimask.weights.archive import Archive
 from minimask.weights.schema import FIELDS, FORMAT, OPTIONAL, read_metadata
 
 _TOP = "metadata"
-_TOP_MOST = 2 << 20  # characters; those of a large model are some 50,000
+_TOP_MOST = 2 << 20  # characters; a large model's metadata has some 50,000
 _GREATEST = float(np.finfo(np.float32).max)
-# What a bitwise equal continuation rests on; see `environment_changes`.
+# What must not change for a run to continue bit by bit; see `environment_changes`.
 _DECIDES_BITS = ("device", "processor", "blas", "blas_kernel", "threads", "processes", "numpy", "scipy")
 _DECIDES_BITS += ("minimask",)
 
@@ -35,11 +35,11 @@ class Checkpoint:
     Attributes
     ----------
     parameters : dict of str to array
-        The model's state, by its names.
+        The model's state, by name.
     momentum : dict of str to array
         The optimizer's state, by the parameters' names; empty where it is not kept.
     step : int
-        Optimizer steps done.
+        Number of optimizer steps taken.
     seed : int
         All random draws follow from it and the step; no generator state is needed.
     config : dict of dict
@@ -49,16 +49,16 @@ class Checkpoint:
     category_ids : list of int
         The same classes' ids in the COCO file trained on.
     data : dict of str to str
-        Tells the training images from others.
+        Identifies the training images.
     environment : dict of str to str
         What `backend.describe` says (versions, BLAS, its kernel, threads), and the device: "cpu" or the GPU.
     keypoint_names : list of str
         Empty without keypoints.
     skeleton : list of [int, int]
-        Pairs of their indices, which lines join.
+        Pairs of their indices, to be joined by lines.
     object_sides : list of float
-        What the network has seen: of the roots of the objects' box areas, in its pixels, the value that 1 %,
-        50 % and 99 % stay below. Empty where there were no objects, and in older checkpoints.
+        What the network has seen: the square roots of the objects' box areas, in its pixels, at the 1st,
+        50th and 99th percentile. Empty where there were no objects, and in older checkpoints.
     """
 
     parameters: dict[str, np.ndarray]
@@ -84,7 +84,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     Raises
     ------
     InputError
-        If it cannot be written (the disk is full, say); the old file is then unchanged.
+        If it cannot be written (because the disk is full, say); the old file is then unchanged.
     """
     arrays = {
         f"{group}/{name}": backend.to_cpu(array)  # sync: all that is saved
@@ -108,14 +108,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises
     ------
     InputError
-        If the file is missing, is no checkpoint of this package, is damaged, or holds what no run writes.
+        If the file is missing, damaged or not a checkpoint of this package, or holds what no run writes.
     """
     with CheckpointFile(path) as file:
         return file.read()
 
 
 class CheckpointFile:
-    """A checkpoint of which all is known but the arrays' values: to see whether it fits before it is read.
+    """A checkpoint of which all but the arrays' values is known: to see whether it fits before it is read.
 
     A context manager, as it holds the file open.
 
@@ -151,7 +151,7 @@ class CheckpointFile:
         Raises
         ------
         InputError
-            If the content does not match its checksums, or an array holds what is not finite in float32.
+            If the content does not match its checksums, or an array holds values not finite in float32.
         """
         groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in _ARRAYS}
         for key in self._names():
@@ -190,9 +190,9 @@ class CheckpointFile:
 
 
 def _finite(array: np.ndarray) -> bool:
-    """Whether no value is NaN, infinite or beyond float32, of which models are; makes no copy."""
+    """Whether no value is NaN, infinite or beyond float32, the dtype of models; makes no copy."""
     with np.errstate(all="ignore"):
-        # With a NaN the least and the greatest are NaN, and no comparison with it holds.
+        # With a NaN, the least and the greatest are NaN, and no comparison with that holds.
         return array.size == 0 or bool(-_GREATEST <= array.min() and array.max() <= _GREATEST)
 
 
@@ -202,7 +202,7 @@ def fit(checkpoint: Checkpoint, path: str | Path, model: Any, optimizer: Any = N
     Raises
     ------
     InputError
-        If it is of another model; names the first entry that differs, and changes nothing.
+        If it belongs to another model; names the first entry that differs, and changes nothing.
     """
     check_fit(checkpoint, path, model)
     try:
@@ -214,12 +214,12 @@ def fit(checkpoint: Checkpoint, path: str | Path, model: Any, optimizer: Any = N
 
 
 def check_fit(checkpoint: Checkpoint, path: str | Path, model: Any) -> None:
-    """See that the parameters, or those of a `CheckpointFile.head`, are as a model has them.
+    """Check that the parameters, or those of a `CheckpointFile.head`, have a model's names and shapes.
 
     Raises
     ------
     InputError
-        If it is of another model; names the first entry that differs.
+        If it belongs to another model; names the first entry that differs.
     """
     try:
         model.check_state_dict(checkpoint.parameters)
@@ -228,7 +228,7 @@ def check_fit(checkpoint: Checkpoint, path: str | Path, model: Any) -> None:
 
 
 def environment_changes(then: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Phrases for what differs among the things on which the last bits of a sum depend."""
+    """A phrase for each thing that has changed and on which the last bits of a sum depend."""
 
     def told(environment: dict[str, str], name: str) -> str:
         return one_line(environment.get(name, "unknown"), 100)

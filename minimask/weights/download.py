@@ -1,4 +1,4 @@
-"""Weights by name or address: fetched once, checked where the file's name has its hash, and kept."""
+"""Weights by name or address: fetched once, checked if the file's name holds its hash, and kept."""
 
 import hashlib
 import os
@@ -25,15 +25,15 @@ def local_weights(source: str | Path, note: Callable[[str], None] = lambda line:
     Parameters
     ----------
     source : str or Path
-        A path; a name of `published.PACKAGED` or `published.PUBLISHED`; or ``https://...``.
+        A path; a name in `published.PACKAGED` or `published.PUBLISHED`; or ``https://...``.
     note : callable
         Is told the licence of published weights, and where a file is kept.
 
     Returns
     -------
     Path
-        A path is given back as it is; what this package holds is not fetched. What is fetched lies in
-        ``MINIMASK_CACHE``, or in the user's cache.
+        A path is returned as it is; the weights in this package need no fetching. What is fetched goes into
+        ``MINIMASK_CACHE``, or into the user's cache.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def _pooch():
 
 
 def _file_name(url: str) -> str:
-    """The last part of the path; what tells two addresses apart, before it, if that part does not."""
+    """The last part of the path, preceded by a hash of the address if that part does not hold a hash."""
     name = Path(unquote(urlsplit(url).path)).name
     kept = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[-100:] or "weights"
     known = _HASH.search(kept)
@@ -95,7 +95,7 @@ def _fetch(url: str, path: Path) -> None:
     import requests  # pooch's own dependency
 
     shown = one_line(url, 200)
-    # Its `retrieve` would print, and would want to know a whole hash; its downloader just downloads.
+    # pooch's `retrieve` would print, and ask for a whole hash; its downloader just downloads.
     download = pooch.HTTPDownloader(
         progressbar=sys.stderr is not None and sys.stderr.isatty(), chunk_size=_CHUNK, timeout=_TIMEOUT
     )
@@ -111,13 +111,11 @@ def _fetch(url: str, path: Path) -> None:
             download(url, hashing, None)
         except requests.HTTPError as error:
             reason = f"{error.response.status_code} {error.response.reason}"
-            raise InputError(
-                f"{shown}: cannot be fetched ({reason}); look whether the address is right"
-            ) from error
+            raise InputError(f"{shown}: cannot be fetched ({reason}); check the address") from error
         except (requests.RequestException, UnicodeError) as error:
             reason = _reason(error, url)
             raise InputError(
-                f"{shown}: cannot be fetched ({reason}). See to the network, or download the file elsewhere "
+                f"{shown}: cannot be fetched ({reason}). Check the network, or download the file elsewhere "
                 "and give its path"
             ) from error
         digest, wanted = hashing.hash.hexdigest(), _HASH.search(path.name)

@@ -2,13 +2,13 @@
 
 A pickle is a program for a machine with one stack: most opcodes push a number or a text, or gather what was
 pushed into tuples, lists and dicts. Two make it dangerous. GLOBAL names any function of any module, and
-REDUCE calls it: ``os.system`` with a text, and whoever opens the file has run that command. A state dict has
-use for a dozen names, so this machine has them in a table, each with a function of ours that gets the
+REDUCE calls it: ``os.system`` with a text, and whoever opens the file has run that command. A state dict
+needs only a dozen names, so this machine has them in a table, each with a function of ours that gets the
 arguments as data. A name is a text that is never looked up in a module; a name that the table lacks ends the
-reading before anything is called. Python's own `pickle`, which imports what it is told to, is not used.
+reading before it can be called. Python's own `pickle`, which imports what it is told to, is not used.
 
-``python -m pickletools FILE`` prints such a program. `calls.py` has the table, `torch_files.py` says where in
-a ``.pth`` the program stands.
+``python -m pickletools FILE`` prints such a program. `calls.py` has the table, and `torch_files.py` says
+where in a ``.pth`` the program is.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import IO, Any
 from minimask.errors import one_line
 from minimask.weights.raw import Refusal, damaged, take
 
-# Real files have some 15 opcodes a tensor. These bounds are on what a program takes, beside its own bytes.
+# Real files have some 15 opcodes per tensor. These bound what a program takes besides its own bytes.
 _OPCODES_MOST = 2_000_000
 _NESTING_MOST = 100
 _INTEGER_MOST = 16  # bytes; the longest that torch writes has ten
 _NAME_MOST = 500  # bytes of a global's line
-# Longer texts stay bytes: no name is so long, while protocol 2 writes the bytes of an array as text.
+# Longer texts stay bytes: no name is that long, while protocol 2 writes the bytes of an array as text.
 _TEXT_MOST = 1 << 16
 _KEY_MOST = 2**53  # of a dict, if it is an integer; the hashes of larger ones can be made to collide
 
@@ -36,13 +36,13 @@ Row = Callable[[tuple], Any]
 
 @dataclass(frozen=True)
 class Name:
-    """A global that a pickle names, ``module.attribute``; a text, and nothing more."""
+    """A global that a pickle names, ``module.attribute``: a text and nothing more."""
 
     text: str
 
 
 class Shell:
-    """An object that a row of the table has made, and to which BUILD gives its state."""
+    """An object made by a row of the table, to which BUILD gives its state."""
 
     def build(self, state: Any) -> None:
         """Take over the state, or raise a Refusal."""
@@ -55,13 +55,14 @@ class Machine:
     Parameters
     ----------
     file : binary file
-        The program begins where it stands.
+        The program begins at its current position.
     end : int
-        Its position after the last byte that may be read.
+        The position after the last byte that may be read.
     rows : mapping of str to callable
-        The functions that the program may name: ours, each of which gets the tuple of arguments.
+        By the names that the program may use: our functions, each of which gets the tuple of arguments.
     persistent : callable, optional
-        Gets what the program says of an object stored elsewhere (BINPERSID), and returns what stands for it.
+        Gets the program's reference to an object stored elsewhere (BINPERSID), and returns what stands for
+        it.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Machine:
         Raises
         ------
         Refusal
-            If it names anything else, or is no sound program.
+            If it names anything else, or is not a sound program.
         """
         for _ in range(_OPCODES_MOST):
             code = self.file.read(1)
@@ -109,18 +110,18 @@ class Machine:
         return items
 
     def number(self, form: str) -> Any:
-        """A number in the program itself, by its `struct` format."""
+        """A number that follows in the program itself, in a `struct` format."""
         return struct.unpack(form, take(self.file, struct.calcsize(form), self.end))[0]
 
     def name(self, module: str, attribute: str) -> Name:
-        """The name, if the table has it."""
+        """The name, if the table has it; else a Refusal."""
         text = f"{module}.{attribute}"
         if text not in self.rows:
             raise not_in_the_table(text)
         return Name(text)
 
     def line(self) -> str:
-        """The rest of a line of the program, which is how GLOBAL has its names."""
+        """The rest of the program's line, which is how GLOBAL writes its names."""
         content = self.file.readline(_NAME_MOST)
         if not content.endswith(b"\n"):
             raise damaged("a name in its pickle does not end")
@@ -129,7 +130,7 @@ class Machine:
     def _unknown(self, code: bytes) -> Refusal:
         if not code:
             return damaged("its pickle ends early")
-        if code == b"i":  # INST: a call whose names stand in the program, as GLOBAL has them
+        if code == b"i":  # INST: a call, its names written as GLOBAL writes them
             return not_in_the_table(f"{self.line()}.{self.line()}")
         return Refusal(
             f"its pickle has the opcode {repr(code)[1:]}, which weights never need; nothing was run. If the "
@@ -138,7 +139,7 @@ class Machine:
 
 
 def not_in_the_table(text: str) -> Refusal:
-    """The refusal of a pickle that names what the table lacks."""
+    """The refusal of a pickle that uses a name not in the table."""
     module, _, attribute = text.rpartition(".")
     asks = f"asks for {one_line(text, 150)}, which weights never need; nothing was run"
     if attribute[:1].isupper() and module.split(".")[0] not in sys.stdlib_module_names:
@@ -149,7 +150,7 @@ def not_in_the_table(text: str) -> Refusal:
     return Refusal(f"{asks}. Open it by no other means, and take the weights from elsewhere")
 
 
-# The opcodes: each function gets the machine and the operand that stands beside it in the table below.
+# The opcodes: each function gets the machine and the operand beside it in the table below.
 
 
 def _push(machine: Machine, value: Any) -> None:
@@ -167,7 +168,7 @@ def _push_number(machine: Machine, form: str) -> None:
 def _push_integer(machine: Machine, form: str) -> None:
     size = machine.number(form)
     if not 0 <= size <= _INTEGER_MOST:
-        raise Refusal(f"its pickle has an integer of {size:,} bytes, and no weights have; use another file")
+        raise Refusal(f"its pickle has an integer of {size:,} bytes, as no weights have; use another file")
     machine.stack.append(int.from_bytes(take(machine.file, size, machine.end), "little", signed=True))
 
 
@@ -186,7 +187,7 @@ def _push_bytes(machine: Machine, form: str) -> None:
 
 
 def _push_old_text(machine: Machine, form: str) -> None:
-    """Of Python 2, which had one type for texts and for bytes: the short ones are texts."""
+    """From Python 2, which had one type for texts and bytes: short ones are taken for texts."""
     size = machine.number(form)
     if size < 0:
         raise damaged(f"a text of {size:,} bytes")
@@ -210,7 +211,7 @@ def _append(machine: Machine, many: bool) -> None:
     items = machine.pop_to_mark() if many else [machine.pop()]
     target = machine.stack[-1] if machine.stack else None
     if type(target) is not list:
-        raise damaged("its pickle appends to what is no list")
+        raise damaged("its pickle appends to what is not a list")
     target += items
 
 
@@ -218,20 +219,20 @@ def _set_items(machine: Machine, many: bool) -> None:
     items = machine.pop_to_mark() if many else [machine.pop(), machine.pop()][::-1]
     target = machine.stack[-1] if machine.stack else None
     if type(target) is not dict or len(items) % 2:
-        raise damaged("its pickle sets an entry of what is no dict")
+        raise damaged("its pickle sets an entry of what is not a dict")
     set_items(target, zip(items[::2], items[1::2]))
 
 
 def set_items(target: dict, pairs: Any) -> None:
-    """Enter key by key, where each key is a text or an integer.
+    """Enter the pairs one by one; each key must be a text or an integer.
 
-    Tuples, as keys, could be nested so that their hash takes for ever; floats and large integers could be
-    chosen to share one.
+    Tuples as keys could be nested so that their hash takes for ever; floats and large integers could be
+    chosen to share one hash.
     """
     for key, value in pairs:
         if type(key) is not str and not (type(key) is int and abs(key) < _KEY_MOST):
             raise Refusal(
-                f"has a dict with a key that is {_kind(key)}, and weights have texts; save the state_dict() "
+                f"has a dict with a key that is {_kind(key)}, but weights have texts; save the state_dict() "
                 "alone"
             )
         target[key] = value
@@ -262,7 +263,7 @@ def _global(machine: Machine, _: None) -> None:
 def _stack_global(machine: Machine, _: None) -> None:
     attribute, module = machine.pop(), machine.pop()
     if type(module) is not str or type(attribute) is not str:
-        raise damaged("its pickle has a name that is no text")
+        raise damaged("its pickle has a name that is not a text")
     machine.stack.append(machine.name(module, attribute))
 
 
@@ -292,11 +293,11 @@ def _persistent(machine: Machine, _: None) -> None:
 def _protocol(machine: Machine, _: None) -> None:
     protocol = machine.number("<B")
     if protocol > 5:
-        raise damaged(f"pickle protocol {protocol}, and there are five")
+        raise damaged(f"pickle protocol {protocol}, but the last is 5")
 
 
 def _frame(machine: Machine, _: None) -> None:
-    size = machine.number("<Q")  # how much to read at once: of no use here
+    size = machine.number("<Q")  # how much to read at once, which is of no use here
     if size > machine.end - machine.file.tell():
         raise damaged("its pickle ends early")
 

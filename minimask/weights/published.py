@@ -1,4 +1,4 @@
-"""Weights with a name: those in this package, and those that others publish, with address and licence."""
+"""Weights with a name: those in this package, and those published by others, with address and licence."""
 
 import difflib
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 from minimask.errors import InputError
 
 PACKAGED = {"minimask:nuclei": Path(__file__).parent / "nuclei" / "nuclei.npz"}
-"""Trained by us; ``nuclei/README.md`` is the model card. `predict` and `evaluate` take them if given none."""
+"""Trained by us; ``nuclei/README.md`` is the model card. `predict` and `evaluate` use them by default."""
 
 DEFAULT = "minimask:nuclei"
 
@@ -41,7 +41,7 @@ def _detectron2(path: str) -> Published:
 
 
 def _zoo(kind: str, models: dict[str, str]) -> dict[str, Published]:
-    """Rows of detectron2's model zoo: a model's name, its number and the file's commit."""
+    """Rows of detectron2's model zoo, by model: the number of its run and the commit in the file's name."""
     rows = {}
     for name, number in models.items():
         run, commit = number.split("/")
@@ -101,7 +101,7 @@ def published(name: str) -> Published:
     Raises
     ------
     InputError
-        If there is none, naming the closest.
+        If there is none; suggests the closest.
     """
     if name in PUBLISHED:
         return PUBLISHED[name]

@@ -1,4 +1,4 @@
-"""What the readers and writers of files share: saying no, and bytes to numbers and back."""
+"""What the readers and writers of files share: refusals, and bytes to numbers and back."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import IO
 
 import numpy as np
 
-_PART = 1 << 20  # bytes read and checked at once, so that the second finds them in the cache
+_PART = 1 << 20  # bytes read and then checked at a time, while they are still in the processor's cache
 
 
 class Refusal(ValueError):
-    """A file is not read: in one line why, and what to do. `read_weights` puts the file's name before it."""
+    """Why a file is not read and what to do, in one line, to which `read_weights` adds the file's name."""
 
 
 def damaged(reason: str) -> Refusal:
@@ -20,7 +20,7 @@ def damaged(reason: str) -> Refusal:
 
 
 def take(file: IO[bytes], count: int, end: int) -> bytes:
-    """The next `count` bytes, if the file has so many before `end`; else no memory is taken for them."""
+    """The next `count` bytes; refuses, before it takes memory for them, if fewer are left before `end`."""
     if count > 64 and count > end - file.tell():
         raise damaged(f"a length of {count:,} bytes where {max(end - file.tell(), 0):,} follow")
     content = file.read(count)
@@ -30,7 +30,7 @@ def take(file: IO[bytes], count: int, end: int) -> bytes:
 
 
 def fill(file: IO[bytes], start: int, array: np.ndarray, crc: int | None = None) -> np.ndarray:
-    """Read an array's bytes from position `start` on into it; `crc` is the CRC-32 that they should have."""
+    """Fill an array with bytes from position `start`; `crc` is the CRC-32 that they should have."""
     file.seek(start)
     content, found = memoryview(array.reshape(-1).view(np.uint8)), 0
     for begin in range(0, len(content), _PART):
@@ -45,6 +45,6 @@ def fill(file: IO[bytes], start: int, array: np.ndarray, crc: int | None = None)
 
 
 def little_endian_bytes(array: np.ndarray) -> np.ndarray:
-    """An array's numbers in C order, as (bytes,) uint8; a copy only where they lie otherwise."""
+    """An array's numbers in C order, as (bytes,) uint8; a copy only where the layout differs."""
     ordered = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return ordered.reshape(-1).view(np.uint8)

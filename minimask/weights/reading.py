@@ -1,4 +1,4 @@
-"""`read_weights`: from a file of weights, whoever wrote it, to arrays by name."""
+"""`read_weights`: from a file of weights, whatever wrote it, to arrays by name."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from minimask.weights.torch_files import MAGIC, ReadStorage, StoredZip, read_leg
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "blobs")  # under which checkpoints keep a state dict
 PREFIXES = ("module.", "model.")  # of DataParallel, and of a model that is an attribute of another
-_BESIDE_MOST = 100  # entries beside the weights that are kept
-# An expanded tensor has one number and any shape. All arrays together may take so many bytes, and files.
+_BESIDE_MOST = 100  # entries kept of those beside the weights
+# An expanded tensor has one number and any shape. All arrays together may take `_FREE` bytes, plus
+# `_TIMES_FILE` times the file's.
 _FREE, _TIMES_FILE = 64 << 20, 4
 _HEAD = 512
 
-# What else people give for weights: how it begins, what it is, what to do.
+# What else people give instead of weights: how it begins, what it is, what to do.
 _OTHERS = (
     ((b"<!doctype", b"<html", b"<?xml"), "is a web page, not weights", "download the file itself"),
     (
@@ -51,33 +52,33 @@ _OTHERS = (
     ((b"%pdf",), "is a PDF", "give the weights here"),
     ((b'{"', b"[{", b'["'), "is JSON, not weights", "give the weights here"),
 )
-# A call at the very beginning, as protocol 0 writes it: c or, behind arguments, i; and then module and name.
+# A call at the very beginning, as protocol 0 writes it: c, or i after arguments; then module and name.
 _OLD_PICKLE = re.compile(rb"\(*(?:[SVI][^\n]*\n)*[ci]([A-Za-z_][\w.]*)\n([A-Za-z_][\w.]*)\n")
 _READ = ".pth, .pt, .pkl, .safetensors and minimask's .npz are read"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Weights(Mapping[str, np.ndarray]):
-    """Arrays by name, as a mapping that is only read, and what else the file says.
+    """Arrays by name, as a read-only mapping, and what else the file says.
 
     Attributes
     ----------
     arrays : dict of str to array
-        In C order and each of its own memory. bfloat16 has become float32, which holds it exactly; all other
+        In C order, each in memory of its own. bfloat16 has become float32, which holds it exactly; all other
         dtypes are as in the file.
     path : Path
     format : str
         ``"torch"``, ``"torch legacy"``, ``"pickle"``, ``"safetensors"`` or ``"minimask"``.
     wrapper : str or None
-        The entry of the file that had the arrays, ``"model"`` say, if they did not stand alone.
+        The entry of the file that held the arrays, such as ``"model"``, if they were not at its top level.
     prefix : str
-        What was taken away from the beginning of all names, ``"module."`` say.
+        What was removed from the beginning of all names, such as ``"module."``.
     class_names : tuple of str
         Of labels 1, 2, ...; empty where the file has none.
     category_ids : tuple of int
-        Their COCO ids, as many.
+        Their COCO ids, one for each.
     metadata : dict
-        Texts and numbers that stood beside the arrays: ``epoch``, detectron2's ``__author__``.
+        Texts and numbers that were beside the arrays: ``epoch``, detectron2's ``__author__``.
     """
 
     arrays: dict[str, np.ndarray]
@@ -103,13 +104,14 @@ class Weights(Mapping[str, np.ndarray]):
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a file of weights that torch, detectron2, safetensors or minimask has written; runs nothing of it.
+    """Read a file of weights that torch, detectron2, safetensors or minimask has written; runs no code in it.
 
     Parameters
     ----------
     path : str or Path
-        What kind of file it is shows in its first bytes; the name does not matter. Of a training checkpoint,
-        the state dict in `WRAPPERS` is taken; prefixes of parallel training go (`PREFIXES`).
+        Its first bytes tell what kind of file it is; the name does not matter. From a training checkpoint,
+        the state dict under one of `WRAPPERS` is taken; prefixes of parallel training (`PREFIXES`) are
+        removed.
 
     Returns
     -------
@@ -120,7 +122,7 @@ def read_weights(path: str | Path) -> Weights:
     ------
     InputError
         In one line, if the file cannot be read, holds no weights, is damaged, or is a pickle that asks for
-        anything that weights never need: it names that, and nothing has been run.
+        something that weights never need: the message names that, and nothing has been run.
     """
     path = Path(path)
     try:
@@ -140,7 +142,7 @@ def _read(path: Path, file: IO[bytes]) -> Weights:
         if all(name.endswith(".npy") for name in archive.entries):
             return _of_checkpoint(path)
         return _of_document(path, "torch", *read_zip(archive), end)
-    if head[8:9] == b"{" and any(byte < 9 for byte in head[:8]):  # a length of which most bytes are 0
+    if head[8:9] == b"{" and any(byte < 9 for byte in head[:8]):  # a length, most of whose bytes are 0
         return _of_safetensors(path, file, end)
     if head[:1] == b"\x80":
         value = Machine(file, end, ROWS).run()
@@ -171,7 +173,7 @@ def _of_safetensors(path: Path, file: IO[bytes], end: int) -> Weights:
 
 
 def _list_in(metadata: dict[str, str], name: str) -> list:
-    """What `export` has written into the metadata as JSON; nothing, if another's means something else."""
+    """A list that `export` wrote into the metadata as JSON; empty if the entry is something else."""
     try:
         value = json.loads(metadata.get(name, "[]"))
     except (ValueError, RecursionError):
@@ -199,7 +201,7 @@ def _of_document(path: Path, form: str, value: Any, read_storage: ReadStorage | 
 
 
 def _tensors(value: Any) -> dict[str, Strided | NumpyArray]:
-    """The entries of a dict that are tensors or arrays; none, if it is no dict."""
+    """The entries of a dict that are tensors or arrays; none if it is not a dict."""
     items = value.items() if type(value) is dict else ()
     return {k: v for k, v in items if type(k) is str and isinstance(v, Strided | NumpyArray)}
 
@@ -216,7 +218,7 @@ def _told(value: Any) -> str:
 
 
 def _without_prefix(names: list[str]) -> tuple[list[str], str]:
-    """The names without the prefixes that all have, and what was taken away."""
+    """The names without the prefixes that they all have, and what was removed."""
     taken = ""
     while prefix := next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), ""):
         names, taken = [name.removeprefix(prefix) for name in names], taken + prefix
@@ -231,7 +233,7 @@ def _check_size(arrays: Iterable[Strided | NumpyArray | Stored], end: int) -> No
 
 
 def _made(found: dict[str, Strided | NumpyArray], read_storage: ReadStorage | None) -> dict[str, np.ndarray]:
-    """The arrays, storage by storage, so that no more than one is in memory beside them."""
+    """The arrays, made storage by storage, so that only one storage is in memory beside them."""
     arrays: dict[str, np.ndarray | None] = dict.fromkeys(found)
     by_storage: dict[Storage, list[str]] = {}
     for name, tensor in found.items():
@@ -247,9 +249,9 @@ def _made(found: dict[str, Strided | NumpyArray], read_storage: ReadStorage | No
 
 
 def _other(head: bytes, end: int) -> Refusal:
-    """What a file is that no program writes as weights, and what to do."""
+    """The refusal of a file that is not weights: what it is instead, and what to do."""
     if end == 0:
-        return Refusal("is empty; get it again, or see whether the disk was full when it was written")
+        return Refusal("is empty; get it again, or check whether the disk was full when it was written")
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for beginnings, what, mend in _OTHERS:
         if start.startswith(beginnings):

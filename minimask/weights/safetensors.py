@@ -1,8 +1,8 @@
 """safetensors: the length of a JSON text, the text, and the arrays' bytes one after the other.
 
-The text has for each name ``{"dtype": "F32", "shape": [64, 3], "data_offsets": [begin, end]}``, the offsets
-counted from the end of the text, and may have ``__metadata__``, texts by name. All is little-endian and in C
-order. https://github.com/huggingface/safetensors describes it.
+For each name the text has ``{"dtype": "F32", "shape": [64, 3], "data_offsets": [begin, end]}``, with offsets
+counted from the end of the text; it may also have ``__metadata__``, texts by name. Everything is
+little-endian and in C order. https://github.com/huggingface/safetensors describes the format.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minimask.files import replacing
 from minimask.weights.calls import check_shape, decoded, decoded_size, raw_dtype
 from minimask.weights.raw import Refusal, damaged, fill, little_endian_bytes, take
 
-_HEADER_MOST = 4 << 20  # bytes of JSON; some 100 an array
+_HEADER_MOST = 4 << 20  # bytes of JSON; an array takes some 100
 DTYPES = {
     "F32": "<f4",
     "F64": "<f8",
@@ -65,7 +65,7 @@ def read_header(file: IO[bytes], end: int) -> tuple[dict[str, Stored], dict[str,
     Raises
     ------
     Refusal
-        If the text is not what the format says, or the arrays do not fill the rest of the file exactly.
+        If the text does not follow the format, or the arrays do not fill the rest of the file exactly.
     """
     (length,) = struct.unpack("<Q", take(file, 8, end))
     if length > end - 8:
@@ -74,7 +74,7 @@ def read_header(file: IO[bytes], end: int) -> tuple[dict[str, Stored], dict[str,
             "get it again"
         )
     if length > _HEADER_MOST:
-        raise Refusal(f"has a header of {length:,} bytes, and that of a detector has fewer; use another file")
+        raise Refusal(f"has a header of {length:,} bytes, but a detector's has fewer; use another file")
     try:
         header = json.loads(
             take(file, length, end).decode("utf-8"),
@@ -84,9 +84,9 @@ def read_header(file: IO[bytes], end: int) -> tuple[dict[str, Stored], dict[str,
     except Refusal:
         raise
     except (ValueError, RecursionError) as error:
-        raise damaged(f"its header is no JSON: {one_line(error, 100)}") from error
+        raise damaged(f"its header is not JSON: {one_line(error, 100)}") from error
     if type(header) is not dict:
-        raise damaged("its header is no table of arrays")
+        raise damaged("its header is not a table of arrays")
     metadata = header.pop("__metadata__", {})
     if type(metadata) is not dict or not all(type(text) is str for text in metadata.values()):
         raise damaged("its __metadata__ is not texts by name")
@@ -96,7 +96,7 @@ def read_header(file: IO[bytes], end: int) -> tuple[dict[str, Stored], dict[str,
         size = math.prod(stored[name].shape) * raw_dtype(stored[name].kind).itemsize
         if entry["data_offsets"] != [begin - 8 - length, begin - 8 - length + size]:
             raise damaged(
-                f"array {one_line(name, 80)} is not as large as its shape, or not behind the one before"
+                f"array {one_line(name, 80)} is not as large as its shape, or does not follow the one before"
             )
         begin += size
     if begin != end:
@@ -107,7 +107,7 @@ def read_header(file: IO[bytes], end: int) -> tuple[dict[str, Stored], dict[str,
 def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise damaged("a name stands in its header twice")
+        raise damaged("its header has a name twice")
     return found
 
 
@@ -141,11 +141,11 @@ def write_safetensors(
     Parameters
     ----------
     path : str or Path
-        Has the old content or the new at any moment.
+        At any moment, the file has either its old content or the new.
     arrays : mapping of str to array
         NumPy's or CuPy's, of floats, integers or bools, in any layout; such as ``model.state_dict()``.
     metadata : mapping of str to str, optional
-        Is written with them; ``{"format": "pt"}``, which some readers ask for, is always in it.
+        Written with them; ``{"format": "pt"}``, which some readers ask for, is added.
 
     Raises
     ------

@@ -8,7 +8,7 @@ from minimask.config import from_dict, shown
 from minimask.errors import InputError, one_line
 
 FORMAT = 1
-STEPS_MOST = 2**53  # up to here every whole number is a float too, for whoever reads the JSON elsewhere
+STEPS_MOST = 2**53  # up to here a float holds every whole number, as other readers of the JSON need
 
 
 class Rule(NamedTuple):
@@ -60,7 +60,7 @@ FIELDS = {
     "environment": Rule(_texts_by_name, "texts by name"),
 }
 
-# Written where there is something to say; absent from checkpoints without keypoints, and from older ones.
+# Written unless empty; absent from older checkpoints.
 OPTIONAL = {
     "keypoint_names": Rule(_names, FIELDS["class_names"].words),
     "skeleton": Rule(_pairs, "a list of pairs of whole numbers from 0"),
@@ -76,7 +76,7 @@ def read_metadata(text: str, path: Any) -> dict[str, Any]:
     text : str
         JSON.
     path : str or Path
-        Begins the error.
+        Named at the beginning of the error.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def read_metadata(text: str, path: Any) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If it is no JSON, is of another format, lacks a field, or one is not what it must be.
+        If it is not JSON, has another format, lacks a field, or has one with a wrong value.
     """
     try:
         values = json.loads(text)
@@ -102,7 +102,9 @@ def read_metadata(text: str, path: Any) -> dict[str, Any]:
     wanted = {**FIELDS, **OPTIONAL, "arrays": Rule(lambda value: _list_of(str, value), "a list of names")}
     if type(version) is not int or version != FORMAT or values.keys() != wanted.keys():
         names = ", ".join(["format", *(name for name in wanted if name not in OPTIONAL)])
-        raise InputError(f"{path}: damaged (its metadata has not the fields {names}); use another copy of it")
+        raise InputError(
+            f"{path}: damaged (its metadata does not have exactly the fields {names}); use another copy of it"
+        )
     for name, rule in wanted.items():
         if not rule.holds(values[name]):
             raise _wrong(path, name, f"must be {rule.words}, is {shown(values[name])}")
@@ -117,19 +119,19 @@ def read_metadata(text: str, path: Any) -> dict[str, Any]:
 
 
 def check_classes(class_names: Sequence[str], category_ids: Sequence[int], whose: object) -> None:
-    """See that a checkpoint can hold a data set's classes, before a model is trained for them.
+    """Check that a checkpoint can hold a data set's classes, before a model is trained for them.
 
     Raises
     ------
     InputError
-        If names or ids are not what `FIELDS` says, or not as many.
+        If names or ids break the rules in `FIELDS`, or their numbers differ.
     """
     found = {"class_names": list(class_names), "category_ids": list(category_ids)}
     for name, value in found.items():
         if not FIELDS[name].holds(value):
             raise InputError(f"{whose}: {name} must be {FIELDS[name].words}, is {shown(value)}; change them")
     if len(found["class_names"]) != len(found["category_ids"]):
-        raise InputError(f"{whose}: class_names and category_ids must be as many; give each class an id")
+        raise InputError(f"{whose}: class_names and category_ids differ in number; give each class one id")
 
 
 def _wrong(path: Any, name: str, what: str) -> InputError:

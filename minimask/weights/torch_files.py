@@ -1,9 +1,9 @@
-"""What is in a ``.pth``: a pickle that describes the tensors, and beside it their numbers, the storages.
+"""What is in a ``.pth``: a pickle that describes the tensors, and beside it the storages with their numbers.
 
 Since torch 1.6 it is a zip of stored entries: ``NAME/data.pkl`` is the pickle, ``NAME/data/KEY`` each
 storage, ``NAME/byteorder`` the order of their bytes. A legacy file is five pickles in a row (a magic number,
-a version, facts of the machine, the object, the storages' keys), and then for each key an int64, how many
-numbers there are, and the numbers. Both are read to the same two things: the object, in which a tensor is a
+a version, facts about the machine, the object, the storages' keys), and then, for each key, an int64 with the
+count of numbers, and the numbers. From either, reading gives two things: the object, in which a tensor is a
 `Strided`, and a function that reads a storage.
 """
 
@@ -24,7 +24,7 @@ from minimask.weights.pickles import Machine
 from minimask.weights.raw import Refusal, damaged, fill, take
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a legacy file
-_PROGRAM_MOST = 64 << 20  # bytes of data.pkl, which has some 200 a tensor
+_PROGRAM_MOST = 64 << 20  # bytes of data.pkl, in which a tensor takes some 200
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 
 ReadStorage = Callable[[Storage], np.ndarray]
@@ -40,12 +40,12 @@ class Entry(NamedTuple):
 
 
 class StoredZip:
-    """A zip of which the entries that are stored as they are can be read; `entries` has all by name.
+    """A zip whose entries can be read if they are stored uncompressed; `entries` has all by name.
 
     Parameters
     ----------
     file : binary file
-        Whatever is wrong with it ends in a Refusal.
+        Anything wrong with it ends in a Refusal.
     """
 
     def __init__(self, file: IO[bytes]):
@@ -60,11 +60,11 @@ class StoredZip:
         infos, self.end = archive.infolist(), archive.start_dir
         self.entries = {info.filename: self._entry(info) for info in infos}
         if len(self.entries) < len(infos):
-            raise damaged("an entry stands in it twice")
+            raise damaged("it has an entry twice")
         position = 0
         for info in sorted(infos, key=lambda info: info.header_offset):
             if info.header_offset < position:
-                raise damaged("its entries lie over each other")
+                raise damaged("its entries overlap")
             position = self.entries[info.filename].start + info.compress_size
         if position > self.end:
             raise damaged("its entries are larger than the file")
@@ -89,34 +89,34 @@ class StoredZip:
         return Entry(start, info.file_size, info.CRC, compressed)
 
     def size(self, name: str) -> int:
-        """An entry's bytes, which are in the file: a Refusal, if they would have to be unpacked."""
+        """An entry's size in bytes; raises a Refusal if it is compressed."""
         if self.entries[name].compressed:
             raise Refusal(
-                f"has the compressed entry {one_line(name, 80)}, and weights are stored as they are; unpack "
+                f"has the compressed entry {one_line(name, 80)}, but weights are stored as they are; unpack "
                 "the zip and give the file in it or, if it was a .pth before, zip it again with 'zip -0 -r'"
             )
         return self.entries[name].size
 
     def read(self, name: str, most: int) -> bytes:
-        """An entry of at most so many bytes."""
+        """The content of an entry, which may have at most `most` bytes."""
         size = self.size(name)
         if size > most:
             raise damaged(f"{one_line(name, 80)} has {size:,} bytes, more than {most:,}")
         return self.fill(name, np.empty(size, np.uint8)).tobytes()
 
     def fill(self, name: str, array: np.ndarray) -> np.ndarray:
-        """Read an entry into an array of its `size`; checked, if it has a checksum, which torch can omit."""
+        """Read an entry into an array of its `size`, and check its checksum, unless torch omitted that."""
         entry = self.entries[name]
         return fill(self.file, entry.start, array, entry.crc or None)
 
 
 def read_zip(archive: StoredZip) -> tuple[Any, ReadStorage]:
-    """The object in a ``.pth``, and what reads its storages.
+    """The object in a ``.pth``, and a function that reads its storages.
 
     Raises
     ------
     Refusal
-        If it asks for anything that weights never need, or contradicts itself.
+        If it asks for something that weights never need, or contradicts itself.
     """
     programs = [name for name in archive.entries if name.rpartition("/")[2] == "data.pkl"]
     root = programs[0].removesuffix("data.pkl") if len(programs) == 1 else ""
@@ -150,7 +150,7 @@ def read_zip(archive: StoredZip) -> tuple[Any, ReadStorage]:
 
 
 def read_legacy(file: IO[bytes], end: int) -> tuple[Any, ReadStorage]:
-    """The same of a legacy file, whose first pickle has been read; raises the same."""
+    """As `read_zip`, for a legacy file whose first pickle has been read."""
     used: dict[str, Storage] = {}
 
     def remembered(reference: Any) -> Storage:

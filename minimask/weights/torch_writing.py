@@ -1,4 +1,4 @@
-"""A ``.pth`` written without torch, as `torch_files` describes it: the pickle by hand, opcode by opcode."""
+"""Writing a ``.pth`` without torch, as `torch_files` describes it: the pickle by hand, opcode by opcode."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_pth(path: str | Path, arrays: Mapping[str, Any]) -> None:
     Parameters
     ----------
     path : str or Path
-        Has the old content or the new at any moment; the same arrays give the same bytes.
+        At any moment, the file has either its old content or the new; the same arrays give the same bytes.
     arrays : mapping of str to array
         NumPy's or CuPy's, of the dtypes that torch has long had: float16 to float64, signed integers, uint8
         and bool, in any layout; such as ``model.state_dict()``.
@@ -36,7 +36,7 @@ def write_pth(path: str | Path, arrays: Mapping[str, Any]) -> None:
     Raises
     ------
     InputError
-        If a dtype is another, or the file cannot be written.
+        If an array has another dtype, or the file cannot be written.
     """
     arrays = {name: backend.to_cpu(array) for name, array in arrays.items()}  # sync: all that is written
     for name, array in arrays.items():
@@ -51,7 +51,7 @@ def write_pth(path: str | Path, arrays: Mapping[str, Any]) -> None:
 
 
 def _write_entry(archive: zipfile.ZipFile, name: str, content: np.ndarray) -> None:
-    info = zipfile.ZipInfo(f"{_ROOT}/{name}")  # of 1980: the time would change the bytes
+    info = zipfile.ZipInfo(f"{_ROOT}/{name}")  # dated 1980: the real time would change the bytes
     info.create_system, info.external_attr = 3, 0o600 << 16  # the same on every system
     info.file_size = len(content)
     begins = archive.fp.tell() + _LOCAL_HEADER + len(info.filename) + 4
@@ -62,7 +62,7 @@ def _write_entry(archive: zipfile.ZipFile, name: str, content: np.ndarray) -> No
 
 
 def _program(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """A pickle of protocol 2 that makes the OrderedDict of tensors, as torch's own program does it."""
+    """A pickle of protocol 2 that makes the OrderedDict of tensors the way torch's own does."""
     program = b"\x80\x02" + _global("collections.OrderedDict") + b")R("  # call it with (), and mark
     for key, (name, array) in enumerate(arrays.items()):
         strides, step = [], 1
@@ -78,7 +78,7 @@ def _program(arrays: Mapping[str, np.ndarray]) -> bytes:
             + _global("torch._utils._rebuild_tensor_v2")
             + b"("  # its arguments: storage, offset, shape, strides, requires_grad, hooks
             + (storage + _integer(0) + _tuple(array.shape) + _tuple(strides) + b"\x89" + hooks)
-            + b"tR"  # to a tuple, and call
+            + b"tR"  # make them a tuple, and call
         )
     return program + b"u."  # SETITEMS, STOP
 

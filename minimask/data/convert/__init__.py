@@ -1,8 +1,8 @@
 """Other people's annotations as COCO instance JSON: label maps, labelme, YOLO's segmentation text.
 
-`convert` does it; each format has a file of its own, which gives `document.Builder` the images and their
-objects. What a mask may be is checked there as `mask_checks` does it for COCO files, so that a file that is
-written can be read. Begin with `document.py`.
+`convert` does it; each format has a module of its own, which gives `document.Builder` the images and their
+objects. Masks are checked there by `mask_checks`, as in COCO files, so that every file that is written can be
+read. Begin with `document.py`.
 
 Imports what `data` imports.
 """
@@ -19,11 +19,11 @@ FORMATS = {
     "labelme": ("labelme JSON", labelme),
     "yolo": ("YOLO segmentation text", yolo),
 }
-"""Name -> what it is called in messages, and the module that finds and reads it."""
+"""Name -> what the format is called in messages, and the module that finds and reads it."""
 
 
 def find_format(folder: Folder) -> str:
-    """Which of `FORMATS` a folder holds.
+    """The one of `FORMATS` that a folder holds.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def convert(
     progress : callable
         Wraps the list of images, to show progress.
     note : callable
-        Called with what the user should know, a line each.
+        Called with what the user should know, one line at a time.
 
     Returns
     -------

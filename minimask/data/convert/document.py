@@ -15,7 +15,7 @@ from minimask.data.mask_checks import check_mask
 from minimask.errors import InputError, one_line
 
 VALUES = ("instances", "classes", "classes-whole")
-DECIMALS = 3  # of a pixel, in coordinates that were computed
+DECIMALS = 3  # of a pixel, in computed coordinates
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Options:
     classes : ClassNames or None
         See `names.read_classes`.
     values : one of `VALUES`, or None
-        What the values of label maps are: objects; classes, of which each connected region is an object; or
-        classes of which there is one object an image. None finds out by the names of the maps.
+        What the values of label maps are: objects; classes, each connected region of which is an object; or
+        classes with one object per image. None finds out by the names of the maps.
     colours : dict of (r, g, b) to str, or None
         The class of each colour, see `names.read_colours`.
     ignored : tuple of int
         Values of label maps that are background, besides 0.
     boxes : bool
-        Whether a box of YOLO's is taken as a rectangular mask.
+        Whether YOLO's boxes are taken as rectangular masks.
     """
 
     classes: Any = None
@@ -46,7 +46,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file, with the size in whose pixels its objects are drawn."""
+    """An image file, and the size at which its objects are drawn."""
 
     path: Path
     file_name: str  # relative to the folder of images, with / between its parts
@@ -62,21 +62,21 @@ def measured(
     sized: str = "is drawn",
     header: images.Header | None = None,
 ) -> Picture:
-    """A `Picture` of the size in its header, upright by its EXIF orientation.
+    """A `Picture` of the size in its header, upright according to its EXIF orientation.
 
     Parameters
     ----------
     drawn : (height, width), optional
-        The size that the annotation was drawn at; the image must have it, upright or as stored.
-    whose : str
-        The annotation's file, and `sized` how it says its size; for the message.
+        The size at which the annotation was drawn; the image must have it, upright or as stored.
+    whose, sized : str
+        The annotation's file, and the words in which it gives its size; for the message.
     header : Header, optional
-        The image's, where it is not a file yet.
+        The image's, if it is not a file yet.
 
     Raises
     ------
     InputError
-        If the file is no image that can be read, or of another size.
+        If the file is not an image that can be read, or has another size.
     """
     header = header or images.examine(path)
     stored = header.height, header.width
@@ -92,7 +92,7 @@ def measured(
 
 
 class Builder:
-    """Collects images and objects; ``document()`` is the COCO instance JSON of them."""
+    """Collects images and objects; ``document()`` makes COCO instance JSON of them."""
 
     def __init__(self):
         self.pictures: list[Picture] = []
@@ -107,7 +107,7 @@ class Builder:
         self._ids = {name: number for number, name in self.categories.items()}
 
     def add_picture(self, picture: Picture) -> None:
-        """Begin an image; objects that follow are of it."""
+        """Begin an image; the objects that follow belong to it."""
         self.pictures.append(picture)
 
     def add_object(self, name: str, parts: list[list | dict], place: str) -> None:
@@ -118,14 +118,14 @@ class Builder:
         name : str
             Of its class.
         parts : list
-            Polygons, each flat [x1, y1, x2, y2, ...], or RLEs {"size", "counts"}; the object is their union.
+            Polygons, each flat [x1, y1, x2, y2, ...], and RLEs {"size", "counts"}; the object is their union.
         place : str
             What messages call it, beginning with its file.
 
         Raises
         ------
         InputError
-            If a part is not a mask inside the image, or not far outside (see `mask_checks`).
+            If a part is not a mask in the image, or reaches far outside (see `mask_checks`).
         """
         picture = self.pictures[-1]
         size = picture.height, picture.width
@@ -148,12 +148,12 @@ class Builder:
         )
 
     def finish(self, note: Callable[[str], None]) -> None:
-        """Measure all objects; those without a single pixel are dropped, which `note` says.
+        """Measure all objects; those without a single pixel are dropped, and `note` says so.
 
         Raises
         ------
         InputError
-            If there is no object.
+            If no object is left.
         """
         sizes = [[p.height, p.width] for p in self.pictures]
         masks = [
@@ -176,7 +176,7 @@ class Builder:
             note(f"{len(places)} objects cover no pixel and are left out: {some(places)}")
         if not kept:
             raise InputError(
-                f"no object in {len(self.pictures)} images; annotate some, or see to it that they lie in "
+                f"no object in {len(self.pictures)} images; annotate some, or make sure that they are in "
                 "this folder"
             )
 
@@ -201,7 +201,7 @@ class Builder:
 
 
 def _box(outline: tuple | None, extent: list[int], height: int, width: int) -> list[float]:
-    """x, y, width, height: of the polygons' points, where they lie inside the image, else of the pixels."""
+    """x, y, width, height: of the part of the polygons' outline in the image or, if none, of the pixels."""
     if outline is not None:
         low, high = np.array(outline[:2]), np.array(outline[2:])
         low, high = np.clip(low, 0, (width, height)), np.clip(high, 0, (width, height))
@@ -212,11 +212,12 @@ def _box(outline: tuple | None, extent: list[int], height: int, width: int) -> l
 
 
 def named(name: Any, place: str) -> str:
-    """A class's name as text in one line, stripped.
+    """A class's name, stripped.
 
     Raises
     ------
     InputError
+        If it is not a text that can be shown on one line.
     """
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"{place}: label must be a name, is {show(name)}; give the object a class")

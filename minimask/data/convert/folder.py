@@ -10,7 +10,7 @@ from minimask.errors import InputError
 ENDINGS = frozenset(
     ".png .jpg .jpeg .jpe .jp2 .j2k .tif .tiff .bmp .gif .webp .avif .ppm .pgm .pbm .pcx .sgi .tga".split()
 )
-"""Of image files, in lower case; whether one can be read, its header says."""
+"""Of image files, in lower case; the header then says whether a file can be read."""
 
 SPLITS = ("train", "val", "valid", "validation", "test")
 
@@ -21,11 +21,11 @@ class Folder:
     Parameters
     ----------
     source : Path
-        The folder of the annotations, read with all that is below it; hidden files are left out.
+        The folder of the annotations, read with everything below it; hidden files are left out.
     images : Path, optional
         The folder of the images, if it is another one.
     split : str, optional
-        Only files that have a folder of this name above them (``images/train/a.jpg``).
+        Takes only files with a folder of this name above them (``images/train/a.jpg``).
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class Folder:
     Raises
     ------
     InputError
-        If a folder is not there.
+        If a folder, or the split in it, does not exist.
     """
 
     def __init__(self, source: Path, images: Path | None = None, split: str | None = None):
@@ -46,7 +46,7 @@ class Folder:
         self.files = self._within(_listed(source, "SOURCE"))
         inside = self.files if images is None else self._within(_listed(self.images, "--images"))
         self.pictures = [name for name in inside if ending(name) in ENDINGS]
-        if self.apart and (below := _below(source, self.images)):  # what lies there is no photograph
+        if self.apart and (below := _below(source, self.images)):  # what is there is not a photograph
             self.pictures = [name for name in self.pictures if not name.startswith(f"{below}/")]
         if split and not self.files:
             raise InputError(
@@ -64,12 +64,12 @@ class Folder:
         return self.images.resolve() != self.source.resolve()
 
     def own_pictures(self) -> set[str]:
-        """The images by their names in `source`, where the folder of images lies in it."""
+        """The images' names in `source`, if the folder of images is inside it."""
         below = _below(self.images, self.source)
         return {f"{below}/{name}" for name in self.pictures} if below else set()
 
     def splits(self) -> list[str]:
-        """Folders here that are named like the parts of a divided data set."""
+        """Folders of images that are named like the parts of a split data set."""
         parts = {part for name in self.pictures for part in PurePosixPath(name).parts[:-1]}
         return [name for name in SPLITS if name in parts] if not self.split else []
 
@@ -86,7 +86,7 @@ def _listed(folder: Path, what: str) -> list[str]:
 
 
 def _below(inner: Path, outer: Path) -> str:
-    """Where a folder lies inside another one; empty if it does not."""
+    """A folder's path inside another one; empty if it is not inside."""
     inner, outer = inner.resolve(), outer.resolve()
     return inner.relative_to(outer).as_posix() if inner != outer and inner.is_relative_to(outer) else ""
 
@@ -102,14 +102,14 @@ def stem(name: str) -> str:
 
 
 class Partners:
-    """Finds the file that belongs to another one: of the same stem, in the most similar folder.
+    """Finds the file that belongs to another one: with the same stem, in the most similar folder.
 
     Parameters
     ----------
     names : iterable of str
         Relative names to choose from.
     key : callable
-        From a name to what must be equal; the stem by default.
+        From a name to what must be equal; by default the stem.
     """
 
     def __init__(self, names: Iterable[str], key=stem):
@@ -118,14 +118,14 @@ class Partners:
             self._of_key[key(name)].append(name)
 
     def of(self, name: str, key: str | None = None) -> list[str]:
-        """Those that fit best: none, one, or several that fit equally well."""
+        """The names that fit best: none, one, or several that fit equally well."""
         found = self._of_key.get(stem(name) if key is None else key, [])
         likeness = [_likeness(name, other) for other in found]
         return [other for other, like in zip(found, likeness) if like == max(likeness)]
 
 
 def _likeness(one: str, other: str) -> int:
-    """How many folders two names have in common, from the top and from the bottom."""
+    """How many folders two names share, counted from the top and from the bottom."""
     a, b = PurePosixPath(one).parts[:-1], PurePosixPath(other).parts[:-1]
     return _common(a, b) + _common(a[::-1], b[::-1]) - 10 * (abs(len(a) - len(b)) > 2)
 

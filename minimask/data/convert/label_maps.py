@@ -1,8 +1,9 @@
-"""Label maps: pictures beside the images whose pixel values say which object, or which class, each pixel is.
+"""Label maps: pictures that belong to images, with pixel values that say which object or class a pixel is.
 
-The masks become run lengths, exactly. A map belongs to the image of the same name: in a folder of its own
+The masks become run lengths, exactly. A map belongs to the image with the same name: in a separate folder
 (``images/a.jpg``, ``masks/a.png``), or beside it (``a.jpg`` and ``a.png``, ``a-ids.png`` or ``a_mask.png``).
-With ``a-ids.png``, ``a-classes.png`` may say the class of each object, as `predict --label-maps` writes them.
+Beside ``a-ids.png``, ``a-classes.png`` may give the class of each object, as `predict --label-maps` writes
+them.
 
 Shapes: a map of H x W.
 """
@@ -36,7 +37,7 @@ _TOUCHING = np.ones((3, 3), int)  # pixels that touch at a corner are one region
 
 @dataclass(frozen=True)
 class _Pair:
-    """An image and its maps, relative names."""
+    """The relative names of an image and its maps."""
 
     picture: str
     ids: str
@@ -75,13 +76,13 @@ def read(
 
 
 def _meaning(pairs: list[_Pair], options: Options) -> str:
-    """What values mean where nobody says it: classes in a map of colours with names, or one called so."""
+    """What values mean if no option says: classes if colours have names or the maps are called so."""
     called = all(_kind(pair.ids) in _OF_CLASSES for pair in pairs)
     return "classes" if options.colours or called else "instances"
 
 
 def _kind(name: str) -> str:
-    """ "ids" of "a-ids.png"; empty where nothing tells."""
+    """ "ids" of "a-ids.png"; empty if the name does not tell."""
     found = _SUFFIX.fullmatch(stem(name))
     return found[2].lower() if found else ""
 
@@ -122,7 +123,7 @@ def _pairs(folder: Folder) -> tuple[list[_Pair], list[str], list[str]]:
 
 
 def _maps(folder: Folder) -> list[str]:
-    """The files in the folder that are maps by their names."""
+    """The files in the folder that are maps, judging by their names."""
     candidates = [name for name in folder.files if ending(name) in _LOSSLESS]
     if folder.apart:
         inside = folder.own_pictures()
@@ -140,7 +141,7 @@ def _maps(folder: Folder) -> list[str]:
 
 
 def _class_names(folder: Folder, pairs: list[_Pair], options: Options, values: str) -> dict[int, str] | None:
-    """Value of a map of classes -> name; None where maps tell no classes by numbers."""
+    """Value in a map of classes -> name; None if no map gives classes by number."""
     if options.colours:
         if options.classes:
             raise InputError("--classes: the table of --colours has the names; give one of the two")
@@ -163,7 +164,7 @@ def _class_names(folder: Folder, pairs: list[_Pair], options: Options, values: s
 
 
 def _single(values: np.ndarray, folder: Folder, name: str) -> np.ndarray:
-    """(H, W) of a map whose values are numbers; grey that was saved as RGB is one."""
+    """(H, W): the values of a map of numbers; grey that was saved as RGB counts as one."""
     if values.ndim == 2:
         return values
     if (values == values[..., :1]).all():
@@ -183,7 +184,7 @@ class _Reader:
         if options.colours:
             self.colours = {r << 16 | g << 8 | b: name for (r, g, b), name in options.colours.items()}
         self.categories = tuple(dict.fromkeys(filter(None, self._all_names())))
-        self.seen: Counter[int] = Counter()  # values -> maps
+        self.seen: Counter[int] = Counter()  # value -> number of maps that have it
         self.maps, self.regions, self.objects = 0, 0, 0
 
     def _all_names(self) -> Iterable[str]:
@@ -222,7 +223,7 @@ class _Reader:
     def _objects(
         self, values: np.ndarray, named: np.ndarray | None, pair: _Pair
     ) -> Iterator[tuple[str, str, dict]]:
-        """Class, value as messages show it, and RLE of each object of a map."""
+        """The class, the value as messages show it, and the RLE of each object in a map."""
         coded = values.ndim == 3 and (self.colours is not None or self.values == "instances")
         if self.colours is not None and values.ndim == 2:
             palette = images.palette_colours(self.folder.source / pair.ids)
@@ -255,7 +256,7 @@ class _Reader:
                 yield names[value], str(value), {"size": [height, values.shape[1]], "counts": counts}
 
     def _class_of(self, value: int, values: np.ndarray, named: dict[int, int] | None, pair: _Pair) -> str:
-        """The class of a value, whose number `named` may tell; empty where it is background."""
+        """The class of a value, whose number `named` may give; empty if it is background."""
         path = self.folder.source / pair.ids
         if self.colours is not None:
             if value in self.colours:
@@ -280,7 +281,7 @@ class _Reader:
             return self.names[value]
         if len(self.names) == 1 and self.options.classes and not self.options.classes.numbers:
             single = np.unique(values[values != 0])
-            if len(single) == 1:  # of one class, painted white
+            if len(single) == 1:  # maps of a single class, painted white say
                 return self.categories[0]
         shown, pixels = _place(values, value)
         void = f", or leave it out by --ignore {value}" if value == _VOID else ""
@@ -294,13 +295,13 @@ class _Reader:
         return f"there are {known}; name it by --classes, numbered where there are gaps (7=cat,24=dog)"
 
     def tell(self, note: Callable[[str], None]) -> None:
-        """Say what may be a mistake."""
+        """Note what may be a mistake."""
         if self.values == "instances" and self.colours is None and self.names is None and self.maps > 1:
             always = [value for value, maps in self.seen.items() if maps == self.maps]
             if len(self.seen) == 1:
                 value = next(iter(self.seen))
                 note(
-                    f"all maps have the one value {value} and were taken for one object an image; if every "
+                    f"all maps have the one value {value} and were taken for one object per image; if every "
                     "region is an object, give --values classes"
                 )
             elif _VOID in always and max(self.seen) == _VOID and len(self.seen) < 100:
@@ -308,21 +309,21 @@ class _Reader:
 
 
 def _majority(values: np.ndarray, classes: np.ndarray) -> dict[int, int]:
-    """The class that most pixels of each value have."""
+    """For each value, the class that most of its pixels have."""
     both, counts = np.unique(np.stack([values.ravel(), classes.ravel()]), axis=1, return_counts=True)
     rising = np.argsort(counts, kind="stable")
     return dict(zip(both[0, rising].tolist(), both[1, rising].tolist()))  # the last of a value stays
 
 
 def _place(values: np.ndarray, value: int) -> tuple[str, int]:
-    """Where a value is first seen, and in how many pixels."""
+    """Where a value first occurs, and in how many pixels it does."""
     found = np.flatnonzero(values == value)
     y, x = divmod(int(found[0]), values.shape[1])
     return f"x {x}, y {y}", len(found)
 
 
 def _regions(values: np.ndarray, names: dict[int, str]) -> tuple[np.ndarray, dict[int, str]]:
-    """A map in which each connected region of a value has a value of its own, and the names of those."""
+    """A map in which each connected region of a value has its own value, and the names of these."""
     parts, of_part = np.zeros(values.shape, np.int64), {}
     for value, name in names.items():
         inside = values == value
@@ -343,7 +344,7 @@ def runs_of_values(values: np.ndarray) -> Iterator[tuple[int, list[int]]]:
 
     Yields
     ------
-    value, and its run lengths as `rle.encode_runs` takes them: by columns, of 0 first.
+    value, and its run lengths as `rle.encode_runs` takes them: column by column, beginning with 0.
     """
     flat = values.T.ravel()  # column by column
     starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))  # (R,): where runs of one value begin

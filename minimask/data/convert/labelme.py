@@ -1,9 +1,9 @@
-"""labelme JSON: one file an image, with its shapes as lists of points.
+"""labelme JSON: one file per image, with its shapes as lists of points.
 
-Read are the files of all versions: without shape_type, which the first ones did not have, everything is a
+Files of all versions are read: without shape_type, which the first ones did not have, everything is a
 polygon; without imageHeight and imageWidth, the image decides; masks (from 5.3 on) are PNGs inside the JSON.
-Shapes of one class and one group_id are parts of one object. An image that is only inside the JSON is written
-beside it, where the image would be.
+Shapes with the same class and group_id are parts of one object. An image that is only inside the JSON is
+written to the folder of images.
 """
 
 import base64
@@ -26,7 +26,7 @@ from minimask.data.fields import finite_numbers, show
 from minimask.errors import InputError
 from minimask.files import replacing
 
-_LOOKED_AT = 50  # JSON files, to find out whether there are any of labelme
+_LOOKED_AT = 50  # JSON files, to find out whether any are labelme's
 _NO_AREA = ("line", "linestrip", "point", "points")
 _FOUR_CORNERS = ("oriented_rectangle", "rotation")  # polygons, by another name
 _GAP = 0.1  # pixels between a circle and the polygon that stands for it
@@ -52,7 +52,7 @@ class _File:
 
 
 def count(folder: Folder) -> int:
-    """How many JSON files there are, if one of the first is of labelme."""
+    """How many JSON files there are, if one of the first is labelme's."""
     names = [name for name in folder.files if ending(name) == ".json"]
     for name in names[:_LOOKED_AT]:
         try:
@@ -97,7 +97,7 @@ def read(
 
 
 def _classes(files: list[_File], options: Options) -> tuple[str, ...]:
-    """All labels by the alphabet, or the names given, of which labels must be."""
+    """All labels in alphabetical order, or the names given, which labels must be among."""
     if options.classes:
         return options.classes.names
     found = {
@@ -124,20 +124,20 @@ class _Reader:
         self.others: list[str] = []
 
     def look(self, path: Path) -> None:
-        """Read a file's fields; another kind of JSON is passed over."""
+        """Read a file's fields; any other kind of JSON is passed over."""
         document = read_json(path, "labelme JSON")
         if not _is_labelme(document):
             self.others.append(path.name)
             return
         if not isinstance(document["shapes"], list):
             raise InputError(
-                f"{path}: shapes must be a list, is {show(document['shapes'])}; save it by labelme"
+                f"{path}: shapes must be a list, is {show(document['shapes'])}; save it with labelme"
             )
         shapes = []
         for number, shape in enumerate(document["shapes"], start=1):
             if not isinstance(shape, dict):
                 raise InputError(
-                    f"{path}: shape {number} must be an object, is {show(shape)}; save it by labelme"
+                    f"{path}: shape {number} must be an object, is {show(shape)}; save it with labelme"
                 )
             shapes.append((f"{path}: shape {number} ({show(shape.get('label'))})", shape))
         picture, embedded = self._picture(path, document)
@@ -161,13 +161,13 @@ class _Reader:
             raise InputError(f"{path}: imagePath must be a name, is {show(said)}; name the image")
         said = (said or "").replace("\\", "/")
         if "\0" in said:
-            raise InputError(f"{path}: imagePath {show(said)} is no file name; name the image")
+            raise InputError(f"{path}: imagePath {show(said)} is not a file name; name the image")
         beside = os.path.relpath(path.parent, self.folder.images) if said else ""
         direct = Path(os.path.normpath(Path(beside, said))).as_posix()
         if direct in self.known:
             return direct, None
         mine = path.relative_to(self.folder.source).as_posix()
-        # Moved, named by its path on another computer, or renamed together with its JSON.
+        # The image was moved, named by its path on another computer, or renamed together with its JSON.
         found = self.by_name.of(mine, Path(said).name) or self.by_stem.of(mine)
         if len(found) == 1:
             return found[0], None
@@ -188,13 +188,13 @@ class _Reader:
         suffix = next((suffix for start, suffix in _KINDS.items() if content.startswith(start)), None)
         if suffix is None:
             raise InputError(
-                f"{path}: imageData is no image that is known; put the image itself beside the JSON"
+                f"{path}: imageData is not an image of a known kind; put the image itself beside the JSON"
             )
         header = images.examine(Path(f"{path}: imageData"), io.BytesIO(content))
         return f"{path.stem}{ending(said) if ending(said) in ENDINGS else suffix}", header
 
     def write_embedded(self) -> None:
-        """Write the images that are only inside their JSON to where they should be."""
+        """Write the images that are only inside their JSON to the folder of images."""
         for file in self.files:
             if file.embedded:
                 content = _decoded(read_json(file.path).get("imageData"), f"{file.path}: imageData")
@@ -224,7 +224,7 @@ class _Reader:
             builder.add_object(name, parts, place)
 
     def tell(self, note: Callable[[str], None]) -> None:
-        """Say what was left out or written."""
+        """Note what was left out or written."""
         if self.without_area:
             note(
                 f"{len(self.without_area)} points and lines have no area and are left out: "
@@ -243,7 +243,7 @@ class _Reader:
 
 
 def _part(shape: dict, place: str, picture: Picture) -> list | dict:
-    """A polygon, flat, or an RLE."""
+    """A shape as a flat polygon or an RLE."""
     kind = shape.get("shape_type") or "polygon"
     points = shape.get("points")
     sound = isinstance(points, list) and all(finite_numbers(point) and len(point) == 2 for point in points)
@@ -269,16 +269,16 @@ def _part(shape: dict, place: str, picture: Picture) -> list | dict:
 
 
 def _circle(points: list, place: str) -> list[float]:
-    """A polygon that is nowhere more than `_GAP` inside the circle of a centre and a point on its line."""
+    """A polygon with a circle's area, within `_GAP` of it; given are its centre and a point on its line."""
     if len(points) != 2:
         raise InputError(
-            f"{place}: circle has {len(points)} points, where it has its centre and one on its line"
+            f"{place}: circle has {len(points)} points, but needs its centre and one on its line"
         )
     (x, y), edge = points
     radius = math.dist((x, y), edge)
-    gap = min(max(_GAP / max(radius, 1e-6), 1e-7), 1)  # of a circle larger than any image, more
+    gap = min(max(_GAP / max(radius, 1e-6), 1e-7), 1)  # more for a circle larger than any image
     corners = max(12, math.ceil(math.pi / math.acos(1 - gap)))
-    # As many corners as make the polygon's area the circle's.
+    # The radius that makes the polygon's area the circle's.
     radius *= math.sqrt(2 * math.pi / corners / math.sin(2 * math.pi / corners))
     angles = 2 * np.pi * np.arange(corners) / corners
     circle = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1)  # (corners, 2)
@@ -286,9 +286,9 @@ def _circle(points: list, place: str) -> list[float]:
 
 
 def _mask(shape: dict, points: list, place: str, picture: Picture) -> dict:
-    """The RLE of a PNG that lies on the image from the first of two points on."""
+    """The RLE of a PNG whose upper left corner lies at the first of two points."""
     if len(points) != 2:
-        raise InputError(f"{place}: mask has {len(points)} points, where it has two corners; draw it again")
+        raise InputError(f"{place}: mask has {len(points)} points, but needs two corners; draw it again")
     content = _decoded(shape.get("mask"), f"{place}: mask")
     patch = images.decode_values(Path(f"{place}: mask"), io.BytesIO(content))
     patch = patch if patch.ndim == 2 else patch.any(axis=2)
@@ -306,12 +306,12 @@ def _mask(shape: dict, points: list, place: str, picture: Picture) -> dict:
 
 
 def _decoded(data: Any, place: str) -> bytes:
-    """The bytes in base64."""
+    """The bytes that base64 text stands for."""
     try:
         if not isinstance(data, str) or not data:
             raise ValueError
         return base64.b64decode(data.partition(",")[2] if data.startswith("data:") else data, validate=False)
     except (ValueError, binascii.Error):
         raise InputError(
-            f"{place} must be a picture in base64, is {show(data)}; save the file by labelme"
+            f"{place} must be a picture in base64, is {show(data)}; save the file with labelme"
         ) from None

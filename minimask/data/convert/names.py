@@ -1,4 +1,4 @@
-"""Class names by option, from a list, a text file, YOLO's data.yaml or a COCO file; and tables of colours."""
+"""Class names, from an option, a text file, YOLO's data.yaml or a COCO file; and tables of colours."""
 
 import re
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class ClassNames:
     names : tuple of str
         In the order given.
     numbers : tuple of int, or None
-        Which number each has in the annotations, where that was said ("7=cat").
+        The number of each in the annotations, if given ("7=cat").
     ids : tuple of int, or None
-        The category ids to be written, of a COCO file whose classes shall be had again.
+        The category ids to write, if the classes come from a COCO file.
     """
 
     names: tuple[str, ...]
@@ -30,7 +30,7 @@ class ClassNames:
     ids: tuple[int, ...] | None = None
 
     def numbered(self, first: int) -> dict[int, str]:
-        """Number -> name; counted from `first` where no numbers were given."""
+        """Number -> name; counted from `first` if no numbers were given."""
         numbers = self.numbers or range(first, first + len(self.names))
         return dict(zip(numbers, self.names))
 
@@ -41,12 +41,14 @@ def read_classes(text: str) -> ClassNames:
     Parameters
     ----------
     text : str
-        A file (.txt with a name a line; .yaml with ``names:``, as YOLO's data.yaml; .json, a COCO file whose
-        classes and ids are taken), or names with commas between them, perhaps numbered: ``7=cat,24=dog``.
+        A file (.txt or .names with one name per line; .yaml or .yml with ``names:``, like YOLO's data.yaml;
+        .json, a COCO file whose classes and ids are taken), or names separated by commas, which may be
+        numbered: ``7=cat,24=dog``.
 
     Raises
     ------
     InputError
+        If the file cannot be read, or these are not names of different classes.
     """
     path = Path(text)
     suffix = path.suffix.lower()
@@ -83,19 +85,20 @@ def _checked(entries: list[str], where: str) -> ClassNames:
             raise InputError(f"{where}: {what} {show(twice)} occurs twice; classes differ in name and number")
     odd = next((name for name in names if one_line(name) != name or len(name) > 200), None)
     if odd is not None:
-        raise InputError(f"{where}: {show(odd)} is no name of a class; names are short and in one line")
+        raise InputError(f"{where}: {show(odd)} is not a class name; names are short and on one line")
     return ClassNames(names, numbers)
 
 
 def read_yaml(path: Path) -> ClassNames:
-    """The ``names`` of YOLO's data.yaml: a list in one line or in several, or numbers with names.
+    """The ``names`` in YOLO's data.yaml: a list on one line or several, or numbers with names.
 
-    Only this much of YAML is understood: a key without indent, and below it lines "- name" or "0: name".
+    Only this much of YAML is understood: an unindented key, with a list or mapping in brackets, or lines
+    "- name" or "0: name" below it.
 
     Raises
     ------
     InputError
-        If there is no such entry, or it is written otherwise.
+        If there is no such entry, or it is written in another way.
     """
     lines = [f" {line}".partition(" #")[0][1:].rstrip() for line in read_text(path, "").splitlines()]
     start = next((i for i, line in enumerate(lines) if re.match(r"names\s*:", line)), None)
@@ -122,7 +125,7 @@ def _closed(block: list[str]) -> bool:
 
 
 def _entries(block: list[str]) -> list[str] | None:
-    """The entries of a YAML list or mapping, mappings as "0=cat"; None if it is neither."""
+    """The entries of a YAML list or mapping, those of a mapping as "0=cat"; None if it is neither."""
     text = " ".join(block)
     if text[:1] in ("[", "{"):
         if not text.endswith({"[": "]", "{": "}"}[text[0]]):
@@ -140,7 +143,7 @@ def _entries(block: list[str]) -> list[str] | None:
 
 
 def _split(text: str) -> list[str]:
-    """At commas that stand in no quotes."""
+    """Split at commas outside quotes."""
     parts, quote = [""], ""
     for character in text:
         if character == "," and not quote:
@@ -148,7 +151,7 @@ def _split(text: str) -> list[str]:
             continue
         parts[-1] += character
         if character in "'\"":
-            # An apostrophe inside a word opens no quotes.
+            # An apostrophe inside a word does not open quotes.
             opens = not quote and not parts[-1][:-1].strip().rpartition(":")[2].strip()
             quote = character if opens else "" if character == quote else quote
     return parts
@@ -160,16 +163,16 @@ def _unquoted(text: str) -> str:
 
 
 def read_colours(path: Path) -> dict[tuple[int, int, int], str]:
-    """A table of colours, a line each: three numbers from 0 to 255, or #rrggbb, and the class, in any order.
+    """A table of colours, one per line: three numbers from 0 to 255, or #rrggbb, and the class, in any order.
 
-    Between them may stand commas, semicolons or spaces. Rows named background, void or ignore, and black,
+    They may be separated by commas, semicolons or spaces. Rows named background, void or ignore, and black,
     which needs no row, are background, with the name "". Lines that begin with "# " or "//" are comments, and
-    a first line without a colour names the columns.
+    a first line without a colour is taken for column names.
 
     Raises
     ------
     InputError
-        Naming the line.
+        If the table cannot be read; names the line.
     """
     colours: dict[tuple[int, int, int], str] = {(0, 0, 0): ""}
     for number, line in enumerate(read_text(path, "").splitlines(), start=1):

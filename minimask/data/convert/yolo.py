@@ -1,7 +1,7 @@
-"""YOLO's segmentation text: a line an object, ``class x1 y1 x2 y2 ...``, from 0 to 1 across the image.
+"""YOLO's segmentation text: a line per object, ``class x1 y1 x2 y2 ...``, from 0 to 1 across the image.
 
-Each text belongs to the image of the same name, in the same folder or in ``images/`` beside ``labels/``. An
-image without a text has no object. Names of classes are in data.yaml (``names``), classes.txt or obj.names.
+Each text belongs to the image with the same name, in the same folder or in ``images/`` beside ``labels/``. An
+image without a text has no objects. Class names are in data.yaml (``names``), classes.txt or obj.names.
 """
 
 import math
@@ -17,28 +17,28 @@ from minimask.data.fields import show
 from minimask.errors import InputError
 
 NAMES = ("data.yaml", "dataset.yaml", "classes.txt", "obj.names")
-_SLACK = 0.05  # by how much of the image a coordinate may lie outside; it is moved to the border
+_SLACK = 0.05  # share of the image by which a coordinate may lie outside; it is moved to the border
 
 
 def count(folder: Folder) -> int:
-    """How many texts have an image and hold what YOLO writes, or nothing."""
+    """How many texts with an image hold what YOLO writes, or nothing; 0 if none has a line of YOLO's."""
     texts, _ = _paired(folder)
     looks = [_looks(folder.source / name) for name in texts.values()]
     return sum(look is not None for look in looks) if any(looks) else 0
 
 
 def _looks(path: Path) -> bool | None:
-    """Whether the first line is one of YOLO's; False of an empty file, None of another text."""
+    """True if the first line is one of YOLO's; False for an empty file, None for any other text."""
     try:
         line = next((line for line in read_text(path, "").splitlines() if line.strip()), None)
         fields = [] if line is None else [float(field) for field in line.split(None, 5)[:5]]
-    except ValueError:  # no number; an InputError is one, too
+    except ValueError:  # not a number; an InputError is a ValueError, too
         return None
     return False if line is None else (True if len(fields) == 5 else None)
 
 
 def _paired(folder: Folder) -> tuple[dict[str, str], list[str]]:
-    """Text of each image, and texts without an image."""
+    """The text of each image, and the texts without an image."""
     texts = [name for name in folder.files if ending(name) == ".txt"]
     partners, pairs, used = Partners(texts), {}, {}
     for picture in folder.pictures:
@@ -90,7 +90,9 @@ def read(
 
 
 def _names(folder: Folder, note: Callable[[str], None]) -> ClassNames | None:
-    """From one of the `NAMES`: in the folder, in that of the images, or above (``train/`` of a split set)."""
+    """Class names from one of the files `NAMES`: in the folder, in that of the images, or in the one above
+    (for ``train/`` of a split set).
+    """
     for place in (folder.source, folder.images, folder.source.absolute().parent):
         for name in NAMES:
             path = place / name
@@ -172,7 +174,7 @@ class _Reader:
         return [left, top, right, top, right, bottom, left, bottom]
 
     def tell(self, note: Callable[[str], None]) -> None:
-        """Say what was mended."""
+        """Note what was mended."""
         if self.rectangles:
             note(
                 f"{self.rectangles} objects have boxes only: their masks are rectangles, and so will be what "
@@ -193,15 +195,15 @@ def _coordinate(text: str, place: str) -> float:
 
 
 def _uneven(count: int) -> str:
-    """What to say of a line with so many coordinates."""
+    """The message for a line with this number of coordinates."""
     if count < 6:
         mend = (
             "a box with its score? Remove the score, and see --boxes"
             if count == 5
             else "complete or remove it"
         )
-        return f"has {count} numbers behind the class, where an outline has at least 6 (three points); {mend}"
+        return f"has {count} numbers after the class, but an outline has at least 6 (three points); {mend}"
     return (
-        f"has {count} numbers behind the class, an odd number, where points have x and y; remove the score "
-        "at its end, if it is a prediction"
+        f"has {count} numbers after the class, an odd number, but points have x and y; remove the score at "
+        "its end, if it is a prediction"
     )
