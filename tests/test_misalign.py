@@ -15,13 +15,13 @@ from PIL import Image
 from minimask import functions as F
 from minimask.command import cli
 from minimask.kernels import roi_pool as pool
-from minimask.kernels.roi_integral import (
+from minimask.lessons import misalign
+from minimask.lessons.roi_integral import (
     edges_of_bins,
     integral_weights,
     roi_integral,
     roi_integral_gradient,
 )
-from minimask.lessons import misalign
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 

@@ -130,12 +130,9 @@ class GroupNorm(Function):
         ones = xp.ones((xs.shape[2], 1), x.dtype)
 
         def send_back(part: slice):
-            x, w, mu, r, gx = xs[part], ws[part], mean[part], inv_std[part], gxs[part]
-            g = gys[part]  # (groups, C/G, HW)
-            if self.relu:
-                g = xp.multiply(g, ys[part] > 0, out=gx)
-            centred = self._scratch(x)
-            xp.subtract(x, mu, out=centred)
+            w, r = ws[part], inv_std[part]
+            g = gys[part] * (ys[part] > 0) if self.relu else gys[part]  # (groups, C/G, HW)
+            centred = xs[part] - mean[part]
             g_biases[part] = g_bias = g @ ones
             g_weights[part] = g_weight = xp.matmul(g[:, :, None], centred[..., None])[..., 0] * r
             # as for batch norm: gx = r (w g - mean(w g) - x_hat mean(w g x_hat)), means over the group,
@@ -144,8 +141,8 @@ class GroupNorm(Function):
             b = (w * g_weight).sum(axis=1, keepdims=True) / m
             centred *= -r * r * b
             centred -= r * a
-            xp.multiply(g, w * r, out=gx)
-            gx += centred
+            xp.multiply(g, w * r, out=gxs[part])
+            gxs[part] += centred
 
         self._in_slices_of_groups(send_back, xs)
         g_weight, g_bias = (v.reshape(len(x), *weight.shape).sum(axis=0) for v in (g_weights, g_biases))
@@ -157,11 +154,6 @@ class GroupNorm(Function):
 
     def _to_groups(self, v, images: int):  # (C,) -> (N G, C/G, 1)
         return v.reshape(self.groups, -1, 1)[self.xp.arange(images * self.groups) % self.groups]
-
-    def _scratch(self, x):
-        """An array like x; on the CPU one that the thread keeps, since fresh memory costs a pass over it."""
-        xp = self.xp
-        return backend.scratch("centred", x.size, x.dtype).reshape(x.shape) if xp is np else xp.empty_like(x)
 
     def _in_slices_of_groups(self, function, xs) -> None:
         """Call the function with slices of the N G groups, on the CPU in all threads."""

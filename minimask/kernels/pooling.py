@@ -73,17 +73,16 @@ def max_pool(x, g: Geometry, want_index: bool):
                 xp.maximum(index[planes, :, *out], larger, out=index[planes, :, *out])
             xp.maximum(best[:, :, *out], value, out=best[:, :, *out])
 
-    _in_slices_of_planes(len(x), pool, x, g)
+    parts = None if xp is np else 1
+    backend.parallel_slices(len(x), pool, _planes_at_once(g), parts, operations=x.size)
     return y, index
 
 
 def _first_inside(g: Geometry):
     """The number of each window's first element that is inside the image: (P, Q)."""
-    first_row, first_column = (
-        np.maximum(padding - stride * np.arange(n), 0)
-        for padding, stride, n in zip(g.padding, g.stride, g.out_size)
-    )
-    return (first_row[:, None] * g.w_shape[3] + first_column).astype(_index_dtype(g))
+    rows = np.maximum(g.padding[0] - g.stride[0] * np.arange(g.out_size[0]), 0)  # (P,)
+    columns = np.maximum(g.padding[1] - g.stride[1] * np.arange(g.out_size[1]), 0)  # (Q,)
+    return (rows[:, None] * g.w_shape[3] + columns).astype(_index_dtype(g))
 
 
 def max_pool_gradient(gy, index, g: Geometry):
@@ -115,17 +114,12 @@ def _add_up_by_plane(gy, index, g: Geometry):
         matrix = gy[planes].ravel(), pixel.ravel(), np.arange(count + 1, dtype=np.int32) * outputs
         csr_array(matrix, shape=(count, height * width)).toarray(out=gx[planes].reshape(count, -1))
 
-    _in_slices_of_planes(len(gy), send_back, gx, g)
+    backend.parallel_slices(len(gy), send_back, _planes_at_once(g), operations=gx.size)
     return gx
 
 
-def _in_slices_of_planes(count: int, function, x, g: Geometry) -> None:
-    """Call the function with slices of the planes, on the CPU in all threads and a few at a time."""
-    at_once, on_cpu = max(1, ELEMENTS_AT_ONCE // max(x[:1].size, 1)), backend.array_module(x) is np
-    if on_cpu:
-        backend.parallel_slices(count, function, at_once, operations=x.size)
-    else:
-        function(slice(0, count))
+def _planes_at_once(g: Geometry) -> int:
+    return max(1, ELEMENTS_AT_ONCE // max(g.x_shape[2] * g.x_shape[3], 1))
 
 
 def _in_one_pass(xp, g: Geometry) -> bool:

@@ -165,13 +165,10 @@ class Bins:
 
     def by_size(self, longest: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """Height, width, and up to `longest` bins that have them, empty bins left out."""
-        order = np.lexsort((self.widths, self.heights))  # (B,)
-        order = order[(self.heights[order] > 0) & (self.widths[order] > 0)]
-        h, w = self.heights[order], self.widths[order]
-        ends = np.flatnonzero((np.diff(h, append=0) != 0) | (np.diff(w, append=0) != 0)) + 1
-        for first, last in zip([0, *ends[:-1]], ends):
-            for k in range(first, last, longest):
-                yield int(h[first]), int(w[first]), order[k : min(k + longest, last)]
+        for h, w in sorted(set(zip(self.heights.tolist(), self.widths.tolist()))):
+            members = np.flatnonzero((self.heights == h) & (self.widths == w))
+            if min(h, w) > 0:
+                yield from ((h, w, members[k : k + longest]) for k in range(0, len(members), longest))
 
 
 def _pool(xs, bins: Bins, y, argmax) -> None:
@@ -243,11 +240,9 @@ def _pool_gradient(gy, argmax, rois, levels, shapes):
             planes = image[c : c + CHANNELS_AT_ONCE]  # (C', H, W)
             g, pixel = (a[readers, c : c + len(planes)].swapaxes(0, 1).ravel() for a in (gy, argmax))
             plane = np.repeat(np.arange(len(planes), dtype=np.int32), len(g) // len(planes))
-            filled = np.flatnonzero(pixel >= 0)
-            if len(filled) < len(pixel):
-                g, pixel, plane = g[filled], pixel[filled], plane[filled]
-            planes = planes.reshape(len(planes), -1)  # a view: whole planes of an image are contiguous
-            coo_array((g, (plane, pixel)), shape=planes.shape).toarray(out=planes)  # adds up equal places
+            planes, filled = planes.reshape(len(planes), -1), pixel >= 0  # planes: a view (C', H W)
+            places = plane[filled], pixel[filled]
+            coo_array((g[filled], places), shape=planes.shape).toarray(out=planes)  # adds up equal places
 
     backend.parallel(add_up, operations=gy.size)
     return gxs

@@ -3,7 +3,7 @@
 Shapes: B boxes, S shifted copies of a box, P x P bins, a feature map (H, W) of cells `stride` input pixels
 wide.
 
-What a layer should read is the mean of the interpolated surface over each bin (`kernels.roi_integral`).
+What a layer should read is the mean of the interpolated surface over each bin (`roi_integral`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minimask import data
 from minimask import functions as F
 from minimask.autograd import Tensor
 from minimask.errors import InputError, one_line
-from minimask.kernels.roi_integral import edges_of_bins, roi_integral, roi_integral_gradient
+from minimask.lessons.roi_integral import edges_of_bins, roi_integral, roi_integral_gradient
 
 IMAGE = Path(data.__file__).parent / "nuclei" / "images" / "00ae65c1c6631ae6.png"
 STRIDES = (4, 8, 16, 32)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from minimask.files import replacing
-from minimask.kernels.roi_integral import edges_of_bins, roi_integral, roi_integral_gradient
 from minimask.lessons import misalign
+from minimask.lessons.roi_integral import edges_of_bins, roi_integral, roi_integral_gradient
 from minimask.results.plotting import load_matplotlib, new_figure
 from minimask.results.visualize import PALETTE
 
