@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "minimask" / "_version.py").read_text()).group(1)
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "minimask/_version.py").read_text("utf-8")).group(1)
 # Processes that train together, and an mpiexec to start them: wheels, of no use on Windows.
 MPI = ["mpi4py>=4.0; sys_platform != 'win32'", "mpich>=4.2; sys_platform != 'win32'"]
 

@@ -25,7 +25,9 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no open file; a lock file left behind locks nothing
+        if os.name == "nt":  # which removes no open file, neither ours nor the next holder's
+            file.close()
+        with suppress(OSError):  # a lock file left behind locks nothing
             path.unlink()
         file.close()
 
