@@ -1,8 +1,11 @@
-"""What is in the wheel, and that an installed copy works away from the source tree."""
+"""What is in the wheel and in the source archive; an installed copy works away from the source tree."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -30,6 +33,29 @@ def test_the_wheel_has_the_sample_the_configurations_and_every_module(wheel):
     assert {p.relative_to(ROOT).as_posix() for p in wanted} <= names
     assert any(name.endswith(".png") for name in names)
     assert not any(name.startswith(("tests/", "tutorials/")) for name in names)
+
+
+@pytest.mark.slow
+def test_the_page_of_an_index_has_no_links_to_files_that_are_not_there(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        page = archive.read(name).decode()
+    assert not re.findall(r"\]\((?!https?:)", page)
+    assert "First steps (`docs/start.md`)" in page and "> Four microscope images" in page
+
+
+@pytest.mark.slow
+def test_the_source_archive_has_all_that_the_repository_has(tmp_path):
+    pytest.importorskip("setuptools", reason="setuptools is not installed to build the source archive with")
+    git = shutil.which("git") and subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
+    if not git or git.returncode:
+        pytest.skip("no git, or no repository, to say what belongs into the source archive")
+    command = ["setup.py", "--quiet", "egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        held = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    assert {name for name in git.stdout.decode().split("\0") if name} <= held
+    assert not any("__pycache__" in name or name.startswith("docs/tutorials/") for name in held)
 
 
 @pytest.mark.slow
