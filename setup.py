@@ -83,7 +83,7 @@ setup(
         # NVRTC without a GPU or a driver: tests/test_cuda_sources.py compiles the kernels with it
         "cuda-compile": ["cuda-core>=1.0,<2", "cuda-bindings>=12.9,<13", "nvidia-cuda-nvrtc-cu12>=12.9"],
         "download": ["pooch>=1.8", "requests>=2.28"],
-        "notebooks": ["jupyter", "ipywidgets"],
+        "notebooks": ["jupyter>=1.0", "ipywidgets>=8.0"],
         "test": [
             "pytest>=8.0",
             "pytest-xdist>=3.6",

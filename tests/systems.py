@@ -20,7 +20,7 @@ def _needs(what: bool, reason: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not what, reason=reason)
 
 
-needs_posix = _needs(os.name != "nt", "Windows has no such modes, locks or shells")
+needs_posix = _needs(os.name != "nt", "Windows has no modes, locks, shell or names of this kind")
 needs_signals = _needs(os.name != "nt", "Windows cannot send a signal to another process")
 needs_links = _needs(_makes_links(), "this user may not make symbolic links")
 needs_pipes = _needs(hasattr(os, "mkfifo"), "no named pipes here")

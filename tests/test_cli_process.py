@@ -216,6 +216,7 @@ def test_drawing_in_python_keeps_a_good_backend_and_needs_none(tmp_path):
 
 
 @pytest.mark.slow
+@needs_posix
 def test_without_a_home_and_a_temporary_directory_the_work_is_done_and_one_note_says_what_is_not(
     data, tmp_path
 ):
