@@ -6,15 +6,31 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "minimask" / "_version.py").read_text()).group(1)
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "minimask/_version.py").read_text("utf-8")).group(1)
 # Processes that train together, and an mpiexec to start them: wheels, of no use on Windows.
-MPI = ["mpi4py>=4.0; sys_platform != 'win32'", "mpich>=4.2; sys_platform != 'win32'"]
+MPI = ["mpi4py>=4.1; sys_platform != 'win32'", "mpich>=4.2.3; sys_platform != 'win32'"]
+
+
+def without_our_files(page: str) -> str:
+    """README.md as a package index can show it, which has none of our files, nor an address to find them at.
+
+    Links name the file that they would lead to; of pictures, the description is left.
+    """
+
+    def told(match: re.Match) -> str:
+        picture, text, path = match.groups()
+        if picture:
+            return f"> {text}"
+        return f"`{path}`" if text.strip("`") in path else f"{text} (`{path}`)"
+
+    return re.sub(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)]*)\)", told, page)
+
 
 setup(
     name="minimask",
     version=VERSION,
     description="Mask R-CNN from scratch on NumPy and CuPy, every gradient derived by hand and checked",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=without_our_files((ROOT / "README.md").read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",
     author="The minimask authors",
     license="MIT",
@@ -55,7 +71,7 @@ setup(
         "numpy>=2.0",
         "scipy>=1.13",
         "pillow>=10.0",
-        "matplotlib>=3.8",
+        "matplotlib>=3.8.4",
         "pycocotools>=2.0.8",
         "tqdm>=4.60",
         "threadpoolctl>=3.5",
@@ -67,7 +83,7 @@ setup(
         # NVRTC without a GPU or a driver: tests/test_cuda_sources.py compiles the kernels with it
         "cuda-compile": ["cuda-core>=1.0,<2", "cuda-bindings>=12.9,<13", "nvidia-cuda-nvrtc-cu12>=12.9"],
         "download": ["pooch>=1.8", "requests>=2.28"],
-        "notebooks": ["jupyter", "ipywidgets"],
+        "notebooks": ["jupyter>=1.0", "ipywidgets>=8.0"],
         "test": [
             "pytest>=8.0",
             "pytest-xdist>=3.6",

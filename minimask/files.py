@@ -5,6 +5,7 @@ import json
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,7 +52,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
                 if fcntl:  # before closing, which drops the lock: without one it is taken for a dead writer's
                     temporary.replace(path)
             if not fcntl:
-                temporary.replace(path)
+                _replace_when_free(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -68,6 +69,17 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             f"{path}: is written, but the disk does not confirm it ({error.strerror or error}); it may be "
             "lost if power fails. Check the disk, or choose another directory"
         ) from error
+
+
+def _replace_when_free(temporary: Path, path: Path) -> None:
+    """On Windows, which replaces no file that is open: a virus scanner has each new one open for a moment."""
+    for seconds in (0.01, 0.05, 0.2, 1.0):
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    temporary.replace(path)
 
 
 def real_path(path: str | Path) -> Path:
@@ -173,6 +185,11 @@ def open_regular(path: str | Path) -> IO[bytes]:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:
         raise OSError(errno.EINVAL, f"not a file name: {error}") from error  # NUL, or surrogates
+    except PermissionError as error:
+        if not Path(path).is_dir():
+            raise
+        # Windows opens no directories, and says of them that it is not permitted.
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from error
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(handle, "rb")

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+NAMES = ("chromium", "google-chrome", "chrome")
+# Not on Windows, where a process inherits no pipes by their numbers.
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None) if os.name != "nt" else None
 PIPES = """
 import fcntl, os, sys
 pipes = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]

@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -368,7 +369,8 @@ def limit_memory() -> None:
         return
     status = Path("/proc/self/statm")
     taken = int(status.read_text().split()[0]) * resource.getpagesize() if status.exists() else 4 * MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    with suppress(ValueError):  # macOS accepts no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 if __name__ == "__main__":

@@ -371,7 +371,7 @@ def test_the_command_prints_the_table_and_writes_it(tiny, unbroken, tmp_path, ca
     assert ablate("tiny", "--seeds", 1, "--output", tmp_path / "out") == 0
     out, err = capsys.readouterr()
     assert "| RoIPool" in out and "one seed tells no spread" in out and "run 2 of 2: align, seed 0" in err
-    assert (tmp_path / "out" / "table.md").read_text() in out
+    assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8") in out
 
 
 def test_when_time_is_up_it_tells_how_to_go_on_and_shows_what_there_is(tiny, tmp_path, capsys):

@@ -457,7 +457,7 @@ def test_the_command_writes_report_and_pictures_and_tells_by_its_status(own, cap
     assert names == {"report.json", "sheet.png", "val-sheet.png", "sizes.png"}
     with Image.open(root / "check" / "sheet.png") as sheet:
         assert sheet.width > 1500 and len(sheet.convert("RGB").getcolors(2**24)) > 1000
-    document = json.loads((root / "check" / "report.json").read_text())
+    document = json.loads((root / "check" / "report.json").read_text(encoding="utf-8"))
     assert document["findings"] == [] and document["refused"] is False
 
     documents["train"]["annotations"][0]["bbox"] = [1, 2, 3]
@@ -476,7 +476,7 @@ def test_the_command_writes_report_and_pictures_and_tells_by_its_status(own, cap
 def test_the_packaged_nuclei_can_be_looked_at(tmp_path, capsys):
     status, out, _ = run(capsys, "--data", "nuclei", "--val", "nuclei", "--output", tmp_path / "check")
     assert status == 0 and "nucleus 1115" in out and "24 of them grey" in out
-    report = json.loads((tmp_path / "check" / "report.json").read_text())
+    report = json.loads((tmp_path / "check" / "report.json").read_text(encoding="utf-8"))
     assert [finding["kind"] for finding in report["findings"]] == ["detections"]
 
 

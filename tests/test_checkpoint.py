@@ -34,6 +34,7 @@ from minimask.weights.checkpoint import (
 )
 from minimask.weights.schema import check_classes
 from tests.hostile import array_of, entries_of, text_entry, zip_of
+from tests.systems import needs_links, needs_pipes, needs_posix
 
 
 def a_checkpoint(step=3, size=5):
@@ -81,6 +82,7 @@ def test_numpy_opens_a_checkpoint_without_pickle(tmp_path):
         }
 
 
+@needs_posix
 def test_the_new_file_has_the_mode_of_the_umask_and_a_link_stays_a_link(tmp_path):
     target, link = tmp_path / "real.npz", tmp_path / "link.npz"
     save_checkpoint(target, a_checkpoint())
@@ -369,6 +371,8 @@ def test_a_name_of_64_kb_in_the_file_is_cut_in_the_line(tmp_path, entries):
     assert len(refusal(tmp_path / "a.npz", zip_of(entries))) < 400
 
 
+@needs_links
+@needs_pipes
 def test_a_link_that_leads_to_itself_and_a_pipe_are_refused(tmp_path):
     (tmp_path / "loop.npz").symlink_to(tmp_path / "loop.npz")
     assert "Too many levels of symbolic links" in refusal(tmp_path / "loop.npz")

@@ -16,6 +16,7 @@ from minimask.data import nuclei_sample, read_coco
 from minimask.training.progress import Progress
 from minimask.weights.checkpoint import load_checkpoint
 from tests.cli_data import command, make_dataset
+from tests.systems import needs_signals
 
 FEW = [
     "--set",
@@ -122,6 +123,7 @@ def test_predict_without_any_object_writes_a_picture_all_the_same(trained, tmp_p
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"] == []
 
 
+@needs_signals
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(number, status, tmp_path, capsys):
     output = tmp_path / "my run"

@@ -17,6 +17,7 @@ from minimask.errors import InputError, OutOfMemory
 from minimask.training import loop as training_loop
 from minimask.weights.checkpoint import Checkpoint, save_checkpoint
 from tests.cli_data import broken, command, make_dataset
+from tests.systems import needs_links
 
 
 @pytest.fixture(scope="module")
@@ -436,6 +437,7 @@ def test_a_demo_replaces_only_what_a_demo_has_made(good, tmp_path, monkeypatch, 
     assert (output / "checkpoint.npz").read_bytes() == before
 
 
+@needs_links
 def test_no_result_takes_the_place_of_an_input(good, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("x.png", "x-instances.png", "x-ids.png", "misalign-bins.png"):

@@ -12,6 +12,7 @@ import pytest
 from minimask.data import read_coco
 from minimask.weights.checkpoint import load_checkpoint
 from tests.cli_data import command, make_dataset
+from tests.systems import needs_full, needs_posix, needs_signals
 
 ROOT = Path(__file__).parent.parent
 FEW = ["--set", "train.steps=2", "--set", "data.crop=48", "--set", "train.batch_size=1"]
@@ -28,8 +29,8 @@ def data(tmp_path_factory):
     return directory
 
 
-def slow(value):
-    return pytest.param(value, marks=pytest.mark.slow)
+def slow(value, *marks):
+    return pytest.param(value, marks=[pytest.mark.slow, *marks])
 
 
 def source(directory):
@@ -52,6 +53,7 @@ def python(code, *arguments, **options):
 # ------------------------------------------------------------------------------------------------ signals
 
 
+@needs_signals
 def test_the_second_ctrl_c_waits_for_no_batch(tmp_path):
     code = "import time; from minimask.data import Shapes\n"
     code += "Shapes.__getitem__ = lambda self, index: (print('loading', flush=True), time.sleep(300))"
@@ -65,7 +67,7 @@ def test_the_second_ctrl_c_waits_for_no_batch(tmp_path):
 
 @pytest.mark.parametrize("start", [["-m", "minimask"], ["-c", "import sys; sys.argv[0] = 'bin/minimask'"]])
 def test_ctrl_c_while_numpy_is_imported_ends_the_program_without_a_traceback(start, tmp_path):
-    (tmp_path / "numpy.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    (tmp_path / "numpy.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
     start[-1] += "\nimport minimask" if start[0] == "-c" else ""
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run([sys.executable, *start, "info"], env=environment, capture_output=True, text=True)
@@ -74,17 +76,17 @@ def test_ctrl_c_while_numpy_is_imported_ends_the_program_without_a_traceback(sta
 
 @pytest.mark.parametrize("arguments, status", [(["--version"], 130), (["trian"], 2)])
 def test_ctrl_c_while_the_program_ends_shows_no_traceback(arguments, status):
-    code = "import atexit, os, signal; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    code = "import atexit, signal; atexit.register(lambda: signal.raise_signal(signal.SIGINT))"
     assert finished(python(code, *arguments))[0] == status
 
 
 def test_ctrl_c_while_the_first_one_is_answered_shows_no_traceback():
     code = """
-import os, signal
+import signal
 from minimask.command import cli, commands
 
 def interrupted(*_):
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     raise KeyboardInterrupt
 
 commands.info = cli.one_line = interrupted
@@ -107,6 +109,7 @@ def train(data, output, **options):
 
 
 @pytest.mark.slow
+@needs_posix
 @pytest.mark.parametrize("encoding", ["cp1252:strict", *map(slow, ("ascii:strict", "utf-8:strict"))])
 def test_no_encoding_and_no_name_of_a_directory_ends_work_that_is_done(encoding, data, tmp_path):
     output = tmp_path / os.fsdecode("训练 \x1b[31m \n x".encode() + b"\xe9")
@@ -135,8 +138,10 @@ def test_a_file_name_that_is_no_utf8_keeps_its_results_and_reads_back(data, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="needs a shell of POSIX")
-@pytest.mark.parametrize("closing", ["2>&-", "<&- >&- 2>&-", *map(slow, (">&-", ">/dev/full 2>/dev/full"))])
+@needs_posix
+@pytest.mark.parametrize(
+    "closing", ["2>&-", "<&- >&- 2>&-", slow(">&-"), slow(">/dev/full 2>/dev/full", needs_full)]
+)
 def test_a_stream_that_is_closed_or_full_ends_nothing(closing, data, tmp_path):
     arguments = [*source(data), "--val", data / "train.json", *FEW, "--output", tmp_path / "run"]
     line = " ".join(map(shlex.quote, [sys.executable, "-m", "minimask", "train", *map(str, arguments)]))
@@ -151,8 +156,9 @@ def test_a_stream_that_is_closed_or_full_ends_nothing(closing, data, tmp_path):
         assert "AP50" in done.stdout
 
 
+@needs_full
 def test_a_full_disk_behind_standard_output_is_one_line_and_status_2():
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("wb") as full:
         status, _, err = finished(command("info", stdout=full))
     assert status == 2
     assert err.startswith("minimask: standard output: cannot be written (No space") and err.count("\n") == 1
@@ -210,6 +216,7 @@ def test_drawing_in_python_keeps_a_good_backend_and_needs_none(tmp_path):
 
 
 @pytest.mark.slow
+@needs_posix
 def test_without_a_home_and_a_temporary_directory_the_work_is_done_and_one_note_says_what_is_not(
     data, tmp_path
 ):

@@ -1,6 +1,7 @@
 """What `minimask convert` says about annotations that cannot be used: one line, with file, field and mend."""
 
 import json
+import os
 import struct
 import zlib
 
@@ -37,7 +38,7 @@ def refused(capsys, folder, *arguments):
     assert status == 2, (status, out, err)
     assert len(lines) == 1 and lines[0].startswith("minimask: "), err
     assert not output.exists() and sorted(folder.rglob("*")) == before, "nothing is written"
-    return lines[0].removeprefix("minimask: ").removeprefix(f"{folder}/")
+    return lines[0].removeprefix("minimask: ").removeprefix(f"{folder}{os.sep}")
 
 
 TRIANGLE = [[2, 2], [8, 2], [8, 8]]

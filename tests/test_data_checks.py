@@ -11,6 +11,7 @@ from PIL import Image
 
 from minimask.data import read_coco, read_image, rle, shared_files
 from minimask.errors import InputError
+from tests.systems import needs_pipes
 
 HEIGHT, WIDTH = 24, 32
 
@@ -694,7 +695,7 @@ def test_json_of_windows_is_named(folder):
         read_coco(path, folder)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@needs_pipes
 def test_a_named_pipe_is_neither_json_nor_an_image(folder):
     os.mkfifo(folder / "pipe")
     with pytest.raises(InputError, match=r"pipe: cannot be read .not a regular file."):

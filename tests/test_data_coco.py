@@ -292,8 +292,10 @@ def test_the_packaged_nuclei_are_as_their_readme_says():
             assert max(sample.image.shape) <= 360
             np.testing.assert_array_equal(sample.boxes, tight_boxes(sample.masks))
     files = Path(train.path).parent
-    assert (files / "LICENSE").read_text().startswith("Creative Commons Legal Code\n\nCC0 1.0 Universal")
-    assert "BBBC038" in (files / "README.md").read_text()
+    assert (
+        (files / "LICENSE").read_text("utf-8").startswith("Creative Commons Legal Code\n\nCC0 1.0 Universal")
+    )
+    assert "BBBC038" in (files / "README.md").read_text("utf-8")
     assert sum(path.stat().st_size for path in files.rglob("*") if path.is_file()) < 4_000_000
 
 

@@ -9,9 +9,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from minimask import files
+from minimask.command import cli
 from minimask.errors import InputError
 from minimask.files import (
     make_output_directory,
@@ -22,8 +26,9 @@ from minimask.files import (
     write_json,
     write_text,
 )
+from minimask.training import lock
+from tests.systems import needs_posix
 
-posix = pytest.mark.skipif(os.name == "nt", reason="Windows locks open files itself")
 TEMPORARY = ".minimask-0123456789abcdef.tmp"
 
 
@@ -31,7 +36,7 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
-@posix
+@needs_posix
 def test_two_who_write_one_file_at_once_never_mix_their_bytes(tmp_path):
     path = tmp_path / "a"
     with replacing(path) as first:
@@ -62,7 +67,7 @@ def test_many_threads_leave_the_whole_file_of_one_of_them(tmp_path):
     assert len(set(path.read_text())) == 1 and len(path.read_text()) == 10_000
 
 
-@posix
+@needs_posix
 def test_a_link_planted_at_a_temporary_name_is_not_followed(tmp_path, monkeypatch):
     victim, trap = tmp_path / "victim", tmp_path / f".minimask-{'00' * 8}.tmp"
     victim.write_text("mine")
@@ -96,7 +101,7 @@ def writer_in(directory):
     return process
 
 
-@posix
+@needs_posix
 def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path):
     theirs = [".checkpoint.npz.tmp", ".minimask-.tmp", ".minimask-0123.tmp", f"{TEMPORARY}.txt", "a.tmp", "x"]
     theirs += [".minimask-0123456789ABCDEF.tmp"]
@@ -124,7 +129,7 @@ def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path):
     assert names(tmp_path / folder) == [TEMPORARY]
 
 
-@posix
+@needs_posix
 def test_where_files_have_no_locks_nothing_is_removed(tmp_path, monkeypatch):
     (tmp_path / TEMPORARY).write_text("perhaps a living writer's")
 
@@ -137,7 +142,7 @@ def test_where_files_have_no_locks_nothing_is_removed(tmp_path, monkeypatch):
     assert names(tmp_path) == [TEMPORARY, "a"]
 
 
-@posix
+@needs_posix
 def test_a_temporary_file_that_is_swept_away_between_open_and_lock_is_made_anew(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
     flock, swept = fcntl.flock, []
@@ -153,7 +158,7 @@ def test_a_temporary_file_that_is_swept_away_between_open_and_lock_is_made_anew(
     assert len(swept) == 1 and names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "new"
 
 
-@posix
+@needs_posix
 def test_links_in_a_circle_are_named_and_others_lead_to_their_file(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
@@ -166,7 +171,7 @@ def test_links_in_a_circle_are_named_and_others_lead_to_their_file(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
 
 
-@posix
+@needs_posix
 def test_what_is_no_regular_file_is_neither_replaced_nor_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
@@ -180,7 +185,7 @@ def test_what_is_no_regular_file_is_neither_replaced_nor_waited_for(tmp_path):
     assert names(tmp_path) == ["folder", "pipe"]
 
 
-@posix
+@needs_posix
 def test_a_rename_that_the_disk_does_not_confirm_is_not_called_unchanged(tmp_path, monkeypatch):
     path, fsync, error = tmp_path / "a", os.fsync, errno.EIO
     path.write_text("old")
@@ -199,6 +204,67 @@ def test_a_rename_that_the_disk_does_not_confirm_is_not_called_unchanged(tmp_pat
     error = errno.EINVAL  # a file system whose directories cannot be synchronised
     write_text(path, "newer")
     assert path.read_text() == "newer"
+
+
+def on_windows(monkeypatch, module, **more):
+    """Let a module, and nothing else, believe that it runs there; more of its `os` may be replaced, too."""
+    monkeypatch.setattr(module, "os", SimpleNamespace(**vars(os) | {"name": "nt"} | more))
+
+
+def denied(*_):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize("failures", [1, 4, 5])
+def test_on_windows_a_file_that_a_virus_scanner_has_open_is_waited_for(failures, tmp_path, monkeypatch):
+    tries, waited, replace = iter([denied] * failures), [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda *paths: next(tries, replace)(*paths))
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr("minimask.files.time.sleep", waited.append)
+    on_windows(monkeypatch, files)
+    (tmp_path / "a").write_text("old")
+    if failures > 4:
+        with pytest.raises(
+            InputError, match=r"cannot be written \(Permission denied\); the file there before"
+        ):
+            write_text(tmp_path / "a", "new")
+    else:
+        write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == ("old" if failures > 4 else "new")
+    assert names(tmp_path) == ["a"] and len(waited) == min(failures, 4) and sum(waited) < 2
+
+
+def test_on_windows_a_directory_is_called_one_though_the_system_says_not_permitted(tmp_path, monkeypatch):
+    on_windows(monkeypatch, files, open=denied)
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
+        open_regular(tmp_path)
+    (tmp_path / "a").write_text("kept from us")
+    with pytest.raises(PermissionError, match="Permission denied"):
+        open_regular(tmp_path / "a")
+
+
+def test_on_windows_which_removes_no_open_file_a_lock_is_closed_before_it_is_removed(tmp_path, monkeypatch):
+    locked, opened, unlink = [], [], Path.unlink
+    acquire = lock._acquire
+    monkeypatch.setattr(lock, "_acquire", lambda path: opened.append(acquire(path)) or opened[-1])
+    monkeypatch.setattr(Path, "unlink", lambda path: denied() if not opened[-1].closed else unlink(path))
+    monkeypatch.setitem(
+        sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=lambda *a: locked.append(a))
+    )
+    on_windows(monkeypatch, lock)
+    with lock.locked(tmp_path):
+        assert locked == [(opened[0].fileno(), 2, 1)] and names(tmp_path) == [lock.NAME]
+    assert names(tmp_path) == []
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=denied))
+    with pytest.raises(InputError, match="another training is writing"), lock.locked(tmp_path):
+        pass
+
+
+def test_on_windows_a_reader_who_left_is_an_invalid_argument_and_no_full_disk(monkeypatch, capsys):
+    on_windows(monkeypatch, cli)
+    left, full = (OSError(number, os.strerror(number)) for number in (errno.EINVAL, errno.ENOSPC))
+    assert cli._unwritten(SimpleNamespace(error=left)) == 141 and not capsys.readouterr().err
+    assert cli._unwritten(SimpleNamespace(error=full)) == 2 and "No space left" in capsys.readouterr().err
 
 
 def test_a_path_with_nul_is_one_line(tmp_path):

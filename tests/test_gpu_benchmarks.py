@@ -61,7 +61,7 @@ def test_figures_are_written_after_every_row(tmp_path):
     assert figures["conv, all of a network, both"] == {"minimask_ms": 7.0, "torch_ms": 7.0, "ratio": 1.0}
     gpu.write(args, about, figures)
     assert json.loads(args.json.read_text())["rows"]["memory/relu"]["ratio"] == 0.5
-    text = args.markdown.read_text()
+    text = args.markdown.read_text(encoding="utf-8")
     assert "| memory/relu | 1.000 | 2.000 | 0.50 | 700 (70%) |" in text and "ValueError: no" in text
 
 

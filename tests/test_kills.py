@@ -11,6 +11,7 @@ import pytest
 
 from minimask.training.run_log import read_run_log
 from minimask.weights.checkpoint import load_checkpoint
+from tests.systems import needs_signals
 
 TRAIN = ["train", "--data", "shapes", "--val", "shapes"]
 SETTINGS = ["train.steps=12", "train.save_every=3", "data.crop=64", "train.batch_size=1"]
@@ -56,6 +57,7 @@ def assert_as_unbroken(output, whole) -> None:
 
 
 @pytest.mark.full
+@needs_signals
 @pytest.mark.parametrize(("arguments", "kills"), [(TRAIN, 16), (DEMO, 4)], ids=["train", "demo"])
 def test_after_kills_at_random_moments_all_is_as_without_them(tmp_path, arguments, kills):
     whole, moments = tmp_path / "whole", random.Random(0)

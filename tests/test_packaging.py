@@ -1,7 +1,11 @@
-"""What is in the wheel, and that an installed copy works away from the source tree."""
+"""What is in the wheel and in the source archive; an installed copy works away from the source tree."""
 
+import os
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -32,6 +36,29 @@ def test_the_wheel_has_the_sample_the_configurations_and_every_module(wheel):
 
 
 @pytest.mark.slow
+def test_the_page_of_an_index_has_no_links_to_files_that_are_not_there(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        page = archive.read(name).decode()
+    assert not re.findall(r"\]\((?!https?:)", page)
+    assert "First steps (`docs/start.md`)" in page and "> Four microscope images" in page
+
+
+@pytest.mark.slow
+def test_the_source_archive_has_all_that_the_repository_has(tmp_path):
+    pytest.importorskip("setuptools", reason="setuptools is not installed to build the source archive with")
+    git = shutil.which("git") and subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
+    if not git or git.returncode:
+        pytest.skip("no git, or no repository, to say what belongs into the source archive")
+    command = ["setup.py", "--quiet", "egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        held = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    assert {name for name in git.stdout.decode().split("\0") if name} <= held
+    assert not any("__pycache__" in name or name.startswith("docs/tutorials/") for name in held)
+
+
+@pytest.mark.slow
 def test_an_installed_wheel_finds_its_data_far_from_the_source_tree(wheel, tmp_path):
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", site, wheel]
@@ -41,7 +68,7 @@ def test_an_installed_wheel_finds_its_data_far_from_the_source_tree(wheel, tmp_p
         "print(minimask.__file__); print(len(nuclei_sample('train')), len(nuclei_sample('val')))\n"
         "nuclei_sample('val')[0]; print(c.read_config('demo').model.name)"
     )
-    environment = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"}
+    environment = os.environ | {"PYTHONPATH": str(site)}
     run = [sys.executable, "-c", code]
     result = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     lines = result.stdout.split()

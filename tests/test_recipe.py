@@ -495,7 +495,7 @@ def test_check_data_prints_the_recipe_without_training(run, capsys):
     given += ["--set", "train.steps=7", "--output", str(run / "check")]
     assert cli.main(["check-data", *given]) == 0
     assert "a recipe for these" in capsys.readouterr().out
-    report = json.loads((run / "check" / "report.json").read_text())
+    report = json.loads((run / "check" / "report.json").read_text(encoding="utf-8"))
     assert report["recipe"]["train.steps"] == {"value": 7, "reason": "as you set it"}
     sizes = report["recipe"]["model.anchor_sizes"]["value"]
     (facts,) = report["data"].values()

@@ -26,6 +26,7 @@ from minimask.training.log import LossLog, read_losses
 from minimask.training.loop import augmentation, gives_finite_loss, learning_rate, train
 from minimask.training.stopping import StopSignals
 from minimask.weights.checkpoint import load_checkpoint, save_checkpoint
+from tests.systems import needs_links, needs_signals
 
 SHAPES = Shapes(6, seed=3, size=64)
 SETTINGS = [
@@ -84,7 +85,7 @@ class StoppingAt:
     def __getitem__(self, index):
         self.reads -= 1
         if self.reads == 0:
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number)
         return self.dataset[index]
 
 
@@ -102,6 +103,7 @@ def test_a_signal_stops_after_the_step_and_the_resumed_run_equals_the_unbroken_o
     assert_equal_runs(tmp_path, unbroken)
 
 
+@needs_signals
 def test_after_kill_9_the_resumed_run_equals_the_unbroken_one(tmp_path):
     def run(output, *more, wait=True):
         settings = ["train.steps=12", "train.save_every=3", "data.crop=64", "train.batch_size=1"]
@@ -143,12 +145,12 @@ def test_after_kill_9_the_resumed_run_equals_the_unbroken_one(tmp_path):
 
 def test_the_second_signal_ends_at_once():
     with StopSignals() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert stop.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         with pytest.raises(SystemExit) as caught:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         assert caught.value.code == 143
 
 
@@ -309,7 +311,7 @@ def test_a_signal_in_the_last_step_stops_nothing(tmp_path, number, monkeypatch):
 
     def interrupted(*arguments):
         row = step(*arguments)
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         return row
 
     monkeypatch.setattr(loop, "training_step", interrupted)
@@ -470,6 +472,7 @@ def test_a_lost_log_is_told_and_the_run_goes_on(content, tmp_path):
     loss_curves(read_losses(path), tmp_path / "losses.png")
 
 
+@needs_links
 def test_a_log_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -509,6 +512,7 @@ def test_curves_of_nothing_are_drawn_all_the_same(tmp_path):
         assert (tmp_path / "losses.png").stat().st_size > 1000
 
 
+@needs_links
 def test_a_checkpoint_that_is_a_circle_of_links_is_named_whether_or_not_resumed(tmp_path):
     (tmp_path / "checkpoint.npz").symlink_to(tmp_path / "checkpoint.npz")
     for resume in (False, True):

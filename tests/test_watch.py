@@ -25,6 +25,7 @@ from minimask.training.progress import Progress
 from minimask.training.run_log import RunLog, read_run_log
 from minimask.training.watch import Rarely, Watch
 from minimask.weights.checkpoint import load_checkpoint
+from tests.systems import needs_signals
 
 SHAPES = Shapes(4, seed=3, size=64)
 SETTINGS = [
@@ -154,7 +155,7 @@ def killed_in(*arguments):
     assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs kill -9")
+@needs_signals
 @pytest.mark.parametrize("when", ["validating", "before the line", "before best.npz", "after it"])
 @pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 6])
 def test_killed_around_a_validation_the_resumed_run_ends_as_the_unbroken_one(step, when, watched, tmp_path):
@@ -189,7 +190,7 @@ def test_early_stop_waits_as_often_as_asked_and_is_remembered(tmp_path):
 
 def test_a_signal_while_validating_leaves_it_and_the_resumed_run_makes_up_for_it(watched, tmp_path):
     scores = {2: 0.1, 4: 0.3, 6: 0.2}
-    sent = iter([lambda: os.kill(os.getpid(), signal.SIGTERM)])
+    sent = iter([lambda: signal.raise_signal(signal.SIGTERM)])
 
     class Interrupted(Scores):
         def __call__(self, model, step, go_on):

@@ -23,7 +23,7 @@ def measured(name: str) -> Results | None:
     path = FOLDER / f"{name}.json"
     if not path.exists():
         return None
-    runs = json.loads(path.read_text())["runs"]
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
     return {(run["variant"], run["seed"]): Result(run["kinds"], run["seconds"]) for run in runs}
 
 

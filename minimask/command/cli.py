@@ -1,6 +1,8 @@
 """The command ``minimask``: its arguments, its help, and its errors in one line each."""
 
 import argparse
+import errno
+import os
 import sys
 import textwrap
 import traceback
@@ -56,7 +58,8 @@ def _unwritten(out: UnfailingStream) -> int:
     """The exit status of a command that did its work: 0 if its output could be written as well."""
     if out.error is None:
         return 0
-    if isinstance(out.error, BrokenPipeError):  # whoever was reading has left (head, say)
+    left_on_windows = os.name == "nt" and getattr(out.error, "errno", None) == errno.EINVAL
+    if isinstance(out.error, BrokenPipeError) or left_on_windows:  # whoever was reading has left (head, say)
         return BROKEN_PIPE
     reason = getattr(out.error, "strerror", None) or out.error
     return _say(f"standard output: cannot be written ({reason}); everything else is done", WRONG_INPUT)

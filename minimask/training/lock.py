@@ -25,7 +25,9 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows does not remove open files; a lock file left behind locks nothing
+        if os.name == "nt":  # which does not remove an open file, whether ours or the next holder's
+            file.close()
+        with suppress(OSError):  # a lock file left behind locks nothing
             path.unlink()
         file.close()
 

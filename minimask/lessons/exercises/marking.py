@@ -116,7 +116,7 @@ def work() -> None:
     """Check one file; the arguments are its path, that of the answers, the seconds and the exercises."""
     file, answers, seconds, *names = sys.argv[1:]
     sys.argv[1:] = []
-    with Path(answers).open("w", encoding="utf-8") as rows, Path(os.devnull).open("w") as null:
+    with Path(answers).open("w", encoding="utf-8") as rows, Path(os.devnull).open("wb") as null:
 
         def tell(**row) -> None:
             rows.write(json.dumps(row) + "\n")
