@@ -4,14 +4,7 @@ Imports `errors` and `files`. Begin with `tree.py`, which has every option with 
 reads their values from TOML files and ``--set``.
 """
 
-from minimask.config.reading import (
-    from_dict,
-    packaged_names,
-    read_config,
-    set_by,
-    to_toml,
-    with_settings,
-)
+from minimask.config.reading import from_dict, packaged_names, read_config, set_by, to_toml, with_settings
 from minimask.config.tree import (
     DETECTIONS_MOST,
     Config,

@@ -16,17 +16,7 @@ from typing import Any
 import numpy as np
 
 from minimask.data import formats
-from minimask.data.fields import (
-    Fault,
-    Faults,
-    finite_numbers,
-    integer,
-    label,
-    read_all,
-    refuse,
-    show,
-    value,
-)
+from minimask.data.fields import Fault, Faults, finite_numbers, integer, label, read_all, refuse, show, value
 from minimask.data.image_entries import ImageRecord
 from minimask.data.keypoint_checks import check_keypoints
 from minimask.data.mask_checks import check_mask

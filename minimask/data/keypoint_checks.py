@@ -9,16 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minimask.data.fields import (
-    Fault,
-    Faults,
-    finite_numbers,
-    integer,
-    label,
-    read_all,
-    refuse,
-    show,
-)
+from minimask.data.fields import Fault, Faults, finite_numbers, integer, label, read_all, refuse, show
 from minimask.data.skeleton import Skeleton
 from minimask.errors import one_line
 

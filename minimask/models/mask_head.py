@@ -19,15 +19,7 @@ from minimask.boxes import scale_boxes
 from minimask.functions.activation import sigmoid_array, softmax_array
 from minimask.functions.roi import as_rois
 from minimask.masks import MaskConvention, crop_masks
-from minimask.models.box_head import (
-    BoxHead,
-    BoxOutput,
-    Detections,
-    Pooler,
-    Res5Pooler,
-    RoIs,
-    check_labels,
-)
+from minimask.models.box_head import BoxHead, BoxOutput, Detections, Pooler, Res5Pooler, RoIs, check_labels
 from minimask.models.transform import Target
 from minimask.nn import Conv2d, ConvNorm, ConvTranspose2d, Linear, MakeNorm, Module, Sequential
 
