@@ -70,7 +70,7 @@ setup(
     install_requires=[
         "numpy>=2.0",
         "scipy>=1.13",
-        "pillow>=10.0",
+        "pillow>=11.3",
         "matplotlib>=3.8.4",
         "pycocotools>=2.0.8",
         "tqdm>=4.60",
