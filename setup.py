@@ -88,7 +88,7 @@ setup(
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
-            "nbformat>=5.7",
+            "nbformat>=5.9.2",
             "nbclient>=0.10.1",
             "ipykernel>=6.0",
             "pooch>=1.8",
