@@ -70,7 +70,7 @@ setup(
     install_requires=[
         "numpy>=2.0",
         "scipy>=1.13",
-        "pillow>=10.0",
+        "pillow>=11.3",
         "matplotlib>=3.8.4",
         "pycocotools>=2.0.8",
         "tqdm>=4.60",
@@ -88,7 +88,7 @@ setup(
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
-            "nbformat>=5.7",
+            "nbformat>=5.9.2",
             "nbclient>=0.10.1",
             "ipykernel>=6.0",
             "pooch>=1.8",

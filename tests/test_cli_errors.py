@@ -211,10 +211,11 @@ def test_what_surprises_in_an_image_is_noted_and_pillow_is_not_heard(good, tmp_p
     content[extra : extra + 8] = (
         (65000).to_bytes(2, "little") + (3).to_bytes(2, "little") + b"\xff\xff\xff\x0f"
     )
-    (tmp_path / "a.tif").write_bytes(content)
+    (tmp_path / "b.tif").write_bytes(content)  # in which not every Pillow finds the second page
     arguments = [
         "predict",
         tmp_path / "a.tif",
+        tmp_path / "b.tif",
         "--weights",
         good / "weights.npz",
         "--output",

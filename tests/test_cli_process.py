@@ -12,7 +12,7 @@ import pytest
 from minimask.data import read_coco
 from minimask.weights.checkpoint import load_checkpoint
 from tests.cli_data import command, make_dataset
-from tests.systems import needs_full, needs_posix, needs_signals
+from tests.systems import needs_ctrl_c, needs_full, needs_posix, needs_signals
 
 ROOT = Path(__file__).parent.parent
 FEW = ["--set", "train.steps=2", "--set", "data.crop=48", "--set", "train.batch_size=1"]
@@ -65,6 +65,7 @@ def test_the_second_ctrl_c_waits_for_no_batch(tmp_path):
     assert finished(process) == (130, "", "minimask: interrupted\n")
 
 
+@needs_ctrl_c
 @pytest.mark.parametrize("start", [["-m", "minimask"], ["-c", "import sys; sys.argv[0] = 'bin/minimask'"]])
 def test_ctrl_c_while_numpy_is_imported_ends_the_program_without_a_traceback(start, tmp_path):
     (tmp_path / "numpy.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
@@ -74,6 +75,7 @@ def test_ctrl_c_while_numpy_is_imported_ends_the_program_without_a_traceback(sta
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "minimask: interrupted\n")
 
 
+@needs_ctrl_c
 @pytest.mark.parametrize("arguments, status", [(["--version"], 130), (["trian"], 2)])
 def test_ctrl_c_while_the_program_ends_shows_no_traceback(arguments, status):
     code = "import atexit, signal; atexit.register(lambda: signal.raise_signal(signal.SIGINT))"

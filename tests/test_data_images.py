@@ -53,7 +53,7 @@ def test_one_bit_is_black_and_white(tmp_path):
 
 
 def test_a_palette_is_looked_up(tmp_path):
-    image = Image.fromarray(np.array([[0, 1, 2], [2, 1, 0]], np.uint8), "P")
+    image = Image.fromarray(np.array([[0, 1, 2], [2, 1, 0]], np.uint8))
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 51])
     result = read(tmp_path, image)
     np.testing.assert_array_equal(result[:, 0], np.float32([[1, 0, 0], [0, 1, 0], [0, 0, 0.2]]))
@@ -97,7 +97,7 @@ def test_transparent_pixels_are_laid_over_white(tmp_path, alpha, expected):
 
 
 def test_transparency_in_a_palette_or_a_colour_key_is_laid_over_white_without_a_warning(tmp_path):
-    image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    image = Image.fromarray(np.array([[0, 1]], np.uint8))
     image.putpalette([0, 0, 0, 255, 0, 0])
     for transparency in (0, bytes([0, 255])):
         result = read(tmp_path, image, transparency=transparency)
@@ -360,7 +360,7 @@ def warned_about(directory):
     exif = Image.Exif()
     exif[0x0112], exif[0x010F], exif[0x8769] = 6, "a maker " * 9, {0x9286: b"x" * 50}
     cut = exif.tobytes()[:-60]
-    picture = Image.fromarray(np.array([[0, 1, 2], [2, 1, 0]], np.uint8), "P")
+    picture = Image.fromarray(np.array([[0, 1, 2], [2, 1, 0]], np.uint8))
     picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 51])
     picture.save(directory / "palette.png", transparency=bytes([0, 255, 9]))
     Image.new("L", (3, 2)).save(directory / "exif.jpg", exif=cut)

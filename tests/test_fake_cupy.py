@@ -47,7 +47,13 @@ def test_the_stand_in_has_no_function_method_or_parameter_that_cupy_lacks(fake_c
     methods = listed["method"].keys() | listed["attribute"].keys() | listed["operator"].keys()
     assert {n for n, v in vars(fake_cupy.ndarray).items() if n not in vars(type) and n[0] != "_"} <= methods
     dunders = {n for n in vars(fake_cupy.ndarray) if n.startswith("__")} - set(dir(type)) - {"__weakref__"}
-    assert dunders <= methods | {"__slots__", "__array_priority__", "__hash__"}
+    pythons = {
+        "__slots__",
+        "__hash__",
+        "__static_attributes__",
+        "__firstlineno__",
+    }  # the latter two from 3.13 on
+    assert dunders <= methods | pythons | {"__array_priority__"}
     for kind, holder in (("function", fake_cupy), ("method", fake_cupy.ndarray)):
         for name, signature in listed[kind].items():
             written = vars(holder).get(name)

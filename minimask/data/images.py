@@ -259,7 +259,8 @@ def _pixels(image: Any, path: Path) -> np.ndarray:
     rows = max(1, _ROWS_AT_ONCE // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        values = _rows(image.crop((0, top, width, bottom)))
+        # Not to crop what is one piece saves a copy, and Pillow 12.0 warns of large crops.
+        values = _rows(image if rows >= height else image.crop((0, top, width, bottom)))
         pixels[top:bottom] = values if values.dtype.kind == "u" else np.clip(values, 0, 65535)
         low, high = np.minimum(low, values.min()), np.maximum(high, values.max())  # NaN stays NaN
     most = 1 if dtype == np.float32 else 65535

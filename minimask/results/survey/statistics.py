@@ -218,7 +218,7 @@ def input_factors(data: Statistics, config: Config, network: Network) -> np.ndar
     )
     sizes, which = np.unique(data.sizes, axis=0, return_inverse=True)
     scaled = [transform.resized(tuple(size), own.min_sizes[-1]) for size in sizes.tolist()]
-    return np.array(scaled)[which, 0] / data.sizes[:, 0]
+    return np.array(scaled)[which.reshape(-1), 0] / data.sizes[:, 0]  # NumPy 2.0 gives (N, 1)
 
 
 def seen(data: Statistics, factors: np.ndarray, divisible: int) -> View:
