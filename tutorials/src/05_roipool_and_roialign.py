@@ -64,9 +64,9 @@ from minimask.kernels import roi_align as align
 from minimask.kernels import roi_pool as pool
 from minimask.kernels import roi_warp as warp
 from minimask.kernels.roi_align import Plan, Sampling
-from minimask.kernels.roi_integral import roi_integral, roi_integral_gradient
 from minimask.lessons import cuda_on_cpu, explorer, misalign_figures
 from minimask.lessons.cuda_on_cpu.launches import Launches
+from minimask.lessons.roi_integral import roi_integral, roi_integral_gradient
 from minimask.matching import assign_fpn_levels
 from minimask.tutorial import BLUE, GREY, ORANGE, RED, source
 
@@ -334,7 +334,7 @@ plt.show()
 
 # %% [markdown]
 # Does it matter? The average of points is a numerical **integral**: what it approximates is the mean of the
-# surface $f$ over the bin, which `kernels.roi_integral` computes exactly (as a product of two integrals of
+# surface $f$ over the bin, which `lessons.roi_integral` computes exactly (as a product of two integrals of
 # hats, without any points). So let $n$ grow and look at the distance.
 
 # %%
