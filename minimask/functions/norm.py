@@ -127,22 +127,19 @@ class GroupNorm(Function):
         g_weights, g_biases = (xp.empty((*xs.shape[:2], 1), x.dtype) for _ in range(2))  # (N G, C/G, 1)
         m = max(xs.shape[1] * xs.shape[2], 1)
 
-        ones = xp.ones((xs.shape[2], 1), x.dtype)
-
         def send_back(part: slice):
-            w, r = ws[part], inv_std[part]
+            x, w, mu, r = xs[part], ws[part], mean[part], inv_std[part]
             g = gys[part] * (ys[part] > 0) if self.relu else gys[part]  # (groups, C/G, HW)
-            centred = xs[part] - mean[part]
-            g_biases[part] = g_bias = g @ ones
-            g_weights[part] = g_weight = xp.matmul(g[:, :, None], centred[..., None])[..., 0] * r
-            # as for batch norm: gx = r (w g - mean(w g) - x_hat mean(w g x_hat)), means over the group,
-            # and x_hat = r centred
+            x_hat = (x - mu) * r
+            g_biases[part] = g_bias = g.sum(axis=2, keepdims=True)
+            g_weights[part] = g_weight = xp.matmul(g[:, :, None], x_hat[..., None])[..., 0]
+            # as for batch norm: gx = r (w g - mean(w g) - x_hat mean(w g x_hat)), means over the group
             a = (w * g_bias).sum(axis=1, keepdims=True) / m
             b = (w * g_weight).sum(axis=1, keepdims=True) / m
-            centred *= -r * r * b
-            centred -= r * a
+            x_hat *= -r * b
+            x_hat -= r * a
             xp.multiply(g, w * r, out=gxs[part])
-            gxs[part] += centred
+            gxs[part] += x_hat
 
         self._in_slices_of_groups(send_back, xs)
         g_weight, g_bias = (v.reshape(len(x), *weight.shape).sum(axis=0) for v in (g_weights, g_biases))

@@ -32,8 +32,9 @@ def relu(x):
 
 
 def clamp(x, out) -> None:
-    """out = max(x, 0), on the CPU; `out` may be x. NumPy compares with a row of zeros faster than with 0."""
-    np.maximum(x, np.zeros(x.shape[-1:], x.dtype), out=out)
+    """out = max(x, 0); `out` may be x. NumPy compares with a row of zeros faster than with the number 0."""
+    xp = backend.array_module(x)
+    xp.maximum(x, xp.zeros(x.shape[-1:], x.dtype), out=out)
 
 
 def relu_gradient(gy, y, in_place: bool = False):
