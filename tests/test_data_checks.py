@@ -789,9 +789,7 @@ def test_files_of_both_training_and_validation_are_noted(folder):
     document["images"] = [document["images"][0] | {"file_name": "./a.png"}]
     (folder / "val.json").write_text(json.dumps(document))
     note = shared_files(train, read_coco(folder / "val.json", folder))
-    assert note.startswith(
-        "val.json: 1 of 1 images are files of train.json, too, such as a.png: scores on"
-    )
+    assert note.startswith("val.json: 1 of 1 images are files of train.json, too, such as a.png: scores on")
     (folder / "a.png").rename(folder / "c.png")
     document["images"][0]["file_name"] = "c.png"
     (folder / "val.json").write_text(json.dumps(document))
