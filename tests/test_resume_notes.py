@@ -26,7 +26,7 @@ def resumed(directory, steps=2):
     notes = []
     config = with_settings(Config(), [*FEW, f"train.steps={steps}"])
     train(config, read(directory), directory / "run", resume=True, note=notes.append)
-    return "".join(line for line in notes if "another run" in line).replace("train.steps is 2, was 1", "")
+    return "".join(line for line in notes if "a different run" in line).replace("train.steps is 2, was 1", "")
 
 
 @pytest.fixture(scope="module")
