@@ -106,7 +106,7 @@ BROKEN = {
         outputs=[displayed(text_plain="<Figure size 640x480 with 0 Axes>")]
     ),
     "cell 1 shows an empty figure": lambda book: book.cells[1].update(outputs=[displayed(image_png=png(2))]),
-    "cell 1 shows minimask/tape.py as it was": lambda book: book.cells[1].update(
+    "cell 1 shows an old minimask/tape.py: build the notebook again": lambda book: book.cells[1].update(
         outputs=[displayed(text_plain="# minimask/tape.py\ndef run_backward(roots) -> int:")]
     ),
     "has 1,": lambda book: book.cells[1].update(outputs=[stream("x" * 1_000_000)]),
