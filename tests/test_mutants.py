@@ -139,16 +139,23 @@ MUTANTS = {
     ],
     pool.MaxPool2d: [
         ("always the first pixel", "index, self.geometry)", "0 * index, self.geometry)"),
-        ("overwritten instead of added", "] += gy", "] = gy", pooling.max_pool_gradient),
+        (
+            "overwritten instead of added",
+            "csr_array(matrix, shape=(count, height * width)).toarray(out=gx[planes].reshape(count, -1))",
+            "gx[planes] = 0; flat = gx[planes].reshape(count, -1)"
+            "; np.put_along_axis(flat, pixel.reshape(count, -1), gy[planes].reshape(count, -1), 1)",
+            pooling._add_up_by_plane,
+        ),
         (
             "rows and columns exchanged",
-            "i * kernel_width + j",
-            "j * kernel_width + i",
-            pooling.max_pool_gradient,
+            "corner + k + (k // g.w_shape[3]) * np.int32(width - g.w_shape[3])",
+            "corner + (k % g.w_shape[3]) * np.int32(width) + k // g.w_shape[3]"
+            "; pixel = np.clip(pixel, 0, height * width - 1)",
+            pooling._add_up_by_plane,
         ),
     ],
     pool.UpsampleNearest: [
-        ("one of four copies", "gx[planes] += g[:, 1::2, 1::2]", "pass", resample._doubled_gradient),
+        ("one of two columns", "rows[..., 1::2]", "0 * rows[..., 1::2]", resample._doubled_gradient),
         (
             "a mean of the copies",
             "rows @ gy",
@@ -195,8 +202,8 @@ MUTANTS = {
         ("no image index", "argmax, rois, levels", "argmax, 0 * rois, levels", roi_pool.backward),
         (
             "overwritten instead of added",
-            "coo_array((g, (plane, pixel)), shape=planes.shape).toarray(out=planes)",
-            "planes[plane, pixel] = g",
+            "coo_array((g[filled], places), shape=planes.shape).toarray(out=planes)",
+            "planes[places] = g[filled]",
             roi_pool._pool_gradient,
         ),
     ],
