@@ -198,8 +198,8 @@ MUTANTS = {
         ),
     ],
     roi.RoIPool: [
-        ("the first pixel gets all", "argmax, rois, levels", "0 * argmax, rois, levels", roi_pool.backward),
-        ("no image index", "argmax, rois, levels", "argmax, 0 * rois, levels", roi_pool.backward),
+        ("the first pixel gets all", "gradient(gy, argmax", "gradient(gy, 0 * argmax", roi_pool.backward),
+        ("no image index", "gradient(gy, argmax, rois", "gradient(gy, argmax, 0 * rois", roi_pool.backward),
         (
             "overwritten instead of added",
             "coo_array((g[filled], places), shape=planes.shape).toarray(out=planes)",
