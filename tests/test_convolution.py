@@ -289,6 +289,14 @@ def test_padding_never_wins_a_maximum():
     np.testing.assert_array_equal(y.numpy(), np.full((1, 1, 2, 2), -5.0))
 
 
+def test_a_window_with_nothing_above_minus_infinity_sends_its_gradient_to_its_first_pixel_as_in_torch():
+    x = Tensor(np.full((1, 1, 4, 4), -np.inf), requires_grad=True)
+    y = F.max_pool2d(x, 3, stride=2, padding=1)
+    y.backward(np.array([[[[1.0, 2.0], [3.0, 4.0]]]]))
+    np.testing.assert_array_equal(y.numpy(), -np.inf)
+    np.testing.assert_array_equal(x.grad[0, 0], np.pad([[1.0, 2.0], [3.0, 4.0]], (0, 2)))
+
+
 def test_max_pool_refuses_padding_beyond_half_the_window():
     with pytest.raises(ValueError, match="more than half of the window"):
         F.max_pool2d(np.zeros((1, 1, 4, 4)), 2, padding=2)
@@ -309,6 +317,25 @@ def test_max_pool_and_its_index_are_those_of_the_loop(size, kernel, stride, padd
     for got, want in zip(pooling.max_pool(x, g, want_index=True), pooling.max_pool_loop(x, g)):
         np.testing.assert_array_equal(got, want)
     assert pooling.max_pool(x, g, want_index=False)[1] is None
+    assert_gradient_is_that_of_the_windows(g, pooling.max_pool(x, g, want_index=True)[1])
+
+
+def assert_gradient_is_that_of_the_windows(g, index):
+    gy = np.random.default_rng(1).integers(-8, 8, index.shape).astype(float)  # sums are exact in any order
+    with backend.reference_only():
+        want = pooling.max_pool_gradient(gy, index, g)
+    np.testing.assert_array_equal(pooling.max_pool_gradient(gy, index, g), want)
+
+
+@pytest.mark.parametrize("kernel", [(15, 17), (16, 16), (1, 256), (256, 1), (20, 20)])
+def test_a_window_of_max_pool_may_have_more_elements_than_a_byte_counts(kernel):
+    g = pooling.geometry((1, 2, kernel[0] + 3, kernel[1] + 2), kernel, (2, 1), (0, 0))
+    x = np.random.default_rng(0).integers(0, 3000, (2, 1, *g.x_shape[2:])).astype(float)
+    y, index = pooling.max_pool(x, g, want_index=True)
+    assert index.dtype == (np.uint8 if kernel == (15, 17) else np.int32)
+    for got, want in zip((y, index), pooling.max_pool_loop(x, g)):
+        np.testing.assert_array_equal(got, want)
+    assert_gradient_is_that_of_the_windows(g, index)
 
 
 @pytest.mark.parametrize("size, out", [(3, 6), (4, 7), (5, 3), (1, 4), (7, 7)])

@@ -347,6 +347,12 @@ def test_a_bin_of_roi_pool_may_have_more_pixels_than_a_byte_counts(width):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_bin_of_minus_infinity_has_its_first_pixel_for_a_maximum():
+    x, rois = np.full((1, 2, 4, 4), -np.inf), np.array([[0, 1.0, 1.0, 2.0, 2.0]])
+    for y, argmax in (pool.forward([x], rois, None, [1.0], (1, 1)), pool.roi_pool_loop(x, rois, (1, 1), 1.0)):
+        assert (y == -np.inf).all() and (argmax == 5).all()
+
+
 @pytest.mark.parametrize("channels_at_once", [1, 2, pool.CHANNELS_AT_ONCE])
 def test_the_gradient_of_roi_pool_is_added_up_where_the_maxima_were(monkeypatch, channels_at_once):
     rng = np.random.default_rng(0)

@@ -109,7 +109,7 @@ class GroupNorm(Function):
             y *= w * r
             y += bs[part]
             if self.relu:
-                elementwise.clamp(y, out=y)
+                elementwise.relu_into(y, out=y)
 
         self._in_slices_of_groups(normalise, xs)
         y = ys.reshape(x.shape)

@@ -21,7 +21,7 @@ import numpy as np
 
 from minimask import backend
 from minimask.kernels import convolution_gpu
-from minimask.kernels.elementwise import clamp, relu_gradient
+from minimask.kernels.elementwise import relu_gradient, relu_into
 from minimask.kernels.geometry import Block, Geometry, all_rows, row_blocks, windows
 from minimask.kernels.im2col import forward_im2col, input_gradient_im2col, weight_gradient_im2col
 
@@ -100,7 +100,7 @@ def forward(x, w, b, g: Geometry, relu: bool = False, residual=None):
             if residual is not None:
                 y_rows += _rows(residual, g, block)
             if relu:
-                clamp(y_flat, out=y_flat)
+                relu_into(y_flat, out=y_flat)
 
     backend.parallel(compute_rows, operations=y.size * g.patch_size, calls_blas=True)
     return y

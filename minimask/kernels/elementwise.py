@@ -27,11 +27,11 @@ def relu(x):
         return xp.maximum(x, 0)
     y = np.empty_like(x)
     x_flat, y_flat = x.reshape(-1), y.reshape(-1)
-    _in_slices(x.size, lambda part: clamp(x_flat[part], out=y_flat[part]))
+    _in_slices(x.size, lambda part: relu_into(x_flat[part], out=y_flat[part]))
     return y
 
 
-def clamp(x, out) -> None:
+def relu_into(x, out) -> None:
     """out = max(x, 0); `out` may be x. NumPy compares with a row of zeros faster than with the number 0."""
     xp = backend.array_module(x)
     xp.maximum(x, xp.zeros(x.shape[-1:], x.dtype), out=out)

@@ -49,7 +49,7 @@ def max_pool(x, g: Geometry, want_index: bool):
     Returns
     -------
     y : (N C, 1, P, Q) of x's dtype
-    index : (N C, 1, P, Q) uint8 in [0, KH KW), or None; int32 for a window of more than 256
+    index : (N C, 1, P, Q) uint8 in [0, KH KW), or None; int32 for a window of 256 elements or more
     """
     xp = backend.array_module(x)
     if _in_one_pass(xp, g):
@@ -124,7 +124,7 @@ def _planes_at_once(g: Geometry) -> int:
 
 def _in_one_pass(xp, g: Geometry) -> bool:
     """Whether the CUDA kernels can do it: their indices are bytes."""
-    return xp is not np and g.patch_size <= 256 and not backend.use_reference()
+    return xp is not np and _index_dtype(g) == np.uint8 and not backend.use_reference()
 
 
 def _launch(kernel: str, x, y, index, g: Geometry):

@@ -74,12 +74,11 @@ def roi_pool_loop(x, rois, output_size: tuple[int, int], scale: float, aligned: 
     top, bottom = bin_edges(y1, y2, ph, height, aligned)  # (R, PH)
     left, right = bin_edges(x1, x2, pw, width, aligned)  # (R, PW)
     for r, c, i, j in np.ndindex(*y.shape):
-        best = -np.inf
         for v in range(top[r, i], bottom[r, i]):
             for u in range(left[r, j], right[r, j]):
-                if x[int(rois[r, 0]), c, v, u] > best:
-                    best = y[r, c, i, j] = x[int(rois[r, 0]), c, v, u]
-                    argmax[r, c, i, j] = v * width + u
+                value = x[int(rois[r, 0]), c, v, u]
+                if argmax[r, c, i, j] < 0 or value > y[r, c, i, j]:
+                    y[r, c, i, j], argmax[r, c, i, j] = value, v * width + u
     return y, argmax
 
 
@@ -102,7 +101,8 @@ def forward(xs, rois, levels, scales, output_size: tuple[int, int], aligned: boo
     -------
     y : (R, C, PH, PW), 0 in empty bins
     argmax : (R, C, PH, PW) int32
-        The first maximum's pixel v W + u in its map; -1 for an empty bin.
+        The first maximum's pixel v W + u in its map; -1 for an empty bin, and any of its pixels where y is
+        NaN.
     """
     xp, shape = backend.array_module(*xs), (len(rois), xs[0].shape[1], *output_size)
     y, argmax = xp.empty(shape, xs[0].dtype), xp.empty(shape, np.int32)
@@ -176,10 +176,10 @@ def _pool(xs, bins: Bins, y, argmax) -> None:
     count, channels, ph, pw = y.shape
     longest = max(1, VALUES_AT_ONCE // max(channels, 1))
     portions, read = list(bins.by_size(longest)), []
-    for h, w, members in portions:  # (h w, members): the k-th pixel of each
-        first, width = (bins.begin + bins.corner)[members], bins.map_width[members]
-        pixels = first + np.arange(h)[:, None, None] * width + np.arange(w)[:, None]
-        read.append(pixels.reshape(h * w, -1))
+    first = bins.begin + bins.corner  # (B,)
+    for h, w, members in portions:
+        row = first[members] + np.arange(h)[:, None] * bins.map_width[members]  # (h, members)
+        read.append((row[:, None] + np.arange(w)[:, None]).reshape(h * w, -1))  # the k-th pixel of each
     all_read = np.concatenate([pixels.ravel() for pixels in read] or [np.zeros(0, np.int64)])
     features = channels_last(xs, all_read)  # (L N H W, C)
     largest = backend.scratch("largest", y.size, y.dtype).reshape(-1, channels)  # (B, C)
