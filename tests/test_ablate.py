@@ -454,6 +454,26 @@ def test_the_page_shows_the_packages_own_results_of_todays_design(name):
     assert table(ablation, results, ablation.seeds) in page
 
 
+def test_what_the_page_says_beside_its_tables_follows_from_the_same_results():
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    for name in ABLATIONS:
+        if results := measured(name):
+            minutes = sum(result.seconds for result in results.values()) / 60
+            section = page.partition(f"### {name} ")[2].partition("###")[0]
+            assert f"add up to {minutes:.0f} minutes." in section, name
+
+    def by_seed(ablation, variant, kind):
+        results = measured(ablation)
+        return {seed: 100 * results[variant, seed].kinds[kind]["AP"] for seed in range(5)}
+
+    align, pool = (by_seed("multi-task", f"faster-roi-{name}", "box") for name in ("align", "pool"))
+    found = paired(align, pool)
+    assert f"is {found.mean:.1f} ± {found.deviation:.1f} points" in page and found.direction == "inside"
+    assert f"an interval from {found.low / 100:.3f} to {found.high / 100:.3f}" in page
+    three, two = (by_seed("mask-branch", name, "mask") for name in ("mlp3", "mlp2"))
+    assert f"in {sum(three[seed] > two[seed] for seed in three)} of 5 seeds" in page
+
+
 def test_a_finished_ablation_is_kept_and_one_with_a_run_missing_is_not(unbroken, tmp_path, monkeypatch):
     finished, output = unbroken
     monkeypatch.setattr(measuring, "FOLDER", tmp_path / "measured")
