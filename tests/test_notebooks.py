@@ -113,6 +113,18 @@ BROKEN = {
 }
 
 
+def test_listings_are_renewed_and_nothing_else_is_touched(tmp_path, monkeypatch):
+    (tmp_path / "src").mkdir()
+    monkeypatch.setattr(notebooks, "TUTORIALS", tmp_path)
+    name = next(name for name in NAMES if name.startswith("03"))
+    committed = (ROOT / "tutorials" / f"{name}.ipynb").read_bytes()
+    old = committed.replace(b"class BatchNorm(Function):", b"class BatchNorm(Operator):")
+    assert old != committed
+    (tmp_path / f"{name}.ipynb").write_bytes(old)
+    notebooks.listings(name)
+    assert (tmp_path / f"{name}.ipynb").read_bytes() == committed
+
+
 @pytest.mark.parametrize("problem", BROKEN)
 def test_the_check_says_what_is_wrong(problem, tmp_path, monkeypatch):
     shutil.copytree(ROOT / "tutorials", tmp_path / "tutorials")

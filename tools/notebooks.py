@@ -1,16 +1,18 @@
-"""Notebooks from their sources: ``python tools/notebooks.py build|check|run [NAME...]``.
+"""Notebooks from their sources: ``python tools/notebooks.py build|listings|check|run [NAME...]``.
 
 ``tutorials/src/NAME.py`` (py:percent: ``# %% [markdown]`` and ``# %%`` begin a cell) is what people edit and
 review; ``tutorials/NAME.ipynb`` is what they read, with outputs, on GitHub and Colab.
 
-build   execute the source and write the notebook, with fixed cell ids and nothing of time or machine in it
-check   say where a notebook differs from its source or breaks a rule of tutorials/README.md
-run     execute the source in an empty folder and write nothing; MINIMASK_FAST=1 for the fast setting
+build     execute the source and write the notebook, with fixed cell ids and nothing of time or machine in it
+listings  renew what `source(...)` shows of today's package, after changes in words; nothing else is executed
+check     say where a notebook differs from its source or breaks a rule of tutorials/README.md
+run       execute the source in an empty folder and write nothing; MINIMASK_FAST=1 for the fast setting
 
 A NAME may be shortened to its number; none means all.
 """
 
 import argparse
+import ast
 import base64
 import io
 import os
@@ -141,6 +143,25 @@ def build(name: str) -> None:
     nbformat.write(made, TUTORIALS / f"{name}.ipynb")
 
 
+def listings(name: str) -> None:
+    """Renew the outputs of cells that end in `source(...)`, of whatever the notebook's imports can name."""
+    path, known = TUTORIALS / f"{name}.ipynb", {}
+    book = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    for number, cell in enumerate(book.cells):
+        for statement in ast.parse(cell.source).body if cell.cell_type == "code" else []:
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                exec(compile(ast.Module([statement], []), name, "exec"), known)
+            elif isinstance(statement, ast.Expr) and ast.unparse(statement).startswith("source("):
+                try:
+                    shown = eval(ast.unparse(statement), known)
+                except NameError as error:
+                    print(f"{name}: cell {number} is left as it is ({error})")
+                    continue
+                (output,) = (o for o in cell.outputs if o.output_type == "execute_result")
+                output.data = {"text/markdown": shown._repr_markdown_(), "text/plain": repr(shown)}
+    nbformat.write(book, path)
+
+
 def smaller(png: str) -> str:
     """A base64 PNG with 256 colours if nobody sees the difference: a third of the bytes."""
     picture = _picture(png)
@@ -241,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", choices=["build", "check", "run"])
+    parser.add_argument("action", choices=["build", "listings", "check", "run"])
     parser.add_argument("names", nargs="*", metavar="NAME")
     arguments = parser.parse_args(argv)
     wrong = 0
@@ -250,6 +271,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.action == "build":
             os.environ.pop("MINIMASK_FAST", None)
             build(name)
+        if arguments.action == "listings":
+            listings(name)
         if arguments.action == "run":
             execute(name)
         else:
