@@ -486,7 +486,7 @@ if not gpu:
 
 # %%
 HIDDEN = {
-    "first": ("        __syncthreads();       // until nobody", "        // until nobody"),
+    "first": ("        __syncthreads();       // ", "        // "),
     "second": (
         "s.crossings);\n        __syncthreads();\n        const int pixels",
         "s.crossings);\n        const int pixels",
