@@ -41,7 +41,7 @@ def test_the_page_of_an_index_has_no_links_to_files_that_are_not_there(wheel):
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         page = archive.read(name).decode()
     assert not re.findall(r"\]\((?!https?:)", page)
-    assert "First steps (`docs/start.md`)" in page and "> Four microscope images" in page
+    assert "first steps (`docs/start.md`)" in page and "> Four microscope images" in page
 
 
 @pytest.mark.slow
