@@ -538,13 +538,14 @@ def test_a_checkpoint_from_before_these_choices_is_of_the_papers():
 
 
 COMMANDS = [
+    ("mask_loss=softmax", "class_agnostic_mask=true", "mask_branch=mlp3", "roi_layer=roi_align_max"),
     ("mask_loss=softmax", "roi_layer=roi_pool"),
     ("mask_branch=mlp2", "class_agnostic_mask=true", "class_agnostic_box=true", "roi_layer=roi_warp"),
-    ("mask_loss=softmax", "class_agnostic_mask=true", "mask_branch=mlp3", "roi_layer=roi_align_max"),
 ]
+SLOW = [pytest.param(settings, marks=pytest.mark.slow) for settings in COMMANDS[1:]]
 
 
-@pytest.mark.parametrize("settings", COMMANDS, ids=", ".join)
+@pytest.mark.parametrize("settings", [COMMANDS[0], *SLOW], ids=", ".join)
 def test_the_command_trains_evaluates_and_predicts_with_them(settings, tmp_path, capsys):
     make_dataset(tmp_path)
     data = ["--data", tmp_path / "train.json", "--images", tmp_path / "images"]

@@ -445,6 +445,7 @@ def run(capsys, *arguments):
     return status, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_command_writes_report_and_pictures_and_tells_by_its_status(own, capsys):
     root, documents = own
     for split, document in documents.items():

@@ -185,6 +185,7 @@ def test_version_is_printed(capsys):
     assert run(capsys, "--version").startswith("minimask ")
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_pictures_curves_checkpoint_and_results(tmp_path, capsys, monkeypatch):
     from minimask.command import demo
 
@@ -231,6 +232,7 @@ def many(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_one_limit_holds_for_the_evaluation_after_training_for_evaluate_and_for_predict(
     many, tmp_path, capsys
 ):

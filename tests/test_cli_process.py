@@ -126,6 +126,7 @@ def test_no_encoding_and_no_name_of_a_directory_ends_work_that_is_done(encoding,
     assert status == 0 and "1-instances.png" in out, err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 def test_a_file_name_that_is_no_utf8_keeps_its_results_and_reads_back(data, tmp_path):
     name = os.fsdecode(b"caf\xe9.png")

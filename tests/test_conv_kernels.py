@@ -296,7 +296,7 @@ def all_kernels_once(launches: Launches) -> float:
     return max(np.abs(a.astype(float) - b).max() for a, b in pairs)
 
 
-@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("few", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_no_kernel_has_a_race(few):
     assert all_kernels_once(Launches(watch=True, few=few)) < 1e-12
 

@@ -221,6 +221,45 @@ def test_an_addition_that_is_not_atomic_is_a_race():
         run(ADD % (atomic + " if (*sum > 99) return;"), (1,), (2,), x, sums[:1], watch=True)
 
 
+OUTSIDE = """
+static const float weights[2] = {0.5f, 0.25f};
+__global__ void shifted(const float* x, float* y, int by) {
+    __shared__ float part[32];
+    const int t = threadIdx.x;
+    part[t] = x[t];
+    __syncthreads();
+    const float own[2] = {1, 2};
+    y[t + by] = part[31 - t] * own[t % 2] * weights[t % 2];
+    __syncthreads();
+    if (t == 0) y[0] += part[LAST];
+}
+"""
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_access_outside_of_the_arrays_is_stopped_before_it_happens(order):
+    kernel = load(OUTSIDE.replace("LAST", "31"), watch=True).get_function("shifted")
+    x, room = np.ones(32, np.float32), np.zeros(96, np.float32)
+    y = room[32:64]
+    for by, what in (
+        (1, r"thread \(31, 0, 0\) of block \(0, 0, 0\) writes y\[32\], and y has 32 elements"),
+        (-2, r"thread \([01], 0, 0\) of block \(0, 0, 0\) writes y\[-[12]\], and y has 32 elements"),
+        (1 << 28, r"writes far from all of them"),
+    ):
+        with pytest.raises(KernelError, match=rf"outside of the arrays: .*{what} \(line 9\)"):
+            kernel((1,), (32,), (x, y, np.int32(by)), order=order)
+    assert not room[:32].any() and not room[64:].any()
+    kernel((1,), (32,), (x, y, np.int32(0)), order=order)  # the one after it finds all as it should be
+    np.testing.assert_array_equal(y, [1.5, *[0.5] * 31])
+    with pytest.raises(KernelError, match=r"reads x\[16\], and x has 16 elements \(line 6\)"):
+        kernel((1,), (32,), (x[:16], y, np.int32(0)))
+    with pytest.raises(KernelError, match=r"writes by a null pointer \(line 9\)"):
+        kernel((1,), (32,), (x, np.uintp(0), np.int32(0)), order=order)
+    kernel = load(OUTSIDE.replace("LAST", "32"), watch=True).get_function("shifted")
+    with pytest.raises(KernelError, match=r"of block \(0, 0, 0\) reads behind its shared memory \(line 11\)"):
+        kernel((1,), (32,), (x, y, np.int32(0)), order=order)
+
+
 def test_a_block_may_not_read_what_another_writes_but_reuse_of_shared_memory_is_none_of_its_business():
     source = """
     __global__ void shift(float* x) {
@@ -270,6 +309,7 @@ def test_shared_memory_holds_nan_until_it_is_written():
     assert np.isnan(y).all()
 
 
+@pytest.mark.slow
 def test_a_stack_that_is_too_deep_does_not_reach_its_neighbour():
     """Its page of guard ends the process; in a child, therefore."""
     source = "__global__ void deep(int* y) { volatile char big[1 << 20]; big[0] = 1; *y = big[0]; }"

@@ -337,7 +337,7 @@ def test_a_window_is_what_cropping_the_whole_sample_gives():
 
 
 @needs_data
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", [pytest.param(SETS[0], marks=pytest.mark.slow), *SETS[1:]])
 def test_a_whole_real_set_passes_the_checks_and_is_decoded(name):
     dataset = read_set(name)
     assert dataset.notes == []

@@ -103,6 +103,7 @@ def verdict_on(name: str, text: str):
     )  # none is to be named: that is faster
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", exercises.names())
 def test_a_solution_with_one_thing_changed_is_refused(name):
     text = (SOLUTIONS / f"{name}.py").read_text(encoding="utf-8")

@@ -88,12 +88,14 @@ def test_float32_stays_float32_and_near_the_cpus(cls, case, cupy):
     assert_equal_to_the_cpu(cupy, cls, case, np.float32, 2e-5)
 
 
+@pytest.mark.slow
 @each_case
 def test_the_plain_version_runs_on_the_gpu_too(cls, case, cupy):
     with backend.reference_only():
         assert_equal_to_the_cpu(cupy, cls, case)
 
 
+@pytest.mark.slow
 @each_case
 def test_the_layout_in_memory_changes_nothing(cls, case, cupy):
     """A kernel cannot see strides: whoever launches it must."""

@@ -221,6 +221,7 @@ MUTANTS = {  # what is wrong: (case, plant, who finds it, what it says)
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_gpp
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_named_check_finds_the_planted_bug(name, fake_cupy, monkeypatch):

@@ -20,6 +20,7 @@ def judged(kind: str, count: int, directory: Path, module: str = "tests.hostile"
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["checkpoint", "toml"])
 def test_three_hundred_mutations_are_taken_or_refused_in_one_line(kind, tmp_path):
     counts = judged(kind, 300, tmp_path)
@@ -33,6 +34,7 @@ def test_ten_thousand_mutations_are_taken_or_refused_in_one_line(kind, tmp_path)
     assert sum(judged(kind, 10_000, tmp_path).values()) == 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOOD)
 def test_three_hundred_damaged_files_of_weights_are_read_or_refused_in_one_line(name, tmp_path):
     counts = judged(name, 300, tmp_path, "tests.hostile_weights")

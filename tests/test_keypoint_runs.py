@@ -95,6 +95,7 @@ def test_a_checkpoint_keeps_names_and_skeleton_and_a_detector_has_them(trained):
     assert load_detector(trained / "run/checkpoint.npz").skeleton == SKELETON
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(trained, tmp_path, capsys):
     data = ["--data", trained / "train.json", "--images", trained / "images"]
     options = [NETWORK, *FEW, "train.schedule=constant"]
@@ -106,6 +107,7 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(trained, tmp_path, caps
         np.testing.assert_array_equal(ours.parameters[name], array)
 
 
+@pytest.mark.slow
 def test_a_run_may_have_masks_and_keypoints(tmp_path, capsys):
     write_figures(tmp_path)
     data = ["--data", tmp_path / "train.json", "--images", tmp_path / "images"]

@@ -183,7 +183,7 @@ def test_objects_without_labelled_keypoints_get_no_roi_and_give_no_loss():
 # ------------------------------------------------------------------------------------------- whole models
 
 
-@pytest.mark.parametrize("with_masks", [False, True])
+@pytest.mark.parametrize("with_masks", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_whole_models_gradients_agree_with_finite_differences(with_masks):
     rng = np.random.default_rng(5)
     model = tiny(with_masks=with_masks)

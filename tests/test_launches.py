@@ -100,6 +100,7 @@ def test_no_stage_of_a_training_step_launches_more_than_it_did(step):
     assert {name: n for name, n in found.items() if n > MOST[name]} == {}
 
 
+@pytest.mark.slow
 def test_the_table_adds_up(step):
     *rows, last = [line.split(" | ") for line in launches.table(step).splitlines()[2:]]
     numbers = np.array([[int(cell.rstrip(" |")) for cell in row[1:]] for row in rows])

@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import tokenize
+from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def imports(tree: ast.AST, importer: str) -> set[str]:
 
 def at_module_level(name: str) -> set[str]:
     """What is imported when the module is: not what functions import, nor what only type checkers read."""
-    found, waiting = set(), list(TREES[name].body)
+    found, waiting = set(), list(tree_of(name).body)
     while waiting:
         node = waiting.pop()
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -96,9 +97,18 @@ def at_module_level(name: str) -> set[str]:
     return found
 
 
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
-IMPORTS = {name: imports(tree, name) for name, tree in TREES.items()}
-GRAPH = {name: found & MODULES.keys() for name, found in IMPORTS.items()}
+@cache  # here and below: no module is read before a test needs it, and none twice
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+@cache
+def imports_of(name: str) -> set[str]:
+    return imports(tree_of(name), name)
+
+
+def modules_imported_by(name: str) -> set[str]:
+    return imports_of(name) & MODULES.keys()
 
 
 def layer(name: str) -> int:
@@ -110,33 +120,35 @@ def layer(name: str) -> int:
 
 def test_the_walk_sees_the_package():
     assert len(MODULES) > 40 and "minimask.kernels.convolution" in MODULES
-    assert "minimask.backend" in GRAPH["minimask.autograd"]
-    assert "minimask._version" in GRAPH["minimask.backend.machine"], "imports inside functions count"
+    assert "minimask.backend" in modules_imported_by("minimask.autograd")
+    assert "minimask._version" in modules_imported_by("minimask.backend.machine"), (
+        "imports inside functions count"
+    )
     assert "minimask._version" not in at_module_level("minimask.backend.machine")
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_imports_only_from_its_own_layer_and_below(name):
-    wrong = sorted(other for other in GRAPH[name] if layer(other) > layer(name))
+    wrong = sorted(other for other in modules_imported_by(name) if layer(other) > layer(name))
     assert not wrong, f"{name} must not import {', '.join(wrong)}"
 
 
 def test_imports_have_no_cycle():
     try:
-        graphlib.TopologicalSorter(GRAPH).prepare()
+        graphlib.TopologicalSorter({name: modules_imported_by(name) for name in MODULES}).prepare()
     except graphlib.CycleError as error:
         pytest.fail(" -> ".join(reversed(error.args[1])))
 
 
 def test_only_the_backend_imports_cupy():
-    importers = {name for name, found in IMPORTS.items() if {"cupy", "cupyx"} & found}
+    importers = {name for name in MODULES if {"cupy", "cupyx"} & imports_of(name)}
     assert importers and {name.rpartition(".")[0] for name in importers} == {"minimask.backend"}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_other_packages_are_imported_where_they_are_used(name):
     known = sys.stdlib_module_names | MODULES.keys()
-    assert IMPORTS[name] - known <= NEEDED | OPTIONAL, "a dependency that setup.py does not name"
+    assert imports_of(name) - known <= NEEDED | OPTIONAL, "a dependency that setup.py does not name"
     assert at_module_level(name) - known <= NEEDED
 
 
@@ -170,9 +182,10 @@ assert run_table(["conv2d", "roi_align"], out=lambda line: None)
     python(code, ",".join(OPTIONAL), ",".join(names))
 
 
-def code_lines(path: Path) -> set[int]:
+@cache
+def code_lines(name: str) -> set[int]:
     """The numbers of the lines that hold code: neither blank nor comments nor docstrings."""
-    source = path.read_text(encoding="utf-8")
+    source = MODULES[name].read_text(encoding="utf-8")
     skipped = {
         tokenize.COMMENT,
         tokenize.NL,
@@ -185,22 +198,19 @@ def code_lines(path: Path) -> set[int]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in skipped:
             lines |= set(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree_of(name)):
         has_body = isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))
         if has_body and ast.get_docstring(node, clean=False) is not None:
             lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     return lines
 
 
-CODE = {name: code_lines(path) for name, path in MODULES.items()}
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_a_file_has_at_most_400_code_lines_and_a_function_60(name):
-    assert len(CODE[name]) <= 400
-    for node in ast.walk(TREES[name]):
+    assert len(code_lines(name)) <= 400
+    for node in ast.walk(tree_of(name)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            length = len(CODE[name] & set(range(node.lineno, node.end_lineno + 1)))
+            length = len(code_lines(name) & set(range(node.lineno, node.end_lineno + 1)))
             assert length <= 60, f"{name}.{node.name} has {length} code lines"
 
 
@@ -209,12 +219,12 @@ def test_each_part_of_the_package_keeps_its_budget(part):
     def part_of(name: str) -> str:
         return PARTS.get(name.split(".")[1] if "." in name else name, "the system")
 
-    assert sum(len(CODE[name]) for name in MODULES if part_of(name) == part) <= BUDGETS[part]
+    assert sum(len(code_lines(name)) for name in MODULES if part_of(name) == part) <= BUDGETS[part]
 
 
 def test_each_room_says_what_lives_there_what_it_may_import_and_where_to_begin():
     rooms = [name for name, path in MODULES.items() if path.name == "__init__.py" and name.count(".") == 1]
     assert len(rooms) == 13
     for name in rooms:
-        text = ast.get_docstring(TREES[name])
+        text = ast.get_docstring(tree_of(name))
         assert text and "Import" in text and "Begin with" in text, name

@@ -103,6 +103,7 @@ def test_a_signal_stops_after_the_step_and_the_resumed_run_equals_the_unbroken_o
     assert_equal_runs(tmp_path, unbroken)
 
 
+@pytest.mark.slow
 @needs_signals
 def test_after_kill_9_the_resumed_run_equals_the_unbroken_one(tmp_path):
     def run(output, *more, wait=True):

@@ -156,7 +156,15 @@ def killed_in(*arguments):
 
 
 @needs_signals
-@pytest.mark.parametrize("when", ["validating", "before the line", "before best.npz", "after it"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        "validating",
+        pytest.param("before the line", marks=pytest.mark.slow),
+        "before best.npz",
+        pytest.param("after it", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 6])
 def test_killed_around_a_validation_the_resumed_run_ends_as_the_unbroken_one(step, when, watched, tmp_path):
     scores = {2: 0.1, 4: 0.3, 6: 0.2} if step == 4 else {2: 0.1, 4: 0.3, 6: 0.4}

@@ -51,6 +51,7 @@ KERNEL = re.compile(
     r"void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(?P<name>\w+)\s*\((?P<parameters>[^)]*)\)\s*\{"
 )
 SHARED = re.compile(r"(?P<extern>\bextern\s+)?\b__shared__\b(?P<declaration>[^;]*);")
+CAST_TO_POINTER = re.compile(r"\(\s*(?:const\s+)?\w+\s*(?:const\s*)?\*\s*(?:const\s*)?\)")
 DECLARATION = re.compile(r"\s*(?P<type>\S.*?)\s*\b(?P<name>\w+)\s*(?P<size>(?:\[[^\]]*\]\s*)*)", re.DOTALL)
 
 
@@ -180,14 +181,15 @@ def load(source: Path | str, names: Sequence[str] | None = None, *, watch: bool 
     """
     if compiler() is None:
         raise KernelError("there is no g++ to compile CUDA sources for the CPU with")
-    is_file = isinstance(source, Path)
-    name, text = (str(source), source.read_text("utf-8")) if is_file else ("kernel.cu", source)
+    name = str(source) if isinstance(source, Path) else "kernel.cu"
+    text = source.read_text("utf-8") if isinstance(source, Path) else source
     names = instances(text) if names is None else list(names)
     whole = [f'#include "{HERE / "cuda_on_cpu.h"}"', f'#line 1 "{name}"', _with_shared_memory(text)]
     whole += ['#line 1 "launchers"', *(f"CUDA_ON_CPU_KERNEL({i}, {n})" for i, n in enumerate(names))]
     path = _library("\n".join(whole) + "\n", watch)
+    follows_addresses = bool(CAST_TO_POINTER.search(without_comments(text)))
     # PyDLL keeps the interpreter lock: the runtime has one set of thread indices
-    return Module(name, path, ctypes.PyDLL(str(path)), kernels(text), names, watch)
+    return Module(name, path, ctypes.PyDLL(str(path)), kernels(text), names, watch, follows_addresses)
 
 
 # -------------------------------------------------------------------------------------------------- launching
@@ -203,6 +205,9 @@ class _Launch(ctypes.Structure):  # the same fields as Launch in cuda_on_cpu.h
         ("traced_block", ctypes.c_longlong),
         ("traced_thread", ctypes.c_longlong),
         ("pc", ctypes.c_ulonglong * 2),
+        ("bounds", ctypes.POINTER(ctypes.c_ulonglong * 2)),
+        ("arrays", ctypes.c_ulonglong),
+        ("outside", ctypes.c_void_p),
         ("message", ctypes.c_char * 512),
     ]
 
@@ -230,6 +235,7 @@ class Module:
     declared: Mapping
     names: list[str]
     watch: bool
+    follows_addresses: bool  # found in an array: what its kernels may touch is not known
 
     def get_function(self, name: str) -> Kernel:
         """The kernel of that name, spelled as in `names`."""
@@ -294,7 +300,9 @@ class Kernel:
         ValueError, TypeError
             For a grid that CUDA would refuse, and for arguments that do not fit the kernel.
         KernelError
-            For a barrier that not all threads of a block reach, and, where accesses are watched, for a race.
+            For a barrier that not all threads of a block reach, and, where accesses are watched, for a race
+            and for an access outside of the arrays (but not in a kernel that a structure is passed to, nor
+            in a source that casts to a pointer: they may know of other arrays).
         """
         self._launch(grid, block, args, shared_mem, order, seed)
 
@@ -323,14 +331,11 @@ class Kernel:
             int(np.ravel_multi_index((tuple(i) + (0, 0))[:3], _three(size), order="F"))
             for i, size in ((block_index, grid), (thread_index, block))
         )
-        self._launch(grid, block, args, shared_mem, "forward", 0, traced)
+        named = self._launch(grid, block, args, shared_mem, "forward", 0, traced) | dict(arrays or {})
         first, count = ctypes.c_void_p(), self.module.library.traced_accesses
         count.restype = ctypes.c_size_t
         size = count(ctypes.byref(first)) * TRACED.itemsize
         found = np.frombuffer(ctypes.string_at(first, size) if size else b"", TRACED)
-        named = {n: a for n, a in zip(self.parameters, args) if isinstance(a, np.ndarray)} | dict(
-            arrays or {}
-        )
         offsets = sorted(set(found["offset"].tolist()))
         line = dict(zip(offsets, self.module.lines(offsets)))
         accesses = []
@@ -338,12 +343,11 @@ class Kernel:
             for name, array in named.items():
                 place = address - array.ctypes.data
                 if 0 <= place < array.nbytes:
-                    index = np.unravel_index(place // array.itemsize, array.shape)
-                    index = tuple(int(i) for i in index)
+                    index = tuple(map(int, np.unravel_index(place // array.itemsize, array.shape)))
                     accesses.append(Access(line[offset], ("read", "write", "add")[kind], name, index))
         return accesses
 
-    def _launch(self, grid, block, args, shared_mem, order, seed, traced=(-1, -1)) -> None:
+    def _launch(self, grid, block, args, shared_mem, order, seed, traced=(-1, -1)) -> dict:  # arrays by name
         _check_size(grid, block, shared_mem)
         if order not in ORDERS:
             raise ValueError(f"order {order!r}: must be one of {', '.join(ORDERS)}")
@@ -352,9 +356,16 @@ class Kernel:
         values = [self._value(*pair) for pair in zip(self.parameters, self.types, args)]
         pointers = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
         launch = _Launch(_three(grid), _three(block), shared_mem, seed, ORDERS.index(order), *traced)
+        arrays = {n: a for n, a in zip(self.parameters, args) if isinstance(a, np.ndarray)}
+        if not self.module.follows_addresses and not any(t.startswith("V") for t in self.types):
+            bounds = [(a.ctypes.data, a.ctypes.data + a.nbytes) for a in arrays.values()]
+            launch.bounds = (ctypes.c_ulonglong * 2 * max(len(bounds), 1))(*bounds)
+            launch.arrays = len(bounds)
         if self.function(ctypes.byref(launch), pointers):
             lines = self.module.lines(list(launch.pc)) if launch.pc[0] else []
-            raise KernelError(f"{self.module.name}: {self.name}: {launch.message.decode().format(*lines)}")
+            text = launch.message.decode().format(*lines, outside=_nearest(launch.outside or 0, arrays))
+            raise KernelError(f"{self.module.name}: {self.name}: {text}")
+        return arrays
 
     def _value(self, name: str, wanted: str, value) -> np.ndarray:
         """The bytes that the kernel gets for one parameter."""
@@ -379,6 +390,21 @@ class Kernel:
         if not wanted.startswith("*c") and not value.flags.writeable:
             raise refuse("the kernel may write to it, and the array is read-only")
         return np.uintp(value.ctypes.data).reshape(1)
+
+
+def _nearest(address: int, arrays: Mapping[str, np.ndarray]) -> str:
+    """An address outside of all arrays: ``y[64]``, if it is near to y."""
+
+    def distance(name: str) -> int:
+        place = address - arrays[name].ctypes.data
+        return max(-place, place - arrays[name].nbytes)
+
+    near = [name for name in arrays if distance(name) <= 4096]
+    if not near:
+        return "by a null pointer" if address < 4096 else "far from all of them"
+    name = min(near, key=distance)
+    index = (address - arrays[name].ctypes.data) // arrays[name].itemsize
+    return f"{name}[{index}], and {name} has {arrays[name].size} elements"
 
 
 def _three(size: Sequence[int]) -> tuple[int, int, int]:

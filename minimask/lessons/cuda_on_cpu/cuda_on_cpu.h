@@ -29,12 +29,19 @@ extern dim3 blockDim, gridDim;
 
 namespace cuda_on_cpu {
 
+struct Bounds {
+    const char *begin, *end;
+};
+
 struct Launch {  // the same fields as _Launch in __init__.py
     unsigned grid[3], block[3];
     unsigned long long shared_bytes, seed;
     int order;  // of the threads and of the blocks: 0 forward, 1 reverse, 2 shuffled
     long long traced_block, traced_thread;  // -1: none
     void* pc[2];                            // where the two accesses of a race stand
+    const Bounds* bounds;                   // of the arrays that the kernel may touch, where they are known
+    unsigned long long arrays;              // how many
+    const void* outside;                    // the address of an access that belongs to none of them
     char message[512];
 };
 
@@ -76,6 +83,12 @@ void describe(char*& out) {
     }
 }
 
+#ifdef CUDA_ON_CPU_WATCH  // what is not the kernel's own access; inlined, it would be
+#define CUDA_ON_CPU_UNWATCHED __attribute__((no_sanitize("thread"), noinline))
+#else
+#define CUDA_ON_CPU_UNWATCHED
+#endif
+
 template <auto kernel>
 struct Kernel;
 
@@ -84,7 +97,7 @@ template <typename... P, void (*kernel)(P...)>
 struct Kernel<kernel> {
     static_assert((sizeof(P) + ... + 0) <= 4096, "CUDA passes at most 4096 bytes of arguments");
     template <size_t... I>
-    static void call([[maybe_unused]] void** args, std::index_sequence<I...>) {
+    CUDA_ON_CPU_UNWATCHED static void call([[maybe_unused]] void** args, std::index_sequence<I...>) {
         kernel(*static_cast<P*>(args[I])...);
     }
     static void call(void** args) { call(args, std::index_sequence_for<P...>()); }
@@ -111,16 +124,14 @@ struct Kernel<kernel> {
 // One thread runs at a time, so an addition cannot be interrupted. Where accesses are watched it must not be
 // mistaken for a plain read and write, nor be inlined, or the line that it stands in would be lost.
 #ifdef CUDA_ON_CPU_WATCH
-#define CUDA_ON_CPU_ATOMIC __attribute__((no_sanitize("thread"), noinline))
 #define CUDA_ON_CPU_NOTE(address) \
     cuda_on_cpu::note(address, sizeof *address, cuda_on_cpu::ATOMIC, __builtin_return_address(0))
 #else
-#define CUDA_ON_CPU_ATOMIC
 #define CUDA_ON_CPU_NOTE(address)
 #endif
 
 #define CUDA_ON_CPU_ATOMIC_ADD(T) \
-    CUDA_ON_CPU_ATOMIC inline T atomicAdd(T* address, T value) { \
+    CUDA_ON_CPU_UNWATCHED inline T atomicAdd(T* address, T value) { \
         CUDA_ON_CPU_NOTE(address); \
         T before = *address; \
         *address = before + value; \

@@ -60,6 +60,11 @@ static long long block_number, thread_number;
 static long long interval;  // barriers passed by the block: what lies in different ones is ordered
 
 static std::vector<std::pair<void*, size_t>> arrays;  // shared memory of the block; [0] is the dynamic one
+#ifdef __SANITIZE_ADDRESS__
+const size_t ROOM = 0;  // it keeps its own
+#else
+const size_t ROOM = 4096;  // bytes on either side that belong to nobody
+#endif
 
 // ---------------------------------------------------------------------------------------------------- fibers
 
@@ -212,30 +217,35 @@ static std::vector<long long> sequence(long long count, Random& random) {
 
 static void forget(const void* begin, size_t bytes);
 
+static bool stopped;  // a thread was about to touch what belongs to no array
+
 static bool run_block(Random& random) {
     threads = sequence((long long)blockDim.x * blockDim.y * blockDim.z, random);
     next_thread = 0, interval = 0;
     std::vector<Fiber*> waiting;
-    for (size_t started = 0; next_thread < threads.size(); started++) {
+    for (size_t started = 0; next_thread < threads.size() && !stopped; started++) {
         Fiber& fiber = start(started);
         if (fiber.line) waiting.push_back(&fiber);
     }
-    bool right = true;
-    while (!waiting.empty() && (right = together(waiting))) {
+    bool right = !stopped;
+    while (right && !waiting.empty() && (right = together(waiting))) {
         interval++;
         arrange(waiting, random);
         std::vector<Fiber*> again;
         for (Fiber* fiber : waiting) {
             fiber->line = 0;
             resume(*fiber);
+            if (stopped) break;
             if (fiber->line) again.push_back(fiber);
         }
-        waiting = again;
+        right = !stopped;
+        if (right) waiting = again;
     }
     for (Fiber* fiber : waiting) fiber->begun = false;  // it stays where the kernel went wrong
     for (auto& [memory, bytes] : arrays) {
+        if (!memory) continue;
         forget(memory, bytes);  // the next block may get the same addresses
-        free(memory);
+        free(static_cast<char*>(memory) - ROOM);
     }
     arrays.clear();
     return right;
@@ -245,7 +255,9 @@ void* shared(int id, size_t bytes) {
     if (arrays.size() <= size_t(id)) arrays.resize(id + 1);
     auto& [memory, size] = arrays[id];
     if (!memory) {
-        memory = memset(malloc(bytes), 0xFF, bytes);  // NaN as float and as double, -1 as int
+        char* room = static_cast<char*>(malloc(ROOM + bytes + ROOM));
+        memset(room, 0xFF, ROOM + bytes + ROOM);  // NaN as float and as double, -1 as int
+        memory = room + ROOM;
         size = bytes;
     }
     return memory;
@@ -297,6 +309,30 @@ static void race(const Access& before, const char* did, const char* does, void* 
     launch->pc[0] = (void*)offset_in_library(pc), launch->pc[1] = (void*)offset_in_library(before.pc);
 }
 
+// Whether an access stays in an array of the launch, in the block's shared memory or in the source's constants.
+static bool is_inside(const char* byte, size_t size) {
+    for (size_t i = 0; i < launch->arrays; i++)
+        if (launch->bounds[i].begin <= byte && byte + size <= launch->bounds[i].end) return true;
+    for (const auto& [memory, bytes] : arrays)
+        if (memory && memory <= byte && byte + size <= static_cast<char*>(memory) + bytes) return true;
+    Dl_info its, own;
+    return dladdr(byte, &its) && dladdr((void*)offset_in_library, &own) && its.dli_fbase == own.dli_fbase;
+}
+
+// Before the access, which could overwrite what Python keeps there. The thread stays where it is.
+[[noreturn]] static void stop(const char* byte, const char* does, void* pc) {
+    const char* outside = "{outside}";
+    for (const auto& [memory, bytes] : arrays) {
+        const char* begin = static_cast<const char*>(memory);
+        if (begin && begin - ROOM <= byte && byte < begin + bytes + ROOM)
+            outside = byte < begin ? "before its shared memory" : "behind its shared memory";
+    }
+    say("outside of the arrays: %s %s %s (line {0})", Name(thread_number, block_number).text, does, outside);
+    launch->pc[0] = (void*)offset_in_library(pc), launch->outside = byte;
+    current->begun = false, current->line = 0, stopped = true;
+    leave_for(scheduler);
+}
+
 void note(const void* address, size_t size, Kind kind, void* pc) {
     const char* byte = static_cast<const char*>(address);
     if (!launch || (stacks <= byte && byte < stacks + FIBERS * STACK)) return;  // a thread's own variables
@@ -304,6 +340,7 @@ void note(const void* address, size_t size, Kind kind, void* pc) {
         traced.push_back({address, offset_in_library(pc), int(size), kind});
     static const char* const verb[] = {"read", "wrote", "added"};
     static const char* const now[] = {"reads", "writes", "adds"};
+    if (launch->bounds && !is_inside(byte, size)) stop(byte, now[kind], pc);
     for (size_t i = 0; i < size; i += 4) {
         Cell& cell = cells[uintptr_t(byte + i)];
         Access self = {block_number, thread_number, interval, pc};
@@ -332,7 +369,7 @@ int run(Launch& request, void (*call)(void**), void** args) {
     launch = &request, kernel = call, arguments = args;
     gridDim = {request.grid[0], request.grid[1], request.grid[2]};
     blockDim = {request.block[0], request.block[1], request.block[2]};
-    cells.clear(), traced.clear();
+    cells.clear(), traced.clear(), stopped = false;
     Random random = {request.seed};
     for (long long number : sequence((long long)gridDim.x * gridDim.y * gridDim.z, random)) {
         block_number = number;
