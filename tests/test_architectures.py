@@ -111,6 +111,7 @@ def test_a_step_along_the_gradient_lowers_each_networks_loss_and_reaches_every_p
     assert float(after) < float(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["C4", "Faster R-CNN", "the second version", "grouped convolutions"])
 def test_each_network_computes_the_same_on_a_gpu(kind, fake_cupy):
     (image, target), found = discs(np.random.default_rng(0), 3, size=32), []

@@ -201,6 +201,7 @@ def test_a_killed_rank_ends_the_others(tmp_path):
     assert load_checkpoint(tmp_path / "checkpoint.npz").step < 1000
 
 
+@pytest.mark.slow
 @needs_mpi
 def test_an_error_in_one_rank_is_one_line_and_ends_the_others(tmp_path):
     make_dataset(tmp_path)

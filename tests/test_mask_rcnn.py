@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimask import InputError, Tensor, models, no_grad
+from minimask import InputError, Tensor, backend, models, no_grad
 from minimask.backend import to_cpu
 from minimask.config import Config, to_dict, with_settings
 from minimask.models.box_head import RoIs
@@ -181,7 +181,13 @@ def torchvision_like(**options):
     return fill(models.maskrcnn_resnet50_fpn(**(size | options)))
 
 
-def test_inference_gives_torchvisions_detections():
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Whatever share of the processors the process has."""
+    monkeypatch.setattr(backend.workers, "threads", lambda: 2)
+
+
+def test_inference_gives_torchvisions_detections(two_threads):
     d = np.load(REFERENCE)
     model = torchvision_like(
         box_score_thresh=0.0, rpn_pre_nms_top_n_test=500, rpn_post_nms_top_n_test=200
@@ -194,7 +200,7 @@ def test_inference_gives_torchvisions_detections():
     assert np.abs(got - want).max() < 1 / 255  # the reference keeps 8 bits, truncated
 
 
-def test_losses_and_gradients_are_torchvisions():
+def test_losses_and_gradients_are_torchvisions(two_threads):
     d = np.load(REFERENCE)
     counts = dict(rpn_pre_nms_top_n_train=500, rpn_post_nms_top_n_train=200)
     model = torchvision_like(rpn_batch_size_per_image=10**6, box_batch_size_per_image=10**6, **counts)

@@ -123,7 +123,13 @@ def test_after_kill_9_the_resumed_run_equals_the_unbroken_one(tmp_path):
             *arguments,
             *more,
         ]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"MINIMASK_THREADS": "2"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         return process if not wait else (process.communicate()[1], process.returncode)
 
     killed, whole = tmp_path / "killed", tmp_path / "whole"

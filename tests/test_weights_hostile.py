@@ -357,11 +357,13 @@ def test_the_command_says_it_in_one_line_too(tmp_path, capsys):
 
 
 def test_no_module_of_the_readers_imports_pickle():
-    from tests.test_layers import IMPORTS
+    from tests.test_layers import MODULES, imports_of
 
-    readers = [name for name in IMPORTS if name.startswith("minimask.weights")]
+    readers = [name for name in MODULES if name.startswith("minimask.weights")]
     assert len(readers) >= 9
     assert not [
-        n for n in readers if IMPORTS[n] & {"pickle", "_pickle", "copyreg", "marshal", "importlib", "shelve"}
+        n
+        for n in readers
+        if imports_of(n) & {"pickle", "_pickle", "copyreg", "marshal", "importlib", "shelve"}
     ]
     assert read_weights.__module__ in readers
