@@ -87,7 +87,7 @@ setup(
         "notebooks": ["jupyter>=1.0", "ipywidgets>=8.0"],
         "test": [
             "pytest>=8.0",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.100",
             "nbformat>=5.9.2",
             "nbclient>=0.10.1",
