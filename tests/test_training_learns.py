@@ -42,15 +42,21 @@ class First:
         }
 
 
-@pytest.mark.slow
-def test_four_images_are_learnt_to_a_mask_ap_of_three_quarters(tmp_path):
+@pytest.mark.parametrize(
+    "steps, least",
+    [
+        pytest.param(400, 0.55, marks=pytest.mark.slow),  # 0.65 on the machine where it was last looked at
+        pytest.param(1000, 0.75, marks=pytest.mark.full),
+    ],
+)
+def test_four_images_are_learnt(steps, least, tmp_path):
     four = First(nuclei_sample("train"), 4)
     config = read_config("demo")
     data = replace(config.data, flip_horizontal=False, flip_vertical=False)
-    settings = replace(config.train, steps=1000)
+    settings = replace(config.train, steps=steps)
     outcome = train(replace(config, data=data, train=settings), four, tmp_path)
     evaluation = evaluate(load_detector(outcome.checkpoint, detections=300).model, four, 300)
-    assert evaluation.mask["AP"] >= 0.75
+    assert evaluation.mask["AP"] >= least
 
 
 @pytest.mark.full
