@@ -83,7 +83,8 @@ setup(
         "mpi": MPI,
         # NVRTC without a GPU or a driver: tests/test_cuda_sources.py compiles the kernels with it
         "cuda-compile": ["cuda-core>=1.0,<2", "cuda-bindings>=12.9,<13", "nvidia-cuda-nvrtc-cu12>=12.9"],
-        "download": ["pooch>=1.8", "requests>=2.28"],
+        # before urllib3 2 a download that was cut short looked like a whole one
+        "download": ["pooch>=1.8", "requests>=2.30", "urllib3>=2.0"],
         "notebooks": ["jupyter>=1.0", "ipywidgets>=8.0"],
         "test": [
             "pytest>=8.0",
@@ -93,7 +94,8 @@ setup(
             "nbclient>=0.10.1",
             "ipykernel>=6.0",
             "pooch>=1.8",
-            "requests>=2.28",
+            "requests>=2.30",
+            "urllib3>=2.0",
             *MPI,
         ],
         # sphinx-mathjax-offline is a wheel of MathJax, so that neither the build nor a reader needs a network

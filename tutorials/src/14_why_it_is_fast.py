@@ -116,15 +116,16 @@ def copy(begin, end):
     np.copyto(big[1, begin:end], big[0, begin:end])
 
 
-with on_threads(1):
-    P1, B1 = (
-        2 * n**3 / seconds(lambda: in_shares(multiply, n)),
-        big.nbytes / seconds(lambda: in_shares(copy, len(big[0]))),
-    )
-P, B = (
-    2 * n**3 / seconds(lambda: in_shares(multiply, n)),
-    big.nbytes / seconds(lambda: in_shares(copy, len(big[0]))),
-)
+def speeds(count):
+    """P and B: operations and bytes per second."""
+    with on_threads(count):
+        product = seconds(lambda: in_shares(multiply, n))
+        copied = seconds(lambda: in_shares(copy, len(big[0])))
+    return 2 * n**3 / product, big.nbytes / copied
+
+
+# the best of several rounds, as a roof should be
+(P1, B1), (P, B) = np.max([[speeds(1), speeds(threads)] for _ in range(1 if FAST else 5)], axis=0)
 print(f"one thread:  {P1 / 1e9:6.0f} G operations/s  {B1 / 1e9:6.1f} G bytes/s")
 print(f"{threads} threads:   {P / 1e9:6.0f} G operations/s  {B / 1e9:6.1f} G bytes/s")
 print(f"the corner is at {P / B:.0f} operations a byte")
@@ -384,9 +385,13 @@ with no_grad(), on_threads(1):
     for k in (3, 1):
         wk = rng.standard_normal((64, 64, k, k), np.float32)
         y = F.conv2d(wide, wk, padding=k // 2)
-        product = seconds(lambda wk=wk, k=k: F.conv2d(wide, wk, padding=k // 2))
-        passes = seconds(lambda y=y: norm_and_relu(y))
-        together = seconds(lambda wk=wk, k=k: F.conv_frozen_norm(wide, wk, (scale, shift), padding=k // 2))
+        runs = (
+            lambda wk=wk, k=k: F.conv2d(wide, wk, padding=k // 2),
+            lambda y=y: norm_and_relu(y),
+            lambda wk=wk, k=k: F.conv_frozen_norm(wide, wk, (scale, shift), padding=k // 2),
+        )
+        # in turn, so that a disturbance meets all three
+        product, passes, together = np.min([[*map(seconds, runs)] for _ in range(1 if FAST else 4)], axis=0)
         shares[k] = passes / (product + passes)
         print(
             f"{k} x {k}: convolution {product * 1e3:6.2f} ms, norm and ReLU {passes * 1e3:6.2f} ms; fused, all of it {together * 1e3:6.2f} ms"
