@@ -309,7 +309,7 @@ static void race(const Access& before, const char* did, const char* does, void* 
     launch->pc[0] = (void*)offset_in_library(pc), launch->pc[1] = (void*)offset_in_library(before.pc);
 }
 
-// Whether an access stays in an array of the launch, in the block's shared memory or in the source's constants.
+// Whether an access stays in an array of the launch, in the block's shared memory or in a constant.
 static bool is_inside(const char* byte, size_t size) {
     for (size_t i = 0; i < launch->arrays; i++)
         if (launch->bounds[i].begin <= byte && byte + size <= launch->bounds[i].end) return true;
