@@ -12,7 +12,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from minimask.lessons import cuda_on_cpu
 
-
 LONGEST = ("test_training_learns.py", "test_notebooks.py", "test_roi_kernels.py", "test_docs_site.py")
 
 

@@ -1,6 +1,8 @@
 """The benchmarks: rows are complete, compare equal things, and are reported as measured. None is timed."""
 
 import fnmatch
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -113,6 +115,16 @@ def test_a_row_whose_check_fails_is_not_timed():
 
     with pytest.raises(AssertionError, match="they differ"):
         measure.time_contest(Contest({"minimask": lambda: 1, "torch": lambda: 2}, check=check), 1.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_load_computes_until_its_context_ends_and_does_not_count_as_foreign():
+    with measure.Load() as load:
+        begin, others = load.seconds(), measure._foreign_seconds(None) - measure._foreign_seconds(load)
+        while load.seconds() < begin + 0.1:
+            assert load.process.poll() is None
+    assert others == pytest.approx(begin, abs=0.05)  # ticks of 10 ms
+    assert load.process.returncode == -signal.SIGKILL
 
 
 # ---------------------------------------------------------------------------------------------- the report

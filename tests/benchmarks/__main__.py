@@ -12,6 +12,7 @@ GPU nor torch (launches.py).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -35,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=0.3, help="counted time a library and row, at least 3 turns (0.3)"
     )
+    parser.add_argument(
+        "--busy", action="store_true", help="while another process computes on one of the processors (Linux)"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--markdown", type=Path, help="also write them as tables for docs/performance.md")
     args = parser.parse_args(argv)
@@ -45,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         print("torch and torchvision are not installed: there is nothing to compare with", file=sys.stderr)
         return 0
     from tests.benchmarks import report, table
-    from tests.benchmarks.measure import measure
+    from tests.benchmarks.measure import Load, measure
 
     torch.set_num_threads(backend.threads())
     rows = report.matching(table.rows(), args.rows)
@@ -58,12 +62,13 @@ def main(argv: list[str] | None = None) -> int:
     print("\n".join(f"{key:14} {value}" for key, value in about.items()))
     print(f"\n{report.header()}")
     figures = {}
-    for row in rows:
-        try:
-            figures[row] = measure(row, args.seconds)
-            print(report.line(row, figures[row]), flush=True)
-        except AssertionError as error:
-            print(f"{row.name}: the results differ, so it is not timed: {error}", file=sys.stderr)
+    with Load() if args.busy else contextlib.nullcontext() as load:
+        for row in rows:
+            try:
+                figures[row] = measure(row, args.seconds, load)
+                print(report.line(row, figures[row]), flush=True)
+            except AssertionError as error:
+                print(f"{row.name}: the results differ, so it is not timed: {error}", file=sys.stderr)
     print("\n" + "\n".join(report.summary_lines(figures)))
     if args.json:
         args.json.write_text(json.dumps(report.as_json(about, figures), indent=1) + "\n", encoding="utf-8")

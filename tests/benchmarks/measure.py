@@ -20,6 +20,8 @@ from __future__ import annotations
 import gc
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -155,14 +157,40 @@ def rms(a: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(a, dtype=np.float64))))
 
 
-def measure(row: Row, seconds: float) -> Figures:
+class Load:
+    """Another process that multiplies matrices in one thread, as long as the context lasts."""
+
+    CODE = "import numpy as np; a = np.ones((256, 256), np.float32)\nwhile True: a @ a"
+
+    def __enter__(self) -> Load:
+        one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen([sys.executable, "-c", self.CODE], env=os.environ | one_thread)
+        while self.seconds() < 0.5:  # it has begun to compute
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the load has ended with status {self.process.returncode}")
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def seconds(self) -> float:
+        """Processor time that it has used."""
+        after_name = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")  # user and system
+
+
+def measure(row: Row, seconds: float, load: Load | None = None) -> Figures:
     """A row's figures; see `time_contest`."""
     found = row.setup()
-    return found if isinstance(found, Figures) else time_contest(found, seconds)
+    return found if isinstance(found, Figures) else time_contest(found, seconds, load)
 
 
-def time_contest(contest: Contest, seconds: float) -> Figures:
+def time_contest(contest: Contest, seconds: float, load: Load | None = None) -> Figures:
     """The libraries in turn until about `seconds` have gone into counted runs of each.
+
+    With a load, what that process takes disturbs nothing: it is meant to.
 
     Raises
     ------
@@ -183,7 +211,7 @@ def time_contest(contest: Contest, seconds: float) -> Figures:
         for library, run in contest.runs.items():
             if len(good[library]) < turns:
                 settle()
-                took, disturbed = _turn(run, expected[library])
+                took, disturbed = _turn(run, expected[library], load)
                 (bad if disturbed else good)[library].append(took)
     figures = Figures()
     for library in contest.runs:
@@ -193,14 +221,14 @@ def time_contest(contest: Contest, seconds: float) -> Figures:
     return figures
 
 
-def _turn(run: Callable, expected: float) -> tuple[float, bool]:
+def _turn(run: Callable, expected: float, load: Load | None) -> tuple[float, bool]:
     """Median seconds of the runs of one turn, and whether others took processor time from it."""
     if expected < LONG:
         run()
-    before, begin = _foreign_seconds(), time.perf_counter()
+    before, begin = _foreign_seconds(load), time.perf_counter()
     times = [_time(run) for _ in range(max(1, round(TURN / max(expected, 1e-5))))]
     wall = time.perf_counter() - begin
-    others = _foreign_seconds() - before
+    others = _foreign_seconds(load) - before
     # the counters tick every 10 ms: one tick too many says nothing
     return statistics.median(times), others > FOREIGN * wall * (os.cpu_count() or 1) + 0.02
 
@@ -220,8 +248,8 @@ def settle() -> None:
             return
 
 
-def _foreign_seconds() -> float:
-    """Processor time that all others have used, the virtual machine's host included; 0 if unknown."""
+def _foreign_seconds(load: Load | None) -> float:
+    """Processor time that all others but the load have used, the virtual machine's host too; 0 if unknown."""
     try:
         fields = [int(v) for v in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     except OSError:
@@ -229,7 +257,7 @@ def _foreign_seconds() -> float:
     user, nice, system, _, _, irq, softirq, steal = fields[:8]
     busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
     own = os.times()
-    return busy - own.user - own.system
+    return busy - own.user - own.system - (load.seconds() if load else 0)
 
 
 def geometric_mean(values) -> float:
