@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minimask import backend
 from minimask import boxes as box_ops
 from minimask import masks as mask_ops
 from minimask.anchors import AnchorGenerator
@@ -301,7 +302,10 @@ def test_no_two_threads_update_the_same_element():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_on_the_cpu_a_step_is_the_formula_to_the_bit_and_leaves_the_old_weights(dtype):
+def test_on_the_cpu_a_step_is_the_formula_to_the_bit_and_leaves_the_old_weights(dtype, monkeypatch):
+    monkeypatch.setattr(backend.workers, "threads", lambda: 3)
+    monkeypatch.setattr(backend.workers, "FEW", 0)
+    monkeypatch.setattr(sgd, "ELEMENTS_AT_ONCE", 1 << 12)
     weights, gradients, velocities, decay = a_model(
         dtype, (1, 3 * sgd.ELEMENTS_AT_ONCE + 5, 700, 0, sgd.ELEMENTS_AT_ONCE)
     )

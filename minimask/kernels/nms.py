@@ -13,7 +13,7 @@ from minimask import backend
 
 TINY = 1e-37  # as in `minimask.boxes.box_iou`
 WORD = 64  # boxes settled at a time: as many as a word has bits
-COMPARED_AT_ONCE = 1024  # boxes, with a word of others: three tables of 256 KiB stay in a core's own cache
+COMPARED_AT_ONCE = 1 << 13  # boxes, with a word of others: three tables of 2 MiB, and few turns with the lock
 LIMIT = 64 * 4096  # boxes in one call on a GPU: the greedy pass holds their bits in shared memory
 
 
