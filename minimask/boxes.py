@@ -13,7 +13,7 @@ from numbers import Real
 
 import numpy as np
 
-from minimask.backend import array_module, as_floating, fit_kernels, parallel, parallel_slices, use_reference
+from minimask.backend import array_module, as_floating, fit_kernels, parallel_slices, use_reference
 from minimask.errors import InputError
 from minimask.kernels import coding
 from minimask.kernels.nms import in_order as _nms_in_order
@@ -420,14 +420,10 @@ def _nms(boxes, scores, groups, iou_threshold: float):
     if groups is None:
         return order[in_order(boxes, iou_threshold)]
     groups = groups[order]
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]  # each by falling score
     kept = np.zeros(len(order), dtype=bool)
-
-    def suppress_groups(part, parts):
-        for indices in members[part::parts]:
-            kept[indices[in_order(boxes[indices], iou_threshold)]] = True
-
-    parallel(suppress_groups) if len(members) > 1 else suppress_groups(0, 1)
+    for group in np.unique(groups):  # in one thread: calls as short as these would wait for one another
+        members = np.flatnonzero(groups == group)  # by falling score
+        kept[members[in_order(boxes[members], iou_threshold)]] = True
     return order[kept]
 
 

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from minimask import backend
+from minimask import boxes as box_ops
 from minimask.backend import reference_only
 from minimask.boxes import (
     BoxCoder,
@@ -23,6 +25,7 @@ from minimask.boxes import (
     remove_small_boxes,
     scale_boxes,
 )
+from minimask.kernels import nms as nms_kernel
 
 REFERENCE = Path(__file__).parent / "reference"
 quick = settings(max_examples=150, deadline=None, derandomize=True)
@@ -323,3 +326,29 @@ def test_every_other_row_of_an_array_works_like_a_copy_of_it():
     strided, scores = wide[::2], rng.uniform(size=80)[::2]
     np.testing.assert_array_equal(box_iou(strided, strided), box_iou(strided.copy(), strided.copy()))
     np.testing.assert_array_equal(nms(strided, scores, 0.2), nms(strided.copy(), scores.copy(), 0.2))
+
+
+def test_slices_and_threads_change_no_bit(monkeypatch):
+    rng = np.random.default_rng(0)
+    corners, sides = rng.uniform(0, 90, (2, 300, 2))
+    anchors = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
+    scores, groups = rng.random(300).astype(np.float32), rng.integers(0, 3, 300)
+    coder = BoxCoder((10, 10, 5, 5))
+
+    def results():
+        deltas = coder.encode(anchors[::-1], anchors)
+        several = np.tile(deltas, 4)
+        return (
+            deltas,
+            coder.decode(several, anchors),
+            nms(anchors, scores, 0.5),
+            batched_nms(anchors, scores, groups, 0.5),
+        )
+
+    whole = results()
+    monkeypatch.setattr(backend.workers, "threads", lambda: 3)
+    monkeypatch.setattr(backend.workers, "FEW", 0)
+    monkeypatch.setattr(box_ops, "BOXES_AT_ONCE", 7)
+    monkeypatch.setattr(nms_kernel, "COMPARED_AT_ONCE", 8)
+    for got, wanted in zip(results(), whole):
+        assert got.dtype == wanted.dtype and np.array_equal(got, wanted)
