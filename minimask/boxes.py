@@ -19,7 +19,7 @@ from minimask.kernels import coding
 from minimask.kernels.nms import in_order as _nms_in_order
 from minimask.kernels.nms import suppress
 
-BOXES_AT_ONCE = 1 << 14  # to code: their coordinates and deltas stay in cache
+BOXES_AT_ONCE = 1 << 15  # to code: their coordinates and deltas stay in cache
 TINY = 1e-37  # smallest divisor: boxes without area give 0 / TINY = 0 where 0 / 0 would be NaN
 
 
