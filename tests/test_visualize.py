@@ -12,6 +12,7 @@ from minimask.results import fonts
 from minimask.results.visualize import (
     PALETTE,
     _colours,
+    _draw_mask,
     comparison,
     draw_instances,
     label_maps,
@@ -237,3 +238,12 @@ def test_names_with_control_characters_are_drawn_escaped():
 def test_label_maps_refuse_more_than_16_bits_can_tell_apart():
     with pytest.raises(InputError, match="room for 65535 classes, not for 70000"):
         label_maps({"masks": [], "labels": np.zeros(0, int), "scores": []}, 4, 4, classes=70_000)
+
+
+@pytest.mark.parametrize("corner", [(0, 26), (26, 0), (0, -12), (-12, 0)])
+def test_a_mask_beyond_the_picture_is_left_out(corner):
+    """As in a part of an image: a mask may reach past its box, and lie outside where the box does not."""
+    canvas = np.full((20, 20, 3), 7, np.float32)
+    y, x = corner
+    _draw_mask(canvas, (y, y + 6, x, x + 6), np.ones((6, 6), np.uint8), np.ones(3, np.float32), 1.0)
+    assert (canvas == 7).all()

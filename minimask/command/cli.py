@@ -122,7 +122,8 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*arguments, allow_abbrev=False, **options)
 
     def error(self, message: str):
-        raise InputError(f"{message}; see '{self.prog} --help'")
+        command = " COMMAND" if message.startswith("unrecognized") else ""  # whose options they would be
+        raise InputError(f"{message}; see '{self.prog}{command} --help'")
 
 
 def _whole(low: int, high: int = 2**63 - 1):

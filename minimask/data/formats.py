@@ -83,7 +83,7 @@ _SIGNATURES = (  # of formats that are read, and of others that people try
 )
 HEAD = 512  # bytes
 _AGAIN = "copy or download it again"
-_ERROR = "if it was downloaded, it may be a server's error: download it again"
+_ERROR = "give an image; if this was downloaded, it may be a server's error: download it again"
 _MENDS = {  # for what converting would not help
     "a web page (HTML)": "a page was saved in its place: download the file itself again",
     "a pointer of Git LFS": "run 'git lfs pull' in its repository",

@@ -152,7 +152,7 @@ def roi_align(
     ----------
     x : (N, C, H, W) float, or a sequence of them
     rois : (R, 5) float, or a list of N arrays (R_n, 4)
-        Image index, x1, y1, x2, y2 in image pixels. No gradient flows into them.
+        Image index (in a list: none), x1, y1, x2, y2 in image pixels. No gradient flows into them.
     output_size : int or (PH, PW)
     spatial_scale : float, or one for each level
         Feature pixels per image pixel: 1 / stride.

@@ -36,7 +36,7 @@ def size_note(path: Path, shape: tuple[int, int], found: dict, detector: Detecto
     learnt += f" at the {scale:.2g} of its size that the network sees" if scale < 0.995 else ""
     boxes = np.asarray(found["boxes"], np.float64)
     if not len(boxes):
-        return f"{path}: nothing found; {learnt}: scale the image if its own are larger or smaller"
+        return f"{path}: nothing found; {learnt}: scale the image to these, or lower --score-threshold"
     sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
     for share, word, mend in (
         ((sides < least).mean(), "smaller", "magnify it, or cut it into tiles"),

@@ -353,8 +353,8 @@ def _draw_mask(canvas: np.ndarray, window: tuple, patch: np.ndarray, colour: np.
     # Signed distance to the edge in display pixels, positive inside.
     depth = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
     depth -= np.where(inside, 0.5, -0.5)
-    rows = slice(max(-top, 0), canvas.shape[0] - top)  # the part that lies in the image
-    columns = slice(max(-left, 0), canvas.shape[1] - left)
+    rows = slice(max(-top, 0), max(canvas.shape[0] - top, 0))  # the part that lies in the image
+    columns = slice(max(-left, 0), max(canvas.shape[1] - left, 0))
     depth = depth[rows, columns]
     target = canvas[max(top, 0) : max(top, 0) + depth.shape[0], max(left, 0) : max(left, 0) + depth.shape[1]]
     _blend(target, np.zeros(3, np.float32), 0.75 * _band(depth, -_HALO, 0))

@@ -596,5 +596,6 @@ assert errors.best() < 1e-6
 #   1 now, section 3 after notebook 07.
 # * The pictures are of the 2018 Data Science Bowl (BBBC038); see `minimask/data/nuclei/README.md`.
 #
-# Next: **01 Gradients and the tape**, which begins with one product and one sum, and builds the machine
+# Next: [01 Gradients and the tape](01_gradients_and_the_tape.ipynb),
+# which begins with one product and one sum, and builds the machine
 # that finds every gradient in this notebook.

@@ -921,4 +921,5 @@ exercises.check("tape_backward", my_tape_backward)
 # * W. Squire, G. Trapp, *Using complex variables to estimate derivatives of real functions*, SIAM Review
 #   40, 1998 (exercise 6).
 #
-# Next: **02 Convolution**, where a pixel lies in several windows and collects the sum of their gradients.
+# Next: [02 Convolution](02_convolution.ipynb),
+# where a pixel lies in several windows and collects the sum of their gradients.

@@ -1313,5 +1313,6 @@ exercises.check("conv2d_backward", my_conv2d_backward)
 # * M. A. Stern, *Ueber eine zahlentheoretische Funktion*, Journal für die reine und angewandte Mathematik
 #   55, 1858.
 #
-# Next: **03 Backbone and pyramid**, where these layers are stacked and each learns to see a different
+# Next: [03 Backbone and pyramid](03_backbone_and_pyramid.ipynb),
+# where these layers are stacked and each learns to see a different
 # size.

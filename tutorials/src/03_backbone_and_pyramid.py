@@ -1180,5 +1180,6 @@ exercises.check("max_pool_backward", my_max_pool_backward)
 #   convolutional neural networks*, NeurIPS 2016.
 # * T.-Y. Lin et al., *Feature pyramid networks for object detection*, CVPR 2017.
 #
-# Next: **04 Anchors and the RPN**, which asks at every cell of these levels: is there an object, and
+# Next: [04 Anchors and the RPN](04_anchors_and_rpn.ipynb),
+# which asks at every cell of these levels: is there an object, and
 # where?

@@ -1179,5 +1179,6 @@ exercises.check("nms", my_nms)
 # * S. Zhang et al., *Bridging the gap between anchor-based and anchor-free detection via adaptive
 #   training sample selection*, CVPR 2020: how much depends on the matching.
 #
-# Next: **05 RoIPool and RoIAlign**, which reads the features under a proposal, and takes its fractions of
+# Next: [05 RoIPool and RoIAlign](05_roipool_and_roialign.ipynb),
+# which reads the features under a proposal, and takes its fractions of
 # a pixel seriously.

@@ -974,4 +974,5 @@ exercises.check("oks", my_oks)
 # * F. Zhang and others, *Distribution-aware coordinate representation for human pose estimation*, CVPR 2020: decoding better than to a cell.
 # * The code: `source(minimask.models.keypoint_head)`, `source(minimask.keypoints)`, `source(F.keypoint)`; docs/keypoints.md says what systems do differently.
 #
-# Next: **13 A gradient check of everything**, which takes all these layers as one function and holds its gradient to finite differences.
+# Next: [13 A gradient check of everything](13_gradient_check_of_everything.ipynb),
+# which takes all these layers as one function and holds its gradient to finite differences.

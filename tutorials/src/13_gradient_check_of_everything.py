@@ -818,4 +818,5 @@ with planted(*my_bug):
 # * A. Griewank, A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008, chapter 14: functions with corners.
 # * In the repository: `tests/test_mask_rcnn.py` asserts what this notebook showed, and `tests/test_mutants.py` plants bugs in all Functions and lets none survive.
 #
-# Next: **14 Why it is fast**, from loops in Python to the speed of C++, one step at a time.
+# Next: [14 Why it is fast](14_why_it_is_fast.ipynb),
+# from loops in Python to the speed of C++, one step at a time.
