@@ -15,6 +15,7 @@ from minimask.autograd import Tensor
 from minimask.backend import machine
 from minimask.boxes import nms
 from minimask.errors import InputError
+from minimask.kernels import nms as nms_kernel
 from minimask.lessons import cuda_on_cpu
 from minimask.masks import paste_masks
 
@@ -134,6 +135,7 @@ def test_where_blas_cannot_be_held_to_one_thread_only_work_without_it_is_divided
     monkeypatch.setattr(backend.workers, "threads", lambda: 3)
     monkeypatch.setattr(backend.workers, "FEW", 0)
     monkeypatch.setattr(backend.workers, "blas_libraries", list)
+    monkeypatch.setattr(nms_kernel, "COMPARED_AT_ONCE", 1024)
     parts_of, run_part = [], backend.workers._run_part
     monkeypatch.setattr(
         backend.workers, "_run_part", lambda *call: parts_of.append(call[2]) or run_part(*call)
