@@ -150,7 +150,8 @@ def parallel(
         `threads()` by default. With 1, or inside another `parallel`, ``function(0, 1)`` runs in the calling
         thread.
     operations : int, optional
-        Roughly how many multiplications there are in all; fewer than `FEW` are not divided.
+        Roughly how many multiplications there are in all, or elements to pass over; fewer than `FEW` are not
+        divided.
     calls_blas : bool
         Whether the function multiplies matrices so large that BLAS would use threads of its own. Where BLAS
         cannot be held to one (threadpoolctl is not installed, or does not know it: Apple's Accelerate), such
