@@ -265,10 +265,15 @@ void* shared(int id, size_t bytes) {
 
 void* dynamic_shared() { return shared(0, launch->shared_bytes); }
 
+static bool is_shared(const char* byte, size_t size) {
+    for (const auto& [memory, bytes] : arrays)
+        if (memory && memory <= byte && byte + size <= static_cast<char*>(memory) + bytes) return true;
+    return false;
+}
+
 bool is_global(const void* address) {
     const char* byte = static_cast<const char*>(address);
-    for (const auto& [memory, size] : arrays)
-        if (memory && memory <= address && byte < static_cast<char*>(memory) + size) return false;
+    if (is_shared(byte, 1)) return false;
     return !(stacks <= byte && byte < stacks + FIBERS * STACK);
 }
 
@@ -313,8 +318,7 @@ static void race(const Access& before, const char* did, const char* does, void* 
 static bool is_inside(const char* byte, size_t size) {
     for (size_t i = 0; i < launch->arrays; i++)
         if (launch->bounds[i].begin <= byte && byte + size <= launch->bounds[i].end) return true;
-    for (const auto& [memory, bytes] : arrays)
-        if (memory && memory <= byte && byte + size <= static_cast<char*>(memory) + bytes) return true;
+    if (is_shared(byte, size)) return true;
     Dl_info its, own;
     return dladdr(byte, &its) && dladdr((void*)offset_in_library, &own) && its.dli_fbase == own.dli_fbase;
 }
