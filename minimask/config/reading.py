@@ -77,7 +77,8 @@ def _text_of(file_or_name: str) -> str:
         reason = getattr(error, "strerror", None) or "not UTF-8 text (save it as UTF-8)"
         names = ", ".join(packaged_names())
         raise InputError(
-            f"--config {file_or_name}: {reason}; give a TOML file or one of the names {names}, or auto"
+            f"--config {file_or_name}: {reason}; give a TOML file or one of the names {names} "
+            "(in the command, also auto)"
         ) from error
 
 

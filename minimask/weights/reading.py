@@ -131,7 +131,9 @@ def read_weights(path: str | Path) -> Weights:
     except Refusal as error:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give the weights") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); give a file that can be"
+        ) from error
 
 
 def _read(path: Path, file: IO[bytes]) -> Weights:
