@@ -1,7 +1,9 @@
 """The command ``minimask``: its arguments, its help, and its errors in one line each."""
 
 import argparse
+import difflib
 import errno
+import itertools
 import os
 import sys
 import textwrap
@@ -121,8 +123,21 @@ class _Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*arguments, allow_abbrev=False, **options)
 
+    def parse_known_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None):
+        """Refuse an option that is not there before argparse misses one that was meant by it."""
+        parts = itertools.takewhile(lambda part: part != "--", args)
+        if self._subparsers:  # its own options stand before the command, which reads what follows
+            parts = itertools.takewhile(lambda part: part.startswith("-"), parts)
+        known = list(self._option_string_actions)
+        for part in parts:
+            option = part.partition("=")[0]
+            if option.startswith("--") and option not in known and " " not in part:
+                near = difflib.get_close_matches(option[2:], [name[2:] for name in known], 1)
+                self.error(f"{option}: no such option" + (f"; did you mean --{near[0]}?" if near else ""))
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str):
-        command = " COMMAND" if message.startswith("unrecognized") else ""  # whose options they would be
+        command = " COMMAND" if message.startswith("unrecognized") else ""  # whose arguments they would be
         raise InputError(f"{message}; see '{self.prog}{command} --help'")
 
 

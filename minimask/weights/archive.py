@@ -83,7 +83,10 @@ class Archive:
         try:
             self._file = open_regular(path)
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+            why = error.strerror or error
+            raise InputError(
+                f"{path}: cannot be read ({why}); give a checkpoint or file of weights"
+            ) from error
         try:
             self._zip = self._guarded(lambda: zipfile.ZipFile(InParts(self._file)))
             self._check_contents()
