@@ -170,7 +170,7 @@ def roi_align(
 
     Returns
     -------
-    (R, C, PH, PW) Tensor.
+    (R, C, PH, PW) Tensor, of the features' dtype.
 
     Raises
     ------
@@ -248,7 +248,7 @@ def roi_pool(x, rois, output_size, spatial_scale=1.0, aligned: bool = False, *, 
 
     Returns
     -------
-    (R, C, PH, PW) Tensor; 0 in empty bins.
+    (R, C, PH, PW) Tensor, of the features' dtype; 0 in empty bins.
     """
     inputs, options = _inputs("roi_pool", x, rois, spatial_scale, levels)
     size = align.Sampling(as_pair(output_size, "output_size")).output_size  # refuses 0

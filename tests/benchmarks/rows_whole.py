@@ -122,14 +122,14 @@ def small_batch(objects: int = 30) -> tuple[list[np.ndarray], list[dict]]:
     return [image((256, 256))] * 2, [discs(n, objects, (256, 256), (4, 15)) for n in range(2)]
 
 
-def small_step(objects: int = 30) -> Callable:
-    return step(models.maskrcnn_small(2), *small_batch(objects))
+def small_step(objects: int = 30, num_classes: int = 2) -> Callable:
+    return step(models.maskrcnn_small(num_classes), *small_batch(objects))
 
 
-def torch_small_step(objects: int = 30) -> Callable:
+def torch_small_step(objects: int = 30, num_classes: int = 2) -> Callable:
     from tests.benchmarks.torch_small import torch_small
 
-    return torch_step(torch_small(models.maskrcnn_small(2)), *small_batch(objects))
+    return torch_step(torch_small(models.maskrcnn_small(num_classes)), *small_batch(objects))
 
 
 # -------------------------------------------------------------------------------------------- training steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
@@ -65,7 +65,7 @@ class _Backbone(nn.Module):
 
 def torch_small(model) -> MaskRCNN:
     """A torchvision model that takes over the weights of minimask's `maskrcnn_small`, default options."""
-    width, channels = 256, 64
+    width, channels, classes = 256, 64, model.box_head.num_classes
     box = TwoMLPHead(channels * 49, width)
     mask = MaskRCNNHeads(channels, [channels] * 4, 1)
     peer = MaskRCNN(
@@ -76,18 +76,12 @@ def torch_small(model) -> MaskRCNN:
         box_batch_size_per_image=model.box_head.options.batch_size_per_image,
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2),
         box_head=box,
-        box_predictor=_predictor(width),
+        box_predictor=FastRCNNPredictor(width, classes),
         mask_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2),
         mask_head=mask,
-        mask_predictor=MaskRCNNPredictor(channels, channels, 2),
+        mask_predictor=MaskRCNNPredictor(channels, channels, classes),
         min_size=256,
         max_size=1600,
     )
     peer.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in model.state_dict().items()})
     return peer.train()
-
-
-def _predictor(width: int):
-    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-
-    return FastRCNNPredictor(width, 2)
