@@ -247,7 +247,8 @@ class BoxCoder:
 
     Notes
     -----
-    Girshick et al. 2014, R-CNN, appendix C; the weights are Fast R-CNN's target normalisation.
+    Girshick et al. 2014, R-CNN, appendix C; the weights come from the code of Faster R-CNN
+    (``BBOX_NORMALIZE_STDS``).
     """
 
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)

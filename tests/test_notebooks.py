@@ -93,7 +93,8 @@ BROKEN = {
     "cell 1 has the id other": lambda book: book.cells[1].update(id="other"),
     "cell 1 has execution count 7, not 1": lambda book: book.cells[1].update(execution_count=7),
     "cell 1 has execution count None, not 1": lambda book: book.cells[1].update(execution_count=None),
-    "has metadata of the machine": lambda book: book.cells[0].metadata.update(tags=["x"]),
+    "has metadata of the machine": lambda book: book.metadata.update(widgets={}),
+    "cell 0 has other metadata than its source": lambda book: book.cells[0].metadata.update(tags=["x"]),
     "cell 1 ends in ValueError": lambda book: book.cells[1].update(
         outputs=[nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])]
     ),
@@ -105,6 +106,9 @@ BROKEN = {
     "cell 1 shows a figure without axes": lambda book: book.cells[1].update(
         outputs=[displayed(text_plain="<Figure size 640x480 with 0 Axes>")]
     ),
+    "cell 1 has 1 figures, and no # alt: says what they show": lambda book: book.cells[1].update(
+        outputs=[displayed(image_png=png(20))]
+    ),
     "cell 1 shows an empty figure": lambda book: book.cells[1].update(outputs=[displayed(image_png=png(2))]),
     "cell 1 shows an old minimask/tape.py: build the notebook again": lambda book: book.cells[1].update(
         outputs=[displayed(text_plain="# minimask/tape.py\ndef run_backward(roots) -> int:")]
@@ -113,15 +117,17 @@ BROKEN = {
 }
 
 
-def test_listings_are_renewed_and_nothing_else_is_touched(tmp_path, monkeypatch):
+def test_words_are_renewed_and_nothing_else_is_touched(tmp_path, monkeypatch):
     (tmp_path / "src").mkdir()
     monkeypatch.setattr(notebooks, "TUTORIALS", tmp_path)
     name = next(name for name in NAMES if name.startswith("03"))
+    shutil.copy(ROOT / "tutorials" / "src" / f"{name}.py", tmp_path / "src")
     committed = (ROOT / "tutorials" / f"{name}.ipynb").read_bytes()
-    old = committed.replace(b"class BatchNorm(Function):", b"class BatchNorm(Operator):")
-    assert old != committed
+    listed = committed.replace(b"class BatchNorm(Function):", b"class BatchNorm(Operator):")
+    old = listed.replace(b'"alt": "', b'"alt": "As it was. ').replace(b"**Time**", b"**Space**")
+    assert old != listed != committed
     (tmp_path / f"{name}.ipynb").write_bytes(old)
-    notebooks.listings(name)
+    notebooks.words(name)
     assert (tmp_path / f"{name}.ipynb").read_bytes() == committed
 
 
@@ -134,6 +140,14 @@ def test_the_check_says_what_is_wrong(problem, tmp_path, monkeypatch):
     BROKEN[problem](book)
     nbformat.write(book, path)
     assert any(found.startswith(problem) for found in notebooks.check(NAMES[0]))
+
+
+def test_what_figures_show_stands_in_comments_that_readers_of_the_code_do_not_see():
+    written = "# %%\n# alt: Two curves,\n#   one above.\n# draws\nplot()\n# %% [markdown]\n# Text."
+    figure, text = notebooks.parse(written)
+    assert (figure.source, figure.alt) == ("# draws\nplot()", "Two curves, one above.")
+    assert figure.metadata == {"mystnb": {"image": {"alt": "Two curves, one above."}}}
+    assert (text.source, text.alt, text.metadata) == ("Text.", "", {})
 
 
 def test_ordinary_outputs_are_no_problem():

@@ -1,10 +1,11 @@
-"""Notebooks from their sources: ``python tools/notebooks.py build|listings|check|run [NAME...]``.
+"""Notebooks from their sources: ``python tools/notebooks.py build|words|check|run [NAME...]``.
 
 ``tutorials/src/NAME.py`` (py:percent: ``# %% [markdown]`` and ``# %%`` begin a cell) is what people edit and
 review; ``tutorials/NAME.ipynb`` is what they read, with outputs, on GitHub and Colab.
 
 build     execute the source and write the notebook, with fixed cell ids and nothing of time or machine in it
-listings  renew what `source(...)` shows of today's package, after changes in words; nothing else is executed
+words     renew what is not computed: the text, what `# alt:` says, and what `source(...)` shows of today's
+          package
 check     say where a notebook differs from its source or breaks a rule of tutorials/README.md
 run       execute the source in an empty folder and write nothing; MINIMASK_FAST=1 for the fast setting
 
@@ -15,6 +16,7 @@ import argparse
 import ast
 import base64
 import io
+import itertools
 import os
 import re
 import sys
@@ -35,6 +37,7 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 MARKER = re.compile(r"^# %%(.*)$")
+ALT = "# alt: "  # begins the description of a code cell's figures; "#   " goes on with it
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 SETUP = """\
 # Where minimask is missing, it is installed from the clone or wheel that MINIMASK_CLONE names, if it does.
@@ -70,10 +73,16 @@ FOREIGN = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's type, "markdown" or "code", and its text."""
+    """A cell's type, "markdown" or "code", its text, and what its figures show, in words."""
 
     kind: str
     source: str
+    alt: str = ""
+
+    @property
+    def metadata(self) -> nbformat.NotebookNode:
+        """As MyST-NB reads it."""
+        return nbformat.from_dict({"mystnb": {"image": {"alt": self.alt}}} if self.alt else {})
 
 
 def names(wanted: list[str]) -> list[str]:
@@ -93,7 +102,16 @@ def parse(text: str) -> list[Cell]:
             cells.append(("markdown" if marker.group(1).strip() == "[markdown]" else "code", []))
         elif cells:
             cells[-1][1].append(re.sub(r"^# ?", "", line) if cells[-1][0] == "markdown" else line)
-    return [Cell(kind, "\n".join(lines).strip("\n")) for kind, lines in cells]
+    return [Cell(kind, *described(lines)) for kind, lines in cells]
+
+
+def described(lines: list[str]) -> tuple[str, str]:
+    """A code cell's text without the description of its figures, and the description on one line."""
+    said = 0
+    if lines and lines[0].startswith(ALT):
+        said = 1 + len(list(itertools.takewhile(lambda line: line.startswith("#   "), lines[1:])))
+    words = " ".join(line.removeprefix(ALT).lstrip("# ").strip() for line in lines[:said])
+    return "\n".join(lines[said:]).strip("\n"), words
 
 
 def source_cells(name: str) -> list[Cell]:
@@ -105,7 +123,7 @@ def notebook(name: str, cells: list[Cell]) -> nbformat.NotebookNode:
     made = nbformat.v4.new_notebook(metadata=METADATA)
     for i, cell in enumerate(cells):
         new = nbformat.v4.new_markdown_cell if cell.kind == "markdown" else nbformat.v4.new_code_cell
-        made.cells.append(new(cell.source, id=f"{name[:2]}-{i}"))
+        made.cells.append(new(cell.source, id=f"{name[:2]}-{i}", metadata=cell.metadata))
     return made
 
 
@@ -135,19 +153,22 @@ def build(name: str) -> None:
     """Execute a source and write its notebook."""
     made = execute(name)
     made.metadata = nbformat.from_dict(METADATA)  # the kernel has added its version
-    for cell in made.cells:
-        cell.metadata = nbformat.from_dict({})
+    for cell, source in zip(made.cells, source_cells(name)):
+        cell.metadata = source.metadata
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = smaller(output.data["image/png"])
     nbformat.write(made, TUTORIALS / f"{name}.ipynb")
 
 
-def listings(name: str) -> None:
-    """Renew the outputs of cells that end in `source(...)`, of whatever the notebook's imports can name."""
+def words(name: str) -> None:
+    """Renew text, descriptions, and what cells that end in `source(...)` show, whose names are imported."""
     path, known = TUTORIALS / f"{name}.ipynb", {}
-    book = nbformat.read(path, as_version=nbformat.NO_CONVERT)
-    for number, cell in enumerate(book.cells):
+    book, sources = nbformat.read(path, as_version=nbformat.NO_CONVERT), source_cells(name)
+    for number, (cell, written) in enumerate(zip(book.cells, sources)):
+        cell.metadata = written.metadata
+        if cell.cell_type == written.kind == "markdown":
+            cell.source = written.source
         for statement in ast.parse(cell.source).body if cell.cell_type == "code" else []:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 exec(compile(ast.Module([statement], []), name, "exec"), known)
@@ -186,7 +207,7 @@ def check(name: str) -> list[str]:
     problems = [*_recipe(cells)]
     if path.stat().st_size > MAX_BYTES:
         problems.append(f"has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}")
-    if made.metadata != METADATA or any(cell.metadata for cell in made.cells):
+    if made.metadata != METADATA:
         problems.append("has metadata of the machine that made it")
     if len(made.cells) != len(cells):
         problems.append(f"has {len(made.cells)} cells, its source {len(cells)}")
@@ -194,6 +215,8 @@ def check(name: str) -> list[str]:
     for i, (cell, source) in enumerate(zip(made.cells, cells)):
         if (cell.cell_type, cell.source) != (source.kind, source.source):
             problems.append(f"cell {i} differs from the source")
+        if cell.metadata != source.metadata:
+            problems.append(f"cell {i} has other metadata than its source; try words")
         if cell.id != f"{name[:2]}-{i}":
             problems.append(f"cell {i} has the id {cell.id}")
         if cell.cell_type == "code":
@@ -201,6 +224,10 @@ def check(name: str) -> list[str]:
             if cell.execution_count != executed:
                 problems.append(f"cell {i} has execution count {cell.execution_count}, not {executed}")
             problems += [f"cell {i} {what}" for output in cell.outputs for what in _of_output(output)]
+            figures = sum("image/png" in output.get("data", {}) for output in cell.outputs)
+            if bool(figures) != bool(source.alt):
+                which = ALT if source.alt else f"no {ALT}"
+                problems.append(f"cell {i} has {figures} figures, and {which}says what they show")
     return problems
 
 
@@ -262,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", choices=["build", "listings", "check", "run"])
+    parser.add_argument("action", choices=["build", "words", "check", "run"])
     parser.add_argument("names", nargs="*", metavar="NAME")
     arguments = parser.parse_args(argv)
     wrong = 0
@@ -271,8 +298,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.action == "build":
             os.environ.pop("MINIMASK_FAST", None)
             build(name)
-        if arguments.action == "listings":
-            listings(name)
+        if arguments.action == "words":
+            words(name)
         if arguments.action == "run":
             execute(name)
         else:

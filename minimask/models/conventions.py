@@ -47,7 +47,8 @@ class Conventions:
         Whether the RPN's losses are divided by the number of anchors to be sampled, or by the number that
         was.
     rpn_ranks_logits : bool
-        Whether proposals are ranked by logits, or by probabilities, which are all 1 for logits from 17 up.
+        Whether suppression ranks proposals by logits, or by probabilities, which are all 1 for logits from 17
+        up; the best of each level are taken by logits.
     rpn_min_size : float
         Proposals with a side below this, in pixels of the batch, are dropped.
     rpn_post_nms_top_n_train : int

@@ -228,7 +228,7 @@ def _conventions(
 ) -> Conventions:
     """The system's conventions; by the rules of its model zoo where the weights do not tell.
 
-    detectron2: ResNeXt, converted from PyTorch, has the stride in the 3x3 and pixels divided by their
+    detectron2: ResNeXt, converted from Caffe2, has the stride in the 3x3 and pixels divided by their
     standard deviation, 57 to 58; the others, converted from MSRA's Caffe files, have it in the 1x1 and
     undivided pixels. torchvision: with the first version's COCO weights (91 classes, or persons with 17
     keypoints), the batch norms' eps is 0. `counted` says that some norms count batches; theirs do not.

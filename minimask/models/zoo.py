@@ -56,7 +56,8 @@ FINE = replace(SMALL, pool=False, box_convs=2, head_norm=GroupNorm)
 SMALL_KEYPOINTS = replace(SMALL, box_convs=2, head_norm=GroupNorm, keypoint_norm=GroupNorm)
 """Chosen together with `keypointrcnn_small`'s few anchors and RoIs; neither was measured alone."""
 RESNET50_FPN_V2 = Architecture(rpn_convs=2, box_convs=4, head_norm=BatchNorm2d)
-"""torchvision's second version, after Li et al. 2021, Benchmarking Detection Transfer Learning with ViTs."""
+"""torchvision's second version, after Li et al. 2021, Benchmarking detection transfer learning with
+vision transformers."""
 
 
 def maskrcnn_resnet50_fpn(
@@ -228,7 +229,7 @@ def maskrcnn_resnext101_32x8d_fpn(
     """Mask R-CNN on ResNeXt-101-FPN: 3x3 convolutions in 32 groups, of 8 channels in the first stage
     (Xie et al. 2017).
 
-    Parameters as for `maskrcnn_resnet50_fpn`. The paper's X101 has 64 groups of 4.
+    Parameters as for `maskrcnn_resnet50_fpn`. The paper does not say how many its X101 has.
     """
     options = {"architecture": RESNEXT101_FPN} | options
     return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)

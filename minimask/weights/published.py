@@ -23,7 +23,7 @@ class Published:
     ----------
     url : str
         torchvision's names end in the first eight digits of the file's SHA-256, which the download checks;
-        the digits in detectron2's are those of a commit.
+        detectron2's in the first six of its MD5, which nobody checks here.
     licence : str
         Of the weights, as a phrase.
     """
@@ -33,7 +33,9 @@ class Published:
 
 
 def _torchvision(file: str) -> Published:
-    return Published(_TORCHVISION + file, "torchvision's, BSD 3-Clause; trained on COCO or ImageNet")
+    return Published(
+        _TORCHVISION + file, "torchvision's; what it was trained on, COCO or ImageNet, may set terms"
+    )
 
 
 def _detectron2(path: str) -> Published:
@@ -41,11 +43,11 @@ def _detectron2(path: str) -> Published:
 
 
 def _zoo(kind: str, models: dict[str, str]) -> dict[str, Published]:
-    """Rows of detectron2's model zoo, by model: the number of its run and the commit in the file's name."""
+    """Rows of detectron2's model zoo, by model: the number of its run and the MD5 in the file's name."""
     rows = {}
     for name, number in models.items():
-        run, commit = number.split("/")
-        rows[f"detectron2:{name}"] = _detectron2(f"COCO-{kind}/{name}/{run}/model_final_{commit}.pkl")
+        run, digits = number.split("/")
+        rows[f"detectron2:{name}"] = _detectron2(f"COCO-{kind}/{name}/{run}/model_final_{digits}.pkl")
     return rows
 
 

@@ -114,6 +114,9 @@ assert np.allclose([x.grad, w.grad], [passes * (w.item() + 1), passes * x.item()
 
 
 # %%
+# alt: Graph of the tape: x and w lead into Multiply, its result and x once more into Add, then come ReLU and
+#   y. Solid arrows carry 2, 3, 6, 8 and 8 forward; dashed ones carry 1 back along the chain, then 2 to w, and
+#   two numbers to x: 3 from Multiply and 1 from Add.
 def draw_tape(labels, values, nodes, sent, output):
     """Leaves on the left, then the calls as they were made: blue arrows forward, red ones back."""
     _, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
@@ -334,6 +337,9 @@ source(tape.run_backward, tape._add)
 
 
 # %%
+# alt: Calls of backward, on a logarithmic axis, over 1 to 16 additions in a row. Recursion rises as a
+#   straight line, doubling with each addition, to about 65,000 calls; the heap needs only one call per
+#   addition, 16 at the end.
 def recursive_backward(node, gradient, count):
     """What one writes first: pass every gradient on as soon as it arrives."""
     count[0] += 1
@@ -400,6 +406,9 @@ source(F.array.Add, F.array.Multiply, F.activation.ReLU)
 
 
 # %%
+# alt: Memory alive in MiB over the blocks passed, 24 forward and 24 backward. A tape that holds its inputs
+#   climbs to 74 MiB and stays there; minimask's climbs to a peak of 26 MiB at the turn and falls to about 4
+#   on the way back.
 class Probe(Function):
     """Hands everything on, and notes the memory in use."""
 
@@ -491,6 +500,10 @@ except RuntimeError as error:
 # our Softplus, and a softmax:
 
 # %%
+# alt: Relative error over the step h, both logarithmic, in float64 and float32: the curves are Vs that fall
+#   along the rounding line and rise with h, its square or its fourth power. In float64 central differences
+#   get to about 1e-11, five points to 1e-13; in float32 all errors are 1 below a step of 1e-7, and no valley
+#   is deep.
 inputs = [rng.normal(size=(5, 6)), rng.normal(size=(6, 4))]
 steps = np.logspace(-13, 0, 27 if FAST else 79)
 
@@ -610,6 +623,9 @@ assert blind == ["the sign", "a factor 2", "zeros", "one element of 20 off by 1 
 
 
 # %%
+# alt: Two plots of the relative error over the step for a ReLU, one input lying 0.0001 or 1 from its corner.
+#   In both the error falls along the rounding line up to a vertical line at that distance; on the left it
+#   jumps there from about 1e-11 to 4e-3 and stays.
 def with_corner(distance):
     x = np.linspace(4.0, 5.0, 10)
     x[3] = distance
@@ -670,6 +686,10 @@ assert np.array_equal(y.numpy(), x.numpy()) and np.array_equal(x.grad, [1, 0, 1]
 
 
 # %%
+# alt: Left, the share classified correctly over 2000 steps, three runs each: with the right B it is 1 within
+#   500 steps, with a random B nearly 1 later on, with nothing 0.6 to 0.72 at the end. Right, angles to the
+#   true gradient for random B: about 75 to 85 degrees for all weights in the end, and for the middle layer a
+#   fall from 110 to about 40.
 class FeedbackLinear(Function):
     """y = x W^T, whose backward pass uses B in place of W."""
 

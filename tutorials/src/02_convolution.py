@@ -75,6 +75,9 @@ rng = np.random.default_rng(0)
 
 
 # %%
+# alt: The 16 x 36 matrix of a 3 x 3 convolution: every row holds the nine weights in three groups, one pixel
+#   or more further right than in the row above. One row, laid out as an image, is the kernel, 1 to 9; one
+#   column, laid out as an output, is the kernel turned by 180 degrees, with the 9 at its upper left.
 def matrix(operator, channels, size):
     """The matrix of a linear operator on images: one column for each pixel."""
     units = np.eye(channels * size * size).reshape(-1, channels, size, size)
@@ -299,6 +302,9 @@ print("both gradients are convolutions themselves: agreed to 1e-12")
 # is the correlation of the two pictures. It must be largest where they match.
 
 # %%
+# alt: Four panels: a piece of a slide of nuclei, a smaller and shifted piece, minus the first gradient as a
+#   25 x 25 map, and the kernel after 100 steps. The first gradient has one broad peak, centred in the circle
+#   at row -9, column 5; after 100 steps the peak is only a few pixels wide, at the same place.
 slide = nuclei_sample("train").image(8).mean(axis=0).astype(np.float64)[:256, :256]  # grey
 slide = (slide - slide.mean()) / slide.std()
 moved, size, reach = (-9, 5), 112, 12
@@ -366,6 +372,10 @@ assert min(losses) < losses[0]
 # transposed convolution, of which more below: compare it with the one of stride 2.
 
 # %%
+# alt: Six convolution matrices, outputs by pixels, on one scale: padding 1 (36 x 36, in diagonal bands),
+#   stride 2 (9 x 36), dilation 2 (4 x 36, bands with gaps), two channels to two (2 x 2 full blocks), groups 2
+#   (only the diagonal blocks), and a transposed convolution (36 x 9), the mirror image of the one of stride
+#   2.
 OPTIONS = {
     "padding 1": (lambda x: F.conv2d(x, kernel, padding=1), 1, 6),
     "padding 1, stride 2": (lambda x: F.conv2d(x, kernel, padding=1, stride=2), 1, 6),
@@ -442,6 +452,9 @@ source(
 # 4), and what it holds.
 
 # %%
+# alt: On top a wide grey strip, nine rows of the matrix of patches over 480 columns. Below, each row as an
+#   image of its own is the same picture of nuclei, moved a different way (row 4 not at all); three marked
+#   columns, as images, are 3 x 3 windows, whose pixels are dotted into row 4.
 crop = slide[132:180, 136:184][None, None]
 apart = 6  # pixels: so that one sees it
 g = Geometry.of(crop.shape, (1, 1, 3, 3), stride=1, padding=apart, dilation=apart, groups=1)
@@ -563,6 +576,9 @@ source(convolution._blocks, convolution._patches, convolution.forward)
 # and read on from there; the orange one straddles two rows.
 
 # %%
+# alt: Left, a 6 x 6 image padded to 8 x 8 with two windows of nine outlined pixels: one a compact square, the
+#   other torn apart, with three pixels in the last column and six in columns 0 and 1, a row further down.
+#   Right, the outputs, 6 rows of 8; the last two columns, with the second window's output, are hatched.
 g = Geometry.of((1, 1, 6, 6), (1, 1, 3, 3), 1, 1, 1, 1)
 x = rng.uniform(0.3, 1.0, size=g.x_shape)
 pitch = 8
@@ -605,6 +621,10 @@ assert np.allclose(kept, F.conv2d(x, kernel, padding=1).numpy()[0, 0])
 
 
 # %%
+# alt: Left, bars of multiplications a second on a logarithmic axis: im2col, shifted views, blocks and the
+#   bare matrix product have 20 billion or more each, plain loops less than a thousandth of one billion.
+#   Right, the time over the buffer of patches, from 256 KiB to 32 MiB: highest for the smallest, lowest from
+#   2 to 8 MiB.
 def forward_views(x, w, padding):
     """Stride 1: one product for each kernel element, on views of the flat padded image; no patches."""
     (n, c), (o, _, kh, kw) = x.shape[:2], w.shape
@@ -791,6 +811,9 @@ assert abs(inner[0] - inner[1]) < 1e-12
 # they are added. How many stamps does an output pixel get? Kernel, input and bias of ones count them:
 
 # %%
+# alt: Three grids with the number of stamps on each output of a transposed convolution of stride 2. Kernel 3
+#   x 3: a checkerboard of 1, 2 and 4; kernel 2 x 2: 1 everywhere; kernel 4 x 4: 4 everywhere inside, 2 along
+#   the border and 1 in the corners.
 _, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
 stamps = {}
 for axis, (k, padding) in zip(axes, ((3, 0), (2, 0), (4, 1))):
@@ -829,6 +852,9 @@ print("a 2 x 2 transposed convolution of stride 2 is a 1 x 1 convolution and a r
 # degree? And what does that do to a central difference?
 
 # %%
+# alt: Relative error over the step h, both logarithmic. For conv2d alone the central difference falls to
+#   about 1e-16 at a step near 1 and is still near 1e-15 at 1000, while the one-sided error rises to 1; with a
+#   sigmoid behind it every curve is a V, and the central one rises again from a step of about 1e-5 on.
 shapes = ((2, 3, 8, 8), (4, 3, 3, 3), (4,))
 inputs = [rng.normal(size=shape) for shape in shapes]
 steps = np.logspace(-13, 3, 33 if FAST else 97)
@@ -1050,6 +1076,9 @@ assert row.tolist() == [1, 5, 4, 7, 3, 8, 5, 7, 2, 7, 5, 8, 3, 7, 4, 5, 1]
 
 
 # %%
+# alt: Variance of the outputs, on a logarithmic axis, over 16 layers of random convolutions with ReLU, for
+#   three variances of the weights. With 2 / n it stays near 1; with 1 / n it falls to about 2e-5, with 4 / n
+#   it rises to nearly 1e5.
 def mean_squares(gain, layers, rng, channels=32, size=16):
     """<y^2> behind each of some layers of 3x3 convolution and ReLU, with weights of variance gain / n."""
     y, found = rng.normal(size=(1, channels, size, size)), []
@@ -1092,6 +1121,9 @@ assert all(0.85 < measured / (gain / 2) < 1.15 for gain, measured in growth.item
 
 
 # %%
+# alt: Two maps of 16 x 16 pixels, paths counted and mean square gradient measured, show the same tartan:
+#   darkest in row and column 0, then 8, and brightest where 5 and 11 meet. Right, paths along a row in four
+#   designs: 3 x 3 zigzags from 0.2 to 1.6 of the mean, 4 x 4 is flat, 1 x 1 is 0 at 15 pixels of 16.
 def mean_square_gradient(layers, size, networks, channels, rng):
     """Of each pixel, over random networks of 3x3 convolutions with ReLU, inputs and upstream gradients."""
     total = np.zeros((size, size))

@@ -80,6 +80,9 @@ to_batch = Transform(MINIMASK, min_size=None, max_size=1600)  # normalises, and 
 # only 35 x 35 pixels to go by, less than a nucleus. C5's reads 427 x 427, more than the whole image.
 
 # %%
+# alt: Left, nuclei with a cell of C2 to C5 at one place and a square frame for what each can see: C2's is
+#   smaller than a nucleus, C5's reaches beyond the 360-pixel image. Right, the image averaged over cells of
+#   4, 8, 16 and 32 pixels: at 88 x 88 cells the outlines are clear, at 11 x 11 they are gone.
 COLOURS, STAGES = (BLUE, GREEN, ORANGE, RED), ("C2", "C3", "C4", "C5")
 FIELDS = {"C2": 35, "C3": 91, "C4": 267, "C5": 427}  # pixels; computed and measured below
 image = nuclei[5].image  # (3, 360, 360)
@@ -137,6 +140,9 @@ plt.show()
 source(F.pool.MaxPool2d.backward)
 
 # %%
+# alt: Max pooling in three grids of numbers: a 5 x 5 input with four overlapping 3 x 3 windows framed, the 2
+#   x 2 output with 9, 8, 4 and 8, and the gradient of the input. It is zero but for three winners: 1 at the
+#   9, 100 at the 4, and 1010 at the 8, which wins in two windows.
 few = np.array([[1.0, 2, 0, 1, 3], [0, 9, 1, 2, 0], [2, 1, 0, 8, 1], [1, 0, 4, 1, 0], [0, 2, 1, 0, 5]])
 pixels = Tensor(few[None, None], requires_grad=True)
 pooled = F.max_pool2d(pixels, 3, stride=2)
@@ -192,6 +198,9 @@ source(BasicBlock, Bottleneck, nn.Norm)
 
 
 # %%
+# alt: Output (top) and gradient (bottom) over the input t for three networks, each panel with a scale of its
+#   own. One plain block: a smooth curve, gradients within 5; 16 plain blocks: noise, with gradients of up to
+#   6000; 16 residual blocks: a jagged curve that can be followed, with gradients of up to about 80.
 class Plain(BasicBlock):
     """A basic block without its shortcut."""
 
@@ -271,6 +280,9 @@ assert numbers["plain, 16 blocks"][2] > 10 * numbers["residual, 16 blocks"][2]
 # each square a whole map; squares with the same number (and colour) share their mean and variance.
 
 # %%
+# alt: Three grids of 4 images by 8 channels, in which squares with the same number share mean and variance.
+#   Batch norm has one number for each column, 0 to 7; group norm one for each pair of neighbouring channels
+#   in each row, 0 to 15; in the frozen grid all squares are empty.
 _, axes = plt.subplots(1, 3, figsize=(11, 2.5), layout="constrained")
 channel, row = np.meshgrid(np.arange(8), np.arange(4))
 for axis, (title, groups) in zip(
@@ -410,6 +422,9 @@ for name, norm in (
 # is crossed.
 
 # %%
+# alt: Relative error over the step, both logarithmic, for batch norm, group norm and a residual block.
+#   One-sided, central and five-point differences make ever deeper Vs, down to 1e-12 or less for five points;
+#   in the residual block the central and five-point errors jump to about 1e-2 beyond a step of 1e-3.
 steps = np.logspace(-13, 0, 27 if FAST else 53)
 block = BasicBlock(4, 4, 1, lambda c: nn.GroupNorm(c, 2), np.random.default_rng(0)).astype(np.float64)
 
@@ -534,6 +549,9 @@ assert spread["frozen, never calibrated"][3] > 10 * spread["group norm"][3]
 # happens to $A$'s own feature map C5?
 
 # %%
+# alt: Three images of 256 pixels, A and B dark with faint nuclei, C bright stained tissue, and a bar chart of
+#   how much A's map C5 changes when C takes B's place beside it in the batch: 0 % with group norm, 96 % with
+#   batch norm, 0 % with frozen norm.
 a, dark, bright = (nuclei[i].image[:, :256, :256] for i in (0, 1, 28))
 change = {}
 for name, norm in NORMS.items():
@@ -694,6 +712,10 @@ assert extent(energy(pyramid, 4, middle, x)) == field_of_level(body, 6, middle, 
 # What can be seen grows with the depth, what is looked at only with its square root (Luo et al., 2016).
 
 # %%
+# alt: Left, bell curves of where stacks of 4, 8, 16 and 32 layers look: they get lower and wider, from a peak
+#   of 0.24 to one below 0.09, but with 32 layers, too, nearly nothing lies beyond 14 cells. Right, over the
+#   layers: what can be seen rises to 32 cells, what is looked at to less than 5, with the measured points on
+#   the derived curve.
 depths, size, tries = (4, 8, 16, 32), 97, 2 if FAST else 6
 _, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
 position = np.arange(size) - size // 2
@@ -738,12 +760,15 @@ assert np.allclose(measured, np.sqrt(2 * np.array(depths) / 3), rtol=0.25)
 
 # %% [markdown]
 # Now the real thing, at ResNet-50's depth, untrained. The shortcuts keep it even narrower: part of the
-# gradient takes no sideways step at all. Each panel is cut to the cell's field. Red frames show what the
-# cell can see, white ones the squares that hold a half (dashed) and 95 % (solid) of the squared gradient;
+# gradient takes no sideways step at all. Each panel shows the cell's field and a little around it. Red
+# frames show what the cell can see, white ones the squares that hold a half (dashed) and 95 % (solid) of the squared gradient;
 # the titles give the sides of all three, in pixels.
 
 
 # %%
+# alt: Eight maps of the squared gradient of a cell, C2 to C5 above P2 to P5, with a frame for what the cell
+#   can see and two inner ones for 50 and 95 %. Each is a blob, brightest in the middle, that fades towards
+#   the outer frame: C5 sees 427 pixels, with 95 % within 174; P2 sees 459, nearly as much as P5 with 491.
 def side_of(e, share):
     """The side of the square around the middle of the image that holds a share of e."""
     away = np.abs(np.arange(SIDE) - SIDE / 2)
@@ -809,6 +834,10 @@ assert seen["C5"].sum() > 5 * seen["C2"].sum()
 # to every pixel. Measure C2, which should see 35 x 35 pixels, in a batch of two images:
 
 # %%
+# alt: Six maps of the squared gradient of one C2 cell, on a logarithmic scale, for frozen, batch and group
+#   norm: its own image above, the other one below. All three have a bright spot some 40 pixels wide in their
+#   own image; around it frozen has nothing, group norm reaches all of that image, and batch norm the other
+#   one as well.
 pair = to_batch([nuclei[i].image[:, :256, :256] for i in (0, 1)]).images
 _, axes = plt.subplots(2, 3, figsize=(9.5, 6.2), sharex=True, sharey=True, layout="constrained")
 reach = {}
@@ -887,6 +916,9 @@ source(FPN)
 source(UpsampleNearest, resample.nearest, resample._doubled, resample._doubled_gradient)
 
 # %%
+# alt: Four grids of numbers: x with 1 to 9; y with each of them copied into a 2 x 2 block; gy, which is 1 on
+#   a 3 x 3 square and 0 elsewhere; and gx, the sums of gy over the blocks, with 2 and 4 in the middle row, 1
+#   and 2 in the bottom row, and 0 elsewhere.
 x = Tensor(np.arange(1.0, 10.0).reshape(1, 1, 3, 3), requires_grad=True)
 y = F.upsample_nearest(x, (6, 6))
 gy = np.zeros((1, 1, 6, 6))
@@ -925,6 +957,9 @@ assert x.grad.sum() == gy.sum()  # nothing is lost: each column of the transpose
 # minimask's own FPN, whose initial weights keep the variance:
 
 # %%
+# alt: Stacked bars of the variance of the gradient at C2 to C5, divided by the level where it was said, with
+#   diamonds for the derived 1, 5, 21 and 85. The bars grow about fourfold from stage to stage and reach 79 at
+#   C5, of which about 60 come from P2.
 channels, cells = 64, 64
 pyramid_only = FPN([channels] * 4, channels, np.random.default_rng(4))
 rng = np.random.default_rng(5)
@@ -975,6 +1010,8 @@ assert np.allclose(measured, derived, rtol=0.35)
 # shift of 4 pixels exactly. Does P2, which has the same stride?
 
 # %%
+# alt: Bars of how much a map differs from its shifted self, in percent of its norm, for shifts of 4, 8, 16
+#   and 32 pixels. C2 has 0 at every shift; P2 has 91.6, 76.8 and 47.4 %, and 0 only at 32 pixels.
 shifts = (4, 8, 16, 32)
 margin = (459 // 2 + max(shifts)) // 4 + 2  # cells of P2: as far as its field and the shift reach
 kept = {"C2": [], "P2": []}
@@ -1031,6 +1068,9 @@ assert widths == {427, 459}
 # were lost on the way back, it would show here.
 
 # %%
+# alt: Relative error over the step, both logarithmic, for backbone and pyramid together. Five-point
+#   differences fall along the rounding line to about 1e-12 at a step of 2e-5, then jump to 3e-4; central ones
+#   turn near 2e-6, at about 5e-11, and jump at 6e-5. The valley of good steps is narrow.
 rng = np.random.default_rng(6)
 thin = ResNet(BasicBlock, (1, 1, 1, 1), (4, 4, 6, 6), lambda c: nn.GroupNorm(c, 2), rng, stem=3)
 whole = Backbone(thin, FPN(thin.channels, 4, rng)).astype(np.float64)
@@ -1132,8 +1172,8 @@ exercises.check("max_pool_backward", my_max_pool_backward)
 #
 # </details>
 #
-# **5.** `Bottleneck` has its stride in the 3 x 3 convolution (torchvision); the paper, and detectron2's
-# older models, have it in the first 1 x 1. Compute the receptive field of C5 for the latter. Which has
+# **5.** `Bottleneck` has its stride in the 3 x 3 convolution (torchvision); the original
+# ResNets, and detectron2's default models, have it in the first 1 x 1. Compute the receptive field of C5 for the latter. Which has
 # the wider view, and which skips pixels?
 #
 # <details><summary>Answer</summary>
@@ -1171,7 +1211,8 @@ exercises.check("max_pool_backward", my_max_pool_backward)
 # ## Read on
 #
 # * K. He, X. Zhang, S. Ren, J. Sun, *Deep residual learning for image recognition*, CVPR 2016; and
-#   *Identity mappings in deep residual networks*, ECCV 2016, where the product above is written out.
+#   *Identity mappings in deep residual networks*, ECCV 2016, where the gradient past a tower is written as
+#   what the shortcuts carry and a sum.
 # * D. Balduzzi et al., *The shattered gradients problem: if resnets are the answer, then what is the
 #   question?*, ICML 2017.
 # * S. Ioffe, C. Szegedy, *Batch normalization*, ICML 2015. Y. Wu, K. He, *Group normalization*, ECCV

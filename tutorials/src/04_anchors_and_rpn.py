@@ -113,6 +113,10 @@ def show(axes, image, title, gain=1.0):
 # is the other problem of this notebook.
 
 # %%
+# alt: The same image of nuclei three times, with boxes. Left, the anchors of one cell of each level, three
+#   shapes each, from about 8 pixels on P2 to more than 100 on P6; middle, some of the nuclei boxed, each with
+#   its best anchor dashed, a rough fit at most; right, a few of 15,631 background anchors, all over the
+#   image.
 small = models.maskrcnn_small(num_classes=2, seed=0)
 sample = train_set[4]
 batch = small.transform([sample.image])
@@ -177,7 +181,7 @@ assert np.allclose(areas, ours.sizes[0][0] ** 2)  # not rounded, so exactly of o
 # 1 for equal boxes, 0 for disjoint ones, and independent of the scale. Section 3.1.2 of Faster R-CNN then
 # says: an anchor is
 #
-# * **positive** if its IoU with some object is at least 0.7, and it answers for the object that it
+# * **positive** if its IoU with some object is at least 0.7 (the paper: higher), and it answers for the object that it
 #   overlaps most;
 # * **negative** (background) if its IoU with every object is below 0.3;
 # * **ignored** in between: it is neither a good example of an object nor of background;
@@ -229,6 +233,9 @@ assert (matcher(np.zeros((1, 5))) == BELOW_LOW).all()  # an object that nobody t
 
 
 # %%
+# alt: IoU of the best anchor over the side of a square object, for maskrcnn_small and for the paper's sizes.
+#   From 8 pixels on, the former has a median of 0.5 to 0.65 and a worst case near 0.4, always below the 0.7
+#   of a positive; the paper's peak near 0.8 to 0.9 at each anchor size and fall to 0.5 in between.
 def worst_iou(ratio):
     return (ratio - 0.5) ** 2 / (2 * ratio**2 - (ratio - 0.5) ** 2)
 
@@ -286,6 +293,9 @@ for generator, ratio in ((ours, 2), (unrounded, 8)):
 # So what becomes of real nuclei? Count, over all packaged training images, the positives by reason.
 
 # %%
+# alt: Left, the anchors of all training images as bars on a logarithmic axis: 101 with an IoU of 0.7 or more,
+#   1,212 rescued, 11,810 ignored, 654,656 background. Right, a histogram of the IoU of each nucleus's best
+#   anchor: a hump with its peak near 0.54, mostly left of the line at 0.7 from which an anchor is positive.
 strict = replace(matcher, allow_low_quality_matches=False)
 fits, best_of_object = f"IoU of {HIGH} or more", []
 counts = {fits: 0, "rescued": 0, "ignored": 0, "background": 0}
@@ -339,6 +349,9 @@ assert HIGH < 0.7 or (share > 0.6 and counts["rescued"] > 2 * counts[fits])
 source(sample_balanced)
 
 # %%
+# alt: The same image of nuclei three times, with anchors: 74 positive ones, one or a few on most nuclei; 663
+#   ignored ones, piled up so densely on the nuclei that they nearly hide them; and 182 drawn from the
+#   background, most of them small and scattered over the whole image.
 matches = matcher(iou)
 rng = np.random.default_rng(0)
 DRAWN, SHARE = 256, 0.5  # anchors of an image, and how many of them are positive at most
@@ -389,6 +402,9 @@ assert all(
 source(BoxCoder._encode, BoxCoder._decode)  # what `encode` and `decode` do, for some rows at a time
 
 # %%
+# alt: Histograms of the four targets dx, dy, dw and dh over the drawn positives. All are centred near 0 and
+#   lie between about -0.65 and 0.6; dx and dy are narrower, with standard deviations of 0.16 and 0.15, than
+#   dw and dh with 0.28 and 0.29.
 coder = BoxCoder()
 targets = coder.encode(sample.boxes[matches[positive]], anchors[positive])
 back = coder.decode(targets, anchors[positive])[:, 0]
@@ -456,6 +472,10 @@ plt.show()
 # up to the minimum. Here $\beta = 1/9$.
 
 # %%
+# alt: Left, cross-entropy over the logit for targets 1 and 0: mirror images that cross at a logit of 0, near
+#   0.7, with slopes from -1 to 0 and from 0 to 1. Right, smooth L1 over the error: for beta 0.11 a V with a
+#   round tip, its slope running from -1 to 1 within 0.11 of zero; for beta 1 a parabola with a straight line
+#   as slope.
 x = np.linspace(-6, 6, 241)
 d = np.linspace(-1, 1, 401)
 
@@ -639,6 +659,9 @@ with no_grad():
 # error jump at large steps.
 
 # %%
+# alt: Relative error over the step, both logarithmic, for the losses alone and for the losses of the head.
+#   Central differences fall to about 1e-11 and 1e-10 and turn; then central and five-point errors jump up,
+#   near a step of 3e-3 on the left, and near 2e-4 on the right, where they end above 0.01.
 some = np.sort(rng.choice(2 * 252, 40, replace=False))  # anchors of two images, 252 each, that are drawn
 code = rng.normal(size=(15, 4))
 
@@ -719,6 +742,9 @@ runs |= {"without rescue": train_rpn(False), "with rescue": train_rpn(True)}
 # many proposals are kept.
 
 # %%
+# alt: Left, losses over 200 steps: objectness without rescue ends near 0.02, with rescue near 0.1. Middle,
+#   positives drawn at each step: about 5 to 60 with rescue, mostly 0 to 4 without. Right, recall over the
+#   proposals kept: with 1000 of them 0.69 with rescue, 0.47 without, below 0.1 untrained.
 kept = np.unique(np.geomspace(1, 1000, 19).astype(int))
 styles = {"untrained": (GREY, ":"), "without rescue": (ORANGE, "--"), "with rescue": (BLUE, "-")}
 _, axes = plt.subplots(1, 3, figsize=(13, 3.7), layout="constrained")
@@ -827,6 +853,10 @@ for name, count in funnel.items():
 assert np.array_equal(proposals, model.rpn.propose(out, scene_batch)[0])
 
 # %%
+# alt: Six panels of one image: its 40 nuclei boxed; a coarse map of objectness, highest on and around nuclei;
+#   the 150 best anchors, the best boxes decoded, and the best after NMS, all in much the same piles on the
+#   nuclei; and the best proposal of each nucleus, most of them solid (IoU of 0.5 or more), nine dashed
+#   (less).
 top = scores[large].argsort()[::-1][:150]  # the 150 best boxes, before NMS
 height, width = scene.image.shape[1:]
 gain = 3.0
@@ -883,6 +913,9 @@ source(nms_loop)
 # $j$, outlined where it exceeds the threshold, so that $i$ *would* strike out $j$ if $i$ itself survives.
 
 # %%
+# alt: Left, eight overlapping boxes in two groups: 0, 1, 4 and 6 are kept (solid), 2, 3, 5 and 7 struck out
+#   (dashed). Right, the IoU of each box with each later one in an 8 x 8 grid; six cells above 0.5 are
+#   outlined: 0 with 2 and 5, 1 with 3 and 7, 2 with 5, 4 with 7.
 rng = np.random.default_rng(4)
 middles = np.repeat([[30.0, 34.0], [62.0, 40.0]], 4, axis=0) + rng.normal(0, 4, (8, 2))
 half = 14 + rng.normal(0, 2, (8, 2))
@@ -939,6 +972,9 @@ assert np.array_equal(kept_boxes, nms_loop(boxes, eight, THRESHOLD))
 assert all(struck.values())
 
 # %% [markdown]
+# Two boxes of each nucleus are left, where the drawn boxes are so far off that they overlap by less than the
+# threshold: suppression knows of overlaps, not of nuclei.
+#
 # The rule is greedy, and that has an odd consequence: a *better* box can bring a worse one back. Three
 # boxes in a row; B overlaps A and C, but A and C hardly touch.
 
@@ -968,6 +1004,9 @@ if overlap_of_ends <= at_most < overlap_of_two:
 # the tape differentiates.
 
 # %%
+# alt: Change of the heads' loss over t, in three plots that zoom in; with proposals held it is 0 throughout,
+#   a dashed line. With proposals anew it jumps about between -0.07 and 0.04 for t within 1, but is a
+#   straight, falling line within 0.01 and within 1e-6.
 model = runs["with rescue"][0].train().astype(np.float64)
 model.box_head.options = replace(model.box_head.options, batch_size_per_image=64)  # few are enough to see it
 model.rpn.options = replace(model.rpn.options, pre_nms_top_n_train=300, post_nms_top_n_train=300)
@@ -1171,10 +1210,12 @@ exercises.check("nms", my_nms)
 # ## Read on
 #
 # * S. Ren, K. He, R. Girshick, J. Sun, *Faster R-CNN: towards real-time object detection with region
-#   proposal networks*, NeurIPS 2015: sections 3.1 and 3.2.
+#   proposal networks*, NeurIPS 2015: sections 3.1 and 3.2 of the
+#   version on arXiv.
 # * T.-Y. Lin et al., *Feature pyramid networks*, CVPR 2017, section 4.1: one size per level, one head for
 #   all.
-# * R. Girshick et al., *Rich feature hierarchies*, CVPR 2014, appendix C: where box coding comes from. R.
+# * R. Girshick et al., *Rich feature hierarchies*, CVPR 2014, appendix C of the
+#   version on arXiv: where box coding comes from. R.
 #   Girshick, *Fast R-CNN*, ICCV 2015: smooth L1.
 # * S. Zhang et al., *Bridging the gap between anchor-based and anchor-free detection via adaptive
 #   training sample selection*, CVPR 2020: how much depends on the matching.

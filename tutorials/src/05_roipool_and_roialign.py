@@ -84,6 +84,9 @@ STRIDE = 16  # input pixels a cell of the feature map
 # box?**
 
 # %%
+# alt: A microscope image of 160 x 128 pixels beside its feature map of 10 x 8 grey cells, with the same box
+#   around a nucleus in both. On the map the edges of the box cut through cells: the left one, at pixel 25,
+#   lies between the cell borders at 16 and 32.
 image = data.nuclei_sample("val")[8].image[:, 82:210, 6:166].mean(axis=0, dtype=np.float64)  # (128, 160)
 height, width = (side // STRIDE for side in image.shape)  # in cells: 8 x 10
 cells = image[: height * STRIDE, : width * STRIDE].reshape(height, STRIDE, width, STRIDE).mean(axis=(1, 3))
@@ -106,6 +109,9 @@ plt.show()
 # yourself, there are sliders: **move the box** slowly to the right and watch the numbers on the right.
 
 # %%
+# alt: Three rows, one for each layer: the box and its 3 x 3 bins on the feature map, and beside it the nine
+#   numbers read. RoIPool's bins are up to 17 pixels off and read a nearly even 0.74 to 0.84; RoIWarp's are up
+#   to 7 pixels off; RoIAlign's lie exactly on the dotted true bins and read 0.30 to 0.81.
 s = Sampling((3, 3), ratio=2, aligned=True)
 explorer.explore(cells, box, s, STRIDE)
 
@@ -204,6 +210,9 @@ for name in misalign.GEOMETRIES:
 # stride 16 with seven bins. Each layer has a row; the dotted lines are where the edges should be.
 
 # %%
+# alt: Seven numbered bins along an axis of input pixels, a row for each layer, with dotted lines where their
+#   edges should be. RoIPool's bins overlap, and bin 7 begins 21.7 pixels too far to the left; RoIWarp's bins
+#   touch, but all begin about 8 pixels too early; RoIAlign's end exactly on the lines.
 figure, _ = misalign_figures.bins(dict(options=dict(bins=7), worst=found), None, None)
 figure.set_size_inches(11, 5.5)
 display(figure)
@@ -224,6 +233,9 @@ display(figure)
 # middle. Move a box over one stride and look:
 
 # %%
+# alt: Error of the place that the middle bin reads, over a shift of the box by 0 to 16 pixels, a line for
+#   each of five layers. RoIAlign's average stays at 0 and its maximum at 3 pixels; RoIPool falls to -4.4 and
+#   leaps to 11.5 at a shift of 12; both RoIWarps are sawtooth lines that leap by about 8 at 3 and 12.
 ramp = misalign.ramp_map((12, 16), STRIDE)
 start = STRIDE * np.array([3.3125, 2.5625, 8.75, 7.5])  # 53, 41, 140, 120 pixels
 fine = 1 / 4 if FAST else 1 / 16
@@ -288,6 +300,9 @@ assert spread["RoIAlign, average"] < 1e-11 and spread["RoIAlign, max"] < 1e-11
 source(align.bilinear_loop, align.roi_align_loop, Sampling.fractions)
 
 # %%
+# alt: A curve through the values of four cells, straight from centre to centre. With clamping it stays level
+#   beyond the outermost centres, at 0.6 on the left and 0.8 on the right, and drops to 0 half a cell outside
+#   the map; the sum of hats alone slopes down to 0 there, and has half the value at the map's edge.
 CELLS = np.array([0.6, 1.0, 0.3, 0.8])
 t = np.linspace(-2, len(CELLS) + 1, 601)
 clamped = np.array([align.bilinear_loop(CELLS[None, None], 0.0, u, 1, len(CELLS))[0] for u in t])
@@ -318,6 +333,9 @@ assert not clamped[(t < -1) | (t > len(CELLS))].any()
 # \times (n+1)$ parts, $(i + 1)/(n + 1)$. minimask has both.
 
 # %%
+# alt: Eight squares, each a bin with its n x n sampling points, n from 1 to 4: above in the centres of equal
+#   parts, below on the crossings of grid lines. With n = 1 they agree; with n = 4 the outermost centres lie
+#   an eighth of the side from the edge, the crossings a fifth.
 _, grid = plt.subplots(2, 4, figsize=(11, 6.2), layout="constrained")
 for row, placement in zip(grid, ("centers", "crossings")):
     for axes, n in zip(row, (1, 2, 3, 4)):
@@ -338,6 +356,8 @@ plt.show()
 # hats, without any points). So let $n$ grow and look at the distance.
 
 # %%
+# alt: Log-log plot of the distance from the exact integral over n, the points along a bin, from 1 to 32. Both
+#   placements begin at about 0.33; crossings fall like 1 / n to 0.012, centres like 1 / n squared to 0.00025.
 texture = rng.normal(size=(12, 16))
 room = STRIDE * np.array(texture.shape[::-1]) - 6.0
 some = misalign.random_boxes(rng, 60, 2.5 * STRIDE, 7.5 * STRIDE, room)
@@ -399,6 +419,9 @@ assert -2.3 < slope["centers"] < -1.7 and -1.3 < slope["crossings"] < -0.7
 source(assign_fpn_levels)
 
 # %%
+# alt: Two panels over the side of a square box, 16 to 1024 pixels. Left, the level it reads is a staircase
+#   from 2 to 5 with steps at 112, 224 and 448. Right, the cells per bin are a sawtooth between 2 and 4; only
+#   boxes below 56 pixels have fewer, down to 0.6, and the very largest more, up to 4.6.
 CANONICAL, LOWEST, HIGHEST = 224.0, 2, 5
 side = np.geomspace(16, 1024, 601)
 boxes_of_side = np.concatenate([np.zeros((len(side), 2)), np.stack([side, side], axis=1)], axis=1)
@@ -440,6 +463,9 @@ assert (cells_a_bin[unclamped] >= CANONICAL / 112 - 1e-4).all() and (
 # read, no gradient arrives:
 
 # %%
+# alt: Three heat maps of the gradient that the cells of a large box receive. Two points along a bin reach 35
+#   % of the cells: for centres in small patches, 14 in a row, for crossings in 7 larger ones, with nothing in
+#   between. Adaptive sampling reaches every cell, nearly evenly.
 large = np.array([8.0, 8.0, 232.0, 168.0])  # on a map of stride 4: bins of 8 x 6 cells
 x1, y1, x2, y2 = np.rint(large / 4).astype(int)  # in cells
 _, grid = plt.subplots(1, 3, figsize=(12, 3.9), layout="constrained")
@@ -573,6 +599,9 @@ assert min(found[name]["unseen"] for name in list(PAPER)[:3]) > 1 - 1.5 / STRIDE
 # Even with several images and levels it is *one* matrix: their cells are numbered one after the other.
 
 # %%
+# alt: The matrix A as a picture, 18 bins down and 80 cells across, nearly all of it empty. Each bin has
+#   weights of up to 0.44 in short runs, in two or three rows of the map; from bin to bin the runs move to the
+#   right, so that each box makes slanting stripes.
 rois = np.array([[0, *box], [0, 60, 20, 150, 70]])
 plan = Plan.build(rois, None, [(1, 1, *cells.shape)], (1 / STRIDE,), s, np.float64)
 A = plan.matrix
@@ -618,6 +647,9 @@ assert ((dense > 0).sum(axis=1) <= 4 * points).all()
 # axis by itself, and `_outer_product` multiplies.) Below is one bin, as different rules read it.
 
 # %%
+# alt: Five small heat maps of what one bin, a white outline, reads of the cells around it. All give most
+#   weight to the same cell; adaptive sampling looks the same as two centres, crossings with n = 2 are nearly
+#   as concentrated as a single point, and the exact integral spreads widest.
 rules = {
     "centers, n = 1": Sampling(s.output_size, 1, True),
     "centers, n = 2": Sampling(s.output_size, 2, True),
@@ -753,6 +785,9 @@ assert np.isclose(read["right"], middle_of_box) and np.isclose(
 # *in pieces*: the difference is right until the step reaches a point where another cell wins.
 
 # %%
+# alt: Three log-log plots of the relative error of finite differences over the step h. For RoIAlign it falls
+#   all the way to about 1e-16 at h = 1; with a sigmoid behind it, central differences turn near 1e-5 and rise
+#   like h squared; for RoIPool it falls below 1e-12, then leaps to 0.04 at h = 0.001.
 steps = np.logspace(-13, 0, 27 if FAST else 53)
 tests = {
     "RoIAlign, average: linear": lambda t: F.roi_align(t, rois, 3, 1 / STRIDE, 2, True),
@@ -780,6 +815,9 @@ assert pieces[(steps > 1e-6) & (steps < 1e-4)].max() < 1e-9 and pieces[-1] > 1e-
 # stride 16.
 
 # %%
+# alt: Six heat maps of the gradient that one box sends to the cells of a map. The exact integral and
+#   RoIAlign's average, off by 3 %, are an even patch under the box; RoIWarp's average, off by 27 %, lies
+#   lower; the maxima are uneven, and RoIPool, off by 116 %, reaches scattered cells only.
 ones = np.ones((7, 7))
 images = {"exact integral": roi_integral_gradient(ones, start[None] / STRIDE, texture.shape)[0]}
 for name, layer in reversed(misalign.LAYERS.items()):
@@ -897,6 +935,9 @@ assert worst_aligned > best_rounded + (0.02 if STRIDE >= 16 else 0)
 # Is it really the place within a cell? Sort the test boxes by how far rounding moves their edges.
 
 # %%
+# alt: Mean mask IoU of five layers over how far rounding moves a box's edges, 2 to 6 pixels. Both lines of
+#   RoIAlign stay level at about 0.95; RoIPool and both RoIWarps lie far below and fall together, from about
+#   0.91 to 0.88.
 edges = test[1] / STRIDE
 moved_by = np.abs(np.rint(edges) - edges).mean(axis=1) * STRIDE  # (N,) pixels, mean over the four edges
 groups = np.array_split(np.argsort(moved_by), 4 if FAST else 8)

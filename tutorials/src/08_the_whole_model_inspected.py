@@ -80,6 +80,9 @@ PAGE, SMALL, PAIRS = (
 # the network), and says what became of each annotated nucleus.
 
 # %%
+# alt: A microscope image with a box for each nucleus, and a bar chart of what became of them. Of 40 nuclei 38
+#   were found; one at the top edge scored too low, and one on the right, with a small dotted detection inside
+#   its box, was suppressed by the RPN. 7 detections fit no object.
 IMAGE = 6  # of the validation images
 CONFIDENT = 0.5  # what scores less does not count as found
 MARGIN = 16  # pixels around an object that count as its surroundings
@@ -132,6 +135,10 @@ assert all(found.training.losses[name] == loss.numpy() for name, loss in losses.
 # **Predict.** All three begin with an anchor. Is the best anchor of the found nucleus better than those of the lost ones?
 
 # %%
+# alt: Three nuclei in rows and six stages in columns; each panel has the annotation dashed and the stage's
+#   best box with its IoU. The found one keeps 0.60 or more; lost A falls from 0.58 to 0.48 at the RPN's
+#   suppression; lost B keeps 0.75 or more until detection, where the best box, 0.38, holds its neighbour as
+#   well.
 causes = np.array(found.failures.causes)
 areas = (sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(axis=1)
 score_of = np.where(found.failures.detections >= 0, found.result["scores"][found.failures.detections], 0)
@@ -206,6 +213,8 @@ assert not AS_WRITTEN or [biographies["lost B", s] >= 0.5 for s in STAGES] == [T
 # How much of a nucleus gets lost on the way, if the network makes no mistake at all?
 
 # %%
+# alt: The same image twice: left with boxes around its 40 annotated nuclei, right with their masks in
+#   different colours. Most nuclei lie close together in the upper half, and some at the top touch each other.
 figures.image(found, PAIRS)
 
 # %%
@@ -227,6 +236,9 @@ assert not AS_WRITTEN or trip.min() > 0.99
 # pixels does get a border of zeros, pale in the first panel, on the right and at the bottom:
 
 # %%
+# alt: Three panels: the network's input of 384 x 384 pixels, with a pale border of padding on the right and
+#   at the bottom; the same scaled back to 360 x 360, without the border; and the difference to the original
+#   image, an even 0, with 1e-08 at most.
 figures.network_input(trace(model, validation[2].image), PAGE)
 
 # %% [markdown]
@@ -234,6 +246,8 @@ figures.network_input(trace(model, validation[2].image), PAGE)
 # the options that trained this network:
 
 # %%
+# alt: Three random draws of the image as a training step might see it, with 38, 29 and 40 objects. The nuclei
+#   lie at other places in each draw, and in all three every box closely encloses its coloured mask.
 figures.augmentations(found, augmentation(read_config("nuclei").data), layout=SMALL)
 
 # %% [markdown]
@@ -242,6 +256,9 @@ figures.augmentations(found, augmentation(read_config("nuclei").data), layout=SM
 # **Predict.** A nucleus here is about 17 pixels wide. P2 has a cell for every 2 pixels, P6 one for every 32. At which level can one still count nuclei?
 
 # %%
+# alt: Twelve small feature maps of the image, three channels each of C5, P2, P4 and P6. On P2 every nucleus
+#   is a spot of its own, on P4 the spots run together, and C5 and P6 are coarse blocks without nuclei; on P6,
+#   with 8 x 8 cells, the first column or row is brightest.
 LEVELS = ("C5", "P2", "P4", "P6")  # of nine
 some = replace(found, activations={name: found.activations[name] for name in LEVELS})
 figures.activations(some, SMALL)
@@ -258,9 +275,12 @@ for name, stride in zip(found.anchors.names, strides):
 #
 # ### Anchors
 #
-# **Predict.** Three anchors at every cell of five levels are 65,472. How many of the 40 nuclei have one that overlaps them with an IoU of 0.7, what training asks of a positive anchor?
+# The figure has the anchors of each level's middle cell, and a dot for every cell where they are few enough to tell apart. **Predict.** Three anchors at every cell of five levels are 65,472. How many of the 40 nuclei have one that overlaps them with an IoU of 0.7, what training asks of a positive anchor?
 
 # %%
+# alt: Five panels, one for each level of the pyramid, with three anchors of different shapes in the middle of
+#   the image and, from P4 on, a dot for each cell. From level to level anchors double in size, from less than
+#   a nucleus on P2 to two thirds of the image on P6, and their number falls from 49,152 to 192.
 figures.anchors(found, SMALL)
 
 # %%
@@ -281,10 +301,14 @@ assert not AS_WRITTEN or len(rescued) == (~reached).sum()
 # bad it is. And this is what a training step draws (dashed: anchors):
 
 # %%
+# alt: Four panels of anchors on the image. Above, positive ones, dashed, all on nuclei, and where they are
+#   led: by the targets onto the annotations, and by the network's own deltas nearly there. Below, 100 of
+#   63,614 negative ones, scattered and mostly on nothing, and 100 of 1,797 neutral ones, each partly on a
+#   nucleus.
 figures.anchor_targets(found, PAIRS)
 
 # %% [markdown]
-# Upper left, where the targets lead: from the anchor exactly to the annotation. Upper right, where the network's own deltas lead today, which is nearly the same. The negative ones lie anywhere, mostly on nothing.
+# Upper left, where the targets lead: from the anchor exactly to the annotation. Upper right, where the network's own deltas lead today, which is nearly the same (not for the large nucleus at the lower left: its box stays about as large as the anchor). The negative ones lie anywhere, mostly on nothing.
 # The neutral ones overlap a nucleus by 0.3 to 0.7 and are in no loss, since one could argue either way.
 #
 # ### Proposals
@@ -292,9 +316,15 @@ figures.anchor_targets(found, PAIRS)
 # **Predict.** The deltas move the anchors, then NMS strikes out what overlaps a surer box by more than 0.7. Which of the two changes recall more?
 
 # %%
+# alt: Four panels with the boxes that score highest. Bare anchors lie askew around the nuclei, several to
+#   each; refined, they close in on the nuclei; clipping changes little; after NMS, which leaves 2,274 of
+#   3,960, single boxes are on more nuclei than before.
 figures.proposals(found, PAIRS)
 
 # %%
+# alt: Left, bars of recall: at an IoU of 0.7 it is 0.50 for anchors, 0.95 after the deltas and 0.90 after
+#   NMS; at 0.5 it goes from 1.00 to 0.97. In the middle a histogram of the anchors' scores, with nearly all
+#   at 0. Right, the corners of the proposals, dense where nuclei are and missing where there are none.
 figures.recall(found, PAGE)
 
 # %% [markdown]
@@ -353,6 +383,9 @@ assert not AS_WRITTEN or patient.causes[a] == "scored too low"
 # (In the first two panels, for one detection: grey lines are cells of the level, dotted ones bins, dots the points that are read.)
 
 # %%
+# alt: Two close-ups of one detection on the cells of P2, with the 14 x 14 points that the box head reads and
+#   the 28 x 28 of the mask head. On the right, the level over the side of the detected boxes: sides go from 5
+#   to almost 50 pixels, and all of them are on P2, none on P3 to P5.
 detection = int(found.failures.detections[steady])
 figures.reading(found, max(detection, 0), PAGE)
 
@@ -382,6 +415,9 @@ assert not AS_WRITTEN or set(read) == {"P2"}
 # middle: dashed, thirty with an object, and in green where the deltas lead them):
 
 # %%
+# alt: Left, the image with the RoIs of a training step, 64 with an object and 192 dotted ones of background.
+#   In the middle 30 of those with an object, dashed, and the boxes that the deltas lead them to. Right, both
+#   numbers as bars; only 34 of 40 objects have a RoI.
 figures.rois(found, PAGE)
 
 # %%
@@ -410,6 +446,9 @@ assert not AS_WRITTEN or fitting[heroes["lost A"]] == 0
 # The RPN has just suppressed all near-copies: no two proposals of a level overlap by more than 0.7. **Predict.** How much has the second NMS, that of the box head, left to do?
 
 # %%
+# alt: Six panels: a histogram of 1,000 class scores; some of 860 candidates as proposed, and refined, where
+#   boxes on a nucleus nearly coincide; the best 100 of the 125 that NMS leaves, and of the detections; and a
+#   histogram of the candidates' IoU with their own proposals, most of it between 0.5 and 0.7.
 figures.filtering(found, PAGE)
 
 # %%
@@ -443,9 +482,15 @@ assert not AS_WRITTEN or close_pairs(after) > 100 * close_pairs(before)
 # Of a sample of training RoIs: what the RoI shows, what is wanted, what is given. **Predict.** Where will *given* be grey instead of blue or yellow?
 
 # %%
+# alt: Eight training RoIs, each as a crop, the mask wanted and the mask given. The given masks are the wanted
+#   ones with blurred edges; only that in the upper right, whose crop shows a bright neighbour at the edge,
+#   lacks a whole corner.
 figures.mask_targets(found, layout=PAGE)
 
 # %%
+# alt: Three detections, each as logits, as probabilities and pasted into the image. Logits reach 7.5 to 8.2,
+#   probabilities fall from 1 to 0 within a narrow rim, and the pasted outlines follow the nuclei, rounder
+#   than the boxes around them.
 figures.masks(found, 3, PAGE)
 
 # %%
@@ -457,7 +502,7 @@ print(f"mean IoU of the detected boxes {box_of.mean():.3f}, of their masks {mask
 assert not AS_WRITTEN or mask_iou.mean() > box_of.mean()
 
 # %% [markdown]
-# Along the edges, in a rim of a cell or two, and hardly elsewhere: inside and outside the network is sure, with logits that reach 7 or 8. The exception is a RoI in which neighbours are to be seen as well (upper right), where it does not know whose a whole corner is. And the masks overlap their nuclei better than the boxes do that
+# Along the edges, in a rim of a cell or two, and hardly elsewhere: inside and outside the network is sure, with logits that reach 7 or 8. Two are exceptions: the RoI in which neighbours are to be seen as well (upper right), where it does not know whose a whole corner is; and the nucleus of very few pixels (second in the upper row), of which it sees the place better than the shape. And the masks overlap their nuclei better than the boxes do that
 # they were found with: a box that is a little too large costs the box its IoU, but not the mask.
 #
 # ## Training: which pixels does a loss look at?
@@ -468,6 +513,9 @@ assert not AS_WRITTEN or mask_iou.mean() > box_of.mean()
 # **Predict.** Five losses, forty nuclei. Will each loss look at all of them alike? If not, at which?
 
 # %%
+# alt: Five maps of how much each loss depends on the pixels, bright on black. The class, box and mask losses
+#   glow at many nuclei, most of all near the top in the middle; objectness glows at almost one place only, on
+#   the right above the middle; the RPN's box loss is spread over many nuclei.
 figures.gradients(found, SMALL)
 
 # %% [markdown]
@@ -475,6 +523,9 @@ figures.gradients(found, SMALL)
 
 
 # %%
+# alt: Bar chart of the share of each loss's squared gradient around two lost nuclei, with dots for three
+#   draws. Objectness has 0.73 at A and nearly nothing at B; the box and mask losses have about 0.3 at B and
+#   nearly nothing at A; a dotted line marks 0.03, the share if a loss looked everywhere alike.
 def surroundings(box):
     """Rows and columns of the image around a box."""
     x1, y1, x2, y2 = (int(v) for v in box)
@@ -573,6 +624,9 @@ assert not AS_WRITTEN or (products[1] > 5 * np.delete(products, 1).max() and slo
 # The RPN, the box head and the gradient have pointed at the same spot. It is time to look at it, brightened a lot.
 
 # %%
+# alt: Left, lost A enlarged: its annotated outline begins around a bright spot and goes on far below it into
+#   the dark, while the dashed detection fits the spot. Right, the brightness inside the annotation, row by
+#   row: from 0.085 near the top it falls below the surroundings' 0.02 in the lowest rows.
 box_a, mask_a = sample.boxes[a], sample.masks[a].astype(bool)
 grey = sample.image.mean(axis=0)
 ring = binary_dilation(mask_a, iterations=4) & ~binary_dilation(sample.masks.any(axis=0), iterations=1)
@@ -657,6 +711,9 @@ if AS_WRITTEN:
 source(MaskRCNN.training_record)
 
 # %%
+# alt: Log-log plot of the relative error of the five losses' gradients over the step h. From the left all
+#   fall, to less than 1e-9 at h = 1e-6; at 1e-5 they leap to between 1e-4 and 1e-2 and then rise slowly. The
+#   classifier has the largest error at nearly every step.
 SIDE = 64  # pixels of the piece, in whose middle lost A lies
 height, width = sample.image.shape[1:]
 left, top = (
@@ -739,6 +796,9 @@ assert max(errors.best() for errors in checks.values()) < (1e-4 if FAST else 1e-
 # A trace also lists every parameter. **Predict.** Histograms of trained weights look like bells. Two of these twelve will not, both among the heads' last layers. Why?
 
 # %%
+# alt: Histograms of the trained weights of twelve tensors. Nine are bells around 0, and rpn.head.cls_logits
+#   is ragged and lopsided; in box_predictor.bbox_pred and mask_predictor.mask_fcn_logits a thin spike at 0
+#   towers over a low and wide rest.
 figures.weight_histograms(found, PAGE)
 
 # %%
@@ -759,6 +819,9 @@ assert np.abs(masks_of[0]).max() < 0.02 * np.abs(masks_of[1]).max()
 # dead. No alarm went off, since the other half lives: a program marks what is strange throughout, and the rest is left to those who ask about every spike.
 
 # %%
+# alt: Eight histograms of dx, dy, dw and dh, above for the RPN and below for the box head; filled is what the
+#   network gives, outlined what training wants. For the RPN wanted dw and dh lie to the right of what is
+#   given; for the box head both are about as wide, with a tall wanted spike at 0 in all four.
 figures.deltas(found, PAGE)
 
 # %% [markdown]
@@ -768,6 +831,9 @@ figures.deltas(found, PAGE)
 # Now two accidents, made on purpose: a layer that somebody set to zero, and one in which a learning rate was too high for a moment. **Predict.** Which of them still finds nuclei?
 
 # %%
+# alt: Mean, standard deviation and range of 94 tensors in the order of the state, on a logarithmic axis with
+#   two signs. All lie within a few units of 0 except one near the beginning, marked as exploding, which
+#   reaches beyond 10,000 in both directions.
 ACCIDENTS = {
     "dead": ("backbone.fpn.layer_blocks.1.0.weight", 0.0),
     "exploding": ("backbone.body.layer2.0.conv1.weight", 1e5),
@@ -797,6 +863,9 @@ for what, (name, _) in ACCIDENTS.items():
 # **Predict.** Of the nuclei that are lost at 0.5, how many can a lower threshold win back? And which can it never?
 
 # %%
+# alt: Stacked bars of how many of 305 nuclei are lost, by cause, over the score that counts as confident, 0.1
+#   to 0.9. They grow from 33 to 136, nearly all by nuclei that scored too low, while the few lost by the RPN
+#   at the bottom stay as they are; a dashed line of detections without an object falls from 163 to 12.
 IMAGES = (4, 9) if FAST else range(len(validation))
 samples = [validation[i] for i in IMAGES]
 traces = [trace(model, s.image) for s in samples]

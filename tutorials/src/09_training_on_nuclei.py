@@ -77,6 +77,9 @@ plt.rcParams["figure.dpi"] = 85
 # look at them.
 
 # %%
+# alt: Four microscope images with every annotated nucleus outlined: 125 small bright nuclei on black; 65 of a
+#   median side of 9 pixels, the smallest; 17 violet ones of stained tissue, 67 pixels wide, which fill the
+#   picture; 86 dark ones on a pale ground. Size, number and light differ widely, and many outlines touch.
 train_set, val_set = nuclei_sample("train"), nuclei_sample("val")
 images = [train_set[i] for i in range(len(train_set))]
 judges = Part(val_set, range(0, 10, 5)) if FAST else Part(val_set, range(10))
@@ -157,6 +160,9 @@ assert sum(coloured) == 8 and close / sum(counts) < 0.5
 # and $w_a, h_a$, the intersection is $\min(w, w_a) \min(h, h_a)$.
 
 # %%
+# alt: Two histograms. Left, the sides of the nuclei on a logarithmic axis, most from 8 to 32 pixels, with
+#   dashed lines at the anchors of 8, 16, 32, 64 and 128. Right, the best IoU of each nucleus with an anchor:
+#   nearly all above 0.5 with anchors of 8 to 128, but piled up below 0.1 with anchors of 64 to 1024.
 SIZES, LARGE = (8, 16, 32, 64, 128), (64, 128, 256, 512, 1024)
 boxes = np.concatenate([s.boxes for s in images])
 
@@ -249,6 +255,9 @@ assert reached[SIZES][0] > 0.8 and reached[LARGE][0] < 0.1
 source(SGD.step)
 
 # %%
+# alt: Left, paths of SGD over the elliptical contours of a long valley: without momentum a slow zigzag to the
+#   middle, with momentum 0.6 fewer, wider swings, at rate 0.102 a zigzag that grows. Right, the factor a step
+#   over rate times curvature: it passes 1 at 2.0 without momentum, at 3.2 with 0.6, at 3.8 with 0.9.
 CURVATURE = np.array([1.0, 20.0])
 START = np.array([10.0, 1.0])
 
@@ -326,6 +335,9 @@ assert np.allclose(settled, CURVATURE / (CURVATURE + 0.5))  # 0.667 and 0.976 in
 # From rest, the first velocity is the gradient of the *whole* loss, penalty included. The tape says what that is, and finite differences say that the tape is right:
 
 # %%
+# alt: Relative error over the step h, both logarithmic: for small steps, central differences and five points
+#   fall along the rounding line, then they rise along dotted lines, with the square and the fourth power of
+#   h. The valley is near 1e-10 at a step of 1e-5 for the first, below 1e-12 at 2e-3 for the second.
 rng = np.random.default_rng(0)
 x, w, labels, DECAY = rng.normal(size=(12, 8)), rng.normal(size=(3, 8)), rng.integers(0, 3, 12), 0.1
 
@@ -378,6 +390,9 @@ assert np.allclose(first_velocity(w), whole.grad) and errors.best() < 1e-8
 source(LearningRate.__call__, scaled_learning_rate)
 
 # %%
+# alt: The learning rate over 80 steps for batches of 2 and of 4 images: both rise in a straight line for 15
+#   steps, to 0.02 and to 0.04, then fall along half a cosine to 0. The second curve is twice as high as the
+#   first everywhere.
 STEPS, WARMUP, RATE = (8, 3, 0.02) if FAST else (80, 15, 0.02)
 _, axes = plt.subplots(figsize=(7, 3), layout="constrained")
 for batch, colour, style in ((2, BLUE, "-"), (4, ORANGE, "--")):
@@ -505,6 +520,9 @@ assert abs(first["loss_box_reg"] - by_hand) < 0.1 * by_hand
 # ### The curves
 
 # %%
+# alt: Left, the sum of the losses over 80 steps, jagged, and its running mean, which falls from 2.1 to 1.1
+#   near step 48 and comes back to 1.5. Right, the five terms: objectness, classes and masks start at log 2
+#   and fall, the box loss of the RPN stays near 0, and box_reg climbs from 0.04 to about 0.6.
 TERMS = {
     "loss_objectness": (BLUE, "-"),
     "loss_classifier": (ORANGE, "--"),
@@ -626,6 +644,10 @@ for s, row in zip(scores, iou):
 # AP_{75} = \frac{34 \cdot 1 + 33 \cdot \frac25 + 34 \cdot 0}{101} = \frac{47.2}{101} = 0.467.$$
 
 # %%
+# alt: Above, three nuclei as grey squares and five detections as frames: two on the first nucleus, one a
+#   little beside each of the others, one where there is nothing. Below, precision over recall, two falling
+#   stairs: from 1 to 0.67 and 0.6 at IoU 0.5, from 1 to 0.4 and 0 at IoU 0.75; their means are 0.756 and
+#   0.467.
 HITS = {0.5: [1, 0, 1, 0, 1], 0.75: [1, 0, 0, 0, 1]}  # from the table
 figure, axes = plt.subplots(2, 1, figsize=(9, 5.6), height_ratios=(1, 3), layout="constrained")
 for x1, y1, *_ in objects:
@@ -730,6 +752,10 @@ large_anchors = fit(images, anchor_sizes=LARGE)
 # **Which is which?** Decide before you read on, and say why.
 
 # %%
+# alt: Four runs, each with loss and AP50 beside the healthy run's and its outlines on one image. In A the
+#   loss is too high from the start, one outline holds two nuclei; in B it is lower, the outlines are boxes;
+#   in C it shoots off at step 20 and ends lowest, without outlines; in D it is the healthy one, the outlines
+#   are displaced.
 broken = {"rate": high_rate, "shift": misplaced, "four images": by_heart, "anchors": large_anchors}
 letters = dict(zip("ABCD", np.random.default_rng(2).permutation(list(broken)).tolist()))
 SHOWN = 9  # the validation image in the pictures
@@ -783,6 +809,9 @@ four({letter: letter for letter in letters})
 # Here they are again with their names, and then the healthy run.
 
 # %%
+# alt: The same eight panels with names: A is the anchors, B the four images, C the rate, D the shift. Then
+#   the healthy run: its loss ends near 1.5, its AP50 rises from 0.07 to 0.28, higher than in any of the four,
+#   and its outlines lie in the middle of the nuclei, though most are too small.
 four({letter: f"{letter}: {name}" for letter, name in letters.items()})
 figure, axes = plt.subplots(1, 2, figsize=(6.2, 3), dpi=75, layout="constrained")
 curves(axes[0], healthy, "healthy")
@@ -967,6 +996,10 @@ assert (
 
 
 # %%
+# alt: Four rows of three pairs, annotations beside detections: missed are large nuclei without any detection;
+#   invented, outlines on bright spots at an image's edge, scores 0.51 to 0.57; badly shaped, outlines too
+#   large for two small nuclei and too small for a large one; found twice, two overlapping outlines on one
+#   nucleus.
 def entry(case, kind):
     image, i = case
     return (image.truth if kind == "missed" else image.found)[i]

@@ -85,6 +85,10 @@ rng = np.random.default_rng(0)
 # * to train masks at all, if one wants boxes alone.
 
 # %%
+# alt: Eleven of the paper's comparisons, each a line from 0 to the points by which another choice differs
+#   from the paper's own. RoIPool at stride 32 reaches furthest, beyond -10; at stride 16 RoIPool and a
+#   softmax over classes reach about -5, one mask for all classes -0.6; only RoIAlign with the maximum lies
+#   just above 0.
 papers = []
 for ablation in ABLATIONS.values():
     place = table.SCORES.index(ablation.metric)
@@ -149,6 +153,9 @@ assert pool.keys() == align.keys() and same == len(align)
 # misplaced by half a cell at stride 16. How many tips it has is its class.
 
 # %%
+# alt: Four noisy pictures of 128 x 128 pixels under a grid, the cells of a map at stride 16. Each has one or
+#   two turned stars in boxes, named by their number of tips: two is a narrow diamond, three a triangle, four
+#   a square with hollow sides. No star is as long as four cells.
 pictures = Stars(200, seed=10_000, size=SIZE, objects=rois.training.objects)
 figure, panels = plt.subplots(1, 4, figsize=(9, 2.5), layout="constrained")
 for axes, index in zip(panels, (0, 1, 2, 4)):
@@ -173,6 +180,9 @@ plt.show()
 
 
 # %%
+# alt: Left, a star in its true box and in the rounded one, which is flatter and reaches further right.
+#   Middle, what is read, pasted back: an outline displaced against the star, IoU 0.73. Right, the IoU of such
+#   masks over the star's side in cells, a dot each: most keep 0.5, few 0.75, and at stride 32 more lie lower.
 def moved(mask, box, read):
     """The mask (H, W) of what `read` encloses, pasted into `box`; pixels are looked up at their centres."""
     out = np.zeros_like(mask)
@@ -252,6 +262,9 @@ for overlaps, _ in ceilings.values():
 # Now the experiment. Both begin with the same weights, see the same pictures and draw the same anchors. The step is the one that `minimask train` takes (notebook 09).
 
 # %%
+# alt: Four panels of losses over the steps, RoIPool dashed and RoIAlign solid, and one with bars of mask AP50
+#   and AP75. The objectness curves coincide; RoIPool's mask loss soon stays above RoIAlign's, its box loss
+#   only later. RoIAlign's bars are higher, and RoIPool has some AP50 but hardly any AP75.
 STEPS, EVALUATED = (500, 100) if not FAST else (60, 20)
 RATE, WARMUP = rois.training.learning_rate, rois.training.warmup_steps
 
@@ -328,6 +341,9 @@ if AS_WRITTEN and not FAST:  # 60 steps find nothing yet
 # Side by side, on pictures that neither has seen:
 
 # %%
+# alt: Five pictures with their stars in grey, in two rows, under the outlines that each network predicts.
+#   RoIPool's outlines are displaced, cut off whole tips and stick out beyond the sides; RoIAlign's lie over
+#   the stars and follow their sides, rounded at the tips.
 figure, grid = plt.subplots(2, 5, figsize=(11, 4.8), layout="constrained")
 for row, (layer, run) in zip(grid, runs.items()):
     for axes, index in zip(row, range(5)):
@@ -353,6 +369,10 @@ plt.show()
 # would look just as plausible. So each is checked where the ablation uses it: before a mask loss.
 
 # %%
+# alt: Five panels, one per RoI layer, of the relative error over the step h, both logarithmic. In each it
+#   falls along the rounding line to about 1e-11 near a step of 1e-4 and turns up with the square of h. The
+#   two averages follow that line to the end; the three maxima leave it with a jump to about 0.1, RoIPool
+#   last.
 LAYERS = {
     "RoIPool": lambda x, r: F.roi_pool(x, r, 4, 1 / STRIDE, aligned=True),
     "RoIWarp, maximum": lambda x, r: F.roi_warp(x, r, 4, 1 / STRIDE, 2, True, aggregation="max"),
@@ -413,6 +433,9 @@ source(table.paired)
 # `minimask ablate roi-layer` trains the five layers on both maps with five seeds each: 1300 steps, where you took 500. The times of these runs add up to two and a half hours on two busy cores, so they were done once, and the package has their results.
 
 # %%
+# alt: Mask AP75 of five RoI layers with five seeds each, dots joined seed by seed, beside means and error
+#   bars; stride 16 on the left, 32 on the right. RoIPool and both RoIWarps lie close to 0, both RoIAligns far
+#   above them, by many times the spread of the seeds; between these two the lines cross.
 done = measured("roi-layer")
 METRIC = rois.metric
 
@@ -482,6 +505,9 @@ for comparison in rois.comparisons:
 # Somebody compares twenty networks with one, five seeds each, and all twenty are the same network under other names. How many are beyond the spread?
 
 # %%
+# alt: Bar chart of 400 tables by how many of their 20 rows, which differ in nothing, are beyond the spread.
+#   About half of the tables have no such row, not quite 30 % have one and 10 % two; then the bars shrink, but
+#   they go on to nine rows.
 TABLES, ROWS, SEEDS = 400, 20, 5
 found = np.zeros(TABLES, int)
 for k in range(TABLES):

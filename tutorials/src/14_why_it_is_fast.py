@@ -80,6 +80,9 @@ for key in ("processor", "threads", "blas", "blas_kernel", "numpy"):
 
 
 # %%
+# alt: Roofline: speed over intensity, both logarithmic. The bound is a slope that turns into a flat top at a
+#   corner, a dashed line; a second, lower one is for one thread. Of four vertical lines, x + y and ReLU, at
+#   1/12 and 1/8 operations a byte, meet the slope, a 1x1 and a 3x3 convolution, at 26 and 430, the flat top.
 def seconds(run, budget=0.05 if FAST else 0.3):
     """The fastest of several runs, after one that does not count: the one that others disturbed least."""
     run()
@@ -232,6 +235,9 @@ with no_grad(), on_threads(1), backend.workers.one_thread_blas:
 # the others join in.
 
 # %%
+# alt: Seven bars on a logarithmic axis, the time of one convolution step by step, falling from left to right.
+#   Loops in Python take minutes; the drop to NumPy is the largest by far, the next largest that to one matrix
+#   product; blocks of rows, threads and fusing add less each. The last bar is the bound F / P.
 steps = {}
 with no_grad():
     with on_threads(1), backend.workers.one_thread_blas:
@@ -294,6 +300,9 @@ source(ConvFrozenNorm, convolution.forward)
 # Notebook 02 tried several sizes, and found that the textbooks' rule (a buffer should fit into a core's second-level cache) does not hold here. Does it for this layer, on one thread and on several?
 
 # %%
+# alt: Time of a convolution over the size of its blocks, 1/16 to 64 MiB on a logarithmic axis, on one thread
+#   and on all. The smallest blocks are slow; towards larger ones both curves come down, and then they stay
+#   low and nearly level. minimask's choice, a dashed line at 8 MiB, stands in the level part.
 sizes = 2 ** np.arange(14, 25, 2 if FAST else 1)
 with no_grad():
     by_size = {}
@@ -421,6 +430,9 @@ source(align.roi_align_loop)
 source(F.roi.RoIAlign)
 
 # %%
+# alt: Left, one row of A as a map of pixels: weights in a patch of 3 x 3 pixels at most, one of them above
+#   0.6, and 0 around it. Right, bars of times on a logarithmic axis: the loops take by far the longest, the
+#   whole layer a small fraction of it; its four parts are shorter still, and the backward pass adds to it.
 features = rng.standard_normal((1, 64 if FAST else 256, 100, 136), np.float32)
 count = 64 if FAST else 512
 corner, side = rng.uniform(0, 600, (count, 2)), rng.uniform(30, 190, (count, 2))
@@ -555,6 +567,9 @@ source(align.transpose)
 
 
 # %%
+# alt: Eleven operators as marks under the roofline, speed over intensity, both logarithmic. Convolutions and
+#   the linear layer stand far right, towards the flat top; sum, ReLU, norm and upsampling at the left,
+#   towards the slope, with max pooling farthest below it; RoIAlign stands alone, far below the corner.
 @dataclass
 class Point:
     """An operator: what it does at least, and how long it took."""
@@ -671,6 +686,9 @@ assert losses["product in float64"][0] > 1.3 * losses["product in float64"][1]
 # its scale. Keeping more than that is waste. Here is what a chain of convolution, norm and ReLU keeps in four cases:
 
 # %%
+# alt: Pairs of bars of memory, held after the forward pass and at the peak. A chain of eight layers holds 27
+#   MiB with every intermediate kept, 9 MiB with what backward reads, 9 MiB with norm and ReLU fused, and 1.1
+#   MiB, a single activation, where nothing trains; each peak is a little higher.
 layers = 4 if FAST else 8
 image = rng.standard_normal((1, 32, 96, 96), np.float32)
 weights = [rng.standard_normal((32, 32, 3, 3), np.float32) * np.float32(0.08) for _ in range(layers)]
@@ -757,6 +775,9 @@ assert kept["what backward\nreads"][1] < amounts[0]
 # where $(s w)^\top$ is the transposed convolution and $\star$ the correlation of notebook 02. Note that $[y > 0]$ stands where you might expect $[z > 0]$: they are the same, so $z$ need not be kept.
 
 # %%
+# alt: Relative error over the step h, both logarithmic, in two panels that look the same, the fused layer and
+#   the reference. Central differences and five points fall along the rounding line to about 1e-12 and jump
+#   near a step of 1e-4 to a few hundredths; one-sided ones rise with h from about 1e-8 on.
 arrays = rng.normal(size=(2, 3, 12, 12)), rng.normal(size=(4, 3, 3, 3)), rng.normal(size=(2, 4, 12, 12))
 factors = rng.uniform(0.5, 1.5, 4), rng.normal(size=4)
 

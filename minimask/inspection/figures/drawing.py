@@ -117,6 +117,11 @@ def some(count: int, most: int = MOST_BOXES) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)) if count else np.zeros(0, int)
 
 
+def best_shown(count: int, most: int) -> str:
+    """A second line for the title of a picture with the best `most` of `count` boxes."""
+    return f"\nthe best {most} shown" if count > most else ""
+
+
 def plain(axes: Any, **labels: str) -> None:
     """A chart's axes: no box around it, small print."""
     axes.spines[["top", "right"]].set_visible(False)

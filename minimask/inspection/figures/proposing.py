@@ -80,14 +80,16 @@ def proposals(trace: Trace, layout: Layout = WIDE) -> Any:
     ranked, seen = trace.proposing.ranked, trace.input.seen
     order = np.argsort(-ranked.scores, kind="stable")
     survivors, kept, best = ranked.survivors, ranked.kept, trace.anchors.boxes[ranked.anchors]
+    anchors = f"best {len(order):,} of {len(trace.anchors.boxes):,} anchors"
     steps = (
-        (f"best {len(order):,} of {len(trace.anchors.boxes):,} anchors", best, order, 100),
+        (anchors, best, order, 100),
         ("refined", ranked.refined, order, 50),
         ("clipped to the image", ranked.boxes, order, 50),
-        (f"after NMS: {len(survivors):,}, proposed: {len(kept):,}", ranked.boxes, kept, 50),
-    )  # fmt: skip
-    figure, axes = layout.panels(len(steps), drawing.aspect(seen), min(2, layout.columns))
+        (f"after NMS {len(survivors):,}, proposed {len(kept):,}", ranked.boxes, kept, 50),
+    )
+    figure, axes = layout.panels(len(steps), drawing.aspect(seen), min(2, layout.columns), title=0.4)
     for panel, (title, boxes, which, most) in zip(axes, steps):
+        title += drawing.best_shown(len(which), most)
         which = which[:most][::-1]  # the best on top
         drawing.picture(panel, seen, title, pale=0.55)
         shades = [(0.9 - 0.9 * s, 0.45 + 0.25 * s, 0.55 + 0.15 * s) for s in ranked.scores[which].tolist()]

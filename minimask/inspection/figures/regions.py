@@ -121,14 +121,14 @@ def filtering(trace: Trace, layout: Layout = WIDE) -> Any:
     drawing.plain(axes[0], title=title)
     axes[0].set_yscale("symlog", linthresh=1)
     steps = (
-        (f"{len(order):,} candidates: proposals", before, order[:50]),
-        ("the same, refined", found.boxes, order[:50]),
-        (f"after NMS: {len(found.survivors):,}", found.boxes, found.survivors),
-        (f"detections: {len(found.kept):,}", found.boxes, found.kept),
+        (f"{len(order):,} candidates: proposals", before, order, 50),
+        ("the same, refined", found.boxes, order, 50),
+        (f"after NMS {len(found.survivors):,}", found.boxes, found.survivors, 100),
+        (f"detections {len(found.kept):,}", found.boxes, found.kept, 100),
     )
-    for panel, (title, boxes, which) in zip(axes[1:], steps):
-        drawing.picture(panel, seen, title, pale=0.5)
-        which = which[:100]
+    for panel, (title, boxes, which, most) in zip(axes[1:], steps):
+        drawing.picture(panel, seen, title + drawing.best_shown(len(which), most), pale=0.5)
+        which = which[:most]
         drawing.boxes(panel, boxes[which], drawing.colours(found.labels[which]), 1.0)
     moved = np.diag(box_iou(before, found.boxes)) if len(before) <= 2000 else _paired_iou(before, found.boxes)
     axes[5].hist(moved, bins, color=GREEN)
