@@ -47,9 +47,7 @@ class ModelConfig:
         ),
     )
     norm: str | None = option(
-        None,
-        "norm of a ResNet; frozen suits loaded weights",
-        choices=("group", "batch", "frozen"),
+        None, "norm of a ResNet; frozen suits loaded weights", choices=("group", "batch", "frozen")
     )
     trainable_layers: int | None = option(
         None, "how many of a ResNet's last stages train; 5: all", low=0, high=5
@@ -61,19 +59,13 @@ class ModelConfig:
     )
     # What the paper compares its choices with: docs/alternatives.md
     roi_layer: str | None = option(
-        None,
-        "of all heads",
-        choices=("roi_pool", "roi_warp_max", "roi_warp", "roi_align_max", "roi_align"),
+        None, "of all heads", choices=("roi_pool", "roi_warp_max", "roi_warp", "roi_align_max", "roi_align")
     )
     mask_loss: str | None = option(
-        None,
-        "a softmax makes the classes' masks compete",
-        choices=("sigmoid", "softmax"),
+        None, "a softmax makes the classes' masks compete", choices=("sigmoid", "softmax")
     )
     mask_branch: str | None = option(
-        None,
-        "convolutions, or 2 or 3 fully connected layers",
-        choices=("fcn", "mlp2", "mlp3"),
+        None, "convolutions, or 2 or 3 fully connected layers", choices=("fcn", "mlp2", "mlp3")
     )
     class_agnostic_mask: bool = option(False, "one mask per object, instead of one for each class")
     class_agnostic_box: bool = option(False, "one box per object, instead of one for each class")
@@ -83,10 +75,7 @@ class ModelConfig:
         0.5, "of two boxes of a class with more IoU than this, one is dropped", low=0, high=1
     )
     detections: int = option(
-        100,
-        "most detections per image, in results and metrics",
-        low=1,
-        high=DETECTIONS_MOST,
+        100, "most detections per image, in results and metrics", low=1, high=DETECTIONS_MOST
     )
     min_size: int | None = option(
         None, "images are scaled until the shorter side has this many pixels", low=32, high=SIDE_MOST
@@ -149,9 +138,7 @@ class TrainConfig:
     steps: int = option(1500, "optimizer steps", low=1)
     batch_size: int = option(2, "images per step", low=1, high=BATCH_MOST)
     learning_rate: float | None = option(
-        None,
-        "the highest, for a batch of reference_batch images; unset: the network's",
-        above=0,
+        None, "the highest, for a batch of reference_batch images; unset: the network's", above=0
     )
     reference_batch: int | None = option(
         None, "the batch that learning_rate is meant for; unset: the network's", low=1

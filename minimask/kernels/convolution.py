@@ -28,6 +28,7 @@ from minimask.kernels.im2col import forward_im2col, input_gradient_im2col, weigh
 # Elements of a block's patches: 8 MiB of float32. Smaller blocks fit the second-level cache, but then threads
 # wait longer for the interpreter's lock between NumPy's calls than the cache saves them.
 BLOCK_ELEMENTS = 1 << 21
+TRANSPOSED_AT_ONCE = 64  # rows of a weight gradient: all at once miss the cache with every element
 
 
 def _blocks(g: Geometry, part: int, parts: int, elements: int | None = None) -> Iterator[Block]:
@@ -195,10 +196,16 @@ def weight_gradient(gy, x, g: Geometry):
         sums[part] = total
 
     backend.parallel(add_up, operations=gy.size * g.patch_size, calls_blas=True)
-    gw = sums.pop(0)
-    for part in sorted(sums):
-        gw += sums[part]
-    return np.ascontiguousarray(gw.swapaxes(1, 2)).reshape(g.w_shape)
+    gw = np.empty((g.groups, g.w_shape[0] // g.groups, g.patch_size), gy.dtype)
+
+    def put_together(k: slice):  # of the K elements of a patch
+        total = sums[0][:, k]
+        for part in range(1, len(sums)):
+            total += sums[part][:, k]
+        gw[:, :, k] = total.swapaxes(1, 2)
+
+    backend.parallel_slices(g.patch_size, put_together, TRANSPOSED_AT_ONCE, operations=gw.size)
+    return gw.reshape(g.w_shape)
 
 
 def gradients(gy, x, w, g: Geometry, needs=(True, True, True), y=None):

@@ -95,13 +95,7 @@ class MaskMLP(Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        num_classes: int,
-        rng,
-        layers: int = 2,
-        width: int | None = None,
-        size: int = 14,
+        self, channels: int, num_classes: int, rng, layers: int = 2, width: int | None = None, size: int = 14
     ):
         self.shape = (num_classes, 2 * size, 2 * size)
         width = width or 4 * channels

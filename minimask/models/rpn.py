@@ -152,10 +152,7 @@ class RPNHeadNet(Module):
         for (conv,) in before:
             levels = [F.relu(conv(x)) for x in levels]
         return F.rpn_head(
-            levels,
-            last.weight_and_bias,
-            self.cls_logits.weight_and_bias,
-            self.bbox_pred.weight_and_bias,
+            levels, last.weight_and_bias, self.cls_logits.weight_and_bias, self.bbox_pred.weight_and_bias
         )
 
 

@@ -7,12 +7,7 @@ from dataclasses import dataclass, replace
 
 from minimask.models.assembly import Alternatives, Architecture, MakeMaskNet, assemble
 from minimask.models.box_head import RoILayer
-from minimask.models.conventions import (
-    DETECTRON2,
-    MINIMASK,
-    TORCHVISION,
-    Conventions,
-)
+from minimask.models.conventions import DETECTRON2, MINIMASK, TORCHVISION, Conventions
 from minimask.models.keypoint_head import KeypointOptions
 from minimask.models.mask_head import SIGMOIDS, SigmoidMasks, SoftmaxMasks
 from minimask.models.mask_rcnn import MaskRCNN

@@ -35,11 +35,7 @@ class LossLog(RunFile):
     """
 
     def __init__(
-        self,
-        path: Path,
-        step: int,
-        writes: bool = True,
-        note: Callable[[str], None] = lambda line: None,
+        self, path: Path, step: int, writes: bool = True, note: Callable[[str], None] = lambda line: None
     ):
         super().__init__(path)
         self.columns: list[str] = []

@@ -48,11 +48,7 @@ class RunLog(RunFile):
     """
 
     def __init__(
-        self,
-        path: Path,
-        step: int,
-        writes: bool = True,
-        note: Callable[[str], None] = lambda line: None,
+        self, path: Path, step: int, writes: bool = True, note: Callable[[str], None] = lambda line: None
     ):
         super().__init__(path)
         self.validations: list[dict[str, Any]] = []
