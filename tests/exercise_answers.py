@@ -38,6 +38,10 @@ def relu_backward(gy, x):
     return gx
 
 
+def relu_backward_as_a_tuple_of_rows(gy, x):
+    return tuple(g * (v > 0) for g, v in zip(gy, x)) if len(x) else gy
+
+
 def relu_backward_as_lists(gy, x):
     return [[g if v > 0 else 0.0 for g, v in zip(*rows)] for rows in zip(gy, x)] if len(x) else gy
 

@@ -275,6 +275,99 @@ def test_a_single_number_is_said_to_be_off_by_a_factor_only_if_it_is_a_plain_one
     assert "factor" not in times(1.37), "any two numbers have a factor between them"
 
 
+# -------------------------------------------------------------------------------------------- wrong answers
+
+
+def preorder(tape, output, gradient):
+    """Each value once, as soon as one gradient of it is there."""
+    makers, gradients, seen = {call.output: call for call in tape}, {output: gradient}, set()
+
+    def visit(name):
+        if name in makers and name not in seen:
+            seen.add(name)
+            inputs = makers[name].inputs
+            for each, g in zip(inputs, makers[name].backward(gradients[name])):
+                gradients[each] = gradients.get(each, 0) + g
+            for each in inputs:
+                visit(each)
+
+    visit(output)
+    return gradients
+
+
+# Changes of a solution's text that a student might make, and that none of an exercise's cases told apart.
+PASSED_ONCE = {
+    "a box that was suppressed suppresses": (
+        *("detect", "                kept.append(i)\n"),
+        "                found.append((scores[i], i, label))\n"
+        "            kept.append(i)\n        kept = []\n",
+    ),
+    "each box compared with the last one kept": ("detect", "of_class[kept])", "of_class[kept[-1:]])"),
+    "a threshold of one's own": ("detect", "better <= nms_threshold", "better <= 0.5"),
+    "class 1's box for every class": ("detect", "boxes[:, label]", "boxes[:, 1]"),
+    "the best class's box for every class": (
+        *("detect", "boxes[:, label]"),
+        "boxes[np.arange(len(boxes)), probabilities.argmax(axis=1)]",
+    ),
+    "the first object that overlaps enough": (
+        *("average_precision", "left.argmax()"),
+        "(left >= threshold).argmax()",
+    ),
+    "the one of these that overlaps least": (
+        *("average_precision", "left.argmax()"),
+        "np.where(left >= threshold, left, 9).argmin()",
+    ),
+    "as many numbers are enough": ("transfer_weights", ".shape == array.shape", ".size == array.size"),
+    "as many rows are enough": (
+        *("transfer_weights", "theirs[name].shape == array.shape"),
+        "len(theirs[name]) == len(array)",
+    ),
+    "their other arrays, too": ("transfer_weights", "return state |", "return theirs | state |"),
+    "anew in another order": ("transfer_weights", "np.array(anew, np.int64)", "np.sort(np.int64(anew))"),
+    "levels 2 to 5, whatever is asked for": (
+        "assign_levels",
+        "max(level, lowest), highest",
+        "max(level, 2), 5",
+    ),
+    "counted from two above the lowest": ("assign_levels", "4 + np.log2", "lowest + 2 + np.log2"),
+    "labelled as on the first object": ("oks", "true[:, 2] > 0", "keypoints[0, :, 2] > 0"),
+    "stages counted, not read": (
+        *("last_seen", "(there, stages, -1)"),
+        "(there, np.unique(stages, return_inverse=True)[1], -1)",
+    ),
+    "groups numbered anew": (
+        *("grouped_split", "groups == group"),
+        "np.unique(groups, return_inverse=True)[1] == group",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PASSED_ONCE)
+def test_a_wrong_answer_that_once_passed_is_refused(what):
+    name, old, new = PASSED_ONCE[what]
+    verdict = exercises.check(name, solution(name, (old, new)))
+    assert not verdict and "Error" not in verdict.text, verdict.text
+
+
+def test_a_walk_without_an_order_is_refused():
+    assert not exercises.check("tape_backward", preorder)
+
+
+def test_a_logarithm_kept_from_0_in_any_way_is_named():
+    stable = "np.maximum(x, 0) - x * targets + np.log1p(np.exp(-np.abs(x)))"
+    log = "-targets * {0}(p) - (1 - targets) * {0}(1 - p)"
+    p = "    p = 0.5 * (1 + np.tanh(x / 2))\n    losses"
+    clipped = "    p = np.clip(0.5 * (1 + np.tanh(x / 2)), 1e-7, 1 - 1e-7)\n    losses"
+    for before, losses in ((clipped, log.format("np.log")), (p, log.format("clamped"))):
+        changes = (stable, losses), ("    losses", before)
+        clamped = (
+            "import numpy as np",
+            "import numpy as np\nclamped = lambda p: np.maximum(np.log(p), -100)",
+        )
+        verdict = exercises.check("mask_loss", solution("mask_loss", *changes, clamped))
+        assert not verdict and "the logarithm of 0" in verdict.text, verdict.text
+
+
 # -------------------------------------------------------------------------------------------- right answers
 
 ANSWERS = {
@@ -305,12 +398,15 @@ def test_another_precision_is_taken_with_a_note_of_what_it_costs(name, dtype):
 
     verdict = exercises.check(name, lambda *inputs: cast(right(*inputs)))
     assert verdict, verdict.text
-    kept = name in ("nms", "grouped_split", "assign_levels", "last_seen") or (
-        name in ("anchors", "warmup_cosine", "average_precision") and dtype is np.float64
-    )  # indices; no array of floats comes in, or one number comes out
+    indices, numbers = (
+        ("nms", "grouped_split", "assign_levels", "last_seen"),
+        ("average_precision", "paired_difference"),
+    )
+    no_floats_come_in = name in ("anchors", "warmup_cosine") and dtype is np.float64
+    kept = name in indices or name in numbers or no_floats_come_in
     said = {
-        np.float64: "float32 came in, float64 comes out",
-        np.float32: "float64 came in, float32 comes out",
+        np.float64: "float32 is wanted, float64 comes out",
+        np.float32: "float64 is wanted, float32 comes out",
     }
     assert len(verdict.notes) == (not kept) and (kept or said[dtype] in verdict.notes[0])
 

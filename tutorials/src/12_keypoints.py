@@ -777,6 +777,7 @@ for panel, (s, i) in zip(panels.flat, shown):
     with no_grad():
         maps = heat_maps(trained, s, s.boxes[i : i + 1]).numpy()
     found = heatmaps_to_keypoints(maps, s.boxes[i : i + 1]).xy[0]
+    panel.set_facecolor("0.85")  # beyond the picture's edge
     image_of(panel, s)
     known = (s.keypoints[i, :, 2] > 0) * 2.0
     points(panel, np.column_stack([found, known]))

@@ -31,8 +31,10 @@ def differs(mine, right):
 
 def as_array(mine, right: np.ndarray) -> tuple[np.ndarray | None, str]:
     """A result as an array to compare, and "" or, in words, why it is not one."""
-    if isinstance(mine, tuple) and any(isinstance(part, np.ndarray) and part.ndim for part in mine):
-        hint = " (a comma too many after return?)" if len(mine) == 1 else ""
+    arrays = isinstance(mine, tuple) and any(isinstance(part, np.ndarray) and part.ndim for part in mine)
+    if arrays and [len(mine), *np.shape(mine[0])] != [*right.shape]:  # else rows, as in a list
+        index = " or the [0] after np.nonzero missing" if right.dtype.kind == "i" else ""
+        hint = f" (a comma too many after return{index}?)" if len(mine) == 1 else ""
         return None, f"{a(mine)}{hint}, not an array"
     if not isinstance(mine, (np.ndarray, np.generic, int, float, list, tuple)):
         hint = " (is a return missing?)" if mine is None else ""
@@ -72,15 +74,14 @@ def note(given, mine: np.ndarray, right: np.ndarray) -> str:
             f"where nothing is found, {{}} has the shape {mine.shape}, not {right.shape}: code that reads a "
             f"column of it will fail. np.zeros({right.shape}) has the columns"
         )
-    if not isinstance(given, (np.ndarray, np.generic)) or {mine.dtype.kind, right.dtype.kind} != {"f"}:
-        return ""  # a Python number or list has no precision to keep
+    if not isinstance(given, np.ndarray) or not mine.ndim or {mine.dtype.kind, right.dtype.kind} != {"f"}:
+        return ""  # a list has no precision to keep, and a single number's costs nothing
+    what = f"{right.dtype} is wanted, {mine.dtype} comes out ({{}}): right, but "
     if mine.dtype.itemsize > right.dtype.itemsize:
-        return (
-            "float32 came in, float64 comes out ({}): right, but twice the memory, and all that is computed "
-            "from it is slower. np.zeros, for one, makes float64 unless told dtype="
-        )
+        slow = "more memory, and all that is computed from it is slower"
+        return f"{what}{slow}. np.zeros, for one, makes float64 unless told dtype="
     if mine.dtype.itemsize < right.dtype.itemsize:
-        return "float64 came in, float32 comes out ({}): right, but too few digits for a gradient check"
+        return f"{what}too few digits for a gradient check"
     return ""
 
 

@@ -177,6 +177,8 @@ class Exercise:
             hint = " (is a return missing?)" if ran.result is None else ""
             missing = f"your function gives {a(ran.result)}{hint}; wanted: {', '.join(wanted)}"
             return Finding(missing, self._named(suspects, given, wanted, inputs))
+        if isinstance(ran.result, dict) and (more := [str(n) for n in given if n not in wanted]):
+            return Finding(f"your function gives {one_line(', '.join(more))} as well, which is not wanted")
         for name, right in wanted.items():
             parts = [given] if isinstance(ran.result, dict) else [given, {name: given[name]}]  # a dict is one
             found = self._compare_result(name, parts, np.asarray(right), inputs, suspects)

@@ -44,10 +44,6 @@ def _overlaps(a, b, union):
     return inter / np.where(iou > 0, union(area_a, area_b), 1)
 
 
-def _one(area_a, area_b):
-    return 1.0
-
-
 @exercise(
     lambda rng: {
         "boxes near and far": (_boxes(rng, 5, 18), _boxes(rng, 6, 18)),
@@ -68,7 +64,7 @@ def _one(area_a, area_b):
         "the area cut off at 0, not the sides: two negative ones make a positive area": [
             partial(_iou_of_negative_sides, least=0, guarded=guarded) for guarded in (False, True)
         ],
-        "the intersection, not divided by the union": partial(_overlaps, union=_one),
+        "the intersection, not divided by the union": partial(_overlaps, union=lambda a, b: 1.0),
         "divided by the smaller area, not by the union": partial(_overlaps, union=np.minimum),
         "0 / 0: a pair without area has 0": _zero_by_zero,
     },
@@ -109,10 +105,6 @@ def _width_by_height(boxes, anchors):
     return _sizes(anchors) / _sizes(anchors)[:, ::-1]
 
 
-def _boxes_width_by_height(boxes, anchors):
-    return _sizes(boxes)[:, ::-1] / _sizes(boxes)
-
-
 def _anchor_size(boxes, anchors):
     return _sizes(anchors)
 
@@ -137,7 +129,7 @@ def _encode_without_log(boxes, anchors):
             _encode_with(shift_by=_width_by_height),
             _encode_with(size_by=_width_by_height),
             _encode_with(_width_by_height, _width_by_height),
-            _encode_with(size_by=_boxes_width_by_height),
+            _encode_with(size_by=lambda boxes, anchors: _sizes(boxes)[:, ::-1] / _sizes(boxes)),
             lambda *a: box_encode(*a)[:, [0, 1, 3, 2]],
         ],
         "divided by the box's own size, not by the anchor's": _encode_with(
@@ -280,22 +272,10 @@ def _rows_for_columns(sizes, ratios, stride, height, width):
 
 
 def _moved(sizes, ratios, stride, height, width, move):
-    """The right answer, with each anchor's centre (x, y) at `move` of what it should be."""
+    """The right answer, with each anchor's centre (x, y) at `move` of what it should be, and the stride."""
     right = _anchors(sizes, ratios, stride, height, width)
     center = right[:, :2] + _sizes(right) / 2
-    return right + np.tile(move(center) - center, 2)
-
-
-def _stride_of_one(sizes, ratios, stride, height, width):
-    return _moved(sizes, ratios, stride, height, width, lambda center: center / stride)
-
-
-def _centres_swapped(sizes, ratios, stride, height, width):
-    return _moved(sizes, ratios, stride, height, width, lambda center: center[:, ::-1])
-
-
-def _half_a_pixel(sizes, ratios, stride, height, width):
-    return _moved(sizes, ratios, stride, height, width, lambda center: center - stride / 2 + 0.5)
+    return right + np.tile(move(center, stride) - center, 2)
 
 
 @exercise(
@@ -311,10 +291,16 @@ def _half_a_pixel(sizes, ratios, stride, height, width):
         "the sizes before the ratios: all sizes of a ratio come together": partial(
             _anchors, sizes_first=True
         ),
-        "x and y swapped: x = (j + 1/2) stride runs along a row": _centres_swapped,
+        "x and y swapped: x = (j + 1/2) stride runs along a row": partial(
+            _moved, move=lambda center, stride: center[:, ::-1]
+        ),
         "height and width swapped: there are height rows of width cells": _rows_for_columns,
-        "the stride left out: cells are stride pixels apart": _stride_of_one,
-        "the middle of a cell moved by half a pixel, not by half a cell": _half_a_pixel,
+        "the stride left out: cells are stride pixels apart": partial(
+            _moved, move=lambda center, stride: center / stride
+        ),
+        "the middle of a cell moved by half a pixel, not by half a cell": partial(
+            _moved, move=lambda center, stride: center - stride / 2 + 0.5
+        ),
     },
 )
 def anchors(sizes, ratios, stride, height, width):

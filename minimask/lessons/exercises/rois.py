@@ -6,6 +6,7 @@ Shapes: R RoIs; N images, C channels, H x W pixels, output PH x PW, masks M x M,
 from __future__ import annotations
 
 from functools import partial
+from math import inf
 
 import numpy as np
 
@@ -217,22 +218,23 @@ def _align(x, rois, output_size, scale, sampling_ratio, bins_swapped=False, **wr
     return y
 
 
+def _limits(below: float, above: float) -> dict:
+    """A rule for the points that read 0; the right one has -1 and 1."""
+    return dict(reads_0=lambda at, length: (at < below) | (at > length - 1 + above))
+
+
+def _on_either_side(below: float, above: float) -> list[dict]:
+    return [_limits(below, above), _limits(below, 1), _limits(-1, above)]
+
+
 WRONG_POINTS = {
-    "points that lie outside read 0: up to a pixel outside they are moved in": dict(
-        reads_0=lambda at, length: (at < 0) | (at > length - 1)
-    ),
-    "points far outside are moved in, too: more than a pixel outside they read 0": dict(
-        reads_0=lambda at, length: at != at
-    ),
-    "exactly a pixel outside reads 0: only farther out does": dict(
-        reads_0=lambda at, length: (at <= -1) | (at >= length)
-    ),
-    "points outside not moved in: they read zeros beside the map": dict(
-        reads_0=lambda at, length: at != at, moved=False
-    ),
-    "the bin's row and column swapped: row i of the bins runs along y": dict(
-        reads_0=lambda at, length: (at < -1) | (at > length), bins_swapped=True
-    ),
+    "points that lie outside read 0: up to a pixel outside they are moved in": _on_either_side(0, 0),
+    "points far outside are moved in, too: more than a pixel outside they read 0": _on_either_side(-inf, inf),
+    "exactly a pixel outside reads 0: only farther out does": _on_either_side(-1 + 1e-9, 1 - 1e-9),
+    "points outside not moved in: they read zeros beside the map": [_limits(-inf, inf) | dict(moved=False)],
+    "the bin's row and column swapped: row i of the bins runs along y": [
+        _limits(-1, 1) | dict(bins_swapped=True)
+    ],
 }
 
 
@@ -245,7 +247,7 @@ WRONG_POINTS = {
             F.roi_align(*a, aligned=True, aggregation="max").data
         ),
     }
-    | {mistake: partial(_align, **wrong) for mistake, wrong in WRONG_POINTS.items()},
+    | {m: [partial(_align, **wrong) for wrong in each] for m, each in WRONG_POINTS.items()},
 )
 def roi_align_forward(x, rois, output_size, scale, sampling_ratio):
     """RoIAlign (Mask R-CNN, section 3): the average of bilinear samples, nothing rounded.
@@ -295,7 +297,7 @@ def _last_roi_only(gy, rois, x_shape, scale, sampling_ratio):
         "not divided by the points: a bin is their average": dict(gy=lambda a: a.gy * a.sampling_ratio**2),
         "overwritten by the image's last RoI: those of all RoIs add up": _last_roi_only,
     }
-    | {mistake: partial(_align_gradient, **wrong) for mistake, wrong in WRONG_POINTS.items()},
+    | {m: [partial(_align_gradient, **wrong) for wrong in each] for m, each in WRONG_POINTS.items()},
     contributions={"gx": _points_of_pixel},
 )
 def roi_align_backward(gy, rois, x_shape, scale, sampling_ratio):
@@ -316,16 +318,12 @@ def roi_align_backward(gy, rois, x_shape, scale, sampling_ratio):
 # ------------------------------------------------------------------------------------------------- masks
 
 
-def _mask_loss(logits, labels, targets, loss_of=F.mask_loss, scale=1.0):
+def _mask_loss(logits, labels, targets, loss_of=F.mask_loss, scale=lambda targets: 1.0):
     """The loss and its gradient."""
     x = Tensor(logits, True)
-    loss = loss_of(x, labels, targets) * scale
+    loss = loss_of(x, labels, targets) * scale(targets)
     loss.backward()
     return loss.data, x.grad
-
-
-def _summed_loss(logits, labels, targets):
-    return _mask_loss(logits, labels, targets, scale=float(targets.size))
 
 
 def _softmax_loss(x, labels, targets):
@@ -333,14 +331,13 @@ def _softmax_loss(x, labels, targets):
     return (F.log(p) * targets + F.log(1.0 - p) * (1.0 - targets)).mean() * -1.0
 
 
-def _logarithm_of_zero(logits, labels, targets, s=lambda x: 1 / (1 + np.exp(-x)), eps=0.0):
-    p = s(logits[np.arange(len(labels)), labels])
-    losses = targets * np.log(p + eps) + (1 - targets) * np.log(1 - p + eps)
+EPSILONS = 10.0 ** -np.arange(5, 17)
+
+
+def _logarithm_of_zero(logits, labels, targets, s=lambda x: 1 / (1 + np.exp(-x)), least=0.0, log=np.log):
+    p = np.clip(s(logits[np.arange(len(labels)), labels]), least, 1 - least)
+    losses = targets * log(p) + (1 - targets) * log(1 - p)
     return -losses.sum() / max(targets.size, 1), mask_loss(logits, labels, targets)[1]
-
-
-def _mean_over_rois(logits, labels, targets):
-    return _mask_loss(logits, labels, targets, scale=float(targets[:1].size or 1))
 
 
 def _all_channels_loss(x, labels, targets):
@@ -359,13 +356,17 @@ def _all_channels_loss(x, labels, targets):
         "no RoIs": (np.zeros((0, 3, 2, 2)), np.zeros(0, np.int64), np.zeros((0, 2, 2))),
     },
     {
-        "summed, not averaged": _summed_loss,
+        "summed, not averaged": partial(_mask_loss, scale=lambda targets: float(targets.size)),
         "the channel before the label's: channel 0 is the background's": dict(labels=lambda a: a.labels - 1),
         "a softmax: masks do not compete, each has its sigmoid": partial(_mask_loss, loss_of=_softmax_loss),
         "all channels: only the true class's has a loss": partial(_mask_loss, loss_of=_all_channels_loss),
-        "a mean over RoIs only: it is one over their pixels, too": _mean_over_rois,
+        "a mean over RoIs only: it is one over their pixels, too": partial(
+            _mask_loss, scale=lambda targets: float(targets[:1].size or 1)
+        ),
         "the logarithm of 0: with large logits, log sigmoid(x) must be simplified before it is computed": [
-            partial(_logarithm_of_zero, eps=eps) for eps in (0.0, *10.0 ** -np.arange(5, 17))
+            *(partial(_logarithm_of_zero, least=eps) for eps in (0.0, *EPSILONS)),
+            *(partial(_logarithm_of_zero, log=lambda p, eps=eps: np.log(p + eps)) for eps in EPSILONS),
+            partial(_logarithm_of_zero, log=lambda p: np.maximum(np.log(p), -100)),  # PyTorch's BCELoss
         ],
     },
 )
@@ -424,10 +425,6 @@ def _from_cell_edges(place, j, cells):
     return np.maximum(1 - np.abs(place * cells - j), 0)
 
 
-def _box_within_image(a):
-    return np.clip(a.box, 0, [*a.image_size[::-1]] * 2)
-
-
 @exercise(
     lambda rng: {
         "a box that reaches out": (rng.random((5, 5)), np.array([-3.4, 2.6, 6.3, 11.7]), (8, 9)),
@@ -456,7 +453,9 @@ def _box_within_image(a):
         PLUS_ONE: dict(box=lambda a: a.box + ONE),
         AXES: dict(box=lambda a: a.box[SWAPPED]),
         ROUNDED: dict(box=lambda a: np.rint(a.box)),
-        "clipped twice: a box that reaches out is pasted in part, not squeezed": dict(box=_box_within_image),
+        "clipped twice: a box that reaches out is pasted in part, not squeezed": dict(
+            box=lambda a: np.clip(a.box, 0, [*a.image_size[::-1]] * 2)
+        ),
     },
 )
 def paste_mask(mask, box, image_size):

@@ -33,18 +33,10 @@ def _level(boxes, canonical, lowest, highest, log=np.log2, whole=np.floor, sign=
     return np.clip(whole(first + sign * log(size / canonical)), lowest, highest)
 
 
-def _level_of_area(boxes, canonical, lowest, highest):
-    return assign_levels(_with_sides(boxes, _sides(boxes).prod(axis=1)), canonical, lowest, highest)
-
-
 def _of_all_sizes(rng, count: int):
     corner, size = rng.uniform(0, 50, (count, 2)), 224 * 2 ** np.linspace(-3.6, 2.6, count)
     root = np.exp(rng.uniform(-0.9, 0.9, count))  # of the aspect ratio
     return np.concatenate([corner, corner + np.stack([size / root, size * root], axis=1)], axis=1)
-
-
-def _counted_from_0(boxes, canonical, lowest, highest):
-    return assign_levels(boxes, canonical, lowest, highest) - lowest
 
 
 @exercise(
@@ -52,10 +44,11 @@ def _counted_from_0(boxes, canonical, lowest, highest):
         "boxes of all sizes": (_of_all_sizes(rng, 40), 224.0, 2, 5),
         "just as large as the canonical box, twice, half, a little smaller": (
             np.array(
-                [[0.0, 0, 64, 64], [3, 5, 131, 133], [8, 8, 40, 40], [0, 0, 32, 128], [2, 2, 65.5, 65.5]]
+                [[0.0, 0, 64, 64], [3, 5, 131, 133], [8, 8, 40, 40], [0, 0, 32, 128], [2, 2, 65.9, 65.9]]
+                + [[0, 0, 300, 300], [0, 0, 700, 700], [0, 0, 10, 10]]
             ),
             64.0,
-            2,
+            3,
             6,
         ),
         "boxes without area": (np.array([[1.0, 1, 1, 9], [2, 3, 2, 3]]), 224.0, 2, 5),
@@ -75,7 +68,7 @@ def _counted_from_0(boxes, canonical, lowest, highest):
                 lambda sides: sides.min(axis=1, initial=np.inf),
             )
         ],
-        "the area, not its root": _level_of_area,
+        "the area, not its root": dict(boxes=lambda a: _with_sides(a.boxes, _sides(a.boxes).prod(axis=1))),
         CLAMPED: [
             dict(lowest=lambda a: -1000),
             dict(highest=lambda a: 1000),
@@ -83,7 +76,9 @@ def _counted_from_0(boxes, canonical, lowest, highest):
         ],
         "the wrong way round: larger boxes read coarser levels": partial(_level, sign=-1),
         "the 4 left out: a box of the canonical side reads level 4": partial(_level, first=0),
-        "counted from the lowest level: the levels have the numbers from lowest to highest": _counted_from_0,
+        "counted from the lowest level: the levels have the numbers from lowest to highest": lambda *inputs: (
+            assign_levels(*inputs) - inputs[2]
+        ),
         PLUS_ONE: dict(boxes=lambda a: a.boxes + ONE),
     },
 )
@@ -120,10 +115,6 @@ def _best_first(probabilities, boxes, score_threshold, nms_threshold, most):
     best = np.zeros_like(probabilities)
     best[proposals, labels] = probabilities[proposals, labels]
     return detect(best, boxes, score_threshold, nms_threshold, most)
-
-
-def _background_counted(probabilities, boxes, score_threshold, nms_threshold, most):
-    return _detect(probabilities, boxes, score_threshold, nms_threshold, most, first=0)
 
 
 def _labels_from_0(*inputs):
@@ -168,9 +159,16 @@ def _proposals(rng, count: int, objects: int, classes: int = 3):
     return probabilities, boxes + rng.normal(0, 2, (count, classes + 1, 4))
 
 
+def _chained():
+    """Class 1's boxes overlap like links of a chain, and the last the first; class 2's lie apart."""
+    apart = np.array([[20.0 * k, 30, 20 * k + 9, 39] for k in range(4)])
+    links = np.array([[0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10], [0, 1, 10, 11]])
+    return np.stack([apart + 3, links, apart], axis=1)
+
+
 @exercise(
     lambda rng: {
-        "proposals around eight objects": (*_proposals(rng, 40, 8), 0.05, 0.4, 7),
+        "proposals around eight objects": (*_proposals(rng, 40, 8), 0.05, 0.4, 9),
         "one class, one score at its threshold": (
             np.array([[0.75, 0.25], [0.25, 0.75], [0.5, 0.5]]),
             np.array([[[0.0, 0, 5, 5], [k * 9.0, 0, k * 9 + 6, 6]] for k in range(3)]),
@@ -192,6 +190,13 @@ def _proposals(rng, count: int, objects: int, classes: int = 3):
             0.5,
             10,
         ),
+        "a chain, and boxes of their own": (
+            np.array([[0.05, 0.8, 0.15], [0.05, 0.75, 0.2], [0.45, 0.5, 0.05], [0.4, 0.35, 0.25]]),
+            _chained(),
+            0.1,
+            0.4,
+            10,
+        ),
         "three of many": (*_proposals(rng, 12, 5, 2), 0.1, 0.5, 3),
         "nothing scores enough": (np.array([[0.99, 0.01]]), np.array([[[0.0, 0, 4, 4]] * 2]), 0.05, 0.5, 10),
         "no proposals": (np.zeros((0, 3)), np.zeros((0, 3, 4)), 0.05, 0.5, 10),
@@ -199,7 +204,7 @@ def _proposals(rng, count: int, objects: int, classes: int = 3):
     {
         "suppression over all classes together: each class is suppressed for itself": _together,
         "the best are taken before suppression: they are the best of what suppression leaves": _best_first,
-        "the background detected like a class": _background_counted,
+        "the background detected like a class": partial(_detect, first=0),
         "labels counted from 0: 0 is the background": _labels_from_0,
         "only the best class of each proposal: each class that scores enough is a detection": [
             dict(probabilities=partial(_best_class_only, first=first)) for first in (0, 1)
@@ -290,7 +295,7 @@ def _stages(rng, count: int, objects: int):
         "gone at a stage, and there again": (
             np.array([[0.0, 0, 8, 8], [20, 20, 30, 30]]),
             np.array([[0.0, 0, 8, 9], [20, 20, 30, 32], [2, 2, 12, 12], [0, 0, 8, 10], [50, 50, 60, 60]]),
-            np.array([0, 0, 1, 2, 3]),
+            np.array([0, 0, 1, 4, 2]),
             0.5,
         ),
         "an overlap of just the threshold, and of a little less": (

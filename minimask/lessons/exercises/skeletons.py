@@ -81,9 +81,10 @@ def keypoint_loss_backward(gy, logits, cells, valid):
 
 def _oks_cases(rng):
     def some(detections, objects, keypoints=4):
-        true = rng.uniform(0, 40, (objects, keypoints, 2))
+        true = rng.uniform(20, 40, (objects, keypoints, 2))
         true[:, 0] = 0.0  # in the image's corner, and labelled all the same
-        visibility = np.tile(np.array([2.0, 1, 0, 2, 0, 1])[:keypoints], (objects, 1))
+        seen = [[2.0, 1, 0, 2, 0, 1], [2, 0, 0, 1, 2, 0], [1, 2, 0, 2, 1, 2]]
+        visibility = np.array(seen)[:objects, :keypoints]
         near = true[np.arange(detections) % max(objects, 1)] if objects else np.zeros((0, keypoints, 2))
         found = near + rng.normal(0, 2, near.shape)
         labelled = np.concatenate([true, visibility[..., None]], axis=2) * (visibility > 0)[..., None]

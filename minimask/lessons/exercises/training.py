@@ -95,10 +95,6 @@ def _rate_cases(rng):
     }
 
 
-def _held(done):
-    return np.minimum(done, 1.0)
-
-
 def _half_cosine(done):
     return (1 + np.cos(np.pi * done)) / 2
 
@@ -110,7 +106,7 @@ def _rates(
     total,
     rise: int = 1,
     fall: Callable = _half_cosine,
-    hold: Callable = _held,
+    hold: Callable = lambda done: np.minimum(done, 1.0),
     from_start: bool = False,
 ):
     done = hold(steps / total if from_start else (steps - warmup) / (total - warmup))
@@ -154,7 +150,7 @@ def warmup_cosine(steps, base, warmup, total):
 
 
 def _judged_cases(rng):
-    # Rows by falling score are 2, 0, 1, 6, 3, 5, 4: the first and the third want the same object.
+    # Rows by falling score are 2, 0, 1, 6, 3, 5, 4, 7: the first and the third want the same object.
     iou = np.array(
         [
             [0.0, 0.3, 0.1, 0.0, 0.0, 0.0],
@@ -164,13 +160,19 @@ def _judged_cases(rng):
             [0.0, 0.0, 0.0, 0.0, 0.0, 0.74],
             [0.7, 0.0, 0.0, 0.0, 0.0, 0.0],
             [0.0, 0.0, 0.0, 0.66, 0.0, 0.0],
+            [0.0, 0.2, 0.0, 0.0, 0.0, 0.0],
         ]
     )
-    scores = np.array([0.9, 0.8, 0.97, 0.6, 0.2, 0.4, 0.7])
+    scores = np.array([0.9, 0.8, 0.97, 0.6, 0.2, 0.4, 0.7, 0.1])
     return {
         "found twice, and one of two": (iou, scores, 0.5),
         "a higher threshold": (iou, scores, 0.75),
         "all found, and one more": (np.eye(3)[[2, 0, 1, 0]] * 0.9, np.array([0.3, 0.2, 0.9, 0.1]), 0.5),
+        "several objects under one detection": (
+            np.array([[0.6, 0.8, 0.55, 0], [0.7, 0, 0, 0], [0, 0, 0.9, 0], [0, 0, 0, 0.6], [0, 0, 0, 0.9]]),
+            np.array([0.9, 0.8, 0.7, 0.6, 0.5]),
+            0.5,
+        ),
         "nothing right": (iou / 2, scores, 0.5),
         "no detections": (np.zeros((0, 3)), np.zeros(0), 0.5),
     }

@@ -18,8 +18,10 @@ def _networks(rng) -> dict[str, tuple]:
     def arrays(**shapes):
         return {name.replace("__", "."): rng.normal(size=shape) for name, shape in shapes.items()}
 
-    mine = arrays(conv1=(4, 3), conv2=(4, 3), head__weight=(3, 5), head__bias=(3,), mask=(2, 2))
-    theirs = arrays(conv2=(4, 3), conv1=(4, 3), head__bias=(1,), extra=(2, 2), head__weight=(4, 5))
+    mine = arrays(conv1=(4, 3), norm=(2, 3), rows=(4, 5), conv2=(4, 3))
+    mine |= arrays(head__weight=(3, 5), head__bias=(3,), mask=(2, 2))
+    theirs = arrays(conv2=(4, 3), norm=(3, 2), rows=(4, 3), conv1=(4, 3))
+    theirs |= arrays(head__bias=(1,), extra=(2, 2), head__weight=(4, 5))
     return {
         "another head": (mine, theirs),
         "the same network": (mine, {name: array + 1 for name, array in mine.items()}),
@@ -43,6 +45,10 @@ def _transfer(
     return state | {"anew": np.array(anew, np.int64)}
 
 
+def _by_place(mine, theirs):
+    return _transfer(mine, dict(zip(mine, theirs.values())))
+
+
 def _places(unfit: Callable) -> list[Callable]:
     """A mistake about another shape, noticed under "anew" or not."""
     return [lambda *a: _transfer(*a, unfit), lambda *a: _transfer(*a, unfit, told=False)]
@@ -55,10 +61,6 @@ def _broadcast(ours, other):
 def _cut(ours, other):
     part = other[: len(ours)]
     return part if part.shape == ours.shape else ours
-
-
-def _by_place(mine, theirs):
-    return _transfer(mine, dict(zip(mine, theirs.values())))
 
 
 def _all_or_nothing(mine, theirs):
@@ -130,6 +132,8 @@ def _too_few(groups, order, wanted):
         "a group goes beyond what is wanted": (_GROUPS, _ORDER, 4),
         "groups make just what is wanted": (_GROUPS, _ORDER, 5),
         "nothing wanted": (_GROUPS, _ORDER, 0),
+        "more wanted than there are": (_GROUPS, _ORDER, 20),
+        "groups of any numbers": (7 * _GROUPS + 3, 7 * _ORDER + 3, 4),
         "no images": (np.zeros(0, np.int64), np.zeros(0, np.int64), 3),
     },
     {

@@ -6,14 +6,7 @@ import math
 
 import numpy as np
 
-from minimask.functions import (
-    conv,
-    explicit_keypoint_head,
-    explicit_mask_head,
-    explicit_rpn_head,
-    norm,
-    pool,
-)
+from minimask.functions import conv, explicit_keypoint_head, explicit_mask_head, explicit_rpn_head, norm, pool
 from minimask.functions.activation import relu as relu_function
 from minimask.functions.conv_norm import ConvFrozenNorm, conv_frozen_norm_reference
 from minimask.kernels import pooling
