@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from minimask.ablations.table import Difference, paired, table, verdict
 from minimask.command import cli
 from minimask.errors import InputError
 from minimask.training.stopping import StopSignals
+
+ROOT = Path(__file__).parent.parent
 
 TINY = Ablation(
     "tiny",
@@ -227,6 +231,31 @@ def test_stopped_in_an_evaluation_it_is_evaluated_again(unbroken, tmp_path, monk
     finished = run(TINY, tmp_path, 1, silent)
     assert kinds(finished) == {key: found for key, found in kinds(unbroken[0]).items() if key[1] == 0}
     capfd.readouterr()
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tiny, unbroken, tmp_path, capsys):
+    theirs = list(runs.plan(TINY, tmp_path, 2))[1]
+    with runs._held(theirs):
+        finished = run(TINY, tmp_path, 2, silent)
+        assert cli.main(["ablate", "tiny", "--output", str(tmp_path)]) == 0
+    assert (len(finished.results), finished.elsewhere) == (3, 1) and not finished.complete
+    told = " ".join(capsys.readouterr().out.split())
+    assert "other processes are at the rest: 3 of 4 runs are done" in told
+    assert kinds(run(TINY, tmp_path, 2, silent)) == kinds(unbroken[0])
+
+
+def test_processes_share_the_runs_and_do_each_once(unbroken, tmp_path):
+    program = "from pathlib import Path; from tests.test_ablate import TINY, run; import sys; "
+    program += "run(TINY, Path(sys.argv[1]), 2, print)"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    begun = [line.partition(": ")[2].partition(";")[0] for text in said for line in text.splitlines()]
+    assert sorted(line for line in begun if "seed" in line) == [
+        f"{name}, seed {seed}" for name in ("align", "pool") for seed in (0, 1)
+    ]
+    assert kinds(run(TINY, tmp_path, 2, silent)) == kinds(unbroken[0])
 
 
 def test_a_signal_within_is_handed_on_to_the_work_around():

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from minimask.errors import InputError
 from minimask.files import make_output_directory, write_json
 from minimask.results.evaluate import METRICS, evaluate
 from minimask.training.keeper import TrainingStopped
+from minimask.training.lock import Busy, locked
 from minimask.training.loop import CHECKPOINT, CONFIG, LOG, train
 from minimask.training.run_log import read_run_log
 from minimask.training.stopping import StopSignals
@@ -58,11 +60,14 @@ class Finished:
         How many there are in all.
     stopped_by : int or None
         The signal that stopped it; None also if its time was up.
+    elsewhere : int
+        How many of the others are being done by other processes, which is why it ended.
     """
 
     results: Results
     of: int
     stopped_by: int | None
+    elsewhere: int
 
     @property
     def complete(self) -> bool:
@@ -83,7 +88,8 @@ def run(
 ) -> Finished:
     """Do what is left of an ablation's runs, one after another.
 
-    They come seed by seed, so that the first results can already be compared.
+    They come seed by seed, so that the first results can already be compared. Runs that another process with
+    the same output directory is at are left to it.
 
     Parameters
     ----------
@@ -107,25 +113,41 @@ def run(
     _check_design(ablation, output)
     runs = list(plan(ablation, output, seeds))
     results = {(r.variant.name, r.seed): found for r in runs if (found := read_result(r.folder)) is not None}
+    left = [r for r in runs if (r.variant.name, r.seed) not in results]
     ends = None if seconds is None else time.monotonic() + seconds
     with StopSignals() as stop:
 
         def enough() -> bool:
             return stop.signal is not None or (ends is not None and time.monotonic() >= ends)
 
-        for each in runs:
-            if (each.variant.name, each.seed) in results:
-                continue
-            if enough():
+        while left and not enough():
+            elsewhere = []
+            for each in left:
+                try:
+                    with _held(each):
+                        result = read_result(each.folder)  # by now another process may have done it
+                        if result is None and not enough():
+                            spent = [result.seconds for result in results.values()]
+                            note(_before(each, len(results), len(runs), spent))
+                            result = _run(ablation, each, note, device, enough)
+                except Busy:
+                    elsewhere.append(each)
+                    continue
+                if result is None:
+                    break
+                results[each.variant.name, each.seed] = result
+                score = result.kinds[ablation.kind][ablation.metric]
+                note(f"{ablation.kind} {ablation.metric} {100 * score:.1f}, in {result.seconds:.0f} s")
+            if len(elsewhere) == len(left):
                 break
-            note(_before(each, len(results), len(runs), [result.seconds for result in results.values()]))
-            result = _run(ablation, each, note, device, enough)
-            if result is None:
-                break
-            results[each.variant.name, each.seed] = result
-            score = result.kinds[ablation.kind][ablation.metric]
-            note(f"{ablation.kind} {ablation.metric} {100 * score:.1f}, in {result.seconds:.0f} s")
-    return Finished(results, len(runs), stop.signal if len(results) < len(runs) else None)
+            left = elsewhere
+    stopped_by = stop.signal if len(results) < len(runs) else None
+    return Finished(results, len(runs), stopped_by, 0 if enough() else len(left))
+
+
+def _held(run: Run) -> AbstractContextManager:
+    """Keep other processes with the same output directory from this run; raises `Busy` if one is at it."""
+    return locked(make_output_directory(run.folder.parent), f".{run.folder.name}.lock")
 
 
 def plan(ablation: Ablation, output: Path, seeds: int) -> Iterator[Run]:

@@ -246,8 +246,9 @@ def ablate(arguments: argparse.Namespace) -> int:
     """Train small networks that differ in one of the paper's choices on generated stars, several seeds of
     each from the same weights and pictures, and print their AP beside the paper's, with its spread and
     whether the direction is the same (docs/ablations.md). The output directory gets a folder for each run and
-    table.md. Ctrl-C finishes the step and saves; the same command goes on, and finished runs stay. The
-    ablations: roi-layer, sampling, mask-loss, class-agnostic, mask-branch, multi-task.
+    table.md. Ctrl-C finishes the step and saves; the same command goes on, and finished runs stay. Started in
+    several terminals, it shares the runs among them. The ablations: roi-layer, sampling, mask-loss,
+    class-agnostic, mask-branch, multi-task.
     """
     import difflib
 
@@ -273,7 +274,10 @@ def ablate(arguments: argparse.Namespace) -> int:
         print(f"minimask: {one_line(go_on)}", file=sys.stderr)
         return 128 + finished.stopped_by
     print(f"{shown}\n")
-    tell(f"{output / 'table.md'}: this table" if finished.complete else f"time is up: {go_on}")
+    ended = (
+        f"{finished.elsewhere} runs are at work in other processes" if finished.elsewhere else "time is up"
+    )
+    tell(f"{output / 'table.md'}: this table" if finished.complete else f"{ended}: {go_on}")
     return 0
 
 

@@ -11,16 +11,24 @@ from minimask.errors import InputError
 NAME = ".minimask.lock"
 
 
+class Busy(InputError):
+    """Another living process holds the lock."""
+
+
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, name: str = NAME) -> Iterator[None]:
     """Hold the directory for this process; the system releases it when the process ends, however it ends.
+
+    With another `name` of the lock's file, what is held is whatever the callers agree on.
 
     Raises
     ------
+    Busy
+        If another living process holds it.
     InputError
-        If another living process holds it, or the lock file cannot be written.
+        If the lock file cannot be written.
     """
-    path = directory / NAME
+    path = directory / name
     file = _acquire(path)
     try:
         yield
@@ -44,7 +52,7 @@ def _acquire(path: Path) -> IO[bytes]:
             _lock(file)
         except (BlockingIOError, PermissionError):
             file.close()
-            raise InputError(
+            raise Busy(
                 f"{path.parent}: another training is writing into this directory; wait for its end, or "
                 "choose another --output"
             ) from None
