@@ -274,9 +274,7 @@ def ablate(arguments: argparse.Namespace) -> int:
         print(f"minimask: {one_line(go_on)}", file=sys.stderr)
         return 128 + finished.stopped_by
     print(f"{shown}\n")
-    ended = (
-        f"{finished.elsewhere} runs are at work in other processes" if finished.elsewhere else "time is up"
-    )
+    ended = "other processes are at the rest" if finished.elsewhere else "time is up"
     tell(f"{output / 'table.md'}: this table" if finished.complete else f"{ended}: {go_on}")
     return 0
 
