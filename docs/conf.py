@@ -61,6 +61,7 @@ python_display_short_literal_types = True
 
 # The pages
 html_theme = "furo"
+highlight_language = "text"  # of blocks that name none: mostly what a command prints
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "github-dark"
 html_title = f"minimask {release}"

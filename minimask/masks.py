@@ -223,8 +223,8 @@ def paste_masks(
 
     Returns
     -------
-    (N, 1, H, W) array of the masks' dtype (float64 for integers), or of bool if there is a threshold; on the
-    masks' device.
+    (N, 1, H, W) array
+        Of the masks' dtype (float64 for integers), or of bool if there is a threshold; on the masks' device.
     """
     xp, boxes = array_module(masks), as_boxes(boxes, "paste_masks: boxes")
     height, width = image_size = tuple(int(side) for side in as_image_size(image_size, "paste_masks"))
@@ -474,8 +474,9 @@ def encode_window(window: Window, patch: np.ndarray, image_size: tuple[int, int]
 
     Returns
     -------
-    dict with "size", [H, W], and "counts", a str: ready for JSON and for pycocotools, equal to what
-    ``pycocotools.mask.encode`` gives for the whole mask.
+    dict with "size", [H, W], and "counts", a str
+        Ready for JSON and for pycocotools, equal to what ``pycocotools.mask.encode`` gives for the whole
+        mask.
     """
     return _run_lengths([_bounds(window, patch, int(image_size[0]))], image_size)
 
@@ -587,8 +588,8 @@ def crop_masks(
 
     Returns
     -------
-    (R, M, M) array of the boxes' dtype (float64 for integers), in [0, 1]: the share of each bin that the mask
-    fills.
+    (R, M, M) array of the boxes' dtype (float64 for integers)
+        In [0, 1]: the share of each bin that the mask fills.
     """
     xp, samples, dtype = array_module(boxes), _samples(boxes, size, convention), _dtype_of(boxes)
     out = xp.zeros((len(boxes), size, size), dtype=as_floating(boxes[:0]).dtype)

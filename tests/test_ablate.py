@@ -501,6 +501,22 @@ def test_what_the_page_says_beside_its_tables_follows_from_the_same_results():
     assert f"an interval from {found.low / 100:.3f} to {found.high / 100:.3f}" in page
     three, two = (by_seed("mask-branch", name, "mask") for name in ("mlp3", "mlp2"))
     assert f"in {sum(three[seed] > two[seed] for seed in three)} of 5 seeds" in page
+    (comparison,), results = ABLATIONS["sampling"].comparisons, measured("sampling")
+    ap75 = {
+        v.name: [100 * results[v.name, seed].kinds["mask"]["AP75"] for seed in range(5)]
+        for v in comparison.variants
+    }
+    *others, chosen = (dict(enumerate(values)) for values in ap75.values())
+    found = [paired(other, chosen) for other in others]
+    assert all(difference.direction == "inside" for difference in found)
+    reach = [(difference.high - difference.low) / 2 for difference in found]
+    assert f"reaches {min(reach):.0f} to {max(reach):.0f} points to either side" in page
+    means = [
+        dict(enumerate(np.mean([ap75[name] for name in ap75 if ("not" in name) == offset], axis=0)))
+        for offset in (False, True)
+    ]
+    found = paired(*means)
+    assert f"by {found.mean:.1f} ± {found.deviation:.1f} points" in page
 
 
 def test_a_finished_ablation_is_kept_and_one_with_a_run_missing_is_not(unbroken, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ signatures whose defaults are no expressions, which Sphinx could not read.
 
 import ast
 from dataclasses import is_dataclass
+from types import ModuleType
 
 from docutils import nodes
 from sphinx import addnodes
@@ -50,7 +51,9 @@ def readable_signature(
         p if p.default is p.empty or _is_expression(repr(p.default)) else p.replace(default=Omitted())
         for p in found.parameters.values()
     ]
-    return stringify_signature(found.replace(parameters=shown), show_return_annotation=False), returned
+    return stringify_signature(
+        found.replace(parameters=shown), show_return_annotation=False, unqualified_typehints=True
+    ), returned
 
 
 def _is_expression(text: str) -> bool:
@@ -61,8 +64,14 @@ def _is_expression(text: str) -> bool:
     return True
 
 
+def is_left_out(app: Sphinx, what: str, name: str, thing: object, skip: bool, options: dict) -> bool | None:
+    """Fields of named tuples, which the class describes, and modules kept as attributes, such as NumPy."""
+    return True if isinstance(thing, ModuleType) or type(thing).__name__ == "_tuplegetter" else None
+
+
 def setup(app: Sphinx) -> dict:
     app.add_role("object_or_code", ObjectOrCode())
     app.connect("missing-reference", as_code)
     app.connect("autodoc-process-signature", readable_signature)
+    app.connect("autodoc-skip-member", is_left_out)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -60,8 +60,8 @@ def shown_files() -> list[Path]:
 
 
 def page_of(path: Path) -> str:
-    """The name of a file's page, or of a folder's."""
-    return f"{PREFIX}/{path.as_posix()}"
+    """The name of a file's page, or of a folder's; the repository's own is not called ``source/.``."""
+    return f"{PREFIX}/{'index' if path == Path() else path.as_posix()}"
 
 
 def place_of(document: str) -> Path:
@@ -176,7 +176,7 @@ def context(app: Sphinx, path: Path, body: str) -> dict:
     trail = []
     for folder in reversed(path.parents) if path.parts else ():
         there = app.builder.get_relative_uri(page_of(path), page_of(folder))
-        trail.append(f'<a href="{html.escape(there)}">{html.escape(folder.name or "minimask")}</a>')
+        trail.append(f'<a href="{html.escape(there)}">{html.escape(folder.name or "repository")}</a>')
     crumbs = f"<p>{' / '.join(trail)}</p>" if trail else ""
     return {"title": name, "body": f"<h1>{html.escape(path.name or name)}</h1>{crumbs}{body}"}
 

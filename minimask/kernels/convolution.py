@@ -182,18 +182,21 @@ def weight_gradient(gy, x, g: Geometry):
     sums: dict[int, np.ndarray] = {}  # by part
 
     def add_up(part, parts):
-        total = np.zeros((g.groups, g.patch_size, g.w_shape[0] // g.groups), gy.dtype)
+        total, of_one = None, (g.groups, g.patch_size, g.w_shape[0] // g.groups)
         # Each block also reads and writes all of gw: larger blocks where gw is large.
-        for block in _blocks(g, part, parts, max(BLOCK_ELEMENTS, 4 * total.size)):
+        for block in _blocks(g, part, parts, max(BLOCK_ELEMENTS, 4 * math.prod(of_one))):
             g_rows = _rows(gy, g, block)  # (n, G, O/G, R, Q)
-            shape = block.count, *total.shape
-            of_images = backend.scratch("weights", math.prod(shape), gy.dtype).reshape(shape)
+            shape, to_keep = (block.count, *of_one), total is None and block.count == 1
+            scratch = None if to_keep else backend.scratch("weights", math.prod(shape), gy.dtype)
+            of_images = np.empty(shape, gy.dtype) if to_keep else scratch.reshape(shape)
             # patches @ gy^T: BLAS is faster where the first matrix is the larger one
             gy_flat = g_rows.reshape(*g_rows.shape[:3], -1)  # (n, G, O/G, L)
             _product(_patches(x, g, block), gy_flat.swapaxes(2, 3), of_images)
+            if total is None:
+                total, of_images = (of_images[0] if to_keep else of_images[0].copy()), of_images[1:]
             for gw in of_images:
                 total += gw
-        sums[part] = total
+        sums[part] = np.zeros(of_one, gy.dtype) if total is None else total
 
     backend.parallel(add_up, operations=gy.size * g.patch_size, calls_blas=True)
     gw = np.empty((g.groups, g.w_shape[0] // g.groups, g.patch_size), gy.dtype)

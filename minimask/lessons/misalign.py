@@ -164,10 +164,10 @@ def compare(x, boxes, stride: int, bins: int, seed: int = 0, layers: dict = LAYE
     Returns
     -------
     dict of layer to dict of float, each a mean over boxes, shifts and bins
-        bias : the error of what it reads.
-        wobble : the part of that error that changes while a box moves over a stride, as a standard deviation.
-        gradient : the distance of its gradient from the integral's, relative to the latter's length.
-        unseen : the share of the steps of `STEP` pixels that change nothing it reads.
+        - bias: the error of what it reads.
+        - wobble: the part of it that changes while a box moves over a stride, as a standard deviation.
+        - gradient: the distance of its gradient from the integral's, relative to the latter's length.
+        - unseen: the share of the steps of `STEP` pixels that change nothing it reads.
     """
     rng = np.random.default_rng([seed, 2])
     rows = {name: [] for name in layers}

@@ -165,11 +165,12 @@ class MaskRCNN(Module):
 
         Returns
         -------
-        N dicts of NumPy arrays: ``boxes`` (D, 4) in the image's pixels, ``labels`` (D,), ``scores`` (D,)
-        falling. With a mask head, ``masks``: a `Masks` of D probability maps on the model's device, pasted
-        when asked for, which reads like an array (D, 1, H, W). With a keypoint head, ``keypoints`` (D, J, 3)
-        x, y and 1, ``keypoints_scores`` (D, J), logits as in torchvision, and ``keypoints_probabilities``
-        (D, J), the same as detectron2's scores (see `minimask.keypoints.Peaks`).
+        N dicts of NumPy arrays
+            ``boxes`` (D, 4) in the image's pixels, ``labels`` (D,), ``scores`` (D,) falling. With a mask
+            head, ``masks``: a `Masks` of D probability maps on the model's device, pasted when asked for,
+            which reads like an array (D, 1, H, W). With a keypoint head, ``keypoints`` (D, J, 3) x, y and 1,
+            ``keypoints_scores`` (D, J), logits as in torchvision, and ``keypoints_probabilities`` (D, J), the
+            same as detectron2's scores (see `minimask.keypoints.Peaks`).
 
         Raises
         ------

@@ -188,9 +188,9 @@ assert record.mask.shape == (rp, 4, 28, 28)
 # ### The first numbers to look at
 #
 # A fresh network should be *undecided*. Its last layers start near zero, so all logits are near 0: the
-# softmax gives each of $K + 1$ classes $1 / (K + 1)$, a sigmoid gives $1/2$. Hence $L_{cls} \approx \log (K
-# + 1)$ and $L_{mask} \approx \log 2$, and so is the RPN's objectness loss. If your first step prints
-# something else, do not train on: look.
+# softmax gives each of $K + 1$ classes $1 / (K + 1)$, a sigmoid gives $1/2$. Hence
+# $L_{cls} \approx \log (K + 1)$ and $L_{mask} \approx \log 2$, and so is the RPN's objectness loss. If your
+# first step prints something else, do not train on: look.
 
 # %%
 first = {name: loss.item() for name, loss in record.losses.items()}
