@@ -17,7 +17,7 @@ from minimask.backend import array_module, as_floating, fit_kernels, parallel_sl
 from minimask.errors import InputError
 from minimask.kernels import coding
 from minimask.kernels.nms import in_order as _nms_in_order
-from minimask.kernels.nms import suppress
+from minimask.kernels.nms import in_order_within_groups, suppress
 
 BOXES_AT_ONCE = 1 << 15  # to code: their coordinates and deltas stay in cache
 TINY = 1e-37  # smallest divisor: boxes without area give 0 / TINY = 0 where 0 / 0 would be NaN
@@ -416,20 +416,23 @@ def _nms(boxes, scores, groups, iou_threshold: float):
     if xp is not np:
         kept, count = suppress(boxes, order, groups, iou_threshold)
         return kept[: int(count)]  # sync: the shape of all that follows depends on how many survive
-    in_order = _nms_in_order_loop if use_reference() else _nms_in_order
-    boxes = boxes[order]
     if groups is None:
-        return order[in_order(boxes, iou_threshold)]
-    groups = groups[order]
-    kept = np.zeros(len(order), dtype=bool)
-    for group in np.unique(groups):  # in one thread: calls as short as these would wait for one another
-        members = np.flatnonzero(groups == group)  # by falling score
-        kept[members[in_order(boxes[members], iou_threshold)]] = True
-    return order[kept]
+        in_order = _nms_in_order_loop if use_reference() else _nms_in_order
+        return order[in_order(boxes[order], iou_threshold)]
+    by_group = np.argsort(groups[order], kind="stable")  # within a group still by falling score
+    members = order[by_group]
+    within = _nms_within_groups_loop if use_reference() else in_order_within_groups
+    return order[np.sort(by_group[within(boxes[members], groups[members], iou_threshold)])]
 
 
 def _nms_in_order_loop(boxes, iou_threshold: float) -> np.ndarray:
     return nms_loop(boxes, -np.arange(len(boxes)), iou_threshold)
+
+
+def _nms_within_groups_loop(boxes, groups, iou_threshold: float) -> np.ndarray:
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    kept = [each[_nms_in_order_loop(boxes[each], iou_threshold)] for each in members]
+    return np.concatenate([np.zeros(0, np.int64), *kept])
 
 
 def nms_loop(boxes, scores, iou_threshold: float) -> np.ndarray:

@@ -23,10 +23,7 @@ def in_order(boxes, iou_threshold: float) -> np.ndarray:
     Settle who survives among the first 64; then strike out, in one step, everything after them that a
     survivor overlaps; and go on with the rest. Boxes struck out are never looked at again.
     """
-    x1, y1, x2, y2 = boxes.T
-    table = np.stack((x1, y1, x2, y2, (x2 - x1) * (y2 - y1)))  # (5, N)
-    least = 0.5 * table[4].min(initial=1)  # no union is smaller, even after rounding; NaN if an area is
-    kept, rest = [], np.arange(len(boxes))
+    (table, least), kept, rest = _table(boxes), [], np.arange(len(boxes))
     while len(rest):
         first, later = table[:, :WORD], table[:, WORD:]
         survivors = _survivors(_strikes(first, first, iou_threshold, least))
@@ -34,6 +31,35 @@ def in_order(boxes, iou_threshold: float) -> np.ndarray:
         stays = np.flatnonzero(~_struck(first[:, survivors], later, iou_threshold, least))
         table, rest = later.take(stays, axis=1), rest[WORD:][stays]
     return np.concatenate(kept) if kept else rest
+
+
+def in_order_within_groups(boxes, groups, iou_threshold: float) -> np.ndarray:
+    """The same for boxes sorted by group (N,), each by falling score, where only those of a group compete.
+
+    There may be as many groups as boxes. So as many whole groups as a word can hold are settled at once.
+    """
+    ends = np.append(np.flatnonzero(groups[1:] != groups[:-1]) + 1, len(groups))
+    kept, begin = [np.zeros(0, np.int64)], 0
+    while begin < len(groups):
+        fitting = ends[(ends > begin) & (ends <= begin + WORD)]
+        end = int(fitting[-1] if len(fitting) else ends[ends > begin][0])
+        some, own = boxes[begin:end], groups[begin:end]
+        if own[0] == own[-1]:
+            survivors = in_order(some, iou_threshold)
+        else:
+            table, least = _table(some)
+            same = own[:, None] == own
+            survivors = _survivors(_strikes(table, table, iou_threshold, least) & same)
+        kept.append(begin + np.array(survivors, np.int64))
+        begin = end
+    return np.concatenate(kept)
+
+
+def _table(boxes) -> tuple[np.ndarray, float]:
+    """Coordinates and areas (5, N); and what no union is smaller than, even after rounding."""
+    x1, y1, x2, y2 = boxes.T
+    table = np.stack((x1, y1, x2, y2, (x2 - x1) * (y2 - y1)))
+    return table, 0.5 * table[4].min(initial=1)  # NaN if an area is
 
 
 def _survivors(strikes) -> list[int]:  # (n, n) bool, n <= 64: who would strike out whom

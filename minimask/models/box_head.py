@@ -364,7 +364,8 @@ class BoxHead(Module):
     def _filter(self, logits, deltas, proposals, size) -> Candidates:
         xp, o = array_module(logits), self.options
         probabilities = softmax_array(logits, xp=xp) if len(logits) else logits  # (P, K+1)
-        roi, label = xp.nonzero(probabilities[:, 1:] > o.score_thresh)  # sync: how many there are
+        likely = xp.flatnonzero(probabilities[:, 1:] > o.score_thresh)  # sync: how many there are
+        roi, label = xp.divmod(likely, probabilities.shape[1] - 1)  # faster than two indices at once
         label = label + 1
         scores = probabilities[roi, label]  # (B,)
         box = xp.zeros_like(label) if o.class_agnostic else label
