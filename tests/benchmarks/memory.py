@@ -7,6 +7,7 @@ went beyond what was held after the imports, in bytes. `rows` starts such proces
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -53,15 +54,20 @@ def peak(name: str) -> Figures:
 
 
 def import_time(rounds: int = 7) -> Figures:
-    """Seconds of the imports beyond those of NumPy and SciPy, medians of fresh processes in turn."""
+    """Seconds of the imports beyond those of NumPy and SciPy, medians of fresh processes in turn.
+
+    Bytecode is kept, as for an installed package, whatever the environment says.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     seconds: dict[str, list[float]] = {library: [] for library in IMPORTS}
     for k in range(rounds + 1):  # the first one reads the files from the disk
         for library, statement in IMPORTS.items():
             code = (
                 f"import time; {BASE}; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
             )
+            command = [sys.executable, "-c", code]
             out = subprocess.run(
-                [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+                command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
             ).stdout
             if k:
                 seconds[library].append(float(out))
