@@ -777,7 +777,6 @@ for panel, (s, i) in zip(panels.flat, shown):
     with no_grad():
         maps = heat_maps(trained, s, s.boxes[i : i + 1]).numpy()
     found = heatmaps_to_keypoints(maps, s.boxes[i : i + 1]).xy[0]
-    panel.set_facecolor("0.85")  # beyond the picture's edge
     image_of(panel, s)
     known = (s.keypoints[i, :, 2] > 0) * 2.0
     points(panel, np.column_stack([found, known]))
@@ -839,7 +838,7 @@ print("RoIAlign minus RoIPool, seed by seed:", " ".join(f"{gain:+.3f}" for gain 
 # %%
 assert FAST or min(gains) > 0.05  # a fast run has not learnt enough to compare
 assert FAST or all(
-    table["RoIAlign", seed, "highest cell"][0] > table["RoIAlign", seed, usual][0] for seed in SEEDS
+    np.ptp([table[layer, seed, decoder][0] for decoder in DECODERS]) < min(gains) for layer, seed in runs
 )
 
 # %% [markdown]
@@ -847,10 +846,10 @@ assert FAST or all(
 # are a larger part of them), the test has some hundred figures, the boxes are given, and two seeds are only two seeds. What can be compared
 # is the mechanism, so let us look at that directly.
 #
-# Now read down the table: the three ways of decoding differ by far less than the two layers. With RoIAlign the highest *pixel* is the worst of
-# the three, by 0.03 at most, as the picture of the decoders led us to expect for figures smaller than 56 pixels; the parabola gains
-# little over the cell's middle, since trained maps are not bells. With RoIPool even that order is lost: no decoding brings back what the
-# rounding has moved.
+# Now read down the table: the three ways of decoding differ by far less than the two layers. Here, with RoIAlign, the highest *pixel* is the
+# worst of the three, by 0.03 at most, as the picture of the decoders led us to expect for figures smaller than 56 pixels; but differences of 0.01
+# are within the noise, and on another machine, whose last bits differ, the order was another. The parabola gains little over the
+# cell's middle, since trained maps are not bells. With RoIPool there is no order at all: no decoding brings back what the rounding has moved.
 #
 # ### Slide the box
 #
