@@ -79,7 +79,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0) -> Tensor:
 def upsample_nearest(x, size=None, scale_factor: int = 2, add=None) -> Tensor:
     """Enlarge (N, C, H, W) to `size`, or by a whole `scale_factor`, repeating pixels (FPN, section 3).
 
-    ``add``, (N, C, *size), is added in the same pass.
+    ``add``, of the result's shape, is added in the same pass.
     """
     size = (
         as_pair(size, "size") if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
