@@ -352,3 +352,16 @@ def test_slices_and_threads_change_no_bit(monkeypatch):
     monkeypatch.setattr(nms_kernel, "COMPARED_AT_ONCE", 8)
     for got, wanted in zip(results(), whole):
         assert got.dtype == wanted.dtype and np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("groups", [1, 3, 60, 200, 700])
+def test_suppression_within_few_and_many_groups_is_that_of_each_group_alone(groups):
+    rng = np.random.default_rng(groups)
+    corners, scores = rng.uniform(0, 40, (700, 2)), np.round(rng.random(700), 2)  # with ties
+    boxes = np.concatenate([corners, corners + rng.uniform(2, 30, (700, 2))], axis=1)
+    of_box = rng.integers(0, groups, 700)
+    members = [np.flatnonzero(of_box == group) for group in range(groups)]
+    alone = np.sort(np.concatenate([each[nms(boxes[each], scores[each], 0.5)] for each in members]))
+    kept = batched_nms(boxes, scores, of_box, 0.5)
+    assert np.array_equal(np.sort(kept), alone) and len(alone) < 700
+    assert (np.diff(scores[kept]) <= 0).all()
