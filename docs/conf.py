@@ -29,6 +29,7 @@ extensions = [
     "command_help",
     "notebook_pages",
     "repository",
+    "tables",
 ]
 exclude_patterns = ["_ext"]
 nitpicky = True

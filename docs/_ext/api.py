@@ -1,11 +1,12 @@
 """What the API's pages need beside autodoc and numpydoc.
 
 The role of `single backticks` in docstrings: a link if they hold a documented name, code if not. And
-signatures whose defaults are no expressions, which Sphinx could not read.
+signatures whose defaults are no expressions, which Sphinx could not read. And what the fields of a dataclass
+say of themselves, for options state their meaning and range there.
 """
 
 import ast
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from types import ModuleType
 
 from docutils import nodes
@@ -15,6 +16,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxRole
 from sphinx.util.inspect import signature as read_signature
 from sphinx.util.inspect import stringify_signature
+
+from minimask.config.tree import describe
 
 
 class ObjectOrCode(SphinxRole):
@@ -64,6 +67,22 @@ def _is_expression(text: str) -> bool:
     return True
 
 
+def with_meanings(app: Sphinx, what: str, name: str, thing: object, options: dict, lines: list[str]) -> None:
+    """Parameters, for numpydoc to set, of a dataclass whose fields carry their own help."""
+    if what != "class" or not is_dataclass(thing):
+        return
+    documented = [entry for entry in fields(thing) if "help" in entry.metadata]
+    lines += ["", "Parameters", "----------"] if documented else []
+    for entry in documented:
+        lines += [entry.name, f"    {sentence(describe(entry))}"]  # the signature has type and default
+
+
+def sentence(text: str) -> str:
+    """An option's meaning with a capital and a full stop, its names as text: an asterisk is no emphasis."""
+    text = text.replace("\\", "\\\\").replace("*", "\\*")
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def is_left_out(app: Sphinx, what: str, name: str, thing: object, skip: bool, options: dict) -> bool | None:
     """Fields of named tuples, which the class describes, and modules kept as attributes, such as NumPy."""
     return True if isinstance(thing, ModuleType) or type(thing).__name__ == "_tuplegetter" else None
@@ -74,4 +93,5 @@ def setup(app: Sphinx) -> dict:
     app.connect("missing-reference", as_code)
     app.connect("autodoc-process-signature", readable_signature)
     app.connect("autodoc-skip-member", is_left_out)
+    app.connect("autodoc-process-docstring", with_meanings, priority=400)  # before numpydoc's
     return {"parallel_read_safe": True, "parallel_write_safe": True}

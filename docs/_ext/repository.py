@@ -46,7 +46,7 @@ SHOWN = (
 )
 BINARY = {".npz", ".png", ".pyc", ".json"}  # and packaged annotations, which nobody reads
 PREFIX = "source"
-LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s]+)(?=\))")
+LINK = re.compile(r"(?P<text>\[[\w/]+\.md)?\]\((?![a-z]+:|#)(?P<target>[^)\s]+)\)")
 FENCED = re.compile(r"^(```+).*?^\1", re.M | re.S)
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,14 @@ def rewritten(target: str, document: str) -> str:
     return relative_uri(here.removeprefix("./"), there) + (f"#{fragment}" if fragment else "")
 
 
+def renamed(link: re.Match, document: str) -> str:
+    """The end of a link from where its text is a file's name, as a repository has it: a page has a title."""
+    target = rewritten(link["target"], document)
+    is_page = link["text"] and not target.startswith(f"{PREFIX}:")
+    text = "[" if is_page else link["text"] or ""  # MyST fills in the title of the page or the section
+    return f"{text}]({target})"
+
+
 def rewrite_links(app: Sphinx, document: str, content: list[str]) -> None:
     """Before a document is parsed: its relative links, except those in blocks of code."""
     if not str(app.env.doc2path(document)).endswith((".md", ".ipynb")):
@@ -92,7 +100,7 @@ def rewrite_links(app: Sphinx, document: str, content: list[str]) -> None:
     text, done, parts = content[0], 0, []
     for block in [*FENCED.finditer(text), None]:
         prose = text[done : block.start() if block else None]
-        parts += [LINK.sub(lambda m: rewritten(m[1], document), prose), block[0] if block else ""]
+        parts += [LINK.sub(lambda link: renamed(link, document), prose), block[0] if block else ""]
         done = block.end() if block else done
     content[0] = "".join(parts)
 

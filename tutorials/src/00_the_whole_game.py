@@ -372,7 +372,7 @@ ROWS = (
 )
 HIGH = 1.0
 
-figure, axes = plt.subplots(figsize=(12.5, 6.0), layout="constrained")
+figure, axes = plt.subplots(figsize=(10, 4.8), layout="constrained")
 for number, (what, x, y, wide) in COURSE.items():
     colour = next(colour for row, colour, _ in ROWS if row == y)
     axes.add_patch(FancyBboxPatch((x, y), wide, HIGH, "round,pad=0.06", fc="white", ec=colour, lw=2))

@@ -3,7 +3,7 @@
 # %% [markdown]
 # # 01 Gradients and the tape
 #
-# **Time** 2 to 3 hours with pencil, paper and exercises (an hour to read); it runs in 15 seconds.
+# **Time** 2 to 3 hours with pencil, paper and exercises (an hour to read); it runs in under a minute.
 # **Needs** Python, NumPy, and to know what a derivative and the chain rule are. No GPU, no downloads.
 #
 # Mask R-CNN learns by one vector: the gradient of its loss. Nobody will hand it to us here. Every layer
@@ -61,8 +61,8 @@ def say(message, indent=""):
 # %% [markdown]
 # ## The idea in a picture
 #
-# Take $y = \max(x w + x,\, 0)$ at $x = 2,\ w = 3$. To compute it is to call three Functions: a product, a
-# sum, a ReLU. While they are called, minimask writes down who read whose result: that is the **tape**.
+# Take $y = \max(x w + x,\, 0)$ at $x = 2,\ w = 3$. Computing it means calling three Functions: a product,
+# a sum, a ReLU. While they are called, minimask writes down who read whose result: that is the **tape**.
 # Then `y.backward()` walks it from the end to the beginning, carrying the derivative of $y$ along.
 #
 # The picture below is not drawn by hand: nodes, arrows and red numbers are read off the tape. Blue is
@@ -539,8 +539,8 @@ assert single.best("central") > 1e-7
 # `minimask.gradcheck` does just that: five points, $h = 10^{-5}$, several random $v$, for each input
 # alone and for all together. Its *relative error* is the one in the plots above, $|n - d| / (|n| + |d|)$
 # for the numeric slope $n$ and the derived one $d$: 0 where they agree, 1 where the sign is wrong, and
-# half the share by which a nearly right $d$ is off. It wants less than $10^{-6}$, which leaves four
-# orders of magnitude for a wrong gradient to be noticed in.
+# half the share by which a nearly right $d$ is off. It wants less than $10^{-6}$, about four
+# orders of magnitude above what rounding does to a right gradient.
 
 # %%
 report = gradcheck(network, inputs)
@@ -894,9 +894,9 @@ exercises.check("tape_backward", my_tape_backward)
 # <details><summary>Answer</summary>
 #
 # Add and Sum save shapes only. ReLU and Softmax save their output, which the next layer often holds
-# anyway; ReLU could save one bit for each element. Multiply and MatMul need both inputs, but each only
-# for the other's gradient: when the weights are frozen, the activations need not be kept
-# (`source(F.conv.Conv2d)` shows how a convolution does it).
+# anyway; ReLU could save one bit for each element, but would have to pack and unpack it. Multiply and
+# MatMul need both inputs, but each only for the other's gradient: when the weights are frozen, the
+# activations need not be kept (`source(F.conv.Conv2d)` shows how a convolution does it).
 #
 # </details>
 #

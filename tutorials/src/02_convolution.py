@@ -3,7 +3,7 @@
 # %% [markdown]
 # # 02 Convolution
 #
-# **Time** 4 hours with pencil, paper and exercises (an hour and a half to read); it runs in 30 seconds.
+# **Time** 4 hours with pencil, paper and exercises (an hour and a half to read); it runs in about a minute.
 # **Needs** notebook 01 (backward passes, finite differences), Python and NumPy. No GPU, no downloads.
 #
 # Nearly all the arithmetic of Mask R-CNN is convolution: backbone, pyramid, RPN and mask head consist of
@@ -117,7 +117,7 @@ plt.show()
 
 # %%
 assert np.array_equal(A[output].reshape(6, 6)[p : p + 3, q : q + 3], kernel[0, 0])
-wide = np.pad(A[:, pixel].reshape(4, 4), 2)  # where a pixel at the border is read by fewer outputs
+wide = np.pad(A[:, pixel].reshape(4, 4), 2)  # with room around it: a pixel near the border has fewer readers
 
 # %%
 assert np.array_equal(wide[u : u + 3, v : v + 3], kernel[0, 0, ::-1, ::-1] * (wide[u : u + 3, v : v + 3] > 0))
@@ -228,8 +228,8 @@ assert np.ptp(three) < 1e-12
 # dilation have changed places**; the sum runs over images instead of channels. All signs are $+$, nothing
 # is turned: a correlation of the image with the gradient that arrives.
 #
-# In words: *$\bar w_{ij}$ asks how well the image, moved by $(i, j)$, agrees with what the loss wants.*
-# In a moment we use that to measure something.
+# In words: *$-\bar w_{ij}$ says how well the image, moved by $(i, j)$, agrees with what the loss wants
+# of the output, $-\bar y$.* In a moment we use that to measure something.
 #
 # **Input: a convolution with the turned kernel.** Fix the pixel $u = p s + i d - P$. With stride 1,
 # $p = u + P - i d$:
@@ -250,7 +250,8 @@ assert np.ptp(three) < 1e-12
 #
 # **Bias.** $b_o$ is in every output of its channel: $\bar b_o = \sum_{n, p, q} \bar y_{nopq}$.
 #
-# So no new code is needed to compute the gradients: `conv2d` gives them. We check all three claims.
+# So no new code is needed to compute the gradients: `conv2d` gives them. We check it for both, with a
+# stride, a padding and a dilation at once.
 
 
 # %%
@@ -415,7 +416,7 @@ assert not matrices["groups 2"][:4, 16:].any()  # the first group does not see t
 # * **Two channels** are two by two blocks, each with a kernel of its own (here, all alike). **Groups**
 #   keep the blocks on the diagonal.
 #
-# The number of weights never shows in the picture: nine numbers, or 36, fill it all. For one layer of
+# The number of weights never shows in the picture: nine numbers, 18 or 36, fill it all. For one layer of
 # ResNet-50's first stage the matrix would have $64 \cdot 200 \cdot 304$ rows and as many columns,
 # $1.5 \cdot 10^{13}$ elements, made of 36 864 weights. Nobody builds *that* matrix.
 #
@@ -808,7 +809,7 @@ assert abs(inner[0] - inner[1]) < 1e-12
 
 # %% [markdown]
 # Every input pixel puts a stamp of the kernel, times its value, onto the output; where stamps overlap,
-# they are added. How many stamps does an output pixel get? Kernel, input and bias of ones count them:
+# they are added. How many stamps does an output pixel get? A kernel and an input of ones count them:
 
 # %%
 # alt: Three grids with the number of stamps on each output of a transposed convolution of stride 2. Kernel 3
@@ -892,8 +893,8 @@ assert curved.best("central") < 1e-9 and curved.errors["central"].max() > 1e-4
 # at all. Only behind a curved function, on the right, does truncation appear, and with it a best step;
 # and a network is full of curved functions.
 #
-# Now everything at once: forward by loops, by im2col and by blocks, all three gradients likewise, and the
-# gradient check, over the options.
+# Now everything at once: forward by loops, by im2col and by blocks, the gradients of the input and of the
+# weights likewise, and the gradient check, over the options.
 
 # %%
 TABLE = {
@@ -1071,8 +1072,9 @@ assert row.tolist() == [1, 5, 4, 7, 3, 8, 5, 7, 2, 7, 5, 8, 3, 7, 4, 5, 1]
 # $$\operatorname{Var} w = \frac{2}{n} ,$$
 #
 # **He's initialisation** (He et al., 2015). The same argument holds backwards for the gradient, with
-# $n = O k^2$. In minimask the 2 is the `gain` of `nn.Conv2d` and `nn.Linear`; layers without a ReLU
-# before them take 1, and predictors, which should begin by saying "I do not know", far less.
+# $n = O k^2$. In minimask the 2 is the `gain` of `nn.Conv2d` and `nn.Linear`. The layer before a
+# ReLU gets it, not the one after, which in a chain comes to the same. Layers that no ReLU follows, such as
+# the pyramid's, take 1, and predictors, which should begin by saying "I do not know", far less.
 
 
 # %%

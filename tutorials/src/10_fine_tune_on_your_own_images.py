@@ -222,8 +222,8 @@ assert found == {("harmful", "duplicate"), ("note", "few objects")}
 # %% [markdown]
 # That is two of the other three: the object that was saved twice, and "arow", which became a class of its own with a single
 # object. Had we told `convert` the names, it would have refused the typo: `--classes` is worth typing. (A third of the objects
-# overlap no anchor by an IoU of 0.5, because they are small. It does no great harm here; the section "Anchors" of docs/own_data.md
-# says when it does.)
+# overlap no anchor by an IoU of 0.5, because `maskrcnn_small` has few anchors. It does no great harm here; the
+# section "Anchors" of [docs/own_data.md](../docs/own_data.md) says when it does.)
 
 # %%
 assert command("convert photos --classes kite,arrow --output train.json") == 2
@@ -504,8 +504,8 @@ back = {name: np.min(values, axis=0)[1] for name, values in seconds.items()}
 assert FAST or back["backbone frozen"] < back["everything trains"]
 
 # %% [markdown]
-# The forward pass costs what it did before; the backward pass ends where nothing below it trains. What is kept does not fall to
-# nothing, because both heads keep their arrays for every RoI.
+# The forward pass costs about what it did before; the backward pass ends where nothing below it trains. What
+# is kept does not fall to nothing, because both heads keep their arrays for every RoI.
 #
 # Order matters. If the *last* stage is frozen and the first one trains, the backward pass must still go through the frozen stage to
 # reach the first: you save the gradients of its weights, but not the pass. That is why one freezes from the pixels up, and why the
@@ -966,6 +966,7 @@ exercises.check("grouped_split", my_grouped_split)
 # * J. Yosinski, J. Clune, Y. Bengio, H. Lipson, *How transferable are features in deep neural networks?*, NeurIPS 2014: what freezing costs, layer by layer.
 # * K. He, R. Girshick, P. Dollár, *Rethinking ImageNet Pre-training*, ICCV 2019: with enough data and steps, from scratch catches up; with little data it does not.
 # * S. Kapoor, A. Narayanan, *Leakage and the reproducibility crisis in machine-learning-based science*, Patterns 2023: how often it happens, and to whom.
-# * docs/own_data.md and docs/weights.md; `source(minimask.models.starting)`, `source(minimask.results.survey)`.
+# * [docs/own_data.md](../docs/own_data.md) and [docs/weights.md](../docs/weights.md); `source(minimask.models.starting)`; `from minimask.results import survey`,
+#   then `source(survey)`.
 #
 # Next: [11 The paper's ablations](11_the_papers_ablations.ipynb), which exchanges one part of the design at a time and asks whether the difference is real.

@@ -301,7 +301,7 @@ source(F.keypoint.KeypointLoss)
 
 # %%
 # alt: Relative error over the step h, both logarithmic: three kinds of differences fall along the rounding
-#   line, then rise along dotted lines. The one-sided one turns near 1e-8, at an error of some 1e-8, the
+#   line, then rise along dotted lines. The one-sided one turns near 1e-8, at an error of a few 1e-9, the
 #   central one near a step of 1e-5 at about 1e-11, five points near 2e-3 at about 1e-13.
 check_cells, check_valid = np.array([[3, 17], [24, 0]]), np.array([[True, True], [True, False]])
 errors = tutorial.step_errors(
@@ -319,7 +319,8 @@ assert errors.best() < 1e-9
 #
 # From $28 \times 28$ to $56 \times 56$ nothing is learnt; the map is only drawn finer. Along one axis, number the middles of the coarse
 # cells 0, 1, 2, ... Then the middle of fine cell $i$ lies at $(i + 1/2) / 2 - 1/2$, a quarter of a cell to one side of a coarse middle: it
-# reads $3/4$ of that coarse cell and $1/4$ of the next one. Write $u$ for the coarse map and $y$ for the fine one. In $y = U u\, U^T$ the
+# reads $3/4$ of that coarse cell and $1/4$ of the next one. (The first and the last fine cell have no next one, and read the
+# outermost coarse cell alone.) Write $u$ for the coarse map and $y$ for the fine one. In $y = U u\, U^T$ the
 # matrix $U$ looks like this (4 cells to 8):
 
 # %%
@@ -543,8 +544,8 @@ for m in sides[sides >= 40]:  # where the errors are small, the formula holds
 # %% [markdown]
 # (The hollow squares lie on the filled circles: forgetting the half cell costs as much as a $\sigma$ half as large, since both multiply
 # $e^2 / \sigma^2$ by four.) This is why the keypoint head goes up to 56 where the mask head stays at 28. With 14 cells, which is what RoIAlign
-# gives, a perfect head would reach an OKS of 0.73 for keypoints as exacting as eyes, and could not pass the threshold of 0.95. "A relatively high
-# resolution output (compared to masks) is required for keypoint-level localization accuracy", says the paper.
+# gives, a perfect head would reach an OKS of 0.73 for keypoints as exacting as eyes, and would hardly ever pass the threshold
+# of 0.95. "A relatively high resolution output (compared to masks) is required for keypoint-level localization accuracy", says the paper.
 #
 # ## Decoding: is it sub-pixel?
 #
@@ -846,20 +847,21 @@ assert FAST or all(
 # are a larger part of them), the test has some hundred figures, the boxes are given, and two seeds are only two seeds. What can be compared
 # is the mechanism, so let us look at that directly.
 #
-# Now read down the table: the three ways of decoding differ by far less than the two layers. Here, with RoIAlign, the highest *pixel* is the
-# worst of the three, by 0.03 at most, as the picture of the decoders led us to expect for figures smaller than 56 pixels; but differences of 0.01
-# are within the noise, and on another machine, whose last bits differ, the order was another. The parabola gains little over the
-# cell's middle, since trained maps are not bells. With RoIPool there is no order at all: no decoding brings back what the rounding has moved.
+# Now read down the table: the three ways of decoding differ by far less than the two layers. Here, with RoIAlign, the highest *pixel* has the
+# lowest mean of the three, by 0.03 at most, as the picture of the decoders led us to expect for figures smaller than 56 pixels; but differences of
+# 0.01 are within the noise, and on another machine, whose last bits differ, the order was another. The parabola gains little over the
+# cell's middle, since trained maps are not bells. With RoIPool all three lie within about 0.01 of each other: no decoding brings back what the
+# rounding has moved.
 #
 # ### Slide the box
 #
-# A keypoint does not move when its RoI does. Draw a box around each test figure, with a margin, whose edges lie at multiples of 4 pixels (exactly
-# at the edges of FPN's cells), and slide it to the right by up to 8 pixels. Where does each network say the points are?
+# A keypoint does not move when its RoI does. Draw a box around each figure of the first 60 test pictures, with a margin, whose
+# edges lie at multiples of 4 pixels (exactly at the edges of FPN's cells), and slide it to the right by up to 8 pixels. Where does each network say the points are?
 
 # %%
 # alt: What is said minus what is true, in x, while the box slides right by 0 to 8 pixels, for two seeds each.
 #   RoIAlign's lines are flat, between -0.5 and 0 pixels. RoIPool's are saw teeth: they climb about a pixel
-#   for each pixel of the box, up to 1.6, and fall by three to four at 2 and 6 pixels, two grey lines.
+#   for each pixel of the box, up to 1.6, and fall by about three to four at 2 and 6 pixels, two grey lines.
 STRIDE = 4
 shifts = np.arange(0, 8.01, 1.0 if FAST else 0.5)
 
@@ -905,7 +907,7 @@ for key, slide in slides.items():
 
 # %% [markdown]
 # RoIAlign's answers stay where they are, to a fraction of a pixel. RoIPool's are carried along by the box for a whole stride, and fall
-# back by three to four pixels where the rounding tips over. The reason lies in the two halves of the head's job: *features* are read from
+# back by about three to four pixels where the rounding tips over. The reason lies in the two halves of the head's job: *features* are read from
 # the rounded box, but a *cell* is converted to a place by the box as it is. The two differ by up to half a stride, and the network cannot
 # learn to correct this, because nothing that it sees tells it how the box was rounded. All it can do is blur its maps (its loss stays higher).
 # And the OKS circles are small: for our figures the one of 0.5 has a radius of about two to four pixels, so two pixels decide
@@ -999,7 +1001,7 @@ exercises.check("oks", my_oks)
 # * K. He, G. Gkioxari, P. Dollár, R. Girshick, *Mask R-CNN*, ICCV 2017: section 5, tables 4 to 6.
 # * M. Ronchi, P. Perona, *Benchmarking and error diagnosis in multi-instance pose estimation*, ICCV 2017: what OKS counts, and which errors there are (jitter, inversion, swap, miss).
 # * F. Zhang and others, *Distribution-aware coordinate representation for human pose estimation*, CVPR 2020: decoding better than to a cell.
-# * The code: `source(minimask.models.keypoint_head)`, `source(minimask.keypoints)`, `source(F.keypoint)`; docs/keypoints.md says what systems do differently.
+# * The code: `source(minimask.models.keypoint_head)`, `source(minimask.keypoints)`, `source(F.keypoint)`; [docs/keypoints.md](../docs/keypoints.md) says what systems do differently.
 #
 # Next: [13 A gradient check of everything](13_gradient_check_of_everything.ipynb),
 # which takes all these layers as one function and holds its gradient to finite differences.

@@ -252,7 +252,7 @@ assert smooth.best() < 1e-9 and whole.best() < 1e-6
 # little. A wrong gradient looks different: its error stays, however small the step.
 #
 # Let us look at several random directions of the whole network, and at the same directions with one wrong sign among its 78 gradients (that of
-# a bias in the first layer's norm).
+# the first norm's bias).
 
 # %%
 # alt: Relative error over the step h, both logarithmic, in 12 random directions, with thick medians. With the
@@ -390,7 +390,8 @@ assert found[worst] < 1e-5
 #   half a pixel off has a perfectly correct gradient. (To find that, one compares with references and with other people's numbers, as in 05.)
 # * **Constants.** No gradient goes through matching, sampling and targets, so the check does not see them. (04 looks at them.)
 # * **What is not reached.** The first version of this notebook drew 48 anchors instead of 256. Then no anchor of the level P5 was in the sample, and two
-#   parameters had a gradient of 0, which agreed with a difference of 0. That is why the first cell above prints "parameters without any gradient".
+#   parameters had a gradient of 0, which agreed with a difference of 0. That is why the cell that builds the network prints
+#   "parameters without any gradient".
 #
 # ## Detached proposals
 #
@@ -741,8 +742,8 @@ assert accused == [] and suspect == "pyramid"
 
 # %% [markdown]
 # All Functions are right, including those of the pyramid, and still the pyramid is wrong. So the fault is in how they are joined. Rule three: **check
-# each input and each parameter of the piece alone**, with the others held. The fault lies on the paths from those that come out wrong to the
-# outputs, and on no path from those that come out right.
+# each input and each parameter of the piece alone**, with the others held (here the weights will do, without the biases). The fault
+# lies on the paths from those that come out wrong to the outputs, and on no path from those that come out right.
 
 # %%
 body, names, inputs, _ = PIECES["pyramid"]
@@ -832,7 +833,7 @@ with planted(*my_bug):
 #
 # <details><summary>Answer</summary>
 #
-# It is of order 1 (0.7): the missing term is about as large as the gradient, at any step. The check passes for all parameters on which no proposal depends: those of the box and mask head.
+# It is of order 1 (0.7): the missing term is several times as large as the gradient that is used, at any step. The check passes for all parameters on which no proposal depends: those of the box and mask head.
 #
 # </details>
 #

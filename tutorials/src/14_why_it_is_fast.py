@@ -7,8 +7,8 @@
 # (convolution) and 05 (RoIAlign), Python and NumPy, and threadpoolctl for the steps with threads. No GPU, no
 # downloads. If you are in a hurry, you can leave this one out.
 #
-# "NumPy is a hundred times slower than C++." A loop in Python is; NumPy need not be. minimask is written in NumPy, and its convolutions take about as long as those of the frameworks,
-# which thousands of people have tuned. This notebook goes from the loop to that point, one step at a time, and measures on *your* machine what each step gains. The numbers in
+# "NumPy is a hundred times slower than C++." A loop in Python is; NumPy need not be. minimask is written in NumPy, and all its convolutions together take about
+# as long as those of the frameworks, which thousands of people have tuned. This notebook goes from the loop to that point, one step at a time, and measures on *your* machine what each step gains. The numbers in
 # the text are those of the machine that made this page; yours appear under the cells when you run them.
 #
 # Afterwards you can
@@ -232,7 +232,7 @@ with no_grad(), on_threads(1), backend.workers.one_thread_blas:
 
 # %% [markdown]
 # The results agree, so now the time. The loop is timed on a corner of the image and scaled up: the whole layer would take many minutes. The first four ways run on one thread; then
-# the others join in.
+# the other threads join in.
 
 # %%
 # alt: Seven bars on a logarithmic axis, the time of one convolution step by step, falling from left to right.
@@ -297,7 +297,8 @@ source(ConvFrozenNorm, convolution.forward)
 # %% [markdown]
 # ### How large should a block be?
 #
-# Notebook 02 tried several sizes, and found that the textbooks' rule (a buffer should fit into a core's second-level cache) does not hold here. Does it for this layer, on one thread and on several?
+# Notebook 02 tried several sizes, and said why the textbooks' rule (a buffer should fit into a core's second-level cache) need not hold
+# in Python. Does it hold for this layer, on one thread and on several?
 
 # %%
 # alt: Time of a convolution over the size of its blocks, 1/16 to 64 MiB on a logarithmic axis, on one thread
@@ -338,7 +339,8 @@ for count, times in by_size.items():
     print(f"smallest / best {times[0] / min(times):.2f}, largest / best {times[-1] / min(times):.2f}")
 
 # %% [markdown]
-# (A block has at least one row of the output. A smaller buffer changes nothing, so the curves begin flat.) The first ratio printed above says what small blocks cost, for the reasons given in 02: many calls of NumPy,
+# (A block has at least one row of the output, and the patches of one row are 0.3 MiB here. So up to 0.5 MiB all blocks are the same, and how the
+# points differ there is chance.) The first ratio printed above says what small blocks cost, for the reasons given in 02: many calls of NumPy,
 # and short matrix products. Large blocks should cost time, too, as they leave the cache; the second ratio says how much, and it is far less. The best block in Python is larger than the best block in C. Measure before you believe.
 #
 # ### A step that may not pay: short rows
@@ -412,7 +414,8 @@ assert shares[3] > 2 * 3 / (2 * 64 * 9 + 3) and shares[1] > 2 * 3 / (2 * 64 + 3)
 
 # %% [markdown]
 # In norm and ReLU the processor does not notice the operations; it waits for the array to arrive. Fused, the norm's scale costs nothing (it is in the weights), and shift and ReLU are applied while the block is
-# still in the cache; even so they are not free, as the last number of the 1 x 1 line shows. This is why frameworks fold batch norms into convolutions, and one reason why compilers such as XLA exist.
+# still in the cache; even so they are not free, as the last number of the 1 x 1 line shows. (Beside a 3 x 3 convolution
+# the gain is so small that it can drown in the noise of the measurement.) This is why frameworks fold batch norms into convolutions, and one reason why compilers such as XLA exist.
 #
 # ## RoIAlign is a sparse matrix
 #
@@ -549,10 +552,10 @@ for bins in (49, 196):
         )
 
 # %% [markdown]
-# One more pass, and both take about half the time! `target` is written in order, so the matrix is read column by column: one number of each row, though what enters
+# One more pass, and both are faster, the large matrix by far! `target` is written in order, so the matrix is read column by column: one number of each row, though what enters
 # the cache is a *line* of 64 bytes, with the numbers of 15 more columns. The first-level cache consists of *sets* (on most processors 64, each with room for 8 or 12 lines), and a line's address says
 # which set it must go to. Rows of 256 floats are 1 KiB, or 16 lines, apart, so a whole column falls into 64 / 16 = 4 sets, with room for 32 or 48 lines. Of 49 rows some do not fit, and of 196 each line is evicted before the next
-# column comes to read it. The gap of 16 bytes shifts each row a little: a column spreads over all 64 sets, and its lines stay until the other columns on them have been read, too. (The copy itself goes along
+# column comes to read it. The gap of 16 bytes shifts each row a little: a column spreads over many sets (the table counts them), and its lines stay until the other columns on them have been read, too. (The copy itself goes along
 # the rows, where none of this matters. Without a gap it gains nothing: it is the gap that helps, not the copying.)
 #
 # Sizes that are powers of two are the usual ones in a network, and the worst ones here. The small matrix saves a few microseconds; the layer takes the detour where the matrix is large:
@@ -649,7 +652,7 @@ assert all(p.operations / p.bytes > 20 for p in points if p.colour == GREEN)
 # %% [markdown]
 # The green points should come close to the flat roof and the orange ones close to the slope. (A point *above* the slope is not an error: an array that is still in a cache need not come from memory, and the roof was
 # measured with one that does not fit.) Max pooling is the farthest from the slope: it goes through its window's nine elements one pass at a time.
-# RoIAlign, blue, is far from both parts of the roof: its bytes count each pixel that is read only once, but it is read again for every bin that it is part of, in no order. The distance to the roof is what is left to gain, and the table
+# RoIAlign, blue, is far from both parts of the roof: its bytes count each pixel once, but a pixel is read again for every bin that it is part of, in no order. The distance to the roof is what is left to gain, and the table
 # has it in percent. If you want to make minimask faster, start with the operator whose percentage is low *and* whose time is long.
 #
 # ## Three ways to lose it again
@@ -916,6 +919,6 @@ check(my_blocks)
 # * K. Goto, R. van de Geijn, *Anatomy of High-Performance Matrix Multiplication*, ACM Transactions on Mathematical Software 34 (2008): what happens inside `@`.
 # * K. Chellapilla, S. Puri, P. Simard, *High Performance Convolutional Neural Networks for Document Processing* (2006): where im2col comes from.
 # * A. Lavin, S. Gray, *Fast Algorithms for Convolutional Neural Networks*, CVPR 2016: fewer multiplications for a 3 x 3 convolution (Winograd), at the price of more additions and more memory traffic.
-# * In the repository: `docs/performance.md`, where the time of the whole network goes, and `tests/benchmarks`.
+# * In the repository: [docs/performance.md](../docs/performance.md), where the time of the whole network goes, and `tests/benchmarks`.
 #
-# This is the last notebook. What is left is to build something of your own: `docs/own_data.md` starts from your photos, `docs/architecture.md` from the code.
+# This is the last notebook. What is left is to build something of your own: [docs/own_data.md](../docs/own_data.md) starts from your photos, [docs/architecture.md](../docs/architecture.md) from the code.
