@@ -62,7 +62,7 @@ class Tensor:
     """
 
     __slots__ = ("_data", "_edits", "creator", "grad", "requires_grad", "slot")
-    __array_ufunc__ = None  # numpy_array + tensor calls Tensor.__radd__ instead of going through elements
+    __array_ufunc__ = None  # numpy_array + tensor calls Tensor.__radd__ instead of looping over the elements
 
     def __init__(self, data, requires_grad: bool = False):
         # How often the data was replaced, in a list shared by all Tensors of the same data.
@@ -337,8 +337,8 @@ class Function:
         For `backward`: shape and dtype of each input whose gradient is wanted, None for the others.
     giving_dtype : slice
         A class attribute: the inputs whose dtype decides the results'. No Function computes in float16, in
-        which sums overflow at 65504: such inputs are cast to float32, and if all of these are float16, the
-        results are cast back.
+        which sums overflow at 65504: float16 inputs are cast to float32, and the results are cast back if all
+        floating point inputs in this slice were float16.
     """
 
     giving_dtype = slice(None)
@@ -544,8 +544,8 @@ class Power(Function):
     def backward(self, gy):
         (x,) = self.saved
         if self.exponent == 0:
-            return self.xp.zeros_like(gy)  # x^0 = 1 at 0 too, where 0 x^-1 would be 0 times infinity
-        return gy * self.exponent * x ** (self.exponent - 1)
+            return self.xp.zeros_like(x)  # x^0 = 1 at 0 too, where 0 x^-1 would be 0 times infinity
+        return unbroadcast(gy * self.exponent * x ** (self.exponent - 1), *self.input_kinds[0])
 
 
 class MatMul(Function):

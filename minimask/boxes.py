@@ -324,7 +324,7 @@ def _in_slices(function, a, b):
     """``function(a, b)``; on the CPU in all threads, for slices of rows whose arrays stay in cache."""
     if array_module(a, b) is not np or a.size <= 4 * BOXES_AT_ONCE:  # (R, 4), or (R, K, 4) of K classes
         return function(a, b)
-    out = np.empty(a.shape, np.result_type(a, b))
+    out = np.empty(a.shape, function(a[:0], b[:0]).dtype)
 
     def code(rows: slice):
         out[rows] = function(a[rows], b[rows])
@@ -345,7 +345,7 @@ def _center_and_size(boxes):  # (R, 4) -> x, y, w, h, each (R,)
 def by_falling(values):
     """Indices of the values (N,), the largest first; equal ones in the order of the input, NaN last.
 
-    The values are numbers of any dtype: an unsigned integer, or a bool, cannot be negated.
+    The values are numbers of any dtype: ``-`` wraps around for unsigned integers, and bools have none.
     """
     values = values if hasattr(values, "dtype") else np.asarray(values)
     turned = ~values if values.dtype.kind in "biu" else -values
@@ -360,7 +360,7 @@ def nms(boxes, scores, iou_threshold: float):
     boxes : (N, 4) array
     scores : (N,) array
         Of boxes with equal scores, the one that stands first in the input comes first.
-    iou_threshold : float
+    iou_threshold : float, >= 0
         A box is dropped if its IoU with a kept one is larger than this; an equal one does not suppress.
 
     Returns

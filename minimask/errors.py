@@ -10,8 +10,8 @@ from pathlib import Path
 _PACKAGE = Path(__file__).parent
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-# The characters of category Cf that reorder the text around them, so that one name could look like another.
-# Its others, such as the joiners of Indic scripts and emoji, change nothing outside their word.
+# The characters of category Cf that reorder stretches of text, so that one name could look like another. Its
+# others, such as the joiners of Indic scripts and emoji, are needed in the words that have them.
 _REORDERS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -66,7 +66,7 @@ class InputError(ValueError):
 
 
 def memory_story(error: MemoryError) -> str:
-    """How much memory was asked for, and by which function of minimask (an `OutOfMemory` itself says so)."""
+    """How much memory was asked for, and by which function of minimask (an `OutOfMemory` already says so)."""
     if isinstance(error, OutOfMemory):
         return f"not enough memory: {error}"
     frames = traceback.extract_tb(error.__traceback__)

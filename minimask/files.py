@@ -49,7 +49,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                if fcntl:  # before closing, which drops the lock: without one it is taken for a dead writer's
+                if fcntl:  # before closing, which drops the lock: an unlocked file counts as a dead writer's
                     temporary.replace(path)
             if not fcntl:
                 _replace_when_free(temporary, path)
@@ -88,7 +88,7 @@ def real_path(path: str | Path) -> Path:
     Raises
     ------
     InputError
-        If they lead in a circle.
+        If they lead in a circle, or the path cannot be a file name.
     """
     try:
         real = Path(os.path.realpath(path))
@@ -179,7 +179,7 @@ def open_regular(path: str | Path) -> IO[bytes]:
     Raises
     ------
     OSError
-        If there is none, or it is a directory, a pipe or a device: these last could keep us waiting forever.
+        If there is none, or it is a directory, a pipe or a device; pipes and devices could block forever.
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -188,7 +188,7 @@ def open_regular(path: str | Path) -> IO[bytes]:
     except PermissionError as error:
         if not Path(path).is_dir():
             raise
-        # Windows opens no directories, and says of them that it is not permitted.
+        # Windows opens no directories, and reports that as a missing permission.
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from error
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
@@ -219,7 +219,7 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
 
 
 def check_output_directory(directory: str | Path) -> Path:
-    """Check that `directory` can be made and written to, without making it, as the work may fail.
+    """Check that `directory` can be made and written to, without making it, since the work may still fail.
 
     Raises
     ------
@@ -262,7 +262,7 @@ def make_output_directory(directory: str | Path) -> Path:
 
 @contextmanager
 def output_directory(directory: str | Path) -> Iterator[Path]:
-    """Make a directory and try whether files can be written there, before the work whose results go there.
+    """Make a directory and check that files can be written there, before the work whose results go there.
 
     If that work then fails, those directories that were made for it and are still empty are removed.
 
@@ -292,7 +292,7 @@ def check_inputs_are_kept(inputs: Iterable[str | Path], outputs: Iterable[Path])
     Raises
     ------
     InputError
-        For the first output that is an input, by whatever name.
+        For the first output that is an input, under whatever name.
     """
     theirs = {}
     for path in inputs:

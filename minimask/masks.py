@@ -209,7 +209,7 @@ def paste_masks(
     convention: MaskConvention = TORCHVISION,
     threshold: float | None = None,
 ):
-    """Every mask pasted into an image of its own: N whole images, so only for few or small ones; see `Masks`.
+    """Each mask in an image of its own: N whole images, so only for a few or small ones; see `Masks`.
 
     Parameters
     ----------
@@ -583,7 +583,7 @@ def crop_masks(
     convention : MaskConvention
         With either one, RoIAlign takes as many samples per bin as the bin has pixels, rounded up.
     threshold : float, optional
-        Makes the targets binary: 1 from this value on (detectron2: 0.5). By default they stay soft
+        Makes the targets binary: 1 at this value and above (detectron2: 0.5). By default they stay soft
         (torchvision).
 
     Returns

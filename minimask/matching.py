@@ -117,14 +117,14 @@ def match_images(
     Parameters
     ----------
     matcher : Matcher
-    candidates : N of (A_n, 4) array
+    candidates : N arrays (A_n, 4)
     targets : N objects with ``boxes`` (G_n, 4) and ``crowd_boxes`` (C_n, 4)
     crowd_coverage : float
         See `ignore_crowds`.
 
     Returns
     -------
-    N of (A_n,) int64 NumPy arrays.
+    N int64 NumPy arrays (A_n,).
     """
     if array_module(*candidates) is np or use_reference():
         matches = [

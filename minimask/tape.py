@@ -75,9 +75,9 @@ def _checked(node, gradients) -> tuple:
         if not hasattr(g, "base"):  # a number, or a Tensor
             raise RuntimeError(f"{name}.backward gave a {type(g).__name__} for input {i}; give an array")
         if (g.shape, g.dtype) != kind:
-            raise RuntimeError(
-                f"{name}.backward gave a gradient of {g.shape} {g.dtype} for input {i} of {kind[0]} {kind[1]}"
-            )
+            gave = f"{name}.backward gave a gradient of {g.shape} {g.dtype} for input {i}"
+            hint = " (do its inputs have different dtypes?)" if g.shape == kind[0] else ""
+            raise RuntimeError(f"{gave} of {kind[0]} {kind[1]}{hint}")
     return gradients
 
 

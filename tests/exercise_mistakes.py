@@ -37,7 +37,7 @@ ALIGN_MISTAKES = [
     ("+1", ("roi[1:] * scale", "(roi[1:] + [0, 0, 1, 1]) * scale")),
     ("the box rounded", ("roi[1:] * scale", "np.round(roi[1:] * scale)")),
     (
-        "clipped twice",
+        "the box clipped",
         (
             "for r, roi in enumerate(rois):",
             "for r, roi in enumerate(rois):\n"
@@ -326,7 +326,7 @@ MISTAKES = {
     ],
     "box_decode": [
         ("dw and dh", ("np.minimum(deltas[:, 2:], limit)", "deltas[:, 2:]")),
-        ("clipped twice", ("deltas[:, :2] *", "np.minimum(deltas[:, :2], limit) *")),
+        ("dx and dy limited", ("deltas[:, :2] *", "np.minimum(deltas[:, :2], limit) *")),
         (
             "+1",
             ("anchors[:, 2:] - anchors[:, :2]", "anchors[:, 2:] - anchors[:, :2] + 1"),
@@ -628,7 +628,7 @@ MISTAKES = {
         ("axes swapped", ("x1, y1, x2, y2 = box", "y1, x1, y2, x2 = box")),
         ("the box rounded", ("x1, y1, x2, y2 = box", "x1, y1, x2, y2 = np.round(box)")),
         (
-            "clipped twice",
+            "the box clipped",
             ("x1, y1, x2, y2 = box", "x1, y1, x2, y2 = np.clip(box, 0, [*image_size[::-1]] * 2)"),
         ),
         *[

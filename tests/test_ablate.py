@@ -240,7 +240,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tiny, unbroken, tmp_path
         assert cli.main(["ablate", "tiny", "--output", str(tmp_path)]) == 0
     assert (len(finished.results), finished.elsewhere) == (3, 1) and not finished.complete
     told = " ".join(capsys.readouterr().out.split())
-    assert "other processes are at the rest: 3 of 4 runs are done" in told
+    assert "other processes are doing the rest: 3 of 4 runs are done" in told
     assert kinds(run(TINY, tmp_path, 2, silent)) == kinds(unbroken[0])
 
 

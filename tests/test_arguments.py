@@ -147,6 +147,7 @@ def test_a_number_of_classes_that_is_none_is_refused(count):
         ({"box_bg_iou_thresh": 0.7}, "box_bg_iou_thresh is 0.7, more than box_fg_iou_thresh, 0.5"),
         ({"min_size": "800"}, "min_size and max_size must be at least 1, are '800' and 1600"),
         ({"max_size": None}, "min_size and max_size must be at least 1"),
+        ({"canonical_scale": 0}, "canonical_scale must be a number of at least 1, is 0"),
         ({"seed": -1}, "seed must be a whole number from 0 up, is -1"),
     ],
 )

@@ -352,7 +352,10 @@ class Returns(Function):
             (np.ones(3), np.ones((3, 1))),
             r"Returns.backward gave a gradient of \(3, 1\) float64 for input 1 of \(3,\)",
         ),
-        ((np.ones(3, np.float32), np.ones(3)), r"of \(3,\) float32 for input 0 of \(3,\) float64"),
+        (
+            (np.ones(3, np.float32), np.ones(3)),
+            r"of \(3,\) float32 for input 0 of \(3,\) float64 \(do its inputs have different dtypes\?\)",
+        ),
         ((np.ones(3, np.int64), np.ones(3)), r"of \(3,\) int64 for input 0 of \(3,\) float64"),
     ],
 )
@@ -608,6 +611,14 @@ def test_a_float64_constant_beside_a_float32_tensor_gives_a_float32_gradient():
         x = Tensor(np.array([1.0, 2.0], np.float32), requires_grad=True)
         operation(x, np.array([3.0, 4.0])).sum().backward()
         assert x.grad.dtype == np.float32
+
+
+@pytest.mark.parametrize("exponent", [np.float64(2), np.int64(3), np.float64(0)])
+def test_an_exponent_of_numpys_beside_a_float32_tensor_gives_a_float32_gradient(exponent):
+    x = Tensor(np.array([1.0, 2.0], np.float32), requires_grad=True)
+    (x**exponent).sum().backward()
+    assert x.grad.dtype == np.float32
+    np.testing.assert_array_equal(x.grad, exponent * x.data ** (exponent - 1))
 
 
 # ------------------------------------------------------------------------------- who may write, and who wrote

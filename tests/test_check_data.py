@@ -282,6 +282,14 @@ PLANTED = {
         2,
         ["circle only in train.json"],
     ),
+    "another order": (
+        rename("val", circle="square", square="circle"),
+        (),
+        REFUSED,
+        "other categories",
+        1,
+        ["has the classes in another order than train.json"],
+    ),
     "names in another case": (another_category, (), HARMFUL, "names alike", 1, ["circle and Circle"]),
     "a class that is not used": (
         another_category,
@@ -356,7 +364,7 @@ PLANTED = {
         HARMFUL,
         "tiny objects",
         None,
-        ["--set model.magnification=2)"],
+        ["finest stride is 4", "--set model.magnification=2)"],
     ),
     "objects below all anchors": (
         rescaled(4),

@@ -115,7 +115,7 @@ def test_a_wrong_setting_is_named_with_its_mend(setting, words):
         ("train.steps=" + "[" * 3000, "the value has brackets within brackets, more than 16 deep"),
         ("data.scale=" + "[" * 3000 + "]" * 3000, "the value has brackets within brackets"),
         ("train.milestones={a = " + "{a = " * 3000, "the value has brackets within brackets"),
-        ("train.steps=" + "9" * 5000, "the value has a number of too many digits"),
+        ("train.steps=" + "9" * 5000, "the value has a number with too many digits"),
         ("train.learning_rate=1" + "0" * 400, "train.learning_rate must be a finite number, is 1000"),
         ("train.learning_rate=1e400", "train.learning_rate must be a finite number, is Infinity"),
         ("train.seed=" + "9" * 400, "train.seed must be a whole number of 64 bits, is 999"),
@@ -144,7 +144,7 @@ def test_an_extreme_setting_is_one_short_line(setting, words):
     "text, words",
     [
         ("x = " + "[" * 3000, "brackets within brackets"),
-        ("[train]\nsteps = " + "9" * 5000, "a number of too many digits"),
+        ("[train]\nsteps = " + "9" * 5000, "a number with too many digits"),
         ("[train]\nlearning_rate = 1" + "0" * 400, "must be a finite number"),
         ("a." * 50_000 + "a = 1", "a dotted key of more than 16 parts"),
         ("[" + "a." * 50_000 + "a]", "a dotted key of more than 16 parts"),

@@ -1,6 +1,7 @@
 """`minimask convert`: what label maps, labelme and YOLO say comes back, through read_coco, as it was."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -303,6 +304,13 @@ def test_yolo_boxes_are_taken_for_rectangles_where_that_is_asked_for(grey, capsy
     assert "1 objects have boxes only" in said
 
 
+def test_the_command_to_go_on_with_can_be_pasted_whatever_the_names(grey, tmp_path, capsys):
+    (grey / "a.txt").write_text("0 0.5 0.5 0.1 0.1 0.5 0.9\n")
+    photos = grey.rename(tmp_path / "my photos")
+    _, said = convert(capsys, photos)
+    assert f"--images {shlex.quote(str(photos))} --output check" in said
+
+
 def test_an_image_without_yolo_text_has_no_objects(grey, capsys):
     Image.fromarray(np.full((40, 60), 100, np.uint8)).save(grey / "b.png")
     Image.fromarray(np.full((40, 60), 100, np.uint8)).save(grey / "c.png")
@@ -311,7 +319,7 @@ def test_an_image_without_yolo_text_has_no_objects(grey, capsys):
     (grey / "README.txt").write_text("Photographs of my cat.")
     dataset, said = convert(capsys, grey)
     assert dataset.object_counts().tolist() == [1, 0, 0] and dataset.class_names == ("class 1",)
-    assert "1 of 3 images have no text" in said
+    assert "1 of 3 images have no text" in said and "the classes are called class 1\n" in said
 
 
 def test_a_split_is_converted_by_itself(tmp_path, capsys):
@@ -383,5 +391,6 @@ def test_the_runs_of_values_are_those_of_each_mask():
     rng = np.random.default_rng(0)
     for _ in range(50):
         values = rng.integers(0, 4, rng.integers(1, 9, 2)) * rng.integers(0, 2)
+        values = values.astype(rng.choice([np.uint8, np.uint16, np.int32, np.int64]))
         for value, runs in runs_of_values(values):
             assert rle.encode_runs(runs, *values.shape) == rle.encode_mask(values == value)

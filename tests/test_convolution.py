@@ -246,8 +246,8 @@ def test_an_error_in_one_thread_reaches_the_caller(monkeypatch):
         ((1, 4, 4, 4), (3, 2, 1, 1), dict(groups=2), "must write a multiple of 2"),
         ((1, 3, 4, 4), (4, 3, 5, 5), {}, r"a \(5, 5\) kernel does not fit into \(4, 4\) padded by \(0, 0\)"),
         ((1, 3, 4, 4), (4, 3, 3, 3), dict(dilation=2), "does not fit"),
-        ((1, 3, 4, 4), (4, 3, 3, 3), dict(stride=0), "stride"),
-        ((1, 3, 4, 4), (4, 3, 3, 3), dict(padding=-1), "padding"),
+        ((1, 3, 4, 4), (4, 3, 3, 3), dict(stride=0), r"stride \(0, 0\), .* must be positive"),
+        ((1, 3, 4, 4), (4, 3, 3, 3), dict(padding=-1), r"padding \(-1, -1\) not negative"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_the_sizes(x, w, options, message):
@@ -300,6 +300,11 @@ def test_a_window_with_nothing_above_minus_infinity_sends_its_gradient_to_its_fi
 def test_max_pool_refuses_padding_beyond_half_the_window():
     with pytest.raises(ValueError, match="more than half of the window"):
         F.max_pool2d(np.zeros((1, 1, 4, 4)), 2, padding=2)
+
+
+def test_max_pool_names_the_shape_that_it_needs():
+    with pytest.raises(ValueError, match=r"max_pool2d: x must be \(N, C, H, W\), is \(1, 4, 4\)"):
+        F.max_pool2d(np.zeros((1, 4, 4)), 2)
 
 
 @quick

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from minimask.data import read_coco, read_image, rle, shared_files
+from minimask.data.fields import Faults
+from minimask.data.image_entries import ImageRecord, read_images
 from minimask.errors import InputError
 from tests.systems import needs_pipes
 
@@ -393,6 +395,15 @@ def test_missing_images_are_counted(folder):
     (folder / "a.png").unlink()
     (folder / "b.png").unlink()
     assert re.search("2 of 2 images are missing, image 4", message(folder, tiny_document()))
+
+
+def test_the_time_to_collect_missing_images_grows_with_their_number_not_its_square(tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(ImageRecord, "__eq__", lambda one, other: compared.append(one) or one is other)
+    entries = [{"id": i, "file_name": f"{i}.png", "height": 1, "width": 1} for i in range(100)]
+    faults = Faults()
+    assert read_images(entries, tmp_path / "train.json", tmp_path, [], faults) == []
+    assert faults.found[0].count == 100 and len(compared) < 100
 
 
 def test_an_image_that_is_none_is_found_on_reading_the_document(folder):

@@ -78,6 +78,12 @@ def test_boxes_are_coded_as_in_a_wider_dtype(count):
     np.testing.assert_allclose(back, others, rtol=2e-3, atol=2)
 
 
+@pytest.mark.parametrize("count", [3, 40000])  # few, and so many that threads share them
+def test_decoded_boxes_have_the_dtype_of_the_deltas(count):
+    deltas, boxes = np.zeros((count, 4), np.float32), np.tile([0.0, 0, 10, 20], (count, 1))
+    assert BoxCoder().decode(deltas, boxes).dtype == np.float32
+
+
 # ----------------------------------------------------------------------------------------------- sorting
 
 
@@ -190,6 +196,40 @@ def test_results_are_float16_only_where_all_that_decides_is():
     assert F.roi_align(half, rois, 2).dtype == np.float16
     assert F.roi_align(full, rois.astype(np.float16), 2).dtype == np.float32
     assert F.add(half, full).dtype == np.float32 and (half * Tensor(half)).dtype == np.float16
+
+
+@pytest.mark.parametrize("target", [np.zeros(3), np.array([0, 1, 1])])
+@pytest.mark.parametrize("normalizer", [None, np.int64(2), np.float64(2)])
+def test_losses_of_float32_have_float32_gradients_whatever_they_are_compared_with(target, normalizer):
+    wide = np.array([[0.5, -2.0, 3.0]])
+    for loss, right in (
+        (F.smooth_l1, target[None]),
+        (F.l1, target[None]),
+        (F.sigmoid_cross_entropy, target[None]),
+        (F.softmax_cross_entropy, np.array([1])),
+        (lambda x, cell, **n: F.keypoint_loss(x.reshape(1, 1, 1, 3), cell, cell > 0, **n), np.array([[1]])),
+    ):
+        x, exact = Tensor(wide.astype(np.float32), requires_grad=True), Tensor(wide, requires_grad=True)
+        for each in (x, exact):
+            number = normalizer if each is x else normalizer and 2.0
+            loss(each, right, normalizer=number).backward()
+        assert x.grad.dtype == np.float32
+        np.testing.assert_allclose(x.grad, exact.grad, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [F.smooth_l1, F.l1, F.sigmoid_cross_entropy, F.softmax_cross_entropy])
+def test_losses_refuse_a_target_that_would_be_broadcast(loss):
+    for x, target in ((np.zeros((4, 1)), np.zeros(4, int)), (np.zeros((4, 3)), np.zeros((4, 1), int))):
+        if loss is not F.softmax_cross_entropy or target.ndim > 1:
+            with pytest.raises(ValueError, match=r"the target must be \(4,.*\), is \(4,"):
+                loss(x, target)
+
+
+@pytest.mark.parametrize("loss", [F.smooth_l1, F.l1, F.sigmoid_cross_entropy, F.softmax_cross_entropy])
+def test_losses_take_targets_as_lists(loss):
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    target = np.array([0, 2, 1, 1]) if loss is F.softmax_cross_entropy else np.eye(4, 3)
+    assert loss(x, target.tolist()).item() == loss(x, target).item()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])

@@ -210,7 +210,7 @@ CONTIGUOUS = {2: 1, 5: 2, 9: 3}
         (
             lambda number: CONTIGUOUS[number],
             "from-1",
-            ["run from 1 to 3 without gaps", "there is no 1", "9, cow", "from-1"],
+            ["lie between 1 and 3", "there is no 1", "9, cow", "from-1"],
         ),
     ],
 )
@@ -384,6 +384,13 @@ def test_where_ap_is_zero_or_minus_one_it_says_why(name, tmp_path):
     results = read_results(tmp_path / "results.json", data)
     lines = reasons(data, score(data, results.detections, 100, results.kinds))
     assert len(lines) == 1 and all(word in lines[0] for word in words), lines
+
+
+def test_a_box_that_fits_but_ranks_below_the_limit_is_told():
+    data, wrong = document(), truth(bbox=lambda b: [60, 40, 12, 15], score=lambda s: 1.0)
+    evaluation = score(data, wrong + truth(score=lambda s: 0.1), 1, ("bbox",))
+    (line,) = reasons(data, evaluation)
+    assert "by IoU 1.00, but is not among the best 1 of its image and class; --max-detections" in line
 
 
 def test_nothing_is_said_where_all_is_well(tmp_path):

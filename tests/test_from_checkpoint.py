@@ -255,6 +255,13 @@ def test_pixel_means_and_anchors_that_old_files_hold_are_understood():
             {"rpn.head.cls_logits.weight": np.zeros((3, 1, 1, 1)), "backbone.body.conv1.weight": np.zeros(3)},
             "lack stage 1 of a ResNet",
         ),
+        (
+            {
+                "proposal_generator.rpn_head.conv.weight": np.zeros((2, 2, 3, 3)),
+                "backbone.bottom_up.stem.conv1.norm.weight": np.zeros(64),
+            },
+            "the weights lack ",
+        ),
     ],
 )
 def test_what_is_no_detector_is_named(state, message):

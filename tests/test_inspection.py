@@ -8,11 +8,13 @@ import pytest
 
 from minimask import functions as F
 from minimask import models
+from minimask.ablations import networks
 from minimask.autograd import Tensor, no_grad
 from minimask.boxes import box_iou, scale_boxes
 from minimask.inspection import failures, figures, trace
 from minimask.inspection.reading import readings
 from minimask.inspection.records import Classifying, Proposing
+from minimask.inspection.tracing import level_names
 from minimask.inspection.weights import dead_channels, summarise
 from minimask.lessons import cuda_on_cpu
 from minimask.matching import BELOW_LOW, BETWEEN
@@ -46,6 +48,12 @@ def traced():
 def same(a, b):
     a, b = (np.asarray(getattr(x, "data", x) if isinstance(x, Tensor) else x) for x in (a, b))
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("stride, name", [(16, "C4"), (32, "C5")])
+def test_a_single_level_is_named_after_the_stage_it_comes_from(stride, name):
+    model = networks.build(networks.Network(stride), 3, 64, 0, networks.Sizes())
+    assert level_names(model, 1) == [name]
 
 
 @pytest.mark.parametrize(

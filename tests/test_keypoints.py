@@ -14,6 +14,7 @@ from minimask.keypoints import (
     heatmaps_to_keypoints_reference,
     keypoints_to_heatmap,
 )
+from minimask.models.inputs import check_targets
 from minimask.models.keypoint_head import KeypointNet, KeypointOptions
 from minimask.randomness import Draws
 from tests.model_data import discs, fill
@@ -266,6 +267,12 @@ def test_wrong_keypoints_are_answered_in_one_line(change, words):
     with pytest.raises(InputError, match=words) as caught:
         model([image.astype(np.float32)], [target])
     assert "\n" not in str(caught.value) and "targets[0]" in str(caught.value)
+
+
+def test_the_only_labelled_keypoint_may_lie_in_the_first_pixel_as_where_a_crop_begins_at_it():
+    target = {"boxes": [[0, 0, 20, 20]], "labels": [1], "keypoints": [[[0.5, 0.5, 2], [0, 0, 0]]]}
+    (found,) = check_targets([target], [(32, 32)], with_masks=False, num_keypoints=2)
+    assert found.keypoints.tolist() == target["keypoints"]
 
 
 def test_a_model_has_at_least_one_keypoint():

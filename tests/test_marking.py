@@ -98,6 +98,23 @@ def test_a_file_is_judged_as_check_judges_its_function(tmp_path, capsys):
     assert exercises.check("nms", solution("nms"))
 
 
+def test_constants_are_run_with_their_annotations_and_one_that_python_refuses_costs_only_itself(tmp_path):
+    constants = "LEAST: float = 0.0\nfirst: int\nODD = {[1]: 2}\n"
+    (tmp_path / "anna.py").write_text(constants + RELU.replace("x > 0", "x > LEAST"), encoding="utf-8")
+    [anna] = exercises.mark(tmp_path)
+    assert anna.verdicts["relu_backward"].right, anna
+
+
+def test_a_hand_in_does_not_take_the_place_of_a_module_that_has_its_name(tmp_path):
+    (tmp_path / "random.py").write_text("raise SystemExit\n" + RELU, encoding="utf-8")  # NumPy imports random
+    (tmp_path / "anna.py").write_text("import parts.slopes\n" + RELU, encoding="utf-8")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "slopes.py").touch()
+    anna, bert = exercises.mark(tmp_path)
+    assert anna.verdicts["relu_backward"].right and anna.problem == "", anna
+    assert bert.verdicts["relu_backward"].right, bert
+
+
 def test_what_cannot_be_marked_is_one_line(tmp_path):
     with pytest.raises(InputError, match="did you mean 'nms'"):
         exercises.mark(tmp_path, "nmss")

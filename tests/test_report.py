@@ -16,7 +16,7 @@ from minimask.results.evaluate import score
 from minimask.results.report import Story, charts, judging, page, write_report
 from minimask.results.report.charts import Series, line_chart
 from minimask.results.report.judging import confusion, judge
-from minimask.results.report.scene import Scenes
+from minimask.results.report.scene import Scenes, data_uri
 from tests.cli_data import make_dataset
 
 VOID = {"meta", "link", "img", "source", "line", "circle", "polyline", "br"}
@@ -255,7 +255,27 @@ def test_a_picture_shows_masks_where_the_objects_are():
     assert changed[inside].mean() > 0.9 and changed[~inside].mean() < 0.5
 
 
+def test_a_picture_as_thin_as_a_thread_keeps_a_row_of_pixels():
+    class Thread(Drawn):
+        def image(self, index):
+            return np.full((3, 2, 2000), 0.4, np.float32)
+
+    document = Thread([]).coco_document()
+    document["images"][0] |= {"height": 2, "width": 2000}
+    scenes = Scenes(Thread([]), document)
+    (picture,) = scenes.draw(0, scenes.whole(0), ([],), 422)
+    assert picture.size == (422, 1) and data_uri(picture).startswith("data:image/jpeg")
+
+
 # -------------------------------------------------------------------------------------------------- charts
+
+
+def test_a_loss_that_the_log_lacks_leaves_the_running_mean_whole(tmp_path):
+    losses = {"step": np.arange(1.0, 21.0), "loss": np.ones(20)}
+    losses["loss"][3] = np.nan
+    content, _ = written(tmp_path, Drawn(TRUTH), FOUND, Story("A run", losses=losses))
+    lines = re.findall(r'points="([^"]*)"', content)[:2]
+    assert [len(points.split()) for points in lines] == [19, 19]
 
 
 @pytest.mark.parametrize(

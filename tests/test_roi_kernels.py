@@ -568,7 +568,7 @@ def test_on_the_device_a_roi_of_no_image_or_level_reads_nan(cupy):
     for name, (layer, more) in LAYERS.items():
         y = layer(on_device, cupy.asarray(rois), 2, scales, levels=cupy.asarray(levels), **more).numpy()
         assert np.isnan(y[:2]).all() and np.isfinite(y[2:]).all(), name
-        with pytest.raises(ValueError, match="image indices reach 2"):
+        with pytest.raises(ValueError, match="image indices range from 0 to 2"):
             layer(on_device, rois, 2, scales, levels=cupy.asarray(levels), **more)
 
 

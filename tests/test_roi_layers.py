@@ -501,8 +501,11 @@ def test_a_list_of_boxes_an_image_is_the_same_as_rois():
     [
         (np.zeros((2, 4)), {}, r"RoIs must be \(R, 5\)"),
         (np.zeros(5), {}, r"RoIs must be \(R, 5\)"),
-        (np.array([[1, 0.0, 0, 1, 1]]), {}, "image indices reach 1, with 1 images"),
-        (np.array([[-1, 0.0, 0, 1, 1]]), {}, "image indices"),
+        ([np.zeros((2, 5))], {}, r"or a list of \(R, 4\); got \[\(2, 5\)\]"),
+        ([], {}, r"RoIs must be \(R, 5\)"),
+        (np.array([[1, 0.0, 0, 1, 1]]), {}, "image indices range from 1 to 1, with 1 images"),
+        (np.array([[-1, 0.0, 0, 1, 1]]), {}, "image indices range from -1"),
+        (np.array([[np.nan, 0.0, 0, 1, 1]]), {}, "image indices range from nan"),
         (np.zeros((1, 5)), dict(aggregation="mean"), 'aggregation must be "average" or "max", not \'mean\''),
         (
             np.zeros((1, 5)),

@@ -77,6 +77,22 @@ def test_a_detector_has_cocos_names_where_their_number_is_cocos(tmp_path):
     assert detector.detections == 7 and detector.config is None
 
 
+def test_weights_from_elsewhere_take_the_builders_arguments_and_name_others(tmp_path):
+    write_pth(tmp_path / "theirs.pth", models.maskrcnn_small(2).state_dict())
+    assert load_detector(tmp_path / "theirs.pth", min_size=96).model.transform.min_sizes == (96,)
+    with pytest.raises(TypeError, match="there is no argument 'nms_threshold'"):
+        load_detector(tmp_path / "theirs.pth", nms_threshold=0.4)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"a"', "[[1, 2]]", "{"])
+def test_a_configuration_in_metadata_that_is_no_object_is_named(text, tmp_path):
+    path = tmp_path / "a.safetensors"
+    state = models.maskrcnn_small(2, seed=None).state_dict()
+    write_safetensors(path, state, {"model": "maskrcnn_small", "config": text})
+    with pytest.raises(InputError, match="metadata's config is no JSON object"):
+        from_checkpoint(path)
+
+
 def test_heads_of_other_classes_begin_anew_and_are_named(run, tmp_path):
     notes = []
     config, start = start_from(with_settings(Config(), [f"train.weights={run}"]), notes.append)
@@ -132,6 +148,30 @@ def test_a_classifiers_weights_fill_the_backbone_alone(tmp_path):
     assert all(np.array_equal(state[f"backbone.body.{name}"], array) for name, array in body.items())
     assert not np.array_equal(state["rpn.head.conv.0.0.weight"], whole["rpn.head.conv.0.0.weight"])
     assert len(notes) == 1
+
+
+def a_classifier(path, blocks: int):
+    """Weights with the names of a ResNet with this number of blocks in its third stage."""
+    names = ["conv1", "layer4.0.conv1", *(f"layer3.{k}.conv1" for k in range(blocks))]
+    write_safetensors(path, {f"{name}.weight": np.zeros(1, np.float32) for name in names}, {})
+    return f"train.backbone_weights={path}"
+
+
+@pytest.mark.parametrize(
+    ("small", "large"),
+    [
+        ("maskrcnn_small", "maskrcnn_resnet50_fpn"),
+        ("maskrcnn_fine", "maskrcnn_resnet50_fpn"),
+        ("keypointrcnn_small", "keypointrcnn_resnet50_fpn"),
+    ],
+)
+def test_on_a_classifier_a_small_network_becomes_the_large_one_that_finds_the_same(small, large, tmp_path):
+    settings = [a_classifier(tmp_path / "resnet.safetensors", 6), f"model.name={small}"]
+    config, _ = start_from(with_settings(Config(), settings), lambda line: None)
+    assert config.model.name == large
+    settings[0] = a_classifier(tmp_path / "other.safetensors", 7)
+    with pytest.raises(InputError, match="7 blocks in its third stage; train knows those with 6"):
+        start_from(with_settings(Config(), settings), lambda line: None)
 
 
 @pytest.mark.slow

@@ -120,6 +120,14 @@ def test_a_target_that_cannot_be_is_refused_by_name_with_its_mend_before_any_wor
     assert not syncs
 
 
+def test_the_only_object_may_lie_in_the_first_pixel():
+    masks = np.zeros((1, 64, 64), np.uint8)
+    masks[0, 0, 0] = 1
+    target = dict(boxes=[[0, 0, 0.8, 0.8]], labels=[1], masks=masks)  # a pixel, scaled down with its image
+    assert check_targets([target], [(64, 64)])[0].boxes.tolist() == [[0, 0, np.float32(0.8), np.float32(0.8)]]
+    refused("boxes look normalised", check_targets, [target | {"masks": masks * 0}], [(64, 64)])
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", IMAGES)
 def test_an_image_that_cannot_be_is_refused_in_training_and_in_inference(name, model, scene):

@@ -216,6 +216,15 @@ def test_our_own_checkpoints_are_read(tmp_path):
     assert weights.class_names == ("cell", "yeast") and weights.category_ids == (3, 9)
 
 
+@pytest.mark.parametrize("config", [{}, {"model": {}}])
+def test_a_checkpoint_may_leave_out_the_options_of_its_model(config, tmp_path):
+    from minimask.config import Config
+
+    found = Checkpoint({"a.weight": np.ones(3, np.float32)}, config=config)
+    save_checkpoint(tmp_path / "checkpoint.npz", found)
+    assert read_weights(tmp_path / "checkpoint.npz").metadata["model"] == Config().model.name
+
+
 def arrays_of_every_kind(dtypes: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(3)
     made = {dtype: (rng.normal(size=(2, 3)) * 50).astype(dtype) for dtype in dtypes.split()}

@@ -36,7 +36,7 @@ class Network:
     sampling_ratio : int
         Points per bin in each direction, for RoI layers that read at points; 0: as many as the bin has cells.
     aligned : bool
-        Whether the RoI layer reads at exact positions (`functions.roi_align`).
+        Whether the RoI layer reads where its box lies, not shifted by half a cell (`functions.roi_align`).
     class_agnostic : bool
         One mask per RoI instead of one for each class.
     masks : bool
@@ -68,10 +68,10 @@ class Sizes:
     mask_convs: int = 2
     anchors: tuple[float, ...] = (0.16, 0.25, 0.375)  # sides on a single map, as shares of the picture's
     pyramid_anchors: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.75)  # of P2 to P6
-    sampled_anchors: int = 64  # per image, as the next four
+    sampled_anchors: int = 64  # per image, as are the numbers below
     proposals: int = 100
     sampled_rois: int = 24
-    positive_rois: float = 0.5
+    positive_rois: float = 0.5  # at most, as a share of the sampled ones
     detections: int = 20  # at most
 
 

@@ -88,8 +88,8 @@ def run(
 ) -> Finished:
     """Do what is left of an ablation's runs, one after another.
 
-    They come seed by seed, so that the first results can already be compared. Runs that another process with
-    the same output directory is at are left to it.
+    They come seed by seed, so that the first results can already be compared. A run that another process with
+    the same output directory is doing is left to it.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def run(
         Called with lines for the user to see.
     device : "cpu" or "cuda"
     seconds : float, optional
-        After which it stops, as it does for Ctrl-C.
+        The time after which it stops, as it does for Ctrl-C.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def run(
 
 
 def _held(run: Run) -> AbstractContextManager:
-    """Keep other processes with the same output directory from this run; raises `Busy` if one is at it."""
+    """Keep other processes with the same output directory from this run; raises `Busy` if one is doing it."""
     return locked(make_output_directory(run.folder.parent), f".{run.folder.name}.lock")
 
 

@@ -93,14 +93,16 @@ def launch(source: str, kernel: str, grid: tuple, block: int | tuple, args: Sequ
         The file's name without ``.cu``; it lies in `minimask.kernels` or in a folder of its own there.
     kernel : str
         Name of a ``__global__`` function.
-    grid, block : tuple of int
-        Blocks, and threads in a block; if one of the numbers is 0, nothing is run.
+    grid : tuple of int
+        Blocks along each axis; if one of the numbers is 0, nothing is run.
+    block : int or tuple of int
+        Threads in a block; the same holds.
     args : sequence
         In the order of the source, and checked against it: a C-contiguous CuPy array of its type for a
         pointer, or None for a null pointer; a number for a number; a NumPy array of one element for a
         structure.
     dtype : float32 or float64
-        What T is, if the kernel is a template of one type T.
+        What T is, if the kernel is a template.
 
     Raises
     ------

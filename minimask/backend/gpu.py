@@ -43,7 +43,7 @@ def why_no_gpu() -> str:
 
 
 def set_up_gpu(tf32: bool = False, memory_limit: float = 0) -> None:
-    """Set options of the whole process, before the first matrix product: CuPy reads CUPY_TF32 there, once.
+    """Set options of the whole process; call it before the first matrix product, where CuPy reads CUPY_TF32.
 
     Parameters
     ----------

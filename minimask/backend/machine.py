@@ -30,7 +30,7 @@ def describe() -> dict[str, str]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "scipy": scipy.__version__,
-        "blas": ", ".join(sorted(set(blas))) or "unknown (threadpoolctl is not installed)",
+        "blas": ", ".join(sorted(set(blas))) or "unknown (threadpoolctl is missing or does not know it)",
         "blas_kernel": ", ".join(sorted(set(kernels))) or "unknown",
         "threads": str(threads()),
         "processor": _processor(),

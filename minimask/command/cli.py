@@ -99,7 +99,7 @@ def _run(argv: list[str], debug: bool, streams: Sequence[UnfailingStream]) -> in
 
 @contextmanager
 def _muted(streams: Sequence[UnfailingStream], muted: bool) -> Iterator[None]:
-    """Mute the streams inside it, in all processes but 0; after it any of them may have an error to tell."""
+    """Inside, mute the streams of all processes but the first; afterwards any of them may report an error."""
     for stream in streams:
         stream.muted = muted
     try:
@@ -124,7 +124,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*arguments, allow_abbrev=False, **options)
 
     def parse_known_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None):
-        """Refuse an option that is not there before argparse misses one that was meant by it."""
+        """Refuse an unknown option before argparse complains that the one meant by it is missing."""
         parts = itertools.takewhile(lambda part: part != "--", args)
         if self._subparsers:  # its own options stand before the command, which reads what follows
             parts = itertools.takewhile(lambda part: part.startswith("-"), parts)
@@ -322,7 +322,7 @@ def _add_evaluate(command) -> None:
         help="COCO instance JSON; or nuclei, shapes, figures (built in)",
     )
     _take(evaluate, "images")
-    text = "most detections an image, in the results and in the metrics (model.detections, as trained)"
+    text = "most detections per image, in the results and in the metrics (model.detections, as trained)"
     add("--max-detections", type=_whole(1, configuration.DETECTIONS_MOST), metavar="N", help=text)
     add("--per-class", action="store_true", help="also AP, AP50 and the number of objects of each class")
     text = "for --results: its category ids are the data's (as-given), or count the classes from 0 or from 1"
@@ -344,7 +344,7 @@ def _add_predict(command) -> None:
     add("images", nargs="+", type=_name, metavar="IMAGE", help="an image file")
     _take_weights(predict)
     add("--score-threshold", type=_share, default=above, metavar="S", help=f"lowest score shown ({above})")
-    text = "most objects an image (model.detections, as trained)"
+    text = "most objects per image (model.detections, as trained)"
     add("--max-detections", type=_whole(1, configuration.DETECTIONS_MOST), metavar="N", help=text)
     add("--json", action="store_true", help="also write predictions.json, a COCO document with scores")
     text = (

@@ -168,12 +168,13 @@ def predict(arguments: argparse.Namespace) -> int:
     options = {"detections": arguments.max_detections, "score_threshold": arguments.score_threshold}
     detector = load_detector(weights, arguments.device, note, **options)
     if missing := missing_letters(detector.class_names):
-        note(f"no font on this computer has {missing}, of class names: they are drawn as boxes. Install one")
+        note(f"no font on this computer has {missing}: class names get boxes in their place; install one")
     progress = lambda paths: each(paths, "predicting")  # noqa: E731
     counts = predict_files(detector, images, output, *also, progress, note)
     most = detector.detections
     for path, count in zip(images, counts):
-        tell(f"{path}: {count} objects, {output / Path(path).stem}-instances.png")
+        objects = f"{count} object{'s' * (count != 1)}"
+        tell(f"{path}: {objects}, {output / Path(path).stem}-instances.png")
         if count == most:
             note(f"{path}: may have more objects than the {most} shown; --max-detections allows more")
     return 0
@@ -274,7 +275,7 @@ def ablate(arguments: argparse.Namespace) -> int:
         print(f"minimask: {one_line(go_on)}", file=sys.stderr)
         return 128 + finished.stopped_by
     print(f"{shown}\n")
-    ended = "other processes are at the rest" if finished.elsewhere else "time is up"
+    ended = "other processes are doing the rest" if finished.elsewhere else "time is up"
     tell(f"{output / 'table.md'}: this table" if finished.complete else f"{ended}: {go_on}")
     return 0
 

@@ -62,7 +62,7 @@ def how_to_load(weights: Weights, target: Path) -> Iterator[str]:
     if weights.class_names and "model" in weights.metadata:
         network, classes = one_line(weights.metadata["model"], 40), len(weights.class_names) + 1
         given = "".join(f", {name}={value}" for name, value in _sizes(weights).items())
-        how = "docs/weights.md builds it in torchvision"
+        how = "docs/weights.md shows how to build it in torchvision"
         yield f"where model is {network} with num_classes={classes}{given}; {how}"
     if weights.class_names and target.suffix != ".safetensors":
         shown = [one_line(name, 40) for name in weights.class_names[:_CLASSES_SHOWN]]

@@ -51,7 +51,7 @@ def fitted_to_files(
 
     dataset, faults, _ = survey_coco(*files)
     if dataset is None or faults.found:
-        return note("a recipe needs data that training takes: mend what is refused, and look again")
+        return note("a recipe needs data that training takes: mend what is refused, and run this again")
     try:
         return fitted(config, dataset, settings)
     except InputError as error:  # a damaged image, say, which the survey reports as well

@@ -49,7 +49,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     facts = _facts(arguments, weights, source, found)
     title, progress = f"Inside a model: {image.name}", partial(each, title="drawing", unit="figures")
     figures = write_page(output, found, title, facts, varied, SHOWN_ABOVE, progress)
-    tell(f"{output}: {figures} stages of {len(found.result['labels'])} detections; open it in a browser")
+    tell(f"{output}: {figures} figures, {len(found.result['labels'])} detections; open it in a browser")
     return 0
 
 

@@ -1,6 +1,7 @@
 """What ``minimask convert`` and ``minimask check-data`` do, and ``minimask evaluate --results``."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from minimask.command.telling import drawing, note, tell
@@ -44,7 +45,8 @@ def convert(arguments: argparse.Namespace) -> int:
     built = run(folder, name, options, lambda items: each(items, "converting"), note)
     write_json(output, built.document())
     tell(f"{output}: {built.summary()}")
-    tell(f"look at it with: minimask check-data --data {output} --images {folder.images} --output check")
+    look = ["check-data", "--data", str(output), "--images", str(folder.images), "--output", "check"]
+    tell(f"look at it with: minimask {shlex.join(look)}")
     return 0
 
 
@@ -78,9 +80,10 @@ def _is_converted(path: Path) -> bool:
 def check_data(arguments: argparse.Namespace) -> int:
     """Read a data set as training would, and list everything that would stop training or harm it, each with
     its mend: boxes, masks, classes, files, images that train and val share, and sizes of objects beside the
-    network's anchors. The output directory gets report.json, sheet.png (images with their masks) and
-    sizes.png. With --config auto it looks at the data for the recipe that train would choose, and prints each
-    option with its reason. The exit status is 1 if training would refuse the data, 0 if there are only notes.
+    network's anchors. The output directory gets report.json, sheet.png (images with their masks;
+    with --val also val-sheet.png) and sizes.png. With --config auto it looks at the data for the recipe that
+    train would choose, and prints each option with its reason. The exit status is 1 if training would refuse
+    the data, else 0.
     """
     from minimask import config as configuration
     from minimask.command.fitting import fitted_to_files, is_auto
@@ -185,7 +188,7 @@ def evaluate_results(arguments: argparse.Namespace) -> int:
 
 
 def _by_which_areas(kinds: tuple[str, ...]) -> str:
-    """What to say of results of several kinds."""
+    """The note on results of several kinds: whose areas decide what is small, medium or large."""
     names = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
     first, *others = (names[kind] for kind in kinds)
     rest = " and ".join(others)

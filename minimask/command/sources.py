@@ -114,7 +114,7 @@ def training_data(
 
 
 def beyond_limits(config: configuration.Config, *datasets: Any) -> Iterator[str]:
-    """A line for each data set, None among them, with more objects in an image than are ever found."""
+    """A line for each data set (None is skipped) that has more objects in an image than can be found."""
     from minimask.results.evaluate import beyond_limit
 
     for dataset in datasets:

@@ -1,6 +1,6 @@
 """TOML within bounds: refuses first what would make `tomllib` take gigabytes, or recurse without end.
 
-Options are two deep (``train.steps``), and a file with all of them has 5 kB. `tomllib` stores every prefix of
+Options are two deep (``train.steps``), and a file with all of them has 6 kB. `tomllib` stores every prefix of
 a dotted key, so that a key of 100 kB takes 10 GB, and recurses into each bracket.
 """
 
@@ -39,7 +39,7 @@ def loads(text: str) -> dict[str, Any]:
     tomllib.TOMLDecodeError
         If it is not TOML.
     OutOfBounds
-        If it is too long, too deep, or has a number of too many digits.
+        If it is too long, too deep, or has a number with too many digits.
     """
     if len(text) > MOST:
         raise OutOfBounds(f"has more than {MOST:,} characters")
@@ -54,4 +54,4 @@ def loads(text: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError:
         raise
     except ValueError as error:  # from int()
-        raise OutOfBounds("has a number of too many digits") from error
+        raise OutOfBounds("has a number with too many digits") from error

@@ -122,7 +122,7 @@ def open_image(file: IO[bytes], path: Path) -> Any:
 
 
 def instead(head: bytes, path: Path) -> str | None:
-    """What a file is, by its first bytes, if it often turns up in place of another, and the mend; or None."""
+    """What a file is, by its first bytes, and what to do, if it is often given for another; or None."""
     name = _format(head, path)
     return f"is {name}; {_MENDS[name]}" if name in _MENDS else None
 

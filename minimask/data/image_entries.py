@@ -117,10 +117,11 @@ def _check_files(
     records: list[ImageRecord], path: Path, images_dir: Path, faults: Faults | None
 ) -> list[ImageRecord]:
     """The images whose files exist: all of them, unless `faults` collect the others."""
-    missing = [record for record in records if not _holds(record.path.is_file)]
+    # Keys, not a list: all of a large data set may be missing, and each image is looked up below.
+    missing = dict.fromkeys(record for record in records if not _holds(record.path.is_file))
     if not missing:
         return records
-    first = missing[0]
+    first = next(iter(missing))
     name = show(first.file_name)
     count = f"{len(missing)} of {len(records)} images are missing, " if len(missing) > 1 else ""
     what = "a directory, not a file, is" if _holds(first.path.is_dir) else "there is no file"

@@ -259,7 +259,7 @@ def _pixels(image: Any, path: Path) -> np.ndarray:
     rows = max(1, _ROWS_AT_ONCE // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        # Not to crop what is one piece saves a copy, and Pillow 12.0 warns of large crops.
+        # Not cropping where one piece is enough saves a copy, and Pillow 12.0 warns of large crops.
         values = _rows(image if rows >= height else image.crop((0, top, width, bottom)))
         pixels[top:bottom] = values if values.dtype.kind == "u" else np.clip(values, 0, 65535)
         low, high = np.minimum(low, values.min()), np.maximum(high, values.max())  # NaN stays NaN

@@ -61,7 +61,7 @@ class Sample:
     skeleton: Skeleton | None = None
 
     def target(self) -> dict[str, np.ndarray]:
-        """What the losses need: boxes, labels, masks, crowd_boxes, crowd_masks; also keypoints, if any."""
+        """As a loss takes it: boxes, labels, masks, crowd_boxes, keypoints if any; it ignores crowd_masks."""
         keypoints = {} if self.keypoints is None else {"keypoints": self.keypoints}
         return keypoints | {
             "boxes": self.boxes,

@@ -57,7 +57,7 @@ def keypoint_loss(logits, cells, valid, normalizer: float | None = None) -> Tens
     -------
     () Tensor; 0 where no keypoint is valid.
     """
-    return KeypointLoss.apply(logits, cells, valid, normalizer=normalizer)
+    return KeypointLoss.apply(logits, cells, valid, normalizer=normalizer and float(normalizer))
 
 
 def keypoint_loss_reference(logits, cells, valid, normalizer: float | None = None) -> Tensor:

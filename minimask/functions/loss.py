@@ -59,14 +59,20 @@ def _smooth_l1(x, t, beta: float, xp):  # any shape twice -> sum, same shape
 class _SummedLoss(Function):
     """y = loss(x, target) / normalizer: a sum, divided by its number of terms if no number is given."""
 
+    target_axes: int | None = None  # how many of x's axes the target has; None: all
+
     def __init__(self, normalizer: float | None = None):
-        self.normalizer = normalizer
+        self.normalizer = normalizer and float(normalizer)  # one of NumPy's would make everything float64
 
     def value_and_slope(self, x, target):
         """The sum as a () array, its derivative with respect to x, and its number of terms."""
         raise NotImplementedError(f"{type(self).__name__} has no value_and_slope")
 
     def forward(self, x, target):  # -> ()
+        wanted = x.shape[: self.target_axes]
+        given = target.shape if hasattr(target, "shape") else np.shape(target)  # of a list
+        if given != wanted:  # (R, 1) beside (R,) would broadcast to (R, R)
+            raise ValueError(f"{type(self).__name__}: the target must be {wanted}, is {given}")
         loss, slope, terms = self.value_and_slope(x, target)
         scale = 1.0 / (self.normalizer or max(terms, 1))
         self.save(slope, scale)
@@ -74,11 +80,14 @@ class _SummedLoss(Function):
 
     def backward(self, gy):  # () -> as x
         slope, scale = self.saved
-        return gy * scale * slope, None
+        gx = gy * scale * slope
+        return gx.astype(self.input_kinds[0][1], copy=False) if self.needs[0] else None, None
 
 
 class SoftmaxCrossEntropy(_SummedLoss):
     """y = sum_r -log softmax(x_r)[label_r] / normalizer."""
+
+    target_axes = 1
 
     def value_and_slope(self, x, labels):  # (R, K), (R,)
         return *_softmax_cross_entropy(x, labels, self.xp), len(x)
@@ -104,8 +113,10 @@ class SmoothL1(_SummedLoss):
         return *_smooth_l1(x, target, self.beta, self.xp), x.size
 
     def backward(self, gy):
-        gx, _ = super().backward(gy)
-        return gx, -gx if self.needs[1] else None  # f(x - t): what x gets, t gets with the other sign
+        slope, scale = self.saved
+        gx = gy * scale * slope
+        gt = -gx if self.needs[1] else None  # f(x - t): what x gets, t gets with the other sign
+        return tuple(g.astype(k[1], copy=False) if k else None for g, k in zip((gx, gt), self.input_kinds))
 
 
 # --------------------------------------------------------------------------------------- losses of a stage
@@ -225,6 +236,11 @@ def softmax_cross_entropy(logits, labels, normalizer: float | None = None) -> Te
     Returns
     -------
     () Tensor.
+
+    Raises
+    ------
+    ValueError
+        If there is not one label for each row.
     """
     return SoftmaxCrossEntropy.apply(logits, labels, normalizer=normalizer)
 
@@ -240,6 +256,11 @@ def sigmoid_cross_entropy(logits, targets, normalizer: float | None = None) -> T
     Returns
     -------
     () Tensor.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
     """
     return SigmoidCrossEntropy.apply(logits, targets, normalizer=normalizer)
 
@@ -262,7 +283,7 @@ def smooth_l1(x, target, beta: float = 1.0, normalizer: float | None = None) -> 
     Raises
     ------
     ValueError
-        If beta is negative.
+        If the shapes differ, or beta is negative.
     """
     return SmoothL1.apply(x, target, beta=beta, normalizer=normalizer)
 
@@ -296,7 +317,7 @@ def rpn_loss(
     -------
     objectness, box : () Tensors.
     """
-    normalizer = normalizer or max(len(positive) + len(negative), 1)
+    normalizer = float(normalizer or max(len(positive) + len(negative), 1))
     options = dict(positive=positive, negative=negative, beta=beta, normalizer=normalizer)
     return RPNLoss.apply(logits, deltas, targets, **options)
 

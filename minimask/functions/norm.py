@@ -153,7 +153,7 @@ class GroupNorm(Function):
         return v.reshape(self.groups, -1, 1)[self.xp.arange(images * self.groups) % self.groups]
 
     def _in_slices_of_groups(self, function, xs) -> None:
-        """Call the function with slices of the N G groups; on the CPU and large maps, in all threads."""
+        """Call the function with slices of the N G groups; on the CPU, and for large maps, in all threads."""
         at_once, parts = max(1, ELEMENTS_AT_ONCE // max(xs[:1].size, 1)), None if self.xp is np else 1
         backend.parallel_slices(len(xs), function, at_once, parts, operations=xs.size, calls_blas=True)
 

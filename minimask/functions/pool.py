@@ -19,6 +19,8 @@ class MaxPool2d(Function):
             )
 
     def forward(self, x):  # (N, C, H, W) -> (N, C, P, Q)
+        if x.ndim != 4:
+            raise ValueError(f"max_pool2d: x must be (N, C, H, W), is {x.shape}")
         n, c, h, w = x.shape
         self.geometry = pooling.geometry(x.shape, self.kernel, self.stride, self.padding)
         y, index = pooling.max_pool(x.reshape(n * c, 1, h, w), self.geometry, want_index=any(self.needs))
@@ -81,15 +83,13 @@ def upsample_nearest(x, size=None, scale_factor: int = 2, add=None) -> Tensor:
 
     ``add``, of the result's shape, is added in the same pass.
     """
-    size = (
-        as_pair(size, "size") if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
-    )
-    return UpsampleNearest.apply(x, add, size=size)
+    return UpsampleNearest.apply(x, add, size=_size(x, size, scale_factor))
 
 
 def upsample_bilinear(x, size=None, scale_factor: int = 2) -> Tensor:
     """Resize (N, C, H, W) to `size`, or by a whole `scale_factor`, interpolating between pixel centres."""
-    size = (
-        as_pair(size, "size") if size is not None else (x.shape[2] * scale_factor, x.shape[3] * scale_factor)
-    )
-    return UpsampleBilinear.apply(x, size=size)
+    return UpsampleBilinear.apply(x, size=_size(x, size, scale_factor))
+
+
+def _size(x, size, scale_factor: int) -> tuple[int, int]:
+    return tuple(n * scale_factor for n in x.shape[2:]) if size is None else as_pair(size, "size")

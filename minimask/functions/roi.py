@@ -86,17 +86,16 @@ class RoIPool(Function):
 
 def as_rois(boxes):
     """RoIs as (R, 5), image index first, from such an array or a list of one (R_n, 4) array per image."""
-    if isinstance(boxes, (list, tuple)):
-        boxes = [backend.as_floating(_array(b)) for b in boxes]
-        xp = backend.array_module(*boxes)
-        index = [xp.full((len(b), 1), n, b.dtype) for n, b in enumerate(boxes)]
-        return xp.concatenate([xp.concatenate(columns, axis=1) for columns in zip(index, boxes)])
-    boxes = _array(boxes)
-    if boxes.ndim != 2 or boxes.shape[1] != 5:
-        raise ValueError(
-            f"RoIs must be (R, 5): image index, x1, y1, x2, y2; or a list of (R, 4); got {boxes.shape}"
-        )
-    return boxes if boxes.dtype.kind == "f" else backend.as_floating(boxes)
+    by_image = isinstance(boxes, (list, tuple))
+    arrays = [_array(b) for b in (boxes if by_image else [boxes])]
+    if not arrays or any(a.ndim != 2 or a.shape[1] != (4 if by_image else 5) for a in arrays):
+        got = [a.shape for a in arrays] if by_image else arrays[0].shape
+        raise ValueError(f"RoIs must be (R, 5): image index, x1, y1, x2, y2; or a list of (R, 4); got {got}")
+    if not by_image:
+        return arrays[0] if arrays[0].dtype.kind == "f" else backend.as_floating(arrays[0])
+    arrays, xp = [backend.as_floating(a) for a in arrays], backend.array_module(*arrays)
+    index = [xp.full((len(a), 1), n, a.dtype) for n, a in enumerate(arrays)]
+    return xp.concatenate([xp.concatenate(columns, axis=1) for columns in zip(index, arrays)])
 
 
 def _array(value):
@@ -124,8 +123,11 @@ def _inputs(name: str, x, rois, spatial_scale, levels):
             raise InputError(f"{name}: spatial_scale must be feature pixels per image pixel, is {scale!r}")
     rois, n_images = as_rois(rois), xs[0].shape[0]
     if len(rois) and backend.array_module(rois) is np:
-        if not (0 <= rois[:, 0].min() and rois[:, 0].max() < n_images):
-            raise ValueError(f"{name}: image indices reach {int(rois[:, 0].max())}, with {n_images} images")
+        lowest, highest = float(rois[:, 0].min()), float(rois[:, 0].max())
+        if not (0 <= lowest and highest < n_images):
+            raise ValueError(
+                f"{name}: image indices range from {lowest:g} to {highest:g}, with {n_images} images"
+            )
     levels = None if len(xs) == 1 else _array(levels)
     if levels is not None:
         on_cpu = backend.array_module(levels) is np
@@ -152,7 +154,7 @@ def roi_align(
     ----------
     x : (N, C, H, W) float, or a sequence of them
     rois : (R, 5) float, or a list of N arrays (R_n, 4)
-        Image index (in a list: none), x1, y1, x2, y2 in image pixels. No gradient flows into them.
+        Image index (left out in a list), x1, y1, x2, y2 in image pixels. No gradient flows into them.
     output_size : int or (PH, PW)
     spatial_scale : float, or one for each level
         Feature pixels per image pixel: 1 / stride.

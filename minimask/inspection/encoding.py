@@ -1,4 +1,4 @@
-"""Pictures as data URLs inside a page, each of at most so many bytes, so that the page has a limit, too."""
+"""Pictures as data URLs inside a page, each of limited size, so that the page's is limited, too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def figure_uri(figure: Any, dpi: int, most: int) -> tuple[str, int, int]:
 
 
 def picture_uri(picture: Any, most: int) -> str:
-    """A PIL image as a data URL of at most so many bytes, ever coarser: WebP, or JPEG if Pillow has none."""
+    """A PIL image as a data URL, made coarser until it has at most `most` bytes: WebP, or JPEG without it."""
     from PIL import features
 
     kind = "webp" if features.check("webp") else "jpeg"

@@ -34,7 +34,7 @@ OBJECTS = 300
 SCENE = 1600  # pixels along the longer side of the image in which objects are chosen
 PASTED = 128  # pixels along the longer side of a pasted mask
 LINES = 64  # sampling points along an axis beyond which they are not drawn
-WIDE_BYTES, NARROW_BYTES, IMAGE_BYTES = 150_000, 90_000, 900_000  # of pictures, as text
+WIDE_BYTES, NARROW_BYTES, IMAGE_BYTES = 150_000, 90_000, 900_000  # of each picture, as base64
 
 
 def write_page(
@@ -55,7 +55,7 @@ def write_page(
     augmentation : Augmentation, optional
         What training does to images, to be shown.
     above : float
-        The lowest score of a detection that can be looked at by itself.
+        The lowest score of a detection that can be looked at by itself; if none has it, the best 20 can.
     progress : callable
         Wraps the list of figures, to show progress.
 

@@ -1,7 +1,8 @@
 """What `trace` returns: a record for each stage of an image's way through a model, all arrays on the CPU.
 
 Shapes: an image of H x W, seen by the network as h x w inside a batch of H' x W'; A anchors, B best of them,
-P proposals, D detections, R sampled RoIs (R+ with an object), G objects, K classes, M x M masks.
+P proposals, D detections, A+ positive anchors and R RoIs in the losses (R+ with an object), G objects,
+K classes, M x M masks.
 Boxes are in pixels of the batch, unless it says "of the image".
 """
 
@@ -189,11 +190,11 @@ class Training:
     matches : (A,) int
         Of each anchor: an object's index, `matching.BELOW_LOW` for negative ones, `matching.BETWEEN` for
         neutral ones.
-    positive, negative : int arrays
+    positive, negative : (A+,) int and (A-,) int
         The anchors that were drawn for the loss.
-    anchor_targets : (R+, 4)
+    anchor_targets : (A+, 4)
         Encoded boxes of the positive ones.
-    wanted, refined : (R+, 4)
+    wanted, refined : (A+, 4)
         Where those lead from the anchors, and where the RPN's own deltas do.
     rois : RoIs
         Sampled proposals and true boxes.
@@ -242,7 +243,7 @@ class Failures:
     proposal_iou : (G,)
         The greatest with a proposal.
     invented : list of int
-        Confident detections that match no object.
+        Confident detections that match no object of their class.
     """
 
     causes: list[str]

@@ -143,8 +143,10 @@ def _activations(model: MaskRCNN, record: InferenceRecord) -> dict[str, np.ndarr
 
 
 def level_names(model: MaskRCNN, count: int) -> list[str]:
-    """P2, P3 and so on; C4 of a network without a pyramid."""
-    return [f"P{i}" for i in range(2, 2 + count)] if hasattr(model.backbone, "fpn") else ["C4"]
+    """P2, P3 and so on; without a pyramid, the body's last stage: C4 if it has three."""
+    if hasattr(model.backbone, "fpn"):
+        return [f"P{i}" for i in range(2, 2 + count)]
+    return [f"C{len(model.backbone.body.channels) + 1}"]
 
 
 def _anchors(model: MaskRCNN, record: InferenceRecord) -> Anchors:

@@ -7,7 +7,7 @@ from minimask.inspection.records import Weights
 from minimask.nn import Module
 
 EXPLODED = 1000.0
-"""An element beyond this is about to overflow: He's initialisation begins far below 1."""
+"""A parameter with an element beyond this has diverged: He's initialisation begins far below 1."""
 
 BINS = 40
 

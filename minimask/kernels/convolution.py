@@ -28,7 +28,7 @@ from minimask.kernels.im2col import forward_im2col, input_gradient_im2col, weigh
 # Elements of a block's patches: 8 MiB of float32. Smaller blocks fit the second-level cache, but then threads
 # wait longer for the interpreter's lock between NumPy's calls than the cache saves them.
 BLOCK_ELEMENTS = 1 << 21
-TRANSPOSED_AT_ONCE = 64  # rows of a weight gradient: all at once miss the cache with every element
+TRANSPOSED_AT_ONCE = 64  # rows of a weight gradient: all at once would miss the cache at every element
 
 
 def _blocks(g: Geometry, part: int, parts: int, elements: int | None = None) -> Iterator[Block]:

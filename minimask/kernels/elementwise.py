@@ -8,7 +8,8 @@ import numpy as np
 
 from minimask import backend
 
-ELEMENTS_AT_ONCE = 1 << 19  # of each array: 2 MiB of float32, and few turns with the interpreter's lock
+# Of each array: 2 MiB of float32; smaller slices wait too often for the interpreter's lock.
+ELEMENTS_AT_ONCE = 1 << 19
 
 
 def unbroadcast(g, shape: tuple[int, ...], dtype):

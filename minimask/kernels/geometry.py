@@ -38,9 +38,8 @@ class Geometry:
         if len(x_shape) != 4 or len(w_shape) != 4:
             raise ValueError(f"conv2d: x and weight must have 4 axes, not shapes {x_shape} and {w_shape}")
         if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or groups < 1:
-            raise ValueError(
-                f"conv2d: stride {stride}, padding {padding}, dilation {dilation}, groups {groups}"
-            )
+            positive = f"stride {stride}, dilation {dilation} and groups {groups}"
+            raise ValueError(f"convolution: {positive} must be positive, padding {padding} not negative")
         if x_shape[1] != w_shape[1] * groups or w_shape[0] % groups:
             raise ValueError(
                 f"conv2d: x has {x_shape[1]} channels; weight {w_shape} with groups={groups} reads "
@@ -48,9 +47,7 @@ class Geometry:
             )
         geometry = cls(tuple(x_shape), tuple(w_shape), stride, padding, dilation, groups)
         if min(geometry.out_size) < 1:
-            raise ValueError(
-                f"conv2d: a {w_shape[2:]} kernel does not fit into {x_shape[2:]} padded by {padding}"
-            )
+            raise ValueError(f"a {w_shape[2:]} kernel does not fit into {x_shape[2:]} padded by {padding}")
         return geometry
 
     @cached_property

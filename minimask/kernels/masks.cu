@@ -8,7 +8,7 @@
 
 // targets[r, i, j]: what bin (i, j) of RoI r sees of its object's mask, the mean of ny x nx samples.
 //
-//   for r, i, j in ndindex(R, M, M):                       a thread each
+//   for r, i, j in ndindex(R, M, M):                       one thread each
 //       for a, b in ndindex(ny, nx):                       a thread takes all samples of its bin
 //           v = start_y + (i ny + a + 1/2) step_y
 //           u = start_x + (j nx + b + 1/2) step_x

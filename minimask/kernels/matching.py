@@ -40,9 +40,8 @@ def match(
     xp, dtype = backend.array_module(*candidates), candidates[0].dtype
     arrays = [[xp.ascontiguousarray(a, dtype) for a in row] for row in zip(candidates, objects, crowds)]
     sizes = np.array([[len(a) for a in row] for row in arrays], np.int64)  # (N, 3)
-    parts = np.stack(
-        [sizes[:, 0] * sizes[:, 1], sizes[:, 1], sizes[:, 0]], axis=1
-    )  # of iou, best_of, matches
+    # (N, 3): an image's parts of iou, best_of, matches
+    parts = np.stack([sizes[:, 0] * sizes[:, 1], sizes[:, 1], sizes[:, 0]], axis=1)
     ends = np.cumsum(parts, axis=0)
     addresses = np.array([[a.data.ptr for a in row] for row in arrays], np.int64)
     table = backend.to_gpu(np.concatenate([addresses, sizes, ends - parts], axis=1))  # (N, 9), struct Image

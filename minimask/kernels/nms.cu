@@ -13,7 +13,7 @@
 //   1. nms_naive: the loop above in one thread. 10,000 boxes are up to 50 million overlaps one by one, on one
 //      of a GPU's 10,000 lanes.
 //   2. nms_matrix and nms_greedy: first all overlaps by all threads, a bit each, then a greedy pass that only
-//      reads bits, 64 boxes at a step. The matrix of 10,000 boxes takes 12.5 MB and never leaves the GPU.
+//      reads bits, 64 boxes per step. The matrix of 10,000 boxes takes 12.5 MB and never leaves the GPU.
 //
 // What speeds up the second: bits instead of bytes, an eighth of the memory to write and read; the columns of a
 // tile in shared memory, read once instead of 64 times; only the words on and above the diagonal.

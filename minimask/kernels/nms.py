@@ -13,7 +13,8 @@ from minimask import backend
 
 TINY = 1e-37  # as in `minimask.boxes.box_iou`
 WORD = 64  # boxes settled at a time: as many as a word has bits
-COMPARED_AT_ONCE = 1 << 13  # boxes, with a word of others: three tables of 2 MiB, and few turns with the lock
+# Boxes, with a word of others: three tables of 2 MiB; smaller ones wait too often for the interpreter's lock.
+COMPARED_AT_ONCE = 1 << 13
 LIMIT = 64 * 4096  # boxes in one call on a GPU: the greedy pass holds their bits in shared memory
 
 
@@ -76,10 +77,8 @@ def _survivors(strikes) -> list[int]:  # (n, n) bool, n <= 64: who would strike 
     return survivors
 
 
-def _struck(
-    survivors, table, iou_threshold: float, least: float
-) -> np.ndarray:  # (5, S), (5, B) -> (B,) bool
-    """Which boxes some survivor overlaps by more than the threshold."""
+def _struck(survivors, table, iou_threshold: float, least: float) -> np.ndarray:
+    """Which boxes some survivor overlaps by more than the threshold: (5, S), (5, B) -> (B,) bool."""
     struck = np.empty(table.shape[1], bool)
 
     def compare(part: slice):
@@ -94,7 +93,7 @@ def _strikes(a, b, iou_threshold: float, least: float) -> np.ndarray:
     """Whether IoU > threshold: tables (5, A), (5, B) of coordinates and areas -> (A, B) bool.
 
     The operations are `box_iou`'s, with the same roundings, in memory that is still in cache from the last
-    call. A height below zero need not become zero: the quotient is then negative, and below any threshold.
+    call. A height below zero need not become zero: the quotient is then negative, below any threshold >= 0.
     """
     shape = 3, a.shape[1], b.shape[1]
     inter, side, union = backend.scratch("nms", math.prod(shape), a.dtype).reshape(shape)

@@ -12,7 +12,8 @@ from scipy.sparse import csr_array
 from minimask import backend
 from minimask.kernels.geometry import Geometry, windows
 
-ELEMENTS_AT_ONCE = 1 << 20  # of the input: 4 MiB of float32, and few turns with the interpreter's lock
+# Of the input: 4 MiB of float32; smaller slices wait too often for the interpreter's lock.
+ELEMENTS_AT_ONCE = 1 << 20
 
 
 def geometry(x_shape, kernel, stride, padding) -> Geometry:

@@ -6,7 +6,8 @@ import numpy as np
 
 from minimask import backend
 
-ELEMENTS_AT_ONCE = 1 << 18  # to update: 1 MiB of each array, and few turns with the interpreter's lock
+# To update: 1 MiB of each array; smaller slices wait too often for the interpreter's lock.
+ELEMENTS_AT_ONCE = 1 << 18
 GRID = 128  # blocks of threads that share a parameter on a GPU
 
 

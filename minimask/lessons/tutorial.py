@@ -173,7 +173,6 @@ def step_errors(
             sum(w * point.value({i: a * h * d for i, d in v.items()}) for a, w in weights) / h for h in steps
         ]
         errors[kind] = relative_error(numeric, derived)
-    rounding = (
-        np.finfo(dtype).eps * point.scale / steps / (2 * abs(derived))
-    )  # both slopes are about as large
+    # relative_error divides by the sum of both slopes, which are about equal
+    rounding = np.finfo(dtype).eps * point.scale / steps / (2 * abs(derived))
     return StepErrors(steps, errors, rounding)

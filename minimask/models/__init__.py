@@ -1,9 +1,9 @@
 """The models, stage by stage, each file with its net, its decoding and its loss.
 
-Imports `functions`, `nn`, `weights`, and the modules for boxes and masks. Begin with `mask_rcnn.py`, the
-table of contents; `zoo.py` has the whole models by name and `assembly.py` puts them together; `networks.py`
-and `detector.py` build them from a configuration and from a run's checkpoint, `pretrained.py` from the
-weights of any supported system.
+Imports `functions`, `nn`, `weights`, `config`, `data`, and the modules for boxes, anchors, masks and
+keypoints. Begin with `mask_rcnn.py`, the table of contents; `zoo.py` has the whole models by name and
+`assembly.py` puts them together; `networks.py` and `detector.py` build them from a configuration and from a
+run's checkpoint, `pretrained.py` from the weights of any supported system.
 """
 
 from minimask.models.mask_head import MaskFCN, MaskMLP, SigmoidMasks, SoftmaxMasks

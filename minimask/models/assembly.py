@@ -1,6 +1,6 @@
 """From an architecture and conventions to a model: the networks that `zoo.py` names are put together here.
 
-`assemble` makes the body and calls `_on_pyramid` or `_on_c4`, which make everything behind it.
+`assemble` makes the body and calls `_on_pyramid` or `_on_c4`, which make everything after it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Architecture:
     box_width : int
         Of the fully connected layers; C4's predictors read the fourth stage's channels.
     head_norm : callable, optional
-        Makes the norm behind the convolutions of the FPN, the box head and the mask head.
+        Makes the norm after the convolutions of the FPN, the box head and the mask head.
     masks : bool
         Whether there is a mask head; without one and without keypoints, it is Faster R-CNN.
     num_keypoints : int
@@ -76,12 +76,12 @@ class Architecture:
     keypoint_convs, keypoint_width : int
         Convolutions of the keypoint head, and their channels.
     keypoint_norm : callable, optional
-        Makes the norm behind each of them.
+        Makes the norm after each of them.
     anchor_sizes : numbers
         Sides of the square anchors, in pixels: one for each of P2..P6, or all those of C4's single level.
     canonical_scale : number, optional
         Side of a square box that the heads pool from P4, in pixels (see `minimask.models.box_head.Pooler`);
-        by default 224 where P2 has stride 4, otherwise in proportion to that stride.
+        by default 224 where P2 has stride 4, otherwise in proportion to that stride. C4 ignores it.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
@@ -172,7 +172,7 @@ def assemble(
     keypoint_options : KeypointOptions, optional
         Of a keypoint head.
     seed : int or None
-        Of the weights; None for a model that is about to be loaded: they then take neither memory nor time.
+        Of the weights; None where others are about to be loaded: these then take neither memory nor time.
     rpn_and_box : dict, optional
         torchvision's arguments ``rpn_...`` and ``box_...``.
 
@@ -227,7 +227,7 @@ def _on_pyramid(
     alternatives: Alternatives,
     keypoint_options: KeypointOptions | None,
 ) -> MaskRCNN:
-    """Everything behind the body: pyramid, RPN and heads, in torchvision's sizes."""
+    """Everything after the body: pyramid, RPN and heads, in torchvision's sizes."""
     conventions, channels = transform.conventions, a.fpn_channels
     rpn_options, box_options = stage_options(rpn_and_box, *_set_by(conventions))
     strides = (4, 8, 16, 32, 64) if a.pool else (2, 4, 8, 16, 32)
@@ -280,7 +280,7 @@ def _on_c4(
     rpn_and_box: dict,
     alternatives: Alternatives,
 ) -> MaskRCNN:
-    """Everything behind a body of three stages: the RPN on C4, with the fourth stage as both heads' trunk."""
+    """Everything after a body of three stages: the RPN on C4, with the fourth stage as both heads' trunk."""
     conventions = transform.conventions
     rpn, box = _set_by(conventions)
     rpn |= dict(pre_nms_top_n_train=12000, pre_nms_top_n_test=6000, post_nms_top_n_train=2000)

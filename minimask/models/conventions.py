@@ -44,8 +44,8 @@ class Conventions:
     untouched_matches_all : bool
         Whether an object that no anchor touches gets every anchor, or none (see `minimask.matching.Matcher`).
     rpn_fixed_normalizer : bool
-        Whether the RPN's losses are divided by the number of anchors to be sampled, or by the number that
-        was.
+        Whether the RPN's losses are divided by the number of anchors to be sampled, or by the number actually
+        sampled.
     rpn_ranks_logits : bool
         Whether suppression ranks proposals by logits, or by probabilities, which are all 1 for logits from 17
         up; the best of each level are taken by logits.

@@ -62,13 +62,15 @@ def load_detector(
     note : callable
         Is told what was found out about weights from elsewhere, and their licence.
     **changes
-        `detections` and `score_threshold`; for a run's checkpoint, any field of `ModelConfig` that should
-        differ from training. None leaves a field as it was.
+        `detections` and `score_threshold`; besides, for a run's checkpoint, any field of `ModelConfig` that
+        should differ from training, and for other weights the builders' arguments. None changes nothing.
 
     Raises
     ------
     InputError
         If the file is missing, damaged, or of another model.
+    TypeError
+        If there is no such field or argument.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     path = local_weights(path, note)
@@ -92,7 +94,7 @@ _LIMITS = {"detections": "box_detections_per_img", "score_threshold": "box_score
 
 
 def _from_elsewhere(path: Path, device: str, note: Callable[[str], None], given: dict[str, Any]) -> Detector:
-    model = from_checkpoint(path, **{_LIMITS[name]: value for name, value in given.items()})
+    model = from_checkpoint(path, **{_LIMITS.get(name, name): value for name, value in given.items()})
     origin = model.origin
     note(one_line(f"{path.name}: {origin.note}"))
     names, ids = origin.class_names, origin.category_ids

@@ -22,7 +22,7 @@ class FPN(Module):
         Of P2..P6.
     rng : numpy.random.Generator
     norm : callable, optional
-        Makes the norm behind each convolution, given the number of channels: batch norm in torchvision's v2.
+        Makes the norm after each convolution, given the number of channels: batch norm in torchvision's v2.
     """
 
     def __init__(self, channels_in: Sequence[int], channels: int, rng, norm: MakeNorm | None = None):

@@ -265,7 +265,8 @@ def check_keypoints(target: Mapping, boxes, where: str, num_keypoints: int):
             "and visibility: 0 not labelled, 1 hidden, 2 visible"
         )
     labelled = keypoints[keypoints[..., 2] > 0]
-    if len(labelled) and labelled[:, :2].max() <= 1.001 and boxes.max() > 2:
+    # A single one may really lie in the first pixel: a crop can begin there.
+    if len(labelled) > 1 and labelled[:, :2].max() <= 1.001 and boxes.max() > 2:
         raise InputError(
             f"{where}: keypoints look normalised to 0..1, but must be in pixels: multiply x by the image's "
             "width and y by its height"
@@ -311,13 +312,14 @@ def _check_places(boxes, masks, size: tuple[int, int], where: str) -> None:
     if max(size) > 1 and np.abs(boxes).max() <= 1.001:
         on_cpu = masks is not None and array_module(masks) is np
         elsewhere = on_cpu and (masks[:, 1:].any() or masks[:, :, 1:].any())
-        if elsewhere or (boxes != np.rint(boxes)).any():  # else they may lie around the first pixel
+        first = on_cpu and masks[:, 0, 0].any()  # an object there may really be that small
+        if elsewhere or (not first and (boxes != np.rint(boxes)).any()):
             raise InputError(
                 f"{where}: boxes look normalised to 0..1, but must be in pixels: multiply x by {width} and y "
                 f"by {height}"
             )
     outside = (boxes[:, :2] >= (width, height)).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
-    # Many image sides beyond the border is a mistake, and too much for kernels that count a box's pixels.
+    # A box that reaches so far is a mistake, and too much for kernels that count a box's pixels.
     far = np.abs(boxes).max(axis=1) > 100 * max(size)
     bad = np.flatnonzero(outside | far)
     if len(bad):

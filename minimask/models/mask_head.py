@@ -42,7 +42,7 @@ class MaskFCN(Module):
     convs : int
         Number of 3x3 convolutions; none after res5, which replaces them (figure 4, left).
     norm : callable, optional
-        Makes the norm behind each of them, given the number of channels.
+        Makes the norm after each of them, given the number of channels.
     channels_in : int, optional
         Of the RoI features where there are no convolutions; `channels` by default.
     """
@@ -91,7 +91,7 @@ class MaskMLP(Module):
     Notes
     -----
     With 80 classes and background, 256 channels and two hidden layers it has 117.5 M parameters (51.4 M in
-    the first layer, 65.1 M in the last), where `MaskFCN` has 2.6 M: 470 MB, three times that in training.
+    the first layer, 65.1 M in the last): 470 MB, and three times that in training. `MaskFCN` has 2.6 M.
     """
 
     def __init__(

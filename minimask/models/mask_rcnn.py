@@ -1,7 +1,7 @@
 """Mask R-CNN (He et al. 2017), top to bottom: begin with `loss` and `predict`, and follow the calls.
 
-Shapes: N images (3, H, W), A anchors, R RoIs (R+ with an object), K classes and background, M x M masks or
-heat maps, J keypoints.
+Shapes: N images (3, H, W), A anchors, P proposals and D detections in each, R RoIs of all images (R+ with an
+object), K classes and background, Q masks of M x M per RoI (by default K + 1), J heat maps of M x M.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TrainingRecord:
     proposals: list[np.ndarray]  # N of (P, 4)
     rois: RoIs
     box: BoxOutput
-    mask: Tensor | None  # (R+, K+1, M, M), where there is a mask head
+    mask: Tensor | None  # (R+, Q, M, M), where there is a mask head
     keypoint: Tensor | None  # (R', J, M, M), of the R' with a labelled keypoint
     losses: dict[str, Tensor]
 
@@ -121,7 +121,7 @@ class MaskRCNN(Module):
         draws: Draws | None = None,
         held: TrainingRecord | None = None,
         image_gradient: bool = False,
-    ):
+    ) -> TrainingRecord:
         """The training step in full. With `held`, proposals, samples and matches are an earlier record's.
 
         Training differentiates the loss with these held constant, though they depend on the parameters; so a
@@ -143,8 +143,8 @@ class MaskRCNN(Module):
         box = self.box_head(levels, rois.boxes)  # logits (R, K+1), deltas (R, 4(K+1))
         losses, mask, keypoint = self.box_head.loss(box, rois, targets), None, None
         if self.mask_head:
-            pooled = self.mask_head.pooled_by(self.box_head, box, rois)  # by C4's box head: (R+, C, S, S)
-            mask = self.mask_head(levels, rois.positive.boxes, pooled)  # (R+, K+1, M, M), without box
+            pooled = self.mask_head.pooled_by(self.box_head, box, rois)  # shared on C4: (R+, C, S, S)
+            mask = self.mask_head(levels, rois.positive.boxes, pooled)  # (R+, Q, M, M), in parallel with box
             losses |= self.mask_head.loss(mask, rois.positive, targets)
         if self.keypoint_head:
             visible = self.keypoint_head.select(rois.positive, targets)  # R' of the R+
@@ -156,7 +156,7 @@ class MaskRCNN(Module):
         )
 
     def predict(self, images) -> list[dict]:
-        """Objects of each image; the same in training mode and out of it.
+        """The objects found in each image; training mode makes no difference.
 
         Parameters
         ----------

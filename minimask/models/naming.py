@@ -155,7 +155,7 @@ def _converted(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """detectron2's weights for RGB instead of BGR, and for classes from 1 instead of background last."""
     state = _numbered_box_head(state)
     stem, classes = "backbone.body.conv1.weight", "roi_heads.box_predictor.cls_score"
-    if state[stem].ndim == 4:
+    if stem in state and state[stem].ndim == 4:
         state[stem] = state[stem][:, ::-1]
     count = len(np.atleast_1d(state.get(f"{classes}.bias", np.zeros(1)))) - 1  # without background
     for kind in ("weight", "bias"):

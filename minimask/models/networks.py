@@ -67,7 +67,7 @@ MASK_BRANCHES = {"fcn": MaskFCN, "mlp2": MaskMLP, "mlp3": partial(MaskMLP, layer
 
 @dataclass(frozen=True)
 class Network:
-    """A builder, its recipe, and what `from_scratch` sets in `ModelConfig` for random weights if nobody does.
+    """A builder, its recipe, and what `from_scratch` sets in `ModelConfig` if unset, for random weights.
 
     The network does not have the options in `without`. With `keypoints`, its builder is given their number
     as ``num_keypoints``.
@@ -205,7 +205,7 @@ def build_model(config: Config, num_classes: int, device: str = "cpu", num_keypo
         if num_keypoints < 1:
             raise InputError(
                 f"model.name: {options.name} needs keypoints, and the data name none; give the categories a "
-                "list 'keypoints', or take a network without"
+                "list 'keypoints', or take a network without them"
             )
         arguments |= {"num_keypoints": num_keypoints}
     model = NETWORKS[options.name].build(num_classes, seed=config.train.seed, **arguments)

@@ -48,7 +48,7 @@ def from_checkpoint(source: str | Path | Mapping, **options) -> MaskRCNN:
         If the file cannot be read; if the weights are not those of such a model, or are incomplete: says
         which are missing, unexpected or of another shape, at most ten of each kind.
     TypeError
-        For an option that no builder has.
+        For an option that no builder has, or a `source` that is none of these.
     """
     if isinstance(source, str | Path):
         source = read_weights(local_weights(source))
@@ -75,9 +75,9 @@ def own_options(source: Mapping) -> ModelConfig | None:
     if not isinstance(text, str) or source.metadata.get("model") not in NETWORKS:
         return None
     try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"its metadata's config is not JSON ({error}); use another copy of it") from error
+        config = {**json.loads(text)}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"its metadata's config is no JSON object ({error}); use another copy") from error
     return resolved(from_dict(config, "its metadata's config")).model
 
 
@@ -110,7 +110,7 @@ def build(origin: Origin, **options) -> MaskRCNN:
 
 
 def load(model: MaskRCNN, state: Mapping) -> None:
-    """Load weights into a model that was built without; one array at a time, so that only one is held twice.
+    """Load weights into a model built without any; one array at a time, so that only one is held twice.
 
     Raises
     ------

@@ -31,7 +31,7 @@ from minimask.nn import BatchNorm2d, GroupNorm, MakeNorm
 
 _HEADS = "roi_heads."
 _BLOCK = re.compile(r"^(?:backbone\.body|roi_heads\.box_head)\.layer([1-4])\.(\d+)\.conv1\.weight$")
-_MOST_BLOCKS = 200  # five times as many as the deepest published ResNet has in a stage
+_MOST_BLOCKS = 200  # over five times as many as the deepest published ResNet has in a stage
 _DEPTHS = {  # by whether the blocks are bottlenecks, and by their number in each stage
     (False, (2, 2, 2, 2)): "18",
     (False, (3, 4, 6, 3)): "34",
@@ -231,7 +231,8 @@ def _conventions(
     detectron2: ResNeXt, converted from Caffe2, has the stride in the 3x3 and pixels divided by their
     standard deviation, 57 to 58; the others, converted from MSRA's Caffe files, have it in the 1x1 and
     undivided pixels. torchvision: with the first version's COCO weights (91 classes, or persons with 17
-    keypoints), the batch norms' eps is 0. `counted` says that some norms count batches; theirs do not.
+    keypoints), the batch norms' eps is 0. Those weights have no ``num_batches_tracked``; `counted` tells
+    whether these do.
     """
     if system == "minimask":
         return MINIMASK if is_small(a) else TORCHVISION if a.pyramid else DETECTRON2

@@ -32,9 +32,9 @@ class RPNOptions:
     Attributes
     ----------
     pre_nms_top_n_train, pre_nms_top_n_test : int
-        How many of each level's best anchors become proposals, before suppression: for a loss, for results.
+        How many of each level's best anchors go into suppression, for a loss and for results.
     post_nms_top_n_train, post_nms_top_n_test : int
-        How many of an image's best proposals are kept after it.
+        How many of an image's best proposals are kept after suppression.
     nms_thresh, score_thresh : float
         If two proposals of a level overlap by more than `nms_thresh`, the one that scores less is dropped;
         so is any that scores less than `score_thresh`.

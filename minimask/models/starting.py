@@ -72,8 +72,8 @@ def start_from(config: Config, note: Callable[[str], None]) -> tuple[Config, Sta
     frozen = {"norm": model.norm or "frozen", "trainable_layers": layers}
     if train.backbone_weights:
         state = _classifier(arrays, path)
-        if model.name.endswith("_small"):
-            model = replace(model, name=_network_on(state, path))
+        if model.name.endswith(("_small", "_fine")):
+            model = replace(model, name=_network_on(state, path, model.name))
         found = Start(path, state, None, "a ResNet's weights, for the backbone")
         return replace(config, model=replace(model, **frozen)), found
     try:
@@ -108,22 +108,24 @@ def _classifier(arrays: Mapping, path: Path) -> dict[str, np.ndarray]:
     return {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
 
 
-def _network_on(state: Mapping, path: Path) -> str:
-    """The Mask R-CNN on a classifier's ResNet, recognised by the ResNet's third stage."""
+def _network_on(state: Mapping, path: Path, small: str) -> str:
+    """The large network that finds what `small` does, on a classifier's ResNet, known by its third stage."""
     blocks = len({name.split(".")[3] for name in state if name.startswith(f"{_BODY}layer3.")})
     conv = state.get(f"{_BODY}layer1.0.conv2.weight")
     grouped = conv is not None and conv.shape[1:2] == (8,)  # 8 channels a group
     known = {
-        (6, False): "maskrcnn_resnet50_fpn",
-        (23, False): "maskrcnn_resnet101_fpn",
-        (23, True): "maskrcnn_resnext101_32x8d_fpn",
+        ("maskrcnn", 6, False): "maskrcnn_resnet50_fpn",
+        ("maskrcnn", 23, False): "maskrcnn_resnet101_fpn",
+        ("maskrcnn", 23, True): "maskrcnn_resnext101_32x8d_fpn",
+        ("keypointrcnn", 6, False): "keypointrcnn_resnet50_fpn",
     }
-    if (blocks, grouped) not in known:
+    key = small.partition("_")[0], blocks, grouped
+    if key not in known:
         raise InputError(
-            f"{path}: is a ResNet with {blocks} blocks in its third stage; train knows those with 6 and 23 "
-            "(ResNet-50 and -101, ResNeXt-101 32x8d)"
+            f"{path}: is a ResNet with {blocks} blocks in its third stage; train knows those with 6 "
+            "(ResNet-50) and, without keypoints, with 23 (ResNet-101, ResNeXt-101 32x8d)"
         )
-    return known[blocks, grouped]
+    return known[key]
 
 
 def _network(origin: Origin, path: Path) -> str:
@@ -159,7 +161,7 @@ def _conventions(origin: Origin) -> str:
 
 
 def fill(model: MaskRCNN, start: Start, note: Callable[[str], None], class_names: Sequence[str] = ()) -> None:
-    """Load the weights that fit; heads for other classes keep their random ones, and `note` names them.
+    """Load the weights that fit; heads for other classes keep their random weights, and `note` names them.
 
     Heads for the same number of classes are loaded. If `class_names`, the data's, are given and the weights'
     classes are others or unknown, `note` says so.

@@ -30,7 +30,7 @@ class Recipe:
     batch_size: int
 
 
-PAPER_RECIPE = Recipe(0.02, 16)  # Mask R-CNN, section 3.1, by the linear rule
+PAPER_RECIPE = Recipe(0.02, 16)  # Mask R-CNN, section 3.1
 SMALL_RECIPE = Recipe(0.02, 2)  # group norms and few parameters bear eight times as much
 
 RESNET50_FPN = Architecture()
@@ -97,7 +97,7 @@ def maskrcnn_resnet50_fpn(
         Sides of the square anchors, in pixels: one for each of P2..P6, or all those of C4's single level;
         each also comes at ratios 1/2 and 2. By default the architecture's.
     canonical_scale : number, optional
-        Side of a box that the heads pool from P4, in pixels; by default the architecture's.
+        Side of a box that the heads pool from P4, in pixels; by default the architecture's. C4 ignores it.
     image_mean, image_std : three floats, optional
         RGB, for images in 0..1; by default the conventions'.
     norm : callable, optional
@@ -224,7 +224,7 @@ def maskrcnn_resnext101_32x8d_fpn(
     """Mask R-CNN on ResNeXt-101-FPN: 3x3 convolutions in 32 groups, of 8 channels in the first stage
     (Xie et al. 2017).
 
-    Parameters as for `maskrcnn_resnet50_fpn`. The paper does not say how many its X101 has.
+    Parameters as for `maskrcnn_resnet50_fpn`. The paper does not give the groups and width of its X101.
     """
     options = {"architecture": RESNEXT101_FPN} | options
     return maskrcnn_resnet50_fpn(num_classes, trainable_backbone_layers, **options)
@@ -300,6 +300,8 @@ def maskrcnn_small(
     ------
     TypeError
         For an argument that is none of these.
+    ValueError
+        If a number is out of range.
     """
     architecture = replace(
         architecture,
@@ -307,7 +309,7 @@ def maskrcnn_small(
         fpn_channels=fpn_channels,
         box_width=box_width,
         anchor_sizes=anchor_sizes,
-        canonical_scale=canonical_scale or architecture.canonical_scale,
+        canonical_scale=architecture.canonical_scale if canonical_scale is None else canonical_scale,
     )
     alternatives, sizes = Alternatives(roi_layer, mask_loss, mask_branch), (min_size, max_size, magnification)
     return _small(architecture, num_classes, sizes, alternatives, None, seed, rpn_and_box)
@@ -366,7 +368,7 @@ def keypointrcnn_small(
     TypeError
         For an argument that is none of these.
     ValueError
-        For fewer than one keypoint.
+        For fewer than one keypoint, or another number out of range.
     """
     check_whole("num_keypoints", num_keypoints, 1)
     architecture = replace(

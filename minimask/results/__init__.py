@@ -1,4 +1,4 @@
-"""What a trained model is used for: predicting image files, evaluation, and pictures of both.
+"""What a trained model is used for: predicting image files, evaluation, surveys of data, pictures of it all.
 
-Imports `weights` and what lies below it, never `training`. Begin with `predict.py`, from file to picture.
+Imports `models` and what lies below it, never `training`. Begin with `predict.py`, from file to picture.
 """

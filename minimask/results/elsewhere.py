@@ -18,9 +18,9 @@ from minimask.data.fields import Fault, finite_numbers, integer, label, read_all
 from minimask.data.mask_checks import check_mask
 from minimask.errors import InputError
 
-FAR = 1e6  # pixels; no keypoint is farther off
+FAR = 1e6  # pixels; keypoints farther off are refused
 IDS = ("as-given", "from-0", "from-1")
-"""What category ids of results count: the data's ids, or its classes in order, the first being 0 or 1."""
+"""What category ids of results mean: the data's ids, or its classes in order, numbered from 0 or from 1."""
 
 
 @dataclass(frozen=True)
@@ -247,9 +247,9 @@ def _refuse_other_ids(given: set[int], known: list[int], names: dict[int, str], 
     if known != list(range(1, count + 1)) and min(given) >= 1 and max(given) <= count:
         gap = min(given - set(known))
         raise InputError(
-            f"{path}: category ids run from 1 to {count} without gaps, while the data's {count} ids have "
-            f"some (there is no {gap}, and the last is {known[-1]}, {names[known[-1]]}); --category-ids "
-            "from-1 takes them in order"
+            f"{path}: category ids lie between 1 and {count}, as if they numbered the classes, while the "
+            f"data's {count} ids have gaps (there is no {gap}, and the last is {known[-1]}, "
+            f"{names[known[-1]]}); --category-ids from-1 takes them in order"
         )
 
 

@@ -20,7 +20,7 @@ METRICS = ("AP", "AP50", "AP75", "small", "medium", "large")
 NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 """What COCO's kinds of evaluation are called here."""
 KEYPOINT_DETECTIONS = 20
-"""Most detections an image in COCO's evaluation of keypoints."""
+"""The most detections per image in COCO's evaluation of keypoints."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Evaluation:
         AP75 are at one threshold; small, medium and large are the AP of objects with an area below 32**2
         pixels, from there to 96**2, and above. -1 where the data has no such object. Keypoints are compared
         by object keypoint similarity (OKS) instead of IoU, have no small objects, and count at most
-        `KEYPOINT_DETECTIONS` detections an image, as in COCO.
+        `KEYPOINT_DETECTIONS` detections per image, as in COCO.
     max_detections : int
         How many detections per image were counted at most, best first.
     images, objects : int
@@ -180,7 +180,7 @@ def beyond_limit(dataset: Any, most: int) -> str | None:
     dataset
         Has ``object_counts()`` and ``describe(index)``; one without them is not looked at.
     most : int
-        The limit of detections an image.
+        The limit of detections per image.
     """
     counts = dataset.object_counts() if hasattr(dataset, "object_counts") else np.zeros(0, int)  # (N,)
     beyond = int((counts > most).sum())
@@ -250,6 +250,8 @@ def score(
         images, annotations (with area and iscrowd, ids from 1 up) and categories.
     detections : list of dict
         COCO results with what the kinds compare: bbox, segmentation (RLE), keypoints; may be empty.
+    max_detections : int
+        How many of each class count in an image, best first, as in COCOeval.
     kinds : of "bbox", "segm" and "keypoints"
         What is compared, and what all detections have.
     areas_of : one of `kinds`, optional
@@ -301,6 +303,6 @@ def _pair(precision: np.ndarray) -> tuple[float, float]:
 
 
 def _mean(precision: np.ndarray) -> float:
-    """Over the entries for which there are objects; -1 without any."""
+    """The mean over the entries for which there are objects; -1 if there are none."""
     known = precision[precision > -1]
     return float(known.mean()) if known.size else -1.0

@@ -1,4 +1,4 @@
-"""Fonts for names in any script: the one that comes with matplotlib, or one of this computer.
+"""Fonts for names in any script: the one that comes with matplotlib, or one installed on this computer.
 
 A script that needs shaping, as Arabic and Devanagari do, gets it if Pillow has libraqm.
 """
@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import ImageFont
 
-NO_CHARACTER = "\U0010ffff"  # which every font draws as something that it lacks
+NO_CHARACTER = "\U0010ffff"  # no font has it: each draws its sign for a missing character
 NOT_PLAIN = ("bold", "italic", "oblique", "light", "thin", "black", "mono", "condensed")
 
 
 def font(size: int, text: str = "") -> "ImageFont.FreeTypeFont":
-    """A font of so many display pixels that has the letters of a text, if there is one on this computer."""
+    """A font `size` display pixels high that has all letters of a text, if this computer has such a font."""
     return _face(_path_for(frozenset(filter(_has_shape, text))), size)
 
 
 def missing_letters(texts: Iterable[str]) -> str:
-    """The letters in texts that would be drawn as boxes: no font on this computer has the whole text."""
+    """The letters that would be drawn as boxes, in texts for which no font on this computer has them all."""
     lacking = {}
     for text in texts:
         letters = frozenset(filter(_has_shape, text))
@@ -61,7 +61,7 @@ def _usual() -> Path | None:
         return None
     name = Path("fonts", "ttf", "DejaVuSans.ttf")
     path = Path(specification.submodule_search_locations[0], "mpl-data", name)
-    if not path.is_file():  # a distribution has it elsewhere
+    if not path.is_file():  # some Linux distributions keep it elsewhere
         from minimask.results.plotting import load_matplotlib
 
         path = Path(load_matplotlib().get_data_path(), name)

@@ -1,6 +1,6 @@
-"""Predicting images that are kept at their own bit depth until they are as small as the network sees them.
+"""Prediction on images that keep their own bit depth until they are as small as the network sees them.
 
-As float32, and normalised, an image of 13000 x 13000 takes 6 GB; its file may have 20 kB.
+An image of 13000 x 13000 takes 2 GB as float32, and 6 while it is normalised; its file may have 20 kB.
 """
 
 from dataclasses import replace

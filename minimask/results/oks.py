@@ -2,8 +2,8 @@
 
     OKS = mean over labelled keypoints k of exp(-d_k^2 / (2 area (2 sigma_k)^2))
 
-with d_k the distance and area the object's area, in pixels: a keypoint that is off by 2 sigma_k of the
-object's scale, sqrt(area), counts exp(-1/2) = 0.61.
+with d_k the distance and area the object's area, in pixels: a keypoint that is off by 2 sigma_k
+times the object's scale, sqrt(area), counts exp(-1/2) = 0.61.
 """
 
 import numpy as np

@@ -31,9 +31,9 @@ def coco_precision(
     max_detections: int,
     sigmas: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(T thresholds, R recalls, K classes, areas): of all sizes, small (not of keypoints), medium, large.
+    """COCOeval's precision, (T thresholds, R recalls, K classes, areas); -1 where there is no object.
 
-    -1 where there is no object.
+    The areas are all sizes, small (not for keypoints), medium and large.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def coco_precision(
         Of each detection, in pixels.
     kind : "bbox", "segm" or "keypoints"
     max_detections : int
-        How many count in an image, best first.
+        How many of each class count in an image, best first.
     sigmas : (K keypoints,) float, optional
         Of keypoints.
 
@@ -53,7 +53,7 @@ def coco_precision(
     -----
     COCOeval's own summary is fixed to 100 detections, and prints.
     """
-    # COCO.loadRes fails without results and writes into its input; here the same annotations are made anew.
+    # COCO.loadRes fails without results and writes into its input: what it would make of them is made here.
     results = [
         result | {"id": number, "area": area, "iscrowd": 0}
         for number, (result, area) in enumerate(zip(detections, areas), start=1)

@@ -18,7 +18,7 @@ from minimask.results.large import predict_pixels
 from minimask.results.sizes import size_note
 from minimask.results.visualize import draw_instances, label_maps, likely_keypoints, save_picture
 
-_PASTED = 9  # bytes a pixel for one mask at the size of the image: as float32, thresholded, encoded
+_PASTED = 9  # bytes per pixel for one mask at the size of the image: as float32, thresholded, encoded
 
 
 def confident(prediction: dict, threshold: float) -> dict:

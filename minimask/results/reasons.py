@@ -18,7 +18,7 @@ def reasons(document: dict, evaluation: Evaluation) -> list[str]:
     Parameters
     ----------
     document : dict
-        The COCO document that was compared with.
+        The COCO document that the detections were compared with.
     evaluation : Evaluation
     """
     if evaluation.objects == 0:
@@ -60,6 +60,11 @@ def _why_zero(document: dict, evaluation: Evaluation, zero: list[str]) -> str:
         return (
             f"detections overlap objects, but of other classes (IoU up to {other:.2f}, {same:.2f} of the "
             "same class); compare the ids of the classes"
+        )
+    if same >= 0.5:
+        return (
+            f"a box overlaps an object of its class by IoU {same:.2f}, but is not among the best "
+            f"{evaluation.max_detections} of its image and class; --max-detections counts more"
         )
     scores = {d["score"] for d in found}
     alike = (

@@ -1,4 +1,4 @@
-"""A line for an image whose objects are not as large as those that the weights have learnt from."""
+"""A line for an image whose objects differ in size from those that the weights have learnt from."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from minimask.models.detector import Detector
 
-_MANY = 0.2  # of the objects found; in training it was 0.02 that were so small or large
+_MANY = 0.2  # share of the objects found; in training 0.01 were smaller, and 0.01 larger
 
 
 def size_note(path: Path, shape: tuple[int, int], found: dict, detector: Detector) -> str | None:
@@ -25,7 +25,7 @@ def size_note(path: Path, shape: tuple[int, int], found: dict, detector: Detecto
     Returns
     -------
     str or None
-        None if there is nothing to say, or if the weights do not say what they have learnt from.
+        None if there is nothing to say, or if the weights do not record what they have learnt from.
     """
     if not detector.object_sides:
         return None
@@ -36,7 +36,7 @@ def size_note(path: Path, shape: tuple[int, int], found: dict, detector: Detecto
     learnt += f" at the {scale:.2g} of its size that the network sees" if scale < 0.995 else ""
     boxes = np.asarray(found["boxes"], np.float64)
     if not len(boxes):
-        return f"{path}: nothing found; {learnt}: scale the image to these, or lower --score-threshold"
+        return f"{path}: nothing found; {learnt}: scale the image accordingly, or lower --score-threshold"
     sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
     for share, word, mend in (
         ((sides < least).mean(), "smaller", "magnify it, or cut it into tiles"),

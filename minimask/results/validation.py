@@ -102,9 +102,10 @@ def save_sheet(directory: Path, step: int, picture: "Image.Image") -> None:
 
 
 def kept(steps: Sequence[int]) -> set[int]:
-    """Which of some rising steps' sheets to keep: the first, the last, and multiples of a step that doubles.
+    """Of rising steps, those whose sheets are kept: first, last, and multiples of a step that doubles.
 
-    They depend on the first and the last step alone, so that a killed run ends with the same files.
+    They depend on the first and the last step alone, so that a run that was killed and resumed ends with the
+    same files.
     """
     every = max(steps[0], 1)
     while steps[-1] / every > MOST - 2:

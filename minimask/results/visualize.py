@@ -76,7 +76,7 @@ def draw_instances(
         Written beside the name.
     zoom : float, optional
         Display pixels per image pixel; by default small images are enlarged to about 1000 pixels, in
-        steps of one half.
+        steps of one half and at most four times.
     names : bool
         Whether each instance is labelled with the name of its class; the caption has it in any case.
     keypoints : (G, K, 3) float, optional
@@ -398,7 +398,10 @@ def likely_keypoints(prediction: dict, probability: float = 0.05) -> np.ndarray 
 def _draw_keypoints(
     canvas: np.ndarray, keypoints: np.ndarray, edges: Iterable[tuple[int, int]], colour: np.ndarray
 ) -> None:
-    """Lines in the instance's colour, then white dots (K, 3) with a rim of it; all with a dark halo."""
+    """Lines in the instance's colour, then white dots with a rim of it (black ones for hidden keypoints).
+
+    All have a dark halo. `keypoints` is (K, 3): x, y in display pixels, and visibility.
+    """
     black, white = np.zeros(3, np.float32), np.full(3, 255, np.float32)
     lines = [(a, b) for a, b in edges if keypoints[a, 2] > 0 and keypoints[b, 2] > 0]
     points = [k for k in range(len(keypoints)) if keypoints[k, 2] > 0]
@@ -529,7 +532,7 @@ def _with_caption(picture: "Image.Image", caption: str) -> "Image.Image":
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over the last steps (a 40th of all, at least 5), without a bias from its start."""
+    """Exponential mean over the last steps (a 40th of all, at least 5), without a bias from its start."""
     keep = np.exp(-1.0 / max(5.0, len(values) / 40))
     total, weight, means = 0.0, 0.0, []
     for value in values:

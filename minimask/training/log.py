@@ -163,7 +163,7 @@ def _is_number(text: str) -> bool:
         return False
 
 
-_MEND = "put it right, or move it away: --resume then goes on without the losses up to there"
+_MEND = "put it right, or move it away: --resume then goes on without the losses of the steps done so far"
 
 
 def _damaged(path: Path, line: int, what: str) -> InputError:

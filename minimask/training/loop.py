@@ -1,4 +1,4 @@
-"""The training loop: a resumed run equals an unbroken one to the bit; one line says what stopped a run."""
+"""The training loop: a resumed run equals an unbroken one bit for bit; one line says what stopped a run."""
 
 import contextlib
 import math

@@ -15,7 +15,7 @@ from minimask.errors import InputError, one_line
 from minimask.files import open_regular, write_text
 from minimask.training.run_file import RunFile
 
-_MEND = "put it right, or move it away: --resume then goes on without what it says of the steps up to there"
+_MEND = "put it right, or move it away: --resume then goes on without its lines for the steps done so far"
 _KINDS = ("validation", "start")  # a line with neither is a step's
 
 

@@ -92,10 +92,10 @@ class Validations:
     def _take_up(self, note: Callable[[str], None]) -> None:
         """Find the best validation so far, and check that best.npz belongs to it."""
         rows, kept, path = self.log.validations, self._kept(), self.keeper.best_path
-        self.best = max(reversed(rows), key=_score, default=None)  # of equal ones, the longest trained
+        self.best = max(reversed(rows), key=_score, default=None)  # of equal scores, the latest
         if self.best is None:
             if kept is not None:
-                note(f"{path} is of step {kept}, about which the log says nothing: the next one replaces it")
+                note(f"{path} is of step {kept}, which is not in the log: the next validation replaces it")
         elif kept != self.best["step"]:
             if self.best["step"] == self.keeper.done:  # killed between writing the log's line and the file
                 self.keeper.save_best()

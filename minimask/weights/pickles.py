@@ -22,7 +22,7 @@ from typing import IO, Any
 from minimask.errors import one_line
 from minimask.weights.raw import Refusal, damaged, take
 
-# Real files have some 15 opcodes per tensor. These bound what a program takes besides its own bytes.
+# Real files have some 30 opcodes per tensor. These bound what a program takes besides its own bytes.
 _OPCODES_MOST = 2_000_000
 _NESTING_MOST = 100
 _INTEGER_MOST = 16  # bytes; the longest that torch writes has ten

@@ -7,7 +7,7 @@ from pathlib import Path
 from minimask.errors import InputError
 
 PACKAGED = {"minimask:nuclei": Path(__file__).parent / "nuclei" / "nuclei.npz"}
-"""Trained by us; ``nuclei/README.md`` is the model card. `predict` and `evaluate` use them by default."""
+"""Trained by us (model card: ``nuclei/README.md``); used by `predict`, `evaluate`, `inspect` by default."""
 
 DEFAULT = "minimask:nuclei"
 

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from minimask.config import Config
 from minimask.errors import InputError, one_line
 from minimask.files import open_regular
 from minimask.weights.calls import ROWS, NumpyArray, Storage, Strided
@@ -158,7 +159,7 @@ def _of_checkpoint(path: Path) -> Weights:
     with CheckpointFile(path) as file:
         found = file.read()
     names, ids = tuple(found.class_names), tuple(found.category_ids)
-    model = found.config["model"]
+    model = {"name": Config().model.name} | found.config.get("model", {})  # defaults may be left out
     beside = {"model": model["name"], "config": json.dumps({"model": model}), "step": found.step}
     return Weights(found.parameters, path, "minimask", None, "", names, ids, beside)
 

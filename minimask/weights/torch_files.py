@@ -40,7 +40,7 @@ class Entry(NamedTuple):
 
 
 class StoredZip:
-    """A zip whose entries can be read if they are stored uncompressed; `entries` has all by name.
+    """A zip, of which only entries that are stored uncompressed can be read; `entries` has all by name.
 
     Parameters
     ----------

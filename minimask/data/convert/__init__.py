@@ -72,7 +72,7 @@ def convert(
     Raises
     ------
     InputError
-        At the first annotation that cannot be used: one line with the file, the field and the mend.
+        At the first annotation that cannot be used: one line with the file, the field and how to mend it.
     """
     builder = Builder()
     FORMATS[name][1].read(folder, options, builder, progress, note)

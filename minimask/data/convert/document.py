@@ -28,7 +28,7 @@ class Options:
         See `names.read_classes`.
     values : one of `VALUES`, or None
         What the values of label maps are: objects; classes, each connected region of which is an object; or
-        classes with one object per image. None finds out by the names of the maps.
+        classes with one object per image. None: to be told from the names of the maps.
     colours : dict of (r, g, b) to str, or None
         The class of each colour, see `names.read_colours`.
     ignored : tuple of int

@@ -344,14 +344,15 @@ def runs_of_values(values: np.ndarray) -> Iterator[tuple[int, list[int]]]:
 
     Yields
     ------
-    value, and its run lengths as `rle.encode_runs` takes them: column by column, beginning with 0.
+    value, and its run lengths as `rle.encode_runs` takes them: column by column, beginning with a
+    run, perhaps empty, of what is outside the mask.
     """
     flat = values.T.ravel()  # column by column
-    starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))  # (R,): where runs of one value begin
+    starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))  # (R,): where runs of one value begin
     lengths = np.diff(starts, append=len(flat))
     order = np.argsort(flat[starts], kind="stable")
     of_run = flat[starts][order]
-    firsts = np.flatnonzero(np.diff(of_run, prepend=of_run[0] - 1))
+    firsts = np.flatnonzero(np.diff(of_run, prepend=~of_run[:1]))
     for begin, end in zip(firsts, [*firsts[1:], len(of_run)]):
         mine = order[begin:end]
         ends = starts[mine] + lengths[mine]

@@ -114,11 +114,9 @@ def _lines(path: Path) -> list[tuple[str, list[str]]]:
 
 def _unnamed(lines: dict[str, list], note: Callable[[str], None]) -> dict[int, str]:
     numbers = sorted({_class(fields[0], place) for found in lines.values() for place, fields in found})
-    note(
-        f"no data.yaml, classes.txt or --classes: the classes are called {', '.join(map(str, numbers[:5]))} "
-        "..."
-    )
-    return {number: f"class {number}" for number in numbers}
+    names = {number: f"class {number}" for number in numbers}
+    note(f"no data.yaml, classes.txt or --classes: the classes are called {some([*names.values()])}")
+    return names
 
 
 def _class(text: str, place: str) -> int:

@@ -140,5 +140,5 @@ def short(name: str) -> str:
 
 
 def colours(labels: Sequence[int]) -> list[str]:
-    """The colour of each class, the same as in pictures of results."""
+    """The colour of each class; the first seven are the same as in pictures of results."""
     return [PALETTE[(int(label) - 1) % len(PALETTE)] for label in labels]

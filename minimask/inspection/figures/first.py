@@ -20,7 +20,7 @@ def image(trace: Trace, layout: Layout = WIDE) -> Any:
     The annotated objects with their boxes, and all masks of each of the four most frequent classes. Without
     annotations, what the model found.
     """
-    source = trace.target or None
+    source = trace.target
     labels = trace.result["labels"] if source is None else source.labels
     boxes = trace.result["boxes"] if source is None else source.boxes
     masks = trace.result.get("masks") if source is None else source.masks
@@ -58,8 +58,8 @@ def _label_map(axes: Any, masks: Any, members: np.ndarray) -> None:
 def augmentations(trace: Trace, options: Augmentation, seed: int = 0, layout: Layout = WIDE) -> Any:
     """The image as training varies it
 
-    Crops, scales, flips and colours, drawn at random, of image, boxes and masks together: an outline that
-    leaves its object here would teach the network the same.
+    Crops, scales, flips and colours, drawn at random, of image, boxes and masks together: an outline that has
+    left its object here would be taught to the network.
     """
     if trace.target is None or trace.target.masks is None:
         return None
@@ -81,9 +81,9 @@ def augmentations(trace: Trace, options: Augmentation, seed: int = 0, layout: La
 def network_input(trace: Trace, layout: Layout = WIDE) -> Any:
     """What the network gets
 
-    First the tensor: normalised, resized, padded with zeros (grey) at the right and at the bottom to whole
-    cells of the coarsest level. Then the same with padding and normalisation undone, scaled back. Last, how
-    far that is from the image: what resizing has cost, mostly at edges.
+    First the tensor: normalised, resized, and for a pyramid padded with zeros (grey) at the right and at the
+    bottom, to multiples of 32 pixels. Then the same with padding and normalisation undone, scaled back. Last,
+    how far that is from the image: what resizing has cost, mostly at edges.
     """
     given = trace.input
     limit = max(float(np.abs(given.pixels).max(initial=0)), 1e-6)

@@ -21,7 +21,7 @@ def mask_targets(trace: Trace, count: int = 8, layout: Layout = WIDE) -> Any:
 
     For RoIs with an object, as training samples them: what the RoI holds; the part of the object's mask in
     it, which is wanted; and the mask that the branch gives for the true class. Both masks are as coarse as
-    the branch: 28 x 28 cells, whatever the size of the RoI.
+    the branch, usually 28 x 28 cells, whatever the size of the RoI.
     """
     t = trace.training
     if t is None or t.mask_targets is None or not len(t.mask_targets):
@@ -60,7 +60,7 @@ def _crop(axes: Any, image: np.ndarray, box: np.ndarray, title: str) -> None:
 def masks(trace: Trace, count: int = 6, layout: Layout = WIDE) -> Any:
     """Predicted masks, pasted
 
-    For the most confident detections: the logits, the probabilities of 28 x 28 cells, and the mask pasted
+    For the most confident detections: the logits, the probabilities of the same cells, and the mask pasted
     into the image, with its outline at one half. Each detection uses the channel of its class; the others
     are not read.
     """
@@ -104,7 +104,7 @@ def failures(trace: Trace, layout: Layout = WIDE) -> Any:
 
     Each annotated object in the colour of its cause: found, or the last stage at which it was still there. An
     object counts as there if a box overlaps it with an IoU of at least 0.5. Dotted: confident detections
-    without an object.
+    that match no object of their class.
     """
     judged, target = trace.failures, trace.target
     if judged is None:

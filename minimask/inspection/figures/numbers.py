@@ -102,8 +102,8 @@ def gradients(trace: Trace, layout: Layout = WIDE) -> Any:
     """The gradient of each loss in the image
 
     How much each loss would change with each pixel: the absolute value, the greatest of the colours', each
-    picture scaled to its own maximum. It shows which pixels a loss looks at. Losses of objects look at them
-    and around them; the RPN's objectness looks at the background, too.
+    picture scaled by itself. It shows which pixels a loss looks at. Losses of objects look at the objects and
+    around them; the RPN's objectness looks at the background, too.
     """
     t = trace.training
     if t is None:

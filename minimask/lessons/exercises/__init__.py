@@ -33,7 +33,7 @@ __all__ = ["check", "describe", "mark", "names"]
 
 
 def names() -> list[str]:
-    """The exercises, in the order of the notebooks."""
+    """The names of the exercises, subject by subject."""
     return list(EXERCISES)
 
 
@@ -115,7 +115,7 @@ def mark(
 
 
 def _narrow(task: str) -> str:
-    """A task within `_WIDTH`: each paragraph, and in it each "name : what it is", is wrapped anew."""
+    """A task within `_WIDTH`: each paragraph, and in it each "name : what it is", is rewrapped."""
     lines: list[str] = []
     for line in task.splitlines():
         if lines and lines[-1] and line and not re.match(_PARAMETER, line):

@@ -1,4 +1,4 @@
-"""Comparing two results: whether they agree as far as rounding lets them, and if not, where, in words."""
+"""Comparing two results: whether they agree up to rounding, and if not, where they differ, in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOLERANCE = {2: 1e-2, 4: 1e-4}  # by bytes per number: leaves room for sums in a
 
 
 def same(mine, right) -> bool:
-    """Whether two results agree in shape and, as far as rounding lets them, in value; two Nones do."""
+    """Whether two results agree in shape and, up to rounding, in value; two Nones do."""
     if mine is None or right is None:
         return mine is right
     mine, right = np.asarray(mine), np.asarray(right)
@@ -117,7 +117,7 @@ def _two(mine, right) -> str:
 
 
 def _plain(factor: float) -> bool:
-    """Whether a single number can be told to be off by it: any two numbers have a factor between them."""
+    """Whether a factor is worth naming where there is a single number: any two numbers differ by one."""
     each = [factor, 1 / factor] if factor else [0.0]
     return any(abs(f - round(f)) <= 1e-4 for f in each if abs(f) < 1000)
 

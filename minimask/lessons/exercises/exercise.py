@@ -214,7 +214,7 @@ class Exercise:
         return next(filter(None, (self._named(suspects, part, part, inputs) for part in parts)), ())
 
     def _gives(self, variant: tuple[str, int], results: dict, names, inputs: tuple) -> bool:
-        """Whether a usual mistake gives these results, as far as they have these names."""
+        """Whether a usual mistake gives those of the results that have these names."""
         try:
             wrong = self.by_name(self.mistaken(variant, inputs))
         except Exception:  # with these inputs, the mistake raises an exception

@@ -105,7 +105,8 @@ def _rows_of_process(file: Path, names: list[str], seconds: float) -> Iterator[d
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
     with tempfile.TemporaryDirectory() as directory:
         rows = Path(directory) / "rows"
-        command = [sys.executable, "-c", _CODE, str(file.resolve()), str(rows), str(seconds), *names]
+        # -P: else the folder would come first in sys.path, and NumPy would import a hand-in called random.py
+        command = [sys.executable, "-Pc", _CODE, str(file.resolve()), str(rows), str(seconds), *names]
         null = subprocess.DEVNULL
         subprocess.run(command, cwd=file.parent, env=environment, stdin=null, stdout=null, stderr=null)
         for line in rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []:
@@ -116,6 +117,7 @@ def work() -> None:
     """Check one file; the arguments are its path, that of the answers, the seconds and the exercises."""
     file, answers, seconds, *names = sys.argv[1:]
     sys.argv[1:] = []
+    sys.path.append(str(Path(file).parent))  # a module of the student's own beside the hand-in
     with Path(answers).open("w", encoding="utf-8") as rows, Path(os.devnull).open("wb") as null:
 
         def tell(**row) -> None:
@@ -183,10 +185,10 @@ def _sources(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _defines(node: ast.stmt) -> bool:
-    if isinstance(node, ast.Assign):
+    if isinstance(node, ast.Assign | ast.AnnAssign):
         try:
             ast.literal_eval(node.value)
-        except ValueError:
+        except (ValueError, TypeError):  # no constant; TypeError for one that Python refuses, {[1]: 2}
             return False
         return True
     return isinstance(node, _DEFINING)

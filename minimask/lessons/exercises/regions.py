@@ -169,7 +169,7 @@ def _shift_from_corner(deltas, anchors, limit):
     },
     {
         "dw and dh are not limited": dict(limit=lambda a: np.inf),
-        "clipped twice: dx and dy have no limit": dict(deltas=lambda a: np.minimum(a.deltas, a.limit)),
+        "dx and dy limited: only dw and dh are": dict(deltas=lambda a: np.minimum(a.deltas, a.limit)),
         PLUS_ONE: lambda deltas, anchors, limit: box_decode(deltas, anchors + ONE, limit) - ONE,
         AXES: dict(deltas=lambda a: a.deltas[:, SWAPPED]),
         "the centre taken for a corner: half of the size is on each side": _decode_from_corner,
@@ -308,7 +308,7 @@ def anchors(sizes, ratios, stride, height, width):
 
     sizes : square roots of the anchors' areas, in pixels
     ratios : height over width; every ratio comes with every size
-    stride : int, pixels a cell
+    stride : int, pixels per cell
     height, width : int, cells
 
     Give anchors : (height width K, 4) float, x1, y1, x2, y2, by row, column, ratio, size; those of cell

@@ -184,7 +184,7 @@ ALIGN_MISTAKES = ROI_MISTAKES | {
         dict(rois=lambda a: np.floor(a.rois * _to_map(a)) / _to_map(a)),
         dict(rois=lambda a: np.rint(a.rois)),
     ],
-    "clipped twice: points are moved into the map, the box is not": dict(rois=_clipped),
+    "the box clipped to the image: points are moved into the map, the box is not": dict(rois=_clipped),
     "points at k / n of a bin, not at (k + 1/2) / n": dict(rois=_at_corners),
 }
 
@@ -256,7 +256,7 @@ def roi_align_forward(x, rois, output_size, scale, sampling_ratio):
     rois : (R, 5) float, image index, x1, y1, x2, y2 in image pixels
     output_size : (PH, PW)
     scale : float, feature pixels per image pixel
-    sampling_ratio : int, n: n x n points a bin, at (k + 1/2) / n of it
+    sampling_ratio : int, n: n x n points per bin, at (k + 1/2) / n of it
 
     Give y : (R, C, PH, PW). In feature pixels, pixel i has its centre at i + 1/2 (aligned=True). A point more
     than a pixel outside the outermost centres reads 0; any other is moved between them if it lies outside,
@@ -453,7 +453,7 @@ def _from_cell_edges(place, j, cells):
         PLUS_ONE: dict(box=lambda a: a.box + ONE),
         AXES: dict(box=lambda a: a.box[SWAPPED]),
         ROUNDED: dict(box=lambda a: np.rint(a.box)),
-        "clipped twice: a box that reaches out is pasted in part, not squeezed": dict(
+        "the box clipped to the image: one that reaches out is pasted in part, not squeezed": dict(
             box=lambda a: np.clip(a.box, 0, [*a.image_size[::-1]] * 2)
         ),
     },

@@ -47,10 +47,10 @@ def line_chart(
     ----------
     title : str
         For those who cannot see the chart; not drawn.
-    low, high : float, optional
-        Limits of y; by default those of the values.
+    low, high : float or None
+        Limits of y; None takes that of the values.
     logarithmic : bool
-        Whether the y axis is; values that are not positive are then left out.
+        Whether the y axis is: the limits are then those of the values, and those not positive are left out.
     """
     lines = [_thinned(_known(line, logarithmic)) for line in lines]
     lines = [line for line in lines if len(line.x)]
@@ -81,7 +81,7 @@ def _known(line: Series, logarithmic: bool) -> Series:
 
 
 def _thinned(line: Series) -> Series:
-    """At most `MOST_POINTS`, each the mean of those that it stands for."""
+    """At most `MOST_POINTS` points, each the mean of the neighbours that it stands for."""
     if len(line.x) <= MOST_POINTS:
         return line
     pieces = np.array_split(np.arange(len(line.x)), MOST_POINTS)

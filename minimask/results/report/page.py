@@ -1,7 +1,7 @@
 """The page itself: what is on it, and in which order. What others wrote is escaped by `charts.text`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from minimask.results.visualize import smooth, validated
 
 SHOWN_ABOVE = 0.5  # the score of detections that are drawn and judged; the metrics take all
 IMAGES, ERRORS = 3, 6  # best and worst images; pictures of each kind of error
-CLASSES = 12  # beyond, the table of confusions is not shown whole
+CLASSES = 12  # with more, only the most frequent confusions are listed
 LARGE_SIDE, SMALL_SIDE = 422, 165  # display pixels
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -117,10 +117,9 @@ def _curves(story: Story) -> Iterator[str]:
     yield "<h2>Training</h2>"
     charts = []
     if "loss" in story.losses:
-        values = story.losses["loss"]
         lines = [
-            Series("each step", steps, values, faint=True),
-            Series("running mean", steps, smooth(values)),
+            Series("each step", steps, story.losses["loss"], faint=True),
+            replace(_mean_of(story.losses, "loss"), name="running mean"),
         ]
         charts.append(("Sum of the losses", line_chart(lines, "sum of the losses", "step")))
     parts = [name for name in story.losses if name.startswith("loss_")]
@@ -165,7 +164,7 @@ def _precision(evaluation: Evaluation) -> Iterator[str]:
     ]
     yield (
         f"<p>{evaluation.images} images with {evaluation.objects} objects; up to {evaluation.max_detections} "
-        "detections an image, of any score.</p>"
+        "detections per image, of any score.</p>"
     )
     yield _table(["", *METRICS], rows, "average precision")
     if any(value < 0 for values in evaluation.kinds.values() for value in values.values()):
@@ -198,7 +197,7 @@ def _recall(kind: str, precision: np.ndarray) -> str:
     curves = known.mean(axis=2)  # (T, R)
     recall = np.linspace(0, 1, curves.shape[1])
     shown = {"0.50": curves[0], "0.75": curves[5], "0.50 to 0.95": curves.mean(axis=0)}
-    lines = [Series(f"{text(kind)}, IoU {name}", recall, values) for name, values in shown.items()]
+    lines = [Series(f"{kind}, IoU {name}", recall, values) for name, values in shown.items()]
     return line_chart(lines, f"{kind}: precision over recall", "recall", high=1.0)
 
 
@@ -270,7 +269,7 @@ def _errors(judged: Sequence[Judged], scenes: Scenes) -> Iterator[str]:
     yield "<h2>Errors</h2>"
     counts = [f"{len(cases)} {kind}" for kind, cases in found.items()]
     yield (
-        f"<p>Of detections that score at least {SHOWN_ABOVE}: {right} match an object of their own; "
+        f"<p>At a score of {SHOWN_ABOVE} or more, {right} detections match an object of their own; "
         f"{', '.join(counts)}. Crowd regions count for neither side.</p>"
     )
     for kind, words in WORDS.items():
@@ -305,11 +304,11 @@ def _case(scenes: Scenes, image: Judged, i: int, kind: str) -> str:
 def _confusions(judged: Sequence[Judged], dataset: Any) -> Iterator[str]:
     names, counts = list(dataset.class_names), confusion(judged, dataset.category_ids)
     yield "<h2>Confusion of classes</h2>"
-    yield (
-        "<p>Objects of a class (rows) by the class that they were found as (columns), at an IoU of "
-        f"{MATCHED} and a score of {SHOWN_ABOVE} or more.</p>"
-    )
-    if len(names) <= CLASSES:
+    few = len(names) <= CLASSES
+    which = "Objects of a class (rows) by the class that they were found as (columns)"
+    which = which if few else "Objects that were found as another class, the 20 most frequent pairs"
+    yield f"<p>{which}, at an IoU of {MATCHED} and a score of {SHOWN_ABOVE} or more.</p>"
+    if few:
         head = ["class", *map(_name, names), "not found"]
         rows = []
         for r, title in enumerate([*map(_name, names), "nothing there"]):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Masks:
-    """Run-length encoded masks, decoded one at a time where they lie, seen from a region's corner."""
+    """Run-length encoded masks, decoded one at a time, in windows that count from a region's corner."""
 
     def __init__(self, entries: Sequence[dict], corner: tuple[int, int]):
         self.entries, self.corner = entries, corner
@@ -119,7 +119,7 @@ class Scenes:
             names=len(self.names) > 1,
             **self._keypoints(entries, (x1, y1)),
         )
-        return picture.crop((0, 0, picture.width, round((y2 - y1) * zoom)))  # without its caption
+        return picture.crop((0, 0, picture.width, max(1, round((y2 - y1) * zoom))))  # without its caption
 
     def _keypoints(self, entries: Sequence[dict], corner: tuple[int, int]) -> dict[str, Any]:
         skeleton = getattr(self.dataset, "skeleton", None)

@@ -1,6 +1,6 @@
 """Object sizes against a network's anchors, as training and as prediction scale the images.
 
-Shapes: G objects, L levels, K anchors a cell.
+Shapes: G objects.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from minimask.results.survey.findings import HARMFUL, Finding, finding
 THRESHOLDS = (0.5, 0.7)
 MISSED = 0.5  # share of objects that no anchor reaches at IoU 0.5, at which it becomes a finding
 _NEAR = 0.03  # by how much the share may exceed the least, for the sake of sizes nearer to the present ones
-TINY = 4.0  # pixels, square root of the area: one cell of the finest map
+TINY = 4.0  # pixels, square root of the area: one cell of a map at stride 4
 _MANY_TINY = 0.01
 _CUT = 0.05  # share of objects larger than the crop
 _SCALES = 5  # that stand for a range of random magnifications
@@ -108,7 +108,7 @@ def best_overlaps(view: View, generator: AnchorGenerator, strides: Sequence[int]
     """The greatest IoU of each object with any anchor: (G,) float64.
 
     Of the anchors of one shape, all with the same area, the one whose centre is nearest in x and in y has the
-    greatest intersection; so one cell a level needs to be looked at, and not all of them.
+    greatest intersection; so only one cell per level needs to be looked at.
     """
     middle = (view.boxes[:, :2] + view.boxes[:, 2:]) / 2  # (G, 2): x, y
     size = view.boxes[:, 2:] - view.boxes[:, :2]
@@ -182,7 +182,7 @@ def of_sizes(dataset: CocoDataset, model: Any, config: Config) -> tuple[list[Fin
     total = len(seen.areas)
     tiny = int((np.sqrt(seen.areas) < TINY).sum())
     if tiny > _MANY_TINY * total:
-        text = f"smaller than {TINY:g} x {TINY:g} pixels as the network sees them, a cell of its finest map"
+        text = f"smaller than {TINY:g} x {TINY:g} pixels to the network, whose finest stride is {strides[0]}"
         mend = f"enlarge the images ({_larger(dataset, config, 2)}), or remove what nobody could see"
         findings.append(
             finding(HARMFUL, "tiny objects", dataset.name, text, mend, (), tiny, total, "objects")

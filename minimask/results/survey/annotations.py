@@ -16,9 +16,9 @@ from minimask.data.fields import Faults, Note
 from minimask.errors import one_line
 from minimask.results.survey.findings import HARMFUL, NOTE, REFUSED, Finding, finding
 
-FEW = 10  # objects of a class that are too few to learn or to judge it
-_LOOSE = 2.0  # times as wide or high as its mask: no longer a box drawn by hand
-_MARGIN = 4.0  # pixels by which it must be larger, too
+FEW = 10  # with fewer objects, a class can be neither learnt nor judged
+_LOOSE = 2.0  # a box so many times as wide or high as its mask was not just drawn carelessly
+_MARGIN = 4.0  # pixels by which it must be larger as well
 _INSIDE = 2.0  # pixels by which a mask may reach beyond its box
 
 _OF_ALL_BOXES = ("corners", "centres", "normalised bbox", "normalised polygon", "scale")
@@ -76,7 +76,7 @@ def _without(text: str, name: str) -> str:
 
 
 def of_annotations(dataset: CocoDataset, most: int, boxes_hold: bool = True) -> Iterator[Finding]:
-    """What the annotations of one data set show; `most` is the limit of detections an image."""
+    """What the annotations of one data set show; `most` is the limit of detections per image."""
     labels = _Labels(dataset)
     if boxes_hold:
         yield from _boxes(dataset, labels)
@@ -252,7 +252,8 @@ def of_both(train: CocoDataset, val: CocoDataset) -> Iterator[Finding]:
             else f"has the classes in another order than {train.name}"
         )
         mend = "write the same categories with the same ids into both files (convert: --classes train.json)"
-        yield finding(REFUSED, "other categories", val.name, text, mend, differing, what="classes")
+        count = max(1, len(differing))  # the order alone is one thing to mend
+        yield finding(REFUSED, "other categories", val.name, text, mend, differing, count, what="classes")
         return
     ours, theirs = _class_counts(train), _class_counts(val)
     for kind, which, text, mend in (

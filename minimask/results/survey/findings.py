@@ -8,7 +8,7 @@ from minimask.errors import one_line
 
 REFUSED, HARMFUL, NOTE = "refused", "harmful", "note"
 LEVELS = (REFUSED, HARMFUL, NOTE)
-"""Training refuses the data; it takes them but will learn worse from them; something to know."""
+"""Training refuses the data; it takes them, but learns worse from them; something to know."""
 
 MOST = 5  # examples shown
 
@@ -66,7 +66,7 @@ def finding(
     total: int = 1,
     what: str = "annotations",
 ) -> Finding:
-    """A `Finding` of so many examples, of which the first are kept."""
+    """A `Finding`; `count` is by default the number of examples, of which the first `MOST` are kept."""
     count = len(examples) if count is None else count
     return Finding(level, kind, data, text, mend, count, total, what, tuple(examples[:MOST]))
 

@@ -93,13 +93,13 @@ def max_size(data: Statistics, config: Config, network: Network) -> Choice:
 
 
 CROPS = (256, 320, 384, 448)  # pixels of the input
-CELLS = 128  # along a side of the finest map: as many as two cores can bear in two crops
+CELLS = 128  # along a side of the finest map: as many as two cores can manage in a batch of two crops
 ROOM = 1.5  # the crop's side over that of a large object
 A_FEW = 3.0  # objects in a crop
 
 
 def crop(data: Statistics, config: Config, network: Network) -> Choice:
-    """Large enough for large objects, and for some of them; small enough for two cores."""
+    """Large enough for a large object and for several usual ones; small enough for two cores."""
     if network.scales_itself:
         return Choice("the network scales whole images to a size of its own", {"data.crop": 0})
     factor = config.model.magnification or network.transform.magnification
@@ -202,7 +202,7 @@ def detections(data: Statistics, config: Config, network: Network) -> Choice:
     return Choice(f"objects in an image: {most} at most", {"model.detections": count})
 
 
-CROWD = 10  # objects an image, on average
+CROWD = 10  # objects per image, on average
 
 
 def score_threshold(data: Statistics, config: Config, network: Network) -> Choice:
@@ -285,7 +285,7 @@ def colours(data: Statistics, config: Config, network: Network) -> Choice:
 
 
 def batch_size(data: Statistics, config: Config, network: Network) -> Choice:
-    """Two: small batches learn the most a second on few cores, and group norm does not mind."""
+    """Two: small batches learn the most per second on few cores, and group norm does not mind."""
     return Choice("many small steps learn more a minute than few large ones", {"train.batch_size": 2})
 
 

@@ -119,9 +119,8 @@ def _cell(dataset: CocoDataset, index: int) -> "Image.Image":
     boxes = corners * np.array([scale[1], scale[0]] * 2)
     several = len(dataset.class_names) > 1
     picture = draw_instances(gain * image, boxes, labels, masks, names, zoom=1.0, names=several)
-    return picture.crop(
-        (0, 0, picture.width, size[0])
-    )  # without its caption, which is as narrow as the image
+    # Without its caption, which is as narrow as the image.
+    return picture.crop((0, 0, picture.width, size[0]))
 
 
 def size_histogram(sizes: Sequence[float], facts: dict[str, Any], name: str, path: Path) -> None:

@@ -4,7 +4,7 @@ Shapes: N images, G objects, M images that were looked at.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -123,17 +123,10 @@ class Network:
         return self.transform.min_sizes[-1] is not None
 
     def with_sizes(self, sizes: Sequence[float]) -> AnchorGenerator:
-        """Its anchors with other sizes: one a level, or all on its only level."""
+        """Its anchors with other sizes: one per level, or all on its only level."""
         one_level = len(self.anchors.sizes) == 1
         levels = (tuple(sizes),) if one_level else tuple((size,) for size in sizes)
-        return AnchorGenerator(
-            levels,
-            self.anchors.aspect_ratios,
-            self.anchors.rounded,
-            self.anchors.offset,
-            self.anchors.size_major,
-            self.anchors.strides,
-        )
+        return replace(self.anchors, sizes=levels)
 
 
 def network_of(config: Config, data: Statistics) -> Network:
