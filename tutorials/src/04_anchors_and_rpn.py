@@ -115,7 +115,7 @@ def show(axes, image, title, gain=1.0):
 # %%
 # alt: The same image of nuclei three times, with boxes. Left, the anchors of one cell of each level, three
 #   shapes each, from about 8 pixels on P2 to more than 100 on P6; middle, some of the nuclei boxed, each with
-#   its best anchor dashed, a rough fit at most; right, a few of 15,631 background anchors, all over the
+#   its best anchor dashed, a rough fit at best; right, a few of 15,631 background anchors, all over the
 #   image.
 small = models.maskrcnn_small(num_classes=2, seed=0)
 sample = train_set[4]
@@ -181,8 +181,8 @@ assert np.allclose(areas, ours.sizes[0][0] ** 2)  # not rounded, so exactly of o
 # 1 for equal boxes, 0 for disjoint ones, and independent of the scale. Section 3.1.2 of Faster R-CNN then
 # says: an anchor is
 #
-# * **positive** if its IoU with some object is at least 0.7 (the paper: higher), and it answers for the object that it
-#   overlaps most;
+# * **positive** if its IoU with some object is at least 0.7 (the paper: higher), and it answers for the
+#   object that it overlaps most;
 # * **negative** (background) if its IoU with every object is below 0.3;
 # * **ignored** in between: it is neither a good example of an object nor of background;
 # * and also positive, *however low its IoU*, if no anchor overlaps some object more than it does. This is
@@ -226,7 +226,7 @@ assert (matcher(np.zeros((1, 5))) == BELOW_LOW).all()  # an object that nobody t
 #
 # $$\mathrm{IoU}_{\text{worst}} = \frac{(\rho - \frac12)^2}{2 \rho^2 - (\rho - \frac12)^2} .$$
 #
-# In the paper $\rho = 32/4 = 8$ on every level: at worst 0.78, above the threshold. `maskrcnn_small` is
+# In the FPN paper $\rho = 32/4 = 8$ on every level: at worst 0.78, above the threshold. `maskrcnn_small` is
 # made for small objects and has $\rho = 8/4 = 2$. At worst: **0.39**, hardly above the threshold for
 # *background*. The figure shows the best IoU that a square of any side finds among the anchors, over its
 # possible positions: the median, and the worst.
@@ -610,7 +610,7 @@ weights = [
 ]
 weights.append((rng.normal(size=(12, 8, 1, 1)), rng.normal(size=12)))
 results = []
-for head in (F.rpn_head, rpn_head_reference):  # one Function; twenty-odd small ones
+for head in (F.rpn_head, rpn_head_reference):  # one Function; thirty-odd small ones
     xs = [Tensor(x, True) for x in maps]
     parameters = [tuple(Tensor(v, True) for v in pair) for pair in weights]
     outs = head(xs, *parameters)
@@ -744,7 +744,7 @@ runs |= {"without rescue": train_rpn(False), "with rescue": train_rpn(True)}
 # %%
 # alt: Left, losses over 200 steps: objectness without rescue ends near 0.02, with rescue near 0.1. Middle,
 #   positives drawn at each step: about 5 to 60 with rescue, mostly 0 to 4 without. Right, recall over the
-#   proposals kept: with 1000 of them 0.69 with rescue, 0.47 without, below 0.1 untrained.
+#   proposals kept: with 1000 of them about 0.7 with rescue, less than 0.5 without, below 0.1 untrained.
 kept = np.unique(np.geomspace(1, 1000, 19).astype(int))
 styles = {"untrained": (GREY, ":"), "without rescue": (ORANGE, "--"), "with rescue": (BLUE, "-")}
 _, axes = plt.subplots(1, 3, figsize=(13, 3.7), layout="constrained")
@@ -855,7 +855,7 @@ assert np.array_equal(proposals, model.rpn.propose(out, scene_batch)[0])
 # %%
 # alt: Six panels of one image: its 40 nuclei boxed; a coarse map of objectness, highest on and around nuclei;
 #   the 150 best anchors, the best boxes decoded, and the best after NMS, all in much the same piles on the
-#   nuclei; and the best proposal of each nucleus, most of them solid (IoU of 0.5 or more), nine dashed
+#   nuclei; and the best proposal of each nucleus, most of them solid (IoU of 0.5 or more), a few dashed
 #   (less).
 top = scores[large].argsort()[::-1][:150]  # the 150 best boxes, before NMS
 height, width = scene.image.shape[1:]
@@ -1005,8 +1005,8 @@ if overlap_of_ends <= at_most < overlap_of_two:
 
 # %%
 # alt: Change of the heads' loss over t, in three plots that zoom in; with proposals held it is 0 throughout,
-#   a dashed line. With proposals anew it jumps about between -0.07 and 0.04 for t within 1, but is a
-#   straight, falling line within 0.01 and within 1e-6.
+#   a dashed line. With proposals anew it jumps about, over a range of about 0.1, for t within 1, but is a
+#   straight, sloping line within 0.01 and within 1e-6.
 model = runs["with rescue"][0].train().astype(np.float64)
 model.box_head.options = replace(model.box_head.options, batch_size_per_image=64)  # few are enough to see it
 model.rpn.options = replace(model.rpn.options, pre_nms_top_n_train=300, post_nms_top_n_train=300)
@@ -1053,8 +1053,8 @@ print(f"within t = ±0.01 the loss with new proposals moves by {spread:.4f}, wit
 # From afar (left) it is noise: whenever the order of scores changes, or an overlap crosses the threshold,
 # NMS lets other boxes through, other RoIs are drawn, other objects get matched. From close up (middle and
 # right) there is a derivative, but it is the slope of one short piece, which ends at the next jump. It
-# says nothing about where the loss goes beyond: here it promises a fall to the right, and to the left the
-# loss falls far lower. So:
+# says little about where the loss goes beyond: continue the line of the middle panel into the left one, and
+# the curve does not follow it. So:
 #
 # * what *matters*, which proposals there are, has no derivative;
 # * what has one, the coordinates of a given proposal, is only half the truth: a moved RoI also gets moved
@@ -1162,8 +1162,8 @@ exercises.check("nms", my_nms)
 #
 # <details><summary>Answer</summary>
 #
-# Sizes in between fill the valleys: for a side of 11.3, the median rises from 0.50 to 0.71. At an exact
-# size, such as 16, it stays at 0.61, since there it is the position that limits it; only the worst
+# Sizes in between fill the valleys: for a side of 11.3, the median rises from 0.50 to 0.70. At an exact
+# size, such as 16, it stays at 0.62, since there it is the position that limits it; only the worst
 # position gains, from 0.41 to 0.50, because a larger anchor still contains most of the object. At half
 # the stride, $\rho = 4$, and even the square anchors have 0.62 at worst. That costs four times the cells,
 # and so four times the anchors.
@@ -1178,8 +1178,8 @@ exercises.check("nms", my_nms)
 #
 # With a share $p$ of positives it is the entropy $-p \log p - (1-p) \log(1-p)$, at the logit
 # $\log \frac{p}{1-p}$. For 19.2 of 512 that is 0.16, for 1.2 of 512 it is 0.017. With the rescue the loss
-# ended at 0.11, well below: the network has looked at the image. Without, it ended at 0.015, about what
-# one gets by knowing how rare objects are.
+# ended at about 0.1, well below: the network has looked at the image. Without, it ended at about 0.015,
+# which is what one gets by knowing how rare objects are.
 #
 # </details>
 #
@@ -1201,9 +1201,9 @@ exercises.check("nms", my_nms)
 #
 # <details><summary>Answer</summary>
 #
-# The poking does, and the comparison with the plain lines. `gradcheck` does not, if the backward pass has
-# the matching mistake: forward and backward are then consistent, and the gradient of the wrong function
-# is right. A gradient check never tells you that you differentiate what you wanted to.
+# The poking does, and the comparison with the small Functions and the plain lines. `gradcheck` does not, if
+# the backward pass has the matching mistake: forward and backward are then consistent, and the gradient of
+# the wrong function is right. A gradient check never tells you that you differentiate what you wanted to.
 #
 # </details>
 #

@@ -215,6 +215,7 @@ for name in misalign.GEOMETRIES:
 #   touch, but all begin about 8 pixels too early; RoIAlign's end exactly on the lines.
 figure, _ = misalign_figures.bins(dict(options=dict(bins=7), worst=found), None, None)
 figure.set_size_inches(11, 5.5)
+figure.suptitle(figure.get_suptitle(), fontsize=18)
 display(figure)
 
 # %% [markdown]
@@ -263,8 +264,8 @@ assert spread["RoIAlign, average"] < 1e-11 and spread["RoIAlign, max"] < 1e-11
 
 # %% [markdown]
 # (RoIWarp jumps twice, by half a cell each time, because the position of the middle bin depends on both
-# edges of the box. RoIPool's maximum depends on one edge only. From 3 to 12 pixels RoIPool's line is hidden
-# behind that of RoIWarp's average.)
+# edges of the box. RoIPool's maximum, for this box, jumps with the right edge only. From 3 to 12 pixels
+# RoIPool's line is hidden behind that of RoIWarp's average.)
 #
 # There are two kinds of error, and they are not equally bad.
 #
@@ -391,9 +392,9 @@ assert -2.3 < slope["centers"] < -1.7 and -1.3 < slope["crossings"] < -0.7
 # They differ in kind. Centres are the *midpoint rule*, whose error falls as $n^{-2}$. Crossings lie too
 # close to the middle, whatever $n$ is: for $f = x^2$ on $[0, 1]$ their mean is $\tfrac13 - \tfrac1{6(n+1)}$
 # (do the sum), so the error falls only as $1/n$. They read each bin as if it were smaller. At $n = 2$,
-# which everybody uses, centres are already three times closer to the integral. Does a network care? Less
-# than one might think: the crossings' error changes little with where the box lies within a cell. (Measured
-# as in the table of RoI layers below, it wobbles by 5 % of the contrast, RoIWarp's by 22 %.)
+# which the paper and torchvision use, centres are already three times closer to the integral. Does a network
+# care? Less than one might think: the crossings' error changes little with where the box lies within a cell.
+# (Measured as in the table of RoI layers below, it wobbles by 6 % of the contrast, RoIWarp's by 22 %.)
 #
 # ### How many points?
 #
@@ -454,10 +455,10 @@ assert (cells_a_bin[unclamped] >= CANONICAL / 112 - 1e-4).all() and (
 
 # %% [markdown]
 # Below 112 pixels there is no finer level to go to, and below 56 bins become smaller than 2 cells: for a
-# nucleus of 16 pixels, half a cell. Beyond 896 there is no coarser one. (`maskrcnn_small` has 112 in the
-# place of 224, and the network of notebook 00 has finer maps besides: the same formula with other numbers.)
-# The levels jump, and do not depend on anything that is learnt: two boxes that differ by a hair may read
-# different maps. Exercise 9 is to write this function.
+# nucleus of 16 pixels, half a cell. Beyond 896 there is no coarser one. (`maskrcnn_small` keeps the 224; the
+# network of notebook 00, whose maps have half the strides, has 112 in its place.) The levels jump, and do
+# not depend on anything that is learnt: two boxes that differ by a hair may read different maps. Exercise 9
+# is to write this function.
 #
 # Now read a large box from a fine map all the same, and most cells are never looked at. Where nothing is
 # read, no gradient arrives:
@@ -466,7 +467,7 @@ assert (cells_a_bin[unclamped] >= CANONICAL / 112 - 1e-4).all() and (
 # alt: Three heat maps of the gradient that the cells of a large box receive. Two points along a bin reach 35
 #   % of the cells: for centres in small patches, 14 in a row, for crossings in 7 larger ones, with nothing in
 #   between. Adaptive sampling reaches every cell, nearly evenly.
-large = np.array([8.0, 8.0, 232.0, 168.0])  # on a map of stride 4: bins of 8 x 6 cells
+large = np.array([8.0, 8.0, 232.0, 168.0])  # on a map of stride 4: bins of 8 x 5.7 cells
 x1, y1, x2, y2 = np.rint(large / 4).astype(int)  # in cells
 _, grid = plt.subplots(1, 3, figsize=(12, 3.9), layout="constrained")
 for axes, (ratio, placement) in zip(grid, ((2, "centers"), (2, "crossings"), (0, "centers"))):
@@ -536,8 +537,8 @@ assert (start[2:] - start[:2]).min() < STRIDE or np.allclose(off, STRIDE / 2)  #
 # own networks.
 #
 # (RoIPool and RoIWarp fail the mirror test a little even when aligned, if they have to round a half:
-# $\mathrm{round}(1.5) = 2$, but mirrored in 16 cells $\mathrm{round}(14.5) = 15 \ne 14$. This box has no
-# halves.)
+# $\mathrm{round}(1.5) = 2$, but mirrored in 16 cells $\mathrm{round}(14.5) = 15 \ne 14$. Along $x$,
+# where we mirror, this box has no halves.)
 #
 # ## RoIWarp, or: which of the two is it?
 #
@@ -584,9 +585,9 @@ assert min(found[name]["unseen"] for name in list(PAPER)[:3]) > 1 - 1.5 / STRIDE
 
 # %% [markdown]
 # Interpolation alone brings 0.2 to 0.3 AP. Not rounding brings 3. Maximum or average: 0.1. Only one of the
-# measured columns falls into the same two groups, three layers and two: the **steps unseen**. Everything
-# else (the maximum's coarse gradient, its larger error) seems to matter little to a network that learns.
-# What matters is whether the layer can see where the box is.
+# measured columns falls clearly into the same two groups, three layers and two: the **steps unseen**.
+# Everything else (the maximum's coarse gradient, its larger error) seems to matter little to a network that
+# learns. What matters is whether the layer can see where the box is.
 #
 # That is an interpretation, from one table. Below we put it to the test.
 #
@@ -679,7 +680,7 @@ for axes, (name, footprint) in zip(grid, footprints.items()):
     axes.set(title=name, xlabel="input pixels")
     axes.set(xlim=(left, left + 4 * STRIDE), ylim=(top + 4 * STRIDE, top))
     axes.set(xticks=left + 2 * STRIDE * np.arange(3), yticks=top + 2 * STRIDE * np.arange(3))
-figure.colorbar(shown, ax=grid, label="weight")
+figure.colorbar(shown, ax=grid, label="weight", extend="max")
 plt.show()
 
 # %% [markdown]
@@ -1184,7 +1185,8 @@ exercises.check("roi_align_backward", my_roi_align_backward)
 
 # %% [markdown]
 # **4.** On paper: RoIPool's bound is $\tfrac32 - \tfrac1P$ cells. Construct a box that comes within a
-# hundredth of a cell of it for $P = 2$, and look at it with `explorer.draw`.
+# hundredth of a cell of it for $P = 2$, and look at it with `explorer.draw(cells, box)` (2 x 2 bins, `box` in
+# pixels).
 #
 # <details><summary>Answer</summary>
 #
@@ -1243,7 +1245,7 @@ exercises.check("roi_align_backward", my_roi_align_backward)
 # At most $512 \cdot 256 \cdot 49 \cdot 16 \approx 10^8$ (fewer where the points of a bin share cells)
 # against $512 \cdot (256 \cdot 49) \cdot 1024 \approx 6.6 \cdot 10^9$. But each of RoIAlign's needs its own
 # number from a map of many megabytes, in an irregular order, while a matrix product uses each number that
-# it loads a thousand times. RoIAlign is limited by memory. This is why minimask first copies the cells that
+# it loads hundreds of times. RoIAlign is limited by memory. This is why minimask first copies the cells that
 # it reads into an order with the channels last: the 256 channels of a cell then lie side by side.
 #
 # </details>

@@ -7,7 +7,7 @@
 # RoIAlign computes). Readers in a hurry may leave this notebook out: nothing after it needs it. No GPU:
 # without one, the same CUDA source is compiled by g++ and run thread by thread on the CPU. For that you
 # need Linux and g++; with a GPU, only CuPy. With neither, running all cells ends in one line that says so,
-# at the first cell that has a kernel to run, and you read the outputs that are stored here.
+# before the first kernel, and you read the outputs that are stored here.
 #
 # A GPU runs tens of thousands of threads at a time, each of which does little. So a program for it answers
 # one question above all: **which thread computes which number?** Everything else follows from the answer:
@@ -111,9 +111,9 @@ print("kernels run on", "the GPU" if gpu else "the CPU, thread by thread")
 # advances by the number of all threads, so that any number of threads does all the work:
 
 # %%
-# alt: Three grids of 3 x 3 bins, one a channel, whose 27 cells name the block, thread and turn that compute
-#   each output k. Block 0 takes 0 to 7 and block 1 takes 8 to 15; in a second turn block 0 takes 16 to 23 and
-#   block 1 the last three.
+# alt: Three grids of 3 x 3 bins, one for each channel, whose 27 cells name the block, thread and turn that
+#   compute each output k. Block 0 takes 0 to 7 and block 1 takes 8 to 15; in a second turn block 0 takes 16
+#   to 23 and block 1 the last three.
 WHO = """
 __global__ void who(int* block, int* thread, int* turn, int n) {
     int turns = 0;
@@ -207,7 +207,8 @@ np.testing.assert_allclose(gx, on_cpu.grad, rtol=0, atol=1e-12)
 # The hardware runs 32 neighbouring threads as a **warp**: one instruction for all of them at a time. When
 # it is a read, memory does not serve 32 numbers but **pieces of 32 bytes**, eight floats each, and a piece
 # that several threads want is fetched once. Neighbouring threads that read neighbouring addresses need 4
-# pieces for 32 numbers (the reads are *coalesced*); scattered ones need up to 32.
+# pieces for 32 numbers (the reads are *coalesced*); scattered ones need up to 32. What is written or added
+# goes by the same pieces.
 #
 # On the left below is what the first warp of the naive kernel adds to in one instruction of its backward
 # pass: the first pixel of each of 32 bins. On the right are the same 32 threads if each takes a *pixel*
@@ -267,7 +268,7 @@ assert len(pieces(by_bin)) >= len(pieces(by_pixel))
 #
 # There is more. The weight of a pixel is that of its row times that of its column, and the points of a bin
 # lie on a grid, so 4 rows and 4 columns describe it (two for each point; where points are less than two
-# pixels apart, some coincide, and as in the sparse matrix of notebook 05 they are merged). That is 8
+# pixels apart, some may coincide, and as in the sparse matrix of notebook 05 they are merged). That is 8
 # positions and 8 weights, few enough for registers.
 
 # %%
@@ -323,7 +324,6 @@ G = upstream[0, 0]
 np.testing.assert_allclose((np.kron(A, B).T @ G.ravel()).reshape(30, 40), A.T @ G @ B, atol=1e-14)
 
 _, three = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained", width_ratios=(1, 1.3, 1.3))
-adds = np.kron((A > 0).sum(axis=0)[:, None], (B > 0).sum(axis=0))  # bins that reach a pixel
 naive = np.zeros((30, 40), int)
 for v in (low_v, low_v + 1):
     for u in (low_u, low_u + 1):
@@ -345,8 +345,8 @@ plt.show()
 assert naive.sum() == 7 * 7 * 16 and (naive > 0).sum() < naive.sum()
 
 # %% [markdown]
-# The naive backward kernel sends 784 additions to memory for one channel of a RoI, but only 572 pixels are
-# touched. If a thread takes a **pixel** and first computes its $\sum_i A_{iv} \sum_j B_{ju} g_{ij}$, one
+# The naive backward kernel sends 784 additions to memory for one channel of this RoI, but only 572 pixels
+# are touched. If a thread takes a **pixel** and first computes its $\sum_i A_{iv} \sum_j B_{ju} g_{ij}$, one
 # addition per pixel is enough, and neighbouring threads add to neighbouring addresses: that is the right
 # half of the figure of pieces above. What such a thread needs are the columns of $A$ and $B$. They are
 # computed once for a RoI and all of its threads, and this is what **shared memory** is for, which all
@@ -421,6 +421,8 @@ for name in ("plain", "plain_at_a_bad_moment", "atomic"):
 # %%
 assert {results["atomic", o] for o in ("forward", "reverse", "shuffled")} == {64}
 assert {results["plain_at_a_bad_moment", o] for o in ("forward", "reverse", "shuffled")} == {1}
+if not gpu:
+    assert {results["plain", o] for o in ("forward", "reverse", "shuffled")} == {64}
 
 # %% [markdown]
 # **The surprise is the first line.** On a GPU nothing says what comes out of it. Here it is 64 each time:
@@ -488,9 +490,9 @@ if not gpu:
             print(textwrap.fill(f"{name}: {error}", 90))
 
 # %% [markdown]
-# Without either barrier the sum is right in one order of threads, by luck, and wrong in the others: this is
-# why minimask's tests run every kernel in three orders, and watch it besides. (On a GPU both often come out
-# right, as the 32 threads of a warp go in step. Often.)
+# With either barrier left out, the sum is right in one order of threads, by luck, and wrong in the others:
+# this is why minimask's tests run kernels in several orders, and watch them besides. (On a GPU it may well
+# come out right, as the 32 threads of a warp mostly go in step. Mostly.)
 #
 # Read `roi_align_backward_by_pixel` again: which race does each of its two barriers prevent? We take each
 # out and let the watch tell.
@@ -522,11 +524,11 @@ if not gpu:
                 print(f"  line {line}: {broken.splitlines()[int(line) - 1].strip()}")
 
 # %% [markdown]
-# Both times one thread asks how many pixels a RoI has (`rows.count`) while another one writes that number,
-# but they mean different RoIs. Without the first barrier, thread 0 is done with its pixels and builds the
-# axes of the *next* RoI while thread 1 still works on this one. Without the second, thread 1 reads before
-# the axes are built. Two barriers for one table, one before it is written and one after: this pattern is in
-# every kernel that uses shared memory in a loop.
+# Both times one thread asks how many pixels a RoI has (`rows.count`) while another one writes that number.
+# Without the first barrier, thread 0 is done with its pixels and builds the axes of the *next* RoI while
+# thread 1 still works on this one. Without the second, thread 1 may read before the axes of *this* RoI are
+# built. Two barriers for one table, one before it is written and one after: this pattern is in every kernel
+# that fills shared memory anew in a loop.
 #
 # ## The same bits in every run
 #

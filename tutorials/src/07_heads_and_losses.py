@@ -210,7 +210,7 @@ assert abs(first["loss_classifier"] - np.log(4)) < 0.3 and abs(first["loss_mask"
 # The RPN proposes up to 2000 boxes. Which of them train the heads? Each is matched as anchors were
 # (notebook 04), with another threshold: it is **positive** if its IoU with some object is at least 0.5, and
 # **background** otherwise. None is ignored, and no object's best box is rescued. Of these, some are drawn
-# (512 an image with a pyramid, in the paper; fewer in the small network), of which **at most a quarter**
+# (512 per image with a pyramid, in the paper; fewer in the small network), of which **at most a quarter**
 # are positive: the paper's ratio of 1:3. If there are fewer positives, background fills up the rest.
 #
 # Why not all? The heads are the expensive part, and hundreds of near-copies of one piece of background
@@ -263,7 +263,7 @@ assert sum(drawn.values()) == min(len(candidates), options.batch_size_per_image)
 #
 # Again "said minus right", and here nobody competes: each logit has a loss of its own. The two factors $s (1 - s)$ cancel *on
 # paper*. Computed one after the other they do not: in float32 $s$ is exactly 1 from $x = 17$ on, so that for a target of 0 the loss $-\log (1 - s)$ is
-# infinite and its slope 0 / 0. That is why a loss takes **logits**. Both losses as they stand in minimask, each as a pair of
+# infinite and its slope $\infty \cdot 0$. That is why a loss takes **logits**. Both losses as they stand in minimask, each as a pair of
 # value and derivative:
 
 # %%
@@ -501,8 +501,9 @@ assert of_mask["backbone"] > 0 and of_mask["mask convs"] > 0
 # "Never reached" is stronger than zero: on the tape there is no path from the mask loss to the class
 # predictor, to the box predictor or to the RPN. (The exact zeros: $L_{cls}$ and $L_{box}$ are two outputs
 # of one Function, so a zero is sent to the other's predictor. The same holds for the two losses of the
-# RPN.) What the five share is the backbone and the pyramid, and only there do they meet. The separation
-# goes on within the mask predictor: the channels of background and of classes that do not occur get zeros.
+# RPN.) What all five share is the backbone and the pyramid, and only there does the mask loss meet the
+# others. The separation goes on within the mask predictor: the channels of background and of classes that do
+# not occur get zeros.
 #
 # And in the forward pass: replace the weights of the class and box predictors by noise, and for the same
 # RoIs not one bit of the masks changes.
@@ -551,7 +552,7 @@ print("other class logits, the same mask logits to the last bit")
 # %%
 # alt: Bar chart of the masks' mean IoU for classes by colour, by shape and at random. K sigmoids reach 0.89,
 #   0.87 and 0.87; the softmax 0.82 for colour and 0.00 for the other two; the same softmax, read against
-#   background only, 0.83 to 0.85 for all three.
+#   background only, about 0.84 for all three.
 def crops(count, seed):
     """Objects as the mask head sees them: RoIs that are a little off, features, classes, target masks."""
     rng, xs, shapes, colours, masks = np.random.default_rng(seed), [], [], [], []
@@ -568,6 +569,7 @@ def crops(count, seed):
 
 
 def new_head(rng, width=16):
+    """Three convolutions, the transposed one, and a predictor of four channels; biases begin at 0."""
     shapes = [
         (width, 3, 3, 3),
         (width, width, 3, 3),
@@ -577,7 +579,7 @@ def new_head(rng, width=16):
     ]
     # He's initialisation: notebook 02
     he = [(rng.normal(size=s) * np.sqrt(2 / np.prod(s[1:]))).astype(np.float32) for s in shapes]
-    return [(Tensor(w, True), Tensor(np.zeros(4 if len(w) == 4 else width, np.float32), True)) for w in he]
+    return [(Tensor(w, True), Tensor(np.zeros(len(w), np.float32), True)) for w in he]
 
 
 def mask_logits(head, x):
@@ -728,8 +730,8 @@ source(minimask.masks._samples, minimask.masks._bin_weights, minimask.masks._cro
 
 # %%
 # alt: Two panels over the size of an object, 8 to 128 pixels. Left, the IoU of a mask that was cropped and
-#   pasted back: nearly 1 with boxes as they are, but with rounded boxes 0.76 at 8 pixels and 0.98 only at
-#   128. Right, the smallest possible mask loss, which falls from 0.18 to 0.054 and never reaches 0.
+#   pasted back: nearly 1 with boxes as they are, but with rounded boxes 0.76 at 8 pixels and 0.98 only from
+#   96 on. Right, the smallest possible mask loss, which falls from 0.18 to 0.054 and never reaches 0.
 def ellipses(size, count, rng):
     """Bitmaps (N, H, W) of ellipses of about `size` pixels anywhere between the pixels, and their boxes (N, 4)."""
     side = int(1.6 * size) + 8
@@ -855,8 +857,8 @@ source(BoxHead._filter)
 
 # %% [markdown]
 # `_filter` does this for all classes at once (`batched_nms` keeps them apart), decodes only the boxes that
-# score enough, and clips them to the image. Here are both on four proposals around two objects, a circle
-# and, over it, a square:
+# score enough, and clips them to the image. Here are both on four proposals: three around two objects, a
+# circle and, over it, a square, and one on background:
 
 # %%
 four = np.array([[10.0, 10, 40, 40], [12, 11, 41, 42], [11, 9, 41, 40], [60, 60, 90, 90]], np.float32)
@@ -975,7 +977,6 @@ with no_grad():
     (few,) = model.mask_head.predict(
         levels, [Detections(found.boxes[keep], found.labels[keep], found.scores[keep])]
     )
-    at_proposals = model.mask_head(levels, np.insert(proposals[0][:5], 0, 0, axis=1))
 print(f"{len(proposals[0])} proposals, {len(found.boxes)} boxes kept;")
 differ = np.abs(few - everything[keep]).max()
 print(f"5 of {len(everything)} masks, alone and among all: largest difference {differ:.1g}")
@@ -1096,8 +1097,9 @@ exercises.check("paste_mask", my_paste_mask)
 #
 # <details><summary>Answer</summary>
 #
-# $\log 81 = 4.39$. Three quarters or more of the RoIs are background; a network that always says "background" with confidence has a small
-# loss and has learnt nothing about objects. Look at the loss of the positives alone.
+# $\log 81 = 4.39$. At least three quarters of the RoIs are background, and at first far more, since few
+# proposals hit an object. A network that always says "background" with confidence then has a small loss and
+# has learnt nothing about objects. Look at the loss of the positives alone.
 #
 # </details>
 #
@@ -1113,11 +1115,12 @@ exercises.check("paste_mask", my_paste_mask)
 # </details>
 #
 # **6.** Give the experiment a class-agnostic head: `F.mask_loss` with `class_agnostic=True`, and a
-# predictor of one channel. Does it learn faster than the K sigmoids? Why could it?
+# predictor of one channel (a shape in `new_head`; read channel 0). Does it learn faster than the K sigmoids?
+# Why could it?
 #
 # <details><summary>Answer</summary>
 #
-# Hardly: after 60 steps they reach a mean IoU of 0.82 and 0.81, after 250 both 0.87 (with the classes
+# Hardly: after 60 steps it reaches a mean IoU of 0.80 and they 0.81, after 250 both 0.87 (with the classes
 # `shape`). It could, because each of K channels sees only its own class's RoIs, a third of them here, and
 # the single channel sees all. But the layers below are shared, and learn from all RoIs in either case. With
 # 80 classes, rare ones gain more. What the single mask loses: classes whose outline *depends* on the class,

@@ -178,7 +178,7 @@ source(models.MaskRCNN.training_record)
 
 # %%
 # alt: Relative error over the step h, both logarithmic. Left, the class predictor: it falls along the
-#   rounding line and rises with the square or fourth power of h, below 1e-12 at best. Right, all 24,000
+#   rounding line and rises with the square or fourth power of h, about 1e-12 at best. Right, all 24,000
 #   numbers: it falls likewise, then jumps near 1e-7 by three orders of magnitude and more and climbs in steps
 #   to 0.2.
 class Piece(Function):
@@ -332,8 +332,8 @@ assert best["right"].max() < 1e-5 and best["wrong"].min() > 10 * best["right"].m
 
 # %%
 # alt: The relative error of the gradient, on a logarithmic axis, for 78 parameters in order from the image to
-#   the losses, marked as ResNet, pyramid, RPN, box head and mask head. All dots lie between 1e-11 and 1e-6,
-#   below the dashed bound of 1e-5; the highest, of the pyramid, is near 5e-7.
+#   the losses, marked as ResNet, pyramid, RPN, box head and mask head. All dots lie between about 1e-11 and
+#   1e-6, most of them far below the dashed bound of 1e-5.
 STEPS = np.logspace(-9, -7, 3) if FAST else np.logspace(-9, -6, 7)
 
 
