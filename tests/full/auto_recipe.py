@@ -2,25 +2,29 @@
 
 Trains maskrcnn_small with the defaults and with the recipe on the packaged nuclei, and on two generated sets
 of 50 images each, for several seeds, and compares box and mask AP on images of their own. Hours on two cores;
-it can be stopped at any time and started again with the same DIR: finished runs are kept, a broken one is
-resumed. The table so far is printed after each run, and by ``--print`` without training. The exit status is
-0 if, wherever all seeds are done, the recipe's mean AP is no lower than the defaults' by more than the spread
-of the seeds.
+it can be stopped at any time and started again with the same DIR, where a broken run is resumed. What a
+finished one reached is kept in ``tests/full/measured`` with its options (a trial with ``--set``, in DIR
+alone), and is not done again. The table so far is printed after each run, and by ``--print`` without
+training. The exit status is 0 if, wherever all seeds are done, the recipe's mean AP is no lower than the
+defaults' by more than the spread of the seeds.
 """
 
 import argparse
 import json
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from minimask.command.cli import main
+from tests.full.measured import keep, kept
 from tests.recipe_sets import SETS, write_set
 
 COUNTS = {"train": 50, "val": 30}
 RECIPES = {"defaults": [], "auto": ["--config", "auto"]}
+PATHS = ("train", "images", "val", "val_images")
 METRICS = (("box", "AP"), ("mask", "AP"), ("mask", "AP50"))
 
 
@@ -39,12 +43,23 @@ def data_of(root: Path, name: str) -> list[str]:
 def train(root: Path, name: str, recipe: str, seed: int, settings: list[str]) -> int:
     """One run, or what is missing of it; returns the exit status."""
     output = run_path(root, name, recipe, seed)
-    if (output / "metrics.json").exists():
+    if (output / "metrics.json").exists() or (not settings and kept(record_name(name, recipe, seed))):
         return 0
-    if (output / "checkpoint.npz").exists():
-        return main(["train", "--resume", "--output", str(output)])
-    arguments = [*data_of(root, name), *RECIPES[recipe], "--set", f"train.seed={seed}", "--output", output]
-    return main(["train", *map(str, arguments), *(part for text in settings for part in ("--set", text))])
+    arguments = ["train", "--resume", "--output", output]
+    if not (output / "checkpoint.npz").exists():
+        arguments = ["train", *data_of(root, name), *RECIPES[recipe], "--output", output]
+        arguments += [part for text in (f"train.seed={seed}", *settings) for part in ("--set", text)]
+    status = main([str(argument) for argument in arguments])
+    if status == 0 and not settings:
+        metrics = json.loads((output / "metrics.json").read_text())
+        options = tomllib.loads((output / "config.toml").read_text(encoding="utf-8"))
+        options["data"] = {key: v for key, v in options["data"].items() if key not in PATHS}
+        keep(record_name(name, recipe, seed), {"options": options} | {k: metrics[k] for k in ("box", "mask")})
+    return status
+
+
+def record_name(name: str, recipe: str, seed: int) -> str:
+    return f"auto_recipe-{name}-{recipe}-{seed}"
 
 
 def scores(root: Path, name: str, recipe: str, seeds: list[int]) -> np.ndarray:
@@ -52,8 +67,8 @@ def scores(root: Path, name: str, recipe: str, seeds: list[int]) -> np.ndarray:
     found = []
     for seed in seeds:
         path = run_path(root, name, recipe, seed) / "metrics.json"
-        if path.exists():
-            metrics = json.loads(path.read_text())
+        here = json.loads(path.read_text()) if path.exists() else None
+        if metrics := here or kept(record_name(name, recipe, seed)):
             found.append([metrics[kind][metric] for kind, metric in METRICS])
     return np.array(found).reshape(-1, len(METRICS))
 
