@@ -42,15 +42,16 @@ def data_of(root: Path, name: str) -> list[str]:
 
 def train(root: Path, name: str, recipe: str, seed: int, settings: list[str]) -> int:
     """One run, or what is missing of it; returns the exit status."""
-    output = run_path(root, name, recipe, seed)
-    if (output / "metrics.json").exists() or (not settings and kept(record_name(name, recipe, seed))):
+    output, status = run_path(root, name, recipe, seed), 0
+    if not settings and kept(record_name(name, recipe, seed)):
         return 0
-    arguments = ["train", "--resume", "--output", output]
-    if not (output / "checkpoint.npz").exists():
-        arguments = ["train", *data_of(root, name), *RECIPES[recipe], "--output", output]
-        arguments += [part for text in (f"train.seed={seed}", *settings) for part in ("--set", text)]
-    status = main([str(argument) for argument in arguments])
-    if status == 0 and not settings:
+    if not (output / "metrics.json").exists():
+        arguments = ["train", "--resume", "--output", output]
+        if not (output / "checkpoint.npz").exists():
+            arguments = ["train", *data_of(root, name), *RECIPES[recipe], "--output", output]
+            arguments += [part for text in (f"train.seed={seed}", *settings) for part in ("--set", text)]
+        status = main([str(argument) for argument in arguments])
+    if status == 0 and not settings:  # also if it was stopped between the end of a run and this line
         metrics = json.loads((output / "metrics.json").read_text())
         options = tomllib.loads((output / "config.toml").read_text(encoding="utf-8"))
         options["data"] = {key: v for key, v in options["data"].items() if key not in PATHS}
