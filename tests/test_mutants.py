@@ -265,7 +265,7 @@ MUTANTS = {
         ),
     ],
     loss.SmoothL1: [
-        ("the target's sign", "(gx, -gx)", "(gx, gx)"),
+        ("the target's sign", "gt = -gx", "gt = gx"),
         ("not divided by beta", "xp.where(inner, d / beta,", "xp.where(inner, d,", loss._smooth_l1),
         ("no corner", "xp.where(inner, d / beta, xp.sign(d))", "d / beta", loss._smooth_l1),
     ],
