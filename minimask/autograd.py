@@ -25,6 +25,7 @@ from minimask.tape import accumulate, holds, run_backward
 _recording = contextvars.ContextVar("recording", default=True)
 _created = itertools.count()
 _HALF = np.dtype(np.float16)
+_LOSES_GRADIENT = "an array of this Tensor would lose its gradient: take .numpy() if you want that"
 
 
 @contextlib.contextmanager
@@ -164,12 +165,15 @@ class Tensor:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         if self.requires_grad and _recording.get():
-            raise TypeError("an array of this Tensor would lose its gradient: take .numpy() if you want that")
+            raise TypeError(_LOSES_GRADIENT)
         return np.array(self.numpy(), dtype, copy=copy)
 
     def __array_function__(self, function, types, args, kwargs):
-        with contextlib.suppress(TypeError):  # raised by `__array__` of a Tensor that requires a gradient
+        try:
             return function(*_arrays(args), **_arrays(kwargs))
+        except TypeError as error:
+            if str(error) != _LOSES_GRADIENT:
+                raise
         name = getattr(function, "__name__", "this function")
         raise TypeError(f"numpy.{name} has no gradient: use minimask.functions, or .numpy() if you need none")
 
@@ -236,8 +240,7 @@ class Tensor:
                     f"backward: give a gradient of shape {self.shape}; only a single number needs none"
                 )
             gradient = xp.ones_like(self.data)
-        gradient = gradient.data if isinstance(gradient, Tensor) else gradient
-        gradient = xp.asarray(gradient, self.dtype)
+        gradient = xp.asarray(_array(gradient), self.dtype)
         if gradient.shape != self.shape:
             raise ValueError(f"backward: gradient has shape {gradient.shape}, the Tensor {self.shape}")
         backward([self], [gradient])

@@ -410,8 +410,8 @@ def _nms(boxes, scores, groups, iou_threshold: float):
     xp, name = array_module(boxes, scores), "nms" if groups is None else "batched_nms"
     boxes = as_boxes(boxes, f"{name}: boxes")
     groups = None if groups is None else _one_of_each(groups, boxes, f"{name}: idxs")
-    if not isinstance(iou_threshold, Real) or math.isnan(iou_threshold):
-        raise InputError(f"{name}: iou_threshold must be a number, is {iou_threshold!r}")
+    if not isinstance(iou_threshold, Real) or not iou_threshold >= 0:
+        raise InputError(f"{name}: iou_threshold must be a number from 0 on, is {iou_threshold!r}")
     order = by_falling(_one_of_each(scores, boxes, f"{name}: scores"))
     if xp is not np:
         kept, count = suppress(boxes, order, groups, iou_threshold)

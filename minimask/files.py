@@ -92,9 +92,10 @@ def real_path(path: str | Path) -> Path:
     """
     try:
         real = Path(os.path.realpath(path))
-    except ValueError as error:  # NUL, or surrogates
-        raise InputError(f"{path}: is not a file name ({error})") from error
-    if real.is_symlink():  # every link is resolved by now, except in a circle
+        in_circle = real.is_symlink()  # every link is resolved by now, except in a circle
+    except (OSError, ValueError) as error:  # too long; NUL, or surrogates
+        raise InputError(f"{path}: is not a file name ({getattr(error, 'strerror', error)})") from error
+    if in_circle:
         raise InputError(f"{path}: is a symbolic link that leads back to itself; remove it")
     return real
 

@@ -408,7 +408,7 @@ def test_when_time_is_up_it_tells_how_to_go_on_and_shows_what_there_is(tiny, tmp
     assert ablate("tiny", "--minutes", 1e-9, "--output", output) == 0
     out, _ = capsys.readouterr()
     assert "**0 of 4 runs are done**" in out
-    command = f"minimask ablate tiny --output '{output}'"
+    command = f"minimask ablate tiny --output '{output}' --device cpu"
     assert out.endswith(f"time is up: 0 of 4 runs are done, all is saved; go on with: {command}\n")
 
 
@@ -422,7 +422,7 @@ def test_ctrl_c_ends_it_with_one_line_that_says_how_to_go_on(tiny, tmp_path, mon
     monkeypatch.setattr(runs, "train", interrupted)
     assert ablate("tiny", "--seeds", 1, "--output", tmp_path) == 130
     out, err = capfd.readouterr()
-    command = f"minimask ablate tiny --output {tmp_path} --seeds 1"
+    command = f"minimask ablate tiny --output {tmp_path} --seeds 1 --device cpu"
     assert not out and err.splitlines()[-1] == (
         f"minimask: 0 of 2 runs are done, all is saved; go on with: {command}"
     )

@@ -178,6 +178,11 @@ def test_c4_takes_images_of_any_size_without_padding_and_its_anchors_lie_16_apar
     np.testing.assert_allclose(centres, 16.0 * np.arange(7), atol=0)  # ceil(101 / 16) cells
 
 
+def test_c4_refuses_a_scale_of_levels_that_it_does_not_have():
+    with pytest.raises(ValueError, match="canonical_scale: C4 has a single level"):
+        models.maskrcnn_resnet50_c4(3, architecture=replace(TINY, pyramid=False, canonical_scale=112))
+
+
 @pytest.mark.parametrize("build", [models.maskrcnn_resnet50_c4, models.maskrcnn_resnet50_fpn])
 def test_the_last_stage_counts_among_the_layers_that_train_wherever_it_is(build):
     def trained(layers: int) -> set[str]:

@@ -38,6 +38,10 @@ WRONG = {
     "complex boxes": (partial(ops.nms, BOXES + 1j, SCORES, 0.5), "nms: boxes must be an array of numbers"),
     "a threshold of text": (partial(ops.nms, BOXES, SCORES, "0.5"), "nms: iou_threshold must be a number"),
     "a threshold of NaN": (partial(ops.nms, BOXES, SCORES, np.nan), "nms: iou_threshold must be a number"),
+    "a threshold below 0": (
+        partial(ops.nms, BOXES, SCORES, -0.1),
+        "iou_threshold must be a number from 0 on",
+    ),
     "fewer idxs": (partial(ops.batched_nms, BOXES, SCORES, [0, 1], 0.5), r"batched_nms: idxs must be \(3,\)"),
     "more idxs": (partial(ops.batched_nms, BOXES, SCORES, [0] * 4, 0.5), r"batched_nms: idxs must be \(3,\)"),
     "one idx": (partial(ops.batched_nms, BOXES, SCORES, 0, 0.5), r"batched_nms: idxs must be \(3,\)"),

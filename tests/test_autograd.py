@@ -858,3 +858,14 @@ def test_a_gradient_that_only_its_function_reshaped_is_not_copied_and_a_held_one
     assert half.grad.base is None  # a view would keep twice its memory
     h.grad += 1
     np.testing.assert_array_equal(held, np.ones(6))
+
+
+def test_functions_of_numpy_say_that_they_have_no_gradient_and_pass_on_other_mistakes():
+    weight, constant = Tensor(np.ones(3), requires_grad=True), Tensor(np.ones(3))
+    with pytest.raises(TypeError, match=r"^numpy\.concatenate has no gradient: use minimask\.functions"):
+        np.concatenate([constant, weight])
+    assert np.concatenate([constant, constant]).shape == (6,)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'shape'"):
+        np.concatenate([constant], shape=3)
+    with pytest.raises(TypeError, match="integer"):
+        np.concatenate([constant], axis="first")

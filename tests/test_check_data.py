@@ -98,6 +98,15 @@ def twice(**fields):
     return change
 
 
+def thrice(documents, images):
+    """Two objects of different classes share a box, and the second is there again, as a third class."""
+    place, below = {"bbox": [5, 5, 16, 16]}, {"segmentation": [[5, 5, 21, 21, 5, 21]]}
+    twice(**place, **below, category_id=2)(documents, images)
+    twice(**place, **below, category_id=3)(documents, images)
+    above = {"segmentation": [[5, 5, 21, 5, 21, 21]], "category_id": 1}
+    documents["train"]["annotations"][0] |= place | above
+
+
 def loose(documents, images):
     annotation = documents["train"]["annotations"][1]
     annotation["bbox"] = [0, 0, 128, 128]
@@ -271,6 +280,7 @@ PLANTED = {
     "no area": (entry(*FIRST, area=0), (), NOTE, "no area given", 1, ["measured"]),
     "annotated twice": (twice(), (), HARMFUL, "duplicate", 1, ["remove one"]),
     "of two classes": (twice(category_id=2), (), HARMFUL, "two classes", 1, ["keep the class"]),
+    "the second of a box's objects": (thrice, (), HARMFUL, "two classes", 1, ["keep the class"]),
     "a crowd": (entry(*FIRST, iscrowd=1), (), NOTE, "crowd", 1, ["annotation 1", "iscrowd"]),
     "nearly all crowds": (all_crowd, (), HARMFUL, "crowd", None, ["set iscrowd to 0"]),
     "a name twice": (rename("train", circle="square"), (), REFUSED, "name twice", 1, ["both named 'square'"]),

@@ -127,14 +127,16 @@ def test_predict_without_any_object_writes_a_picture_all_the_same(trained, tmp_p
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(number, status, tmp_path, capsys):
     output = tmp_path / "my run"
-    process = command("train", "--data", "shapes", *FEW, "--set", "train.steps=5000", "--output", output)
+    process = command(
+        "train", "--data", "shapes", *FEW, "--set", "train.steps=5000", "--output", output, "--device", "cpu"
+    )
     log = output / "losses.csv"
     while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 3):
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == status, err
-    assert f"go on with: minimask train --resume --output '{output}'" in err
+    assert f"go on with: minimask train --resume --output '{output}' --device cpu" in err
     assert load_checkpoint(output / "checkpoint.npz").step >= 2
     assert "Traceback" not in err and out == ""
 

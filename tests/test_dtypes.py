@@ -252,6 +252,53 @@ def test_layers_refuse_integers_in_one_line(dtype):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("narrow", [0, 1, 2])
+def test_layers_refuse_two_dtypes_before_they_compute(narrow):
+    rng = np.random.default_rng(0)
+    arrays = rng.random((1, 4, 4, 4)), rng.random((4, 4, 1, 1)), rng.random(4)
+    x, w, b = (a.astype(np.float32 if i == narrow else np.float64) for i, a in enumerate(arrays))
+    norms = x, w[:, 0, 0, 0], b
+    for call in (
+        lambda: F.conv2d(x, w, b),
+        lambda: F.conv_transpose2d(x, w, b),
+        lambda: F.linear(x[0, 0], w[:, :, 0, 0], b),
+        lambda: F.batch_norm(*norms),
+        lambda: F.frozen_batch_norm(*norms, np.zeros(4), np.ones(4)),
+        lambda: F.group_norm(x, 2, *norms[1:]),
+    ):
+        with pytest.raises(
+            TypeError, match=r"must all have one dtype: x float(32|64), weight float"
+        ) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_the_losses_of_a_stage_take_targets_of_any_dtype():
+    rng = np.random.default_rng(0)
+    logits, deltas, boxes = rng.normal(size=(3, 2)), rng.normal(size=(3, 8)), rng.normal(size=(3, 4))
+    masks, cells = rng.normal(size=(3, 2, 2, 2)), rng.random((3, 2, 2)) > 0.5
+    labels = np.array([1, 0, 1])
+    positive, negative = np.array([0, 3]), np.array([1])
+    for loss, inputs, target in (
+        (
+            lambda x, d, t: F.rpn_loss(x, d.reshape(3, 2, 4), positive, negative, t),
+            (logits, deltas),
+            boxes[:2],
+        ),
+        (lambda x, d, t: F.box_head_loss(x, d, labels, t), (logits, deltas), boxes),
+        (lambda x, t: (F.mask_loss(x, labels, t),), (masks,), cells),
+        (lambda x, t: (F.softmax_mask_loss(x, labels, t),), (masks,), cells),
+    ):
+        target = target.astype(np.float32).astype(np.float64)  # the same numbers in both
+        given = [Tensor(x.astype(np.float32), requires_grad=True) for x in inputs]
+        wanted = [Tensor(x.data.copy(), requires_grad=True) for x in given]
+        sum(loss(*given, target)).backward()
+        sum(loss(*wanted, target.astype(np.float32))).backward()
+        for x, same in zip(given, wanted):
+            assert x.grad.dtype == np.float32
+            np.testing.assert_array_equal(x.grad, same.grad)
+
+
 def test_rois_may_be_whole_numbers():
     x, rois = np.arange(64.0).reshape(1, 1, 8, 8), np.array([[0, 1, 2, 5, 7]])
     for layer in (F.roi_align, F.roi_warp, F.roi_pool):

@@ -267,6 +267,10 @@ WRONG = {
     "image id a text": (first(image_id="11.png"), ["image_id must be a whole number, is '11.png'"]),
     "box of three": (first(bbox=[1, 2, 3]), ["bbox [1, 2, 3] must be four finite numbers"]),
     "box of NaN": (first(bbox=[1, 2, 3, float("inf")]), ["must be four finite numbers"]),
+    "box as corners from the right": (
+        first(bbox=[9, 5, -4, 2]),
+        ["bbox [9, 5, -4, 2] has a negative width or height"],
+    ),
     "neither box nor mask": (
         [{"image_id": 11, "category_id": 2, "score": 1}],
         ["result number 1 has no bbox"],

@@ -1,4 +1,4 @@
-"""The exercises: solutions are right, and usual mistakes, made in their text, are named."""
+"""The exercises: solutions are right, and common mistakes, made in their text, are named."""
 
 import re
 from pathlib import Path

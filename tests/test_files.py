@@ -274,6 +274,12 @@ def test_a_path_with_nul_is_one_line(tmp_path):
         open_regular(tmp_path / "a\0b")
 
 
+def test_a_name_that_is_too_long_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"aaa: is not a file name \(.*too long") as error:
+        write_text(tmp_path / ("a" * 5000), "new")
+    assert "\n" not in str(error.value)
+
+
 def test_a_file_name_that_is_no_utf8_survives_in_json(tmp_path):
     write_json(tmp_path / "a.json", {"file_name": "caf\udce9.png", "class": "é"})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")

@@ -41,7 +41,7 @@ LAYERS = (
     "__main__",
 )
 # The most code lines of each part; what stands in no other part is the system.
-BUDGETS = {"the system": 13900, "results and command": 4500, "lessons": 3700}
+BUDGETS = {"the system": 14000, "results and command": 4500, "lessons": 3700}
 BUDGETS |= {"inspection": 1600, "ablations": 800}
 PARTS = {
     "results": "results and command",

@@ -161,6 +161,19 @@ def test_the_second_signal_ends_at_once():
         assert caught.value.code == 143
 
 
+def test_a_handler_that_was_not_set_from_python_is_left_alone(monkeypatch):
+    """`getsignal` is None for it, and `signal` does not take that back."""
+    known = signal.getsignal
+    monkeypatch.setattr(
+        signal, "getsignal", lambda number: None if number == signal.SIGINT else known(number)
+    )
+    before = known(signal.SIGINT)
+    with StopSignals() as stop:
+        assert known(signal.SIGINT) is before
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+
+
 def test_outside_the_main_thread_signals_are_left_alone():
     seen = []
 

@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 _EXPECTED = {"below": "below", "equal": "inside"}  # the direction that agrees with the paper's claim
 SCORES = ("AP", "AP50", "AP75")
 TELLS = f"""\
-In per cent; mean ± standard deviation over n seeds. A difference is to the last row, seed by seed: both
+In per cent; mean ± standard deviation over n seeds. Differences are to the last row, seed by seed: both
 networks have the same pictures in the same order, and the same initial weights where they have the same
 layers. It is beyond the spread if its mean's {100 * CONFIDENCE:.0f} % interval (Student's t) leaves out 0.
 "Agrees" means with the paper."""

@@ -60,15 +60,22 @@ def as_floating(values):
 
 
 def require_floating(name: str, **arrays) -> None:
-    """Raise TypeError if an argument of the function `name` is not a floating point array.
+    """Raise TypeError if the arguments of the function `name` are not floating point arrays of one dtype.
 
-    Products of integers would wrap around, and their averages would be truncated.
+    Products of integers would wrap around, and their averages would be truncated. Of two dtypes the result
+    has the wider one, which the gradient of the narrower input must not have. None is left out.
     """
+    arrays = {argument: array for argument, array in arrays.items() if array is not None}
     for argument, array in arrays.items():
         if array.dtype.kind != "f":
             raise TypeError(
                 f"{name}: {argument} must be floating point, is {array.dtype}: {argument}.astype(np.float32)"
             )
+    if len({array.dtype for array in arrays.values()}) > 1:
+        found = ", ".join(f"{argument} {array.dtype}" for argument, array in arrays.items())
+        raise TypeError(
+            f"{name}: must all have one dtype: {found}; change the input's or the model's, by astype"
+        )
 
 
 @contextlib.contextmanager

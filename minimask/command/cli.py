@@ -78,7 +78,7 @@ def _run(argv: list[str], debug: bool, streams: Sequence[UnfailingStream]) -> in
             if distributed.world().size > 1 and arguments.run is not commands.train:
                 raise InputError("mpiexec is only for 'minimask train'; start this without it")
             if "device" in arguments:
-                arguments.device = backend.device(arguments.device)
+                arguments.given_device, arguments.device = arguments.device, backend.device(arguments.device)
             return arguments.run(arguments)
     except SystemExit as leaving:  # --help and --version; and the second SIGTERM
         return leaving.code if isinstance(leaving.code, int) else 0

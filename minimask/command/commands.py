@@ -51,7 +51,7 @@ def demo(arguments: argparse.Namespace) -> int:
     finished = run(config, output, note, arguments.device, tell_evaluation, tell_first)
     evaluation = finished.evaluation
     if evaluation is None:
-        return _stopped(finished.outcome, config, output)
+        return _stopped(finished.outcome, config, output, arguments)
     print(f"box AP {evaluation.box['AP']:.3f}, mask AP {evaluation.mask['AP']:.3f}", end="")
     print(f" (AP50 {evaluation.mask['AP50']:.3f}), after {finished.seconds:.0f} seconds. Look at")
     for name, what in {
@@ -103,7 +103,7 @@ def train(arguments: argparse.Namespace) -> int:
     watch = watching(config, validation, output, command, note)
     outcome = run(config, dataset, output, arguments.resume, False, note, device, start, watch)
     if outcome.stopped_by is not None:
-        return _stopped(outcome, config, output)
+        return _stopped(outcome, config, output, arguments)
     if world().rank:
         return 0  # process 0 evaluates and draws
     tell(f"{outcome.step} steps done: {outcome.checkpoint}")
@@ -283,7 +283,12 @@ def ablate(arguments: argparse.Namespace) -> int:
 def _ablate_command(arguments: argparse.Namespace, output: Path) -> str:
     words = ["minimask", "ablate", arguments.name, "--output", str(output)]
     words += ["--seeds", str(arguments.seeds)] if arguments.seeds else []
-    return shlex.join([*words, "--device", arguments.device] if arguments.device != "cpu" else words)
+    return shlex.join(words + _device_words(arguments))
+
+
+def _device_words(arguments: argparse.Namespace) -> list[str]:
+    """For a command that goes on with the work: its --device, where one was asked for."""
+    return [] if arguments.given_device == "auto" else ["--device", arguments.device]
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -324,10 +329,10 @@ def _draw_curves(output: Path) -> None:
         tell(f"{draw_curves(output)}: how the losses fell")
 
 
-def _stopped(outcome: Any, config: configuration.Config, output: Path) -> int:
+def _stopped(outcome: Any, config: configuration.Config, output: Path, arguments: argparse.Namespace) -> int:
     from minimask.training.keeper import resume_command
 
     done = f"stopped after step {outcome.step} of {config.train.steps}, saved"
-    line = one_line(f"{done}; go on with: {resume_command(output)}")
+    line = one_line(f"{done}; go on with: {' '.join([resume_command(output), *_device_words(arguments)])}")
     print(f"minimask: {line}", file=sys.stderr)
     return 128 + outcome.stopped_by

@@ -21,7 +21,7 @@ class Conv2d(Function):
         self.options = stride, padding, dilation, groups
 
     def forward(self, x, w, b):  # (N, C, H, W), (O, C/G, KH, KW), (O,) or None -> (N, O, P, Q)
-        require_floating("conv2d", x=x, weight=w)
+        require_floating("conv2d", x=x, weight=w, bias=b)
         self.geometry = Geometry.of(x.shape, w.shape, *self.options)
         self.save(x if self.needs[1] else None, w if self.needs[0] else None)
         return convolution.forward(x, w, b, self.geometry)
@@ -49,13 +49,15 @@ class ConvTranspose2d(Function):
         self.dilation, self.groups = as_pair(dilation), groups
 
     def forward(self, x, w, b):  # (N, C, H, W), (C, O/G, KH, KW), (O,) or None -> (N, O, P, Q)
-        require_floating("conv_transpose2d", x=x, weight=w)
+        require_floating("conv_transpose2d", x=x, weight=w, bias=b)
         if x.shape[1] != w.shape[0]:
             raise ValueError(
                 f"conv_transpose2d: x has {x.shape[1]} channels, weight {w.shape} takes {w.shape[0]}"
             )
         axes = zip(x.shape[2:], self.stride, self.padding, self.dilation, w.shape[2:], self.output_padding)
         size = [(n - 1) * s - 2 * p + d * (k - 1) + extra + 1 for n, s, p, d, k, extra in axes]
+        if min(size) < 1:
+            raise ValueError(f"conv_transpose2d: padding {self.padding} leaves nothing of x {x.shape}")
         y_shape = (x.shape[0], w.shape[1] * self.groups, *size)
         self.geometry = Geometry.of(y_shape, w.shape, self.stride, self.padding, self.dilation, self.groups)
         if self.geometry.out_size != x.shape[2:]:
@@ -81,7 +83,7 @@ class Linear(Function):
     """y = x w^T + b."""
 
     def forward(self, x, w, b):  # (R, D), (O, D), (O,) or None -> (R, O)
-        require_floating("linear", x=x, weight=w)
+        require_floating("linear", x=x, weight=w, bias=b)
         if x.ndim != 2 or x.shape[1] != w.shape[1]:
             raise ValueError(f"linear: x must be (rows, {w.shape[1]}), is {x.shape}")
         self.save(x if self.needs[1] else None, w if self.needs[0] else None)
@@ -121,7 +123,7 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups: int = 
     ValueError
         If channels, groups and kernel do not fit the input.
     TypeError
-        If x or weight is not floating point.
+        If x, weight and bias are not floating point, all of one dtype.
     """
     return Conv2d.apply(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
@@ -146,9 +148,10 @@ def conv_transpose2d(
     Raises
     ------
     ValueError
-        If channels, groups and kernel do not fit the input, or output_padding is not below the stride.
+        If channels, groups and kernel do not fit the input, padding leaves nothing of it, or output_padding
+        is not below the stride.
     TypeError
-        If x or weight is not floating point.
+        If x, weight and bias are not floating point, all of one dtype.
     """
     options = dict(
         stride=stride, padding=padding, output_padding=output_padding, dilation=dilation, groups=groups

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from minimask.autograd import Function, Tensor
-from minimask.backend import array_module
+from minimask.backend import array_module, require_floating
 from minimask.functions.activation import relu as relu_function
 from minimask.functions.conv import conv2d
 from minimask.functions.norm import frozen_batch_norm
@@ -25,6 +25,7 @@ class ConvFrozenNorm(Function):
         self.options, self.relu = (stride, padding, dilation, groups), relu
 
     def forward(self, x, w, s, t, r):  # (N, C, H, W), (O, C/G, KH, KW), (O,), (O,), (N, O, P, Q) or None
+        require_floating("conv_frozen_norm", x=x, weight=w, scale=s, shift=t, residual=r)
         self.geometry = Geometry.of(x.shape, w.shape, *self.options)
         sw = w * s[:, None, None, None]
         y = convolution.forward(x, sw, t, self.geometry, self.relu, r)

@@ -135,6 +135,7 @@ class RPNLoss(Function):
         sampled = xp.concatenate([self.positive, self.negative])
         is_object = (xp.arange(len(sampled)) < len(self.positive)).astype(logits.dtype)
         cls, g_logits = _sigmoid_cross_entropy(logits.reshape(-1)[sampled], is_object, xp)
+        targets = xp.asarray(targets, deltas.dtype)
         box, g_deltas = _smooth_l1(deltas.reshape(-1, 4)[self.positive], targets, self.beta, xp)
         self.save(sampled, g_logits, g_deltas, logits.shape, scale)
         return cls * scale, box * scale
@@ -162,6 +163,7 @@ class BoxHeadLoss(Function):
         classes = np.zeros_like(rows) if self.class_agnostic else labels[rows]
         rows, classes = xp.asarray(rows), xp.asarray(classes)
         boxes = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)  # (R, K+1, 4)
+        targets = xp.asarray(targets, deltas.dtype)
         box, g_deltas = _smooth_l1(boxes[rows, classes], targets[rows], self.beta, xp)
         self.save(g_logits, g_deltas, rows, classes, deltas.shape, scale)
         # L_box, too, is divided by the number of all RoIs, so every positive weighs the same in any image.
@@ -181,7 +183,8 @@ class MaskLoss(Function):
         self.class_agnostic = class_agnostic
 
     def forward(self, logits, labels, targets):  # (R, K+1, M, M), (R,), (R, M, M) -> ()
-        xp, scale = self.xp, 1.0 / max(targets.size, 1)
+        xp, targets = self.xp, self.xp.asarray(targets, logits.dtype)
+        scale = 1.0 / max(targets.size, 1)
         rows = xp.arange(len(logits))
         classes = xp.zeros_like(rows) if self.class_agnostic else xp.asarray(labels)
         loss, slope = _sigmoid_cross_entropy(logits[rows, classes], targets, xp)
@@ -202,7 +205,8 @@ class SoftmaxMaskLoss(Function):
     """
 
     def forward(self, logits, labels, targets):  # (R, K+1, M, M), (R,), (R, M, M) -> ()
-        xp, scale = self.xp, 1.0 / max(targets.size, 1)
+        xp, targets = self.xp, self.xp.asarray(targets, logits.dtype)
+        scale = 1.0 / max(targets.size, 1)
         rows, labels = xp.arange(len(logits)), xp.asarray(labels)
         p = logits - logits.max(axis=1, keepdims=True)  # cancels below, and no exponential overflows
         wanted = targets * p[rows, labels] + (1 - targets) * p[:, 0]  # (R, M, M)

@@ -20,6 +20,7 @@ class BatchNorm(Function):
         self.eps = eps
 
     def forward(self, x, weight, bias):  # (N, C, H, W), (C,), (C,) -> (N, C, H, W), mean (C,), var (C,)
+        backend.require_floating("batch_norm", x=x, weight=weight, bias=bias)
         m = max(x.size // x.shape[1], 1)  # without images, mean and variance are 0
         mean = x.sum(axis=(0, 2, 3), keepdims=True) / m
         centred = x - mean
@@ -55,6 +56,7 @@ class FrozenBatchNorm(Function):
         self.eps = eps
 
     def forward(self, x, weight, bias, mean, var):  # (N, C, H, W), the others (C,) -> (N, C, H, W)
+        backend.require_floating("frozen_batch_norm", x=x, weight=weight, bias=bias)
         scale = weight / self.xp.sqrt(var + self.eps)  # (C,)
         self.save(scale, mean, var, x if self.needs[1] else None)
         y = x * scale[:, None, None]
@@ -86,6 +88,7 @@ class GroupNorm(Function):
         self.groups, self.eps, self.relu = groups, eps, relu
 
     def forward(self, x, weight, bias):  # (N, C, H, W), (C,), (C,) -> (N, C, H, W)
+        backend.require_floating("group_norm", x=x, weight=weight, bias=bias)
         if x.shape[1] % self.groups:
             raise ValueError(f"group_norm: {x.shape[1]} channels do not divide into {self.groups} groups")
         xp = self.xp

@@ -181,7 +181,7 @@ def assemble(
     TypeError
         For an argument that does not exist.
     ValueError
-        If a number is out of range, or C4 is given a mask branch or keypoints.
+        If a number is out of range, or C4 is given a mask branch, keypoints or a canonical scale.
     """
     check_whole("trainable_backbone_layers", trainable_backbone_layers, 0, 5)
     if architecture.canonical_scale is not None:
@@ -191,6 +191,8 @@ def assemble(
         raise ValueError("mask_branch: on C4 the ResNet's last stage is the mask branch; leave it out")
     if a.num_keypoints and not a.pyramid:
         raise ValueError("num_keypoints: C4 has no keypoint head; take a network with a pyramid")
+    if a.canonical_scale is not None and not a.pyramid:
+        raise ValueError("canonical_scale: C4 has a single level to pool from; leave it out")
     norm = norm or partial(FrozenBatchNorm2d, eps=conventions.norm_eps)
     rng = None if seed is None else Draws(seed).rng(Purpose.WEIGHTS)
     stages = 4 if a.pyramid else 3

@@ -150,6 +150,12 @@ def _read(
     box, size = entry.get("bbox"), sizes[image_id]
     if box is not None and (not finite_numbers(box) or len(box) != 4):
         raise Fault(f"{place}: bbox {show(box)} must be four finite numbers: x, y, width, height", "bbox")
+    if box and min(box[2:]) < 0:
+        raise Fault(
+            f"{place}: bbox {show(box)} has a negative width or height; write x, y of its upper left corner, "
+            "then its size",
+            "bbox size",
+        )
     if "segm" in kinds:
         counts = check_mask(entry, place, *size).encode(*size)
         mask = {"size": list(size), "counts": counts}

@@ -12,8 +12,9 @@ class StopSignals:
     """Turns the first Ctrl-C or SIGTERM into a request, ``signal``, to be met between two steps.
 
     The second one ends the program at once. Outside the main thread, to which Python delivers signals,
-    nothing is caught. If one is nested in another, it passes on what it caught when it ends, so that the work
-    around it stops, too.
+    nothing is caught, nor is a signal whose handler was not set from Python, but by a program that embeds it:
+    that handler could not be put back. If one is nested in another, it passes on what it caught when it ends,
+    so that the work around it stops, too.
     """
 
     def __init__(self, tell: bool = True):
@@ -23,7 +24,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.signal(n, self._caught) for n in (signal.SIGINT, signal.SIGTERM)}
+            ours = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
+            self._before = {n: signal.signal(n, self._caught) for n in ours}
         return self
 
     def __exit__(self, *exception) -> None:

@@ -823,7 +823,7 @@ assert run_table(["relu", "softmax", "matmul"])
 # ## Exercises
 #
 # `exercises.check` runs your function on several inputs and says that it is right, or where it is wrong,
-# and which of the usual mistakes it looks like. Change the cells until it says "right". Solutions are in
+# and which of the common mistakes it looks like. Change the cells until it says "right". Solutions are in
 # `tutorials/solutions/`, but a wrong attempt teaches more than they do.
 #
 # **1.** The backward pass of a ReLU. The attempt below is what one writes first.

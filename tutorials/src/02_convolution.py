@@ -1208,7 +1208,7 @@ assert (
 #
 # ## Exercises
 #
-# **1.** im2col. The attempt below has one of the usual mistakes.
+# **1.** im2col. The attempt below has one of the common mistakes.
 
 # %%
 exercises.describe("im2col")

@@ -1068,7 +1068,7 @@ print(f"within t = ±0.01 the loss with new proposals moves by {spread:.4f}, wit
 #
 # ## Exercises
 #
-# **1.** Overlap. The attempt below has two of the usual mistakes; the check finds one after the other.
+# **1.** Overlap. The attempt below has two of the common mistakes; the check finds one after the other.
 
 # %%
 exercises.describe("box_iou")

@@ -1043,7 +1043,7 @@ assert max(best.values()) < 1e-8
 #
 # ## Exercises
 #
-# `exercises.check` says that your function is right, or where it is wrong and which usual mistake it looks
+# `exercises.check` says that your function is right, or where it is wrong and which common mistake it looks
 # like. Change the cells until it says "right". Solutions are in `tutorials/solutions/`.
 #
 # **1.** The mask loss with its gradient. Large logits occur. (Box coding was an exercise of notebook 04.)

@@ -909,7 +909,7 @@ assert FAST or counts[0, 0] - counts[at, 0] < (counts[at].sum() - counts[at, 0])
 #
 # ## Exercises
 #
-# `exercises.check` says that it is right, or where it is wrong and which usual mistake it looks like. Change the cells until it says
+# `exercises.check` says that it is right, or where it is wrong and which common mistake it looks like. Change the cells until it says
 # "right". Solutions are in `tutorials/solutions/`.
 #
 # **1.** The question of this notebook as a function: the last stage at which each object is still there. The try below goes from stage to stage until an object is gone.

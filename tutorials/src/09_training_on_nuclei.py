@@ -1082,7 +1082,7 @@ assert FAST or after.mask["AP50"] > healthy.judged[-1].mask["AP50"]
 #
 # ## Exercises
 #
-# `exercises.check` says that your function is right, or where it is wrong and which usual mistake it looks
+# `exercises.check` says that your function is right, or where it is wrong and which common mistake it looks
 # like. Change the cells until it says "right". Solutions are in `tutorials/solutions/`.
 #
 # **1.** A step of SGD.

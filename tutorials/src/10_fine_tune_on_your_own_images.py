@@ -897,7 +897,7 @@ assert status == 0 and (WORK / "run" / "checkpoint.npz").exists()
 #
 # ## Exercises
 #
-# `exercises.check` says that your function is right, or where it is wrong and which usual mistake it looks like. Change the cells until
+# `exercises.check` says that your function is right, or where it is wrong and which common mistake it looks like. Change the cells until
 # it says "right". Solutions are in `tutorials/solutions/`.
 #
 # **1.** Fill a network with another's weights, as far as they fit.

@@ -560,7 +560,7 @@ for name, ablation in ABLATIONS.items():
 #
 # ## Exercises
 #
-# `exercises.check` says that it is right, or where it is wrong and which usual mistake it looks like. Change the cells until it says
+# `exercises.check` says that it is right, or where it is wrong and which common mistake it looks like. Change the cells until it says
 # "right". Solutions are in `tutorials/solutions/`.
 #
 # **1.** The interval of a paired difference.

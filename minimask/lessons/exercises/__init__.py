@@ -1,7 +1,7 @@
 """Exercises that check themselves: ``check("roi_align_backward", mine)``.
 
 The reader writes a forward or backward pass. `check` says that it is right, or what is wrong: the worst
-element, and which usual mistake it looks like. `names` lists the exercises, `describe` prints a task, and
+element, and which common mistake it looks like. `names` lists the exercises, `describe` prints a task, and
 `mark` checks what a whole class hands in.
 """
 

@@ -31,7 +31,7 @@ class Verdict:
     text : str
         What `check` printed; there, long lines are wrapped.
     mistakes : tuple of str
-        The usual mistakes that would give what the function gave.
+        The common mistakes that would give what the function gave.
     notes : tuple of str
         Further remarks: on a right function, what it costs; on a wrong one, what NumPy warned of.
     inputs : tuple
@@ -113,7 +113,7 @@ class Exercise:
                 found = self._judge(mine, inputs, suspects)
                 if found.problem:
                     said = f"{name}: not yet right. Case {case!r}: {found.problem}."
-                    said += "".join(f"\n  It looks like a usual mistake: {m}." for m in found.mistakes)
+                    said += "".join(f"\n  It looks like a common mistake: {m}." for m in found.mistakes)
                     return _verdict(False, said, found.mistakes, [*found.notes, (left_out(), "")], inputs)
                 notes += found.notes
                 suspects = self._not_ruled_out(suspects, inputs)
@@ -130,7 +130,7 @@ class Exercise:
         }
 
     def mistaken(self, variant: tuple[str, int], inputs: tuple):
-        """What a usual mistake gives for these inputs."""
+        """What a common mistake gives for these inputs."""
         wrong, given = self.variants()[variant], dict(zip(self.parameters, inputs))
         with np.errstate(all="ignore"):
             if callable(wrong):
@@ -214,7 +214,7 @@ class Exercise:
         return next(filter(None, (self._named(suspects, part, part, inputs) for part in parts)), ())
 
     def _gives(self, variant: tuple[str, int], results: dict, names, inputs: tuple) -> bool:
-        """Whether a usual mistake gives those of the results that have these names."""
+        """Whether a common mistake gives those of the results that have these names."""
         try:
             wrong = self.by_name(self.mistaken(variant, inputs))
         except Exception:  # with these inputs, the mistake raises an exception

@@ -137,28 +137,30 @@ class _Labels:
 def _doubles(dataset: CocoDataset, labels: Callable) -> Iterator[Finding]:
     """Annotations with the same box as another one, of the same class or of a different one."""
     table, total = dataset.table, len(dataset.table.ids)
-    boxes = np.round(table.boxes, 1)
-    keys = np.column_stack([table.images, boxes, table.crowd]) if total else np.zeros((0, 6))
-    _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    first = first[inverse.reshape(-1)]  # (A,): the first annotation with the same box
-    again = first != np.arange(total)
+    where = np.column_stack([table.images, np.round(table.boxes, 1), table.crowd])  # (A, 6)
+    numbers: dict[bytes, int] = {}
+    masks = [numbers.setdefault(counts, len(numbers)) for counts in table.counts]  # equal for equal masks
+    duplicate = _seen_before(np.column_stack([where, table.labels]))
     # Two objects may share a box, but not a mask as well.
-    alike = np.array([table.counts[a] == table.counts[b] for a, b in enumerate(first)], bool)
-    same_class = table.labels == table.labels[first]
+    two_classes = _seen_before(np.column_stack([where, masks])) & ~duplicate
     text, mend = (
         "annotated twice: the same box and class",
         "remove one of the two: the second can never be found",
     )
-    if (again & same_class).any():
-        which = again & same_class
-        yield finding(HARMFUL, "duplicate", dataset.name, text, mend, labels(which), int(which.sum()), total)
-    which = again & ~same_class & alike
+    if duplicate.any():
+        count = int(duplicate.sum())
+        yield finding(HARMFUL, "duplicate", dataset.name, text, mend, labels(duplicate), count, total)
     text = "the same box and mask again, of another class"
     mend = "keep the class that is right: the network cannot learn both"
-    if which.any():
-        yield finding(
-            HARMFUL, "two classes", dataset.name, text, mend, labels(which), int(which.sum()), total
-        )
+    if two_classes.any():
+        count = int(two_classes.sum())
+        yield finding(HARMFUL, "two classes", dataset.name, text, mend, labels(two_classes), count, total)
+
+
+def _seen_before(rows: np.ndarray) -> np.ndarray:
+    """Of each row of a matrix, whether an earlier one is equal; (A,) bool."""
+    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return first[inverse.reshape(-1)] != np.arange(len(rows))
 
 
 def _crowds(dataset: CocoDataset, labels: Callable) -> Iterator[Finding]:
