@@ -38,48 +38,34 @@ def _theirs(ours):
     return peer
 
 
-def _torch_step(peer, optimizer, samples, rate: float) -> dict[str, float]:
-    import torch
-
-    images = [torch.from_numpy(sample.image).double() for sample in samples]
-    targets = [
-        {name: torch.from_numpy(np.ascontiguousarray(target[name])) for name in ("boxes", "labels", "masks")}
-        for target in (sample.target() for sample in samples)
-    ]
-    losses = peer(images, targets)
-    optimizer.zero_grad()
-    sum(losses.values()).backward()
-    torch.nn.utils.clip_grad_norm_(peer.parameters(), CLIP)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    values = {name: loss.item() for name, loss in losses.items()}
-    return values | {"loss": sum(values.values())}
-
-
 @pytest.mark.slow
 def test_the_first_fifty_losses_are_those_of_a_network_of_torchvisions_parts():
-    torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
+    from tests.benchmarks.torch_small import torch_optimizer, torch_step
+
     config = resolved(read_config("demo"))
     dataset = nuclei_sample("train")
     whole = [i for i in range(len(dataset)) if min(dataset.outline(i)[:2]) >= 256]  # no crop needs padding
     batches = Batches([dataset[i] for i in whole], 2, augmentation(config.data), seed=0)
     ours = _ours()
     theirs, mine = _theirs(ours), make_optimizer(ours, config.train)
-    named = list(theirs.named_parameters())
-    groups = [
-        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": config.train.weight_decay},
-        {"params": [p for _, p in named if p.ndim == 1], "weight_decay": 0.0},
-    ]
-    other, rate = torch.optim.SGD(groups, lr=0.1, momentum=config.train.momentum), learning_rate(config.train)
+    other, rate = torch_optimizer(theirs, config.train), learning_rate(config.train)
     worst = 0.0
     for step in range(STEPS):
         samples = batches(step)
         row = training_step(ours, mine, samples, Draws(0, step), rate(step), CLIP)
-        want = _torch_step(theirs, other, samples, rate(step))
+        want = torch_step(theirs, other, samples, rate(step), CLIP)
         error = {name: abs(row[name] - value) / max(1.0, value) for name, value in want.items()}
         worst = max(worst, *error.values())
         print(step, {name: f"{row[name]:.5f} {value:.5f}" for name, value in want.items()})
         assert max(error.values()) < 1e-6, f"step {step + 1}: {error}"
     print(f"worst {worst:.1e}")
+
+
+@pytest.mark.full
+def test_our_network_learns_as_well_as_one_of_torchvisions_parts(nuclei):
+    """What runs reached that are kept in tests/full/measured is compared, the others are trained."""
+    pytest.importorskip("torchvision")
+    from tests.full.beside_torch import run
+
+    assert run([]) == 0

@@ -1,7 +1,10 @@
-"""The network of `maskrcnn_small` in torchvision's classes, with the same parameters."""
+"""The network of `maskrcnn_small` in torchvision's classes, with the same parameters, and its training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import nn
 from torchvision.models.detection import MaskRCNN
@@ -85,3 +88,33 @@ def torch_small(model) -> MaskRCNN:
     )
     peer.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in model.state_dict().items()})
     return peer.train()
+
+
+def torch_optimizer(peer: nn.Module, options) -> torch.optim.SGD:
+    """SGD as `minimask.training` has it (a `TrainConfig`): norms and biases, the vectors, do not decay."""
+    groups = [
+        {"params": [p for p in peer.parameters() if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in peer.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=0.1, momentum=options.momentum)  # `torch_step` sets the rate
+
+
+def torch_step(
+    peer: nn.Module, optimizer: torch.optim.Optimizer, samples: Sequence, rate: float, clip_norm: float
+) -> dict[str, float]:
+    """One training step on minimask's samples, in the model's dtype; the losses, and their sum as "loss"."""
+    dtype = next(peer.parameters()).dtype
+    images = [torch.from_numpy(sample.image).to(dtype) for sample in samples]
+    targets = [
+        {name: torch.from_numpy(np.array(target[name])) for name in ("boxes", "labels", "masks")}
+        for target in (sample.target() for sample in samples)
+    ]
+    losses = peer(images, targets)
+    optimizer.zero_grad()
+    sum(losses.values()).backward()
+    torch.nn.utils.clip_grad_norm_(peer.parameters(), clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    values = {name: loss.item() for name, loss in losses.items()}
+    return values | {"loss": sum(values.values())}

@@ -5,8 +5,9 @@ of 50 images each, for several seeds, and compares box and mask AP on images of 
 it can be stopped at any time and started again with the same DIR, where a broken run is resumed. What a
 finished one reached is kept in ``tests/full/measured`` with its options (a trial with ``--set``, in DIR
 alone), and is not done again. The table so far is printed after each run, and by ``--print`` without
-training. The exit status is 0 if, wherever all seeds are done, the recipe's mean AP is no lower than the
-defaults' by more than the spread of the seeds.
+training. A record made with other options than today's recipe has does not count, and its run is done again.
+The exit status is 0 if, wherever all seeds are done, the recipe's mean AP is no lower than the defaults' by
+more than the spread of the seeds.
 """
 
 import argparse
@@ -14,11 +15,16 @@ import json
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from minimask.command.cli import main
+from minimask.command.fitting import fitted
+from minimask.config import Config, to_toml, with_settings
+from minimask.data import nuclei_sample, read_coco
+from minimask.models.networks import resolved
 from tests.full.measured import keep, kept
 from tests.recipe_sets import SETS, write_set
 
@@ -43,7 +49,7 @@ def data_of(root: Path, name: str) -> list[str]:
 def train(root: Path, name: str, recipe: str, seed: int, settings: list[str]) -> int:
     """One run, or what is missing of it; returns the exit status."""
     output, status = run_path(root, name, recipe, seed), 0
-    if not settings and kept(record_name(name, recipe, seed)):
+    if not settings and record(root, name, recipe, seed):
         return 0
     if not (output / "metrics.json").exists():
         arguments = ["train", "--resume", "--output", output]
@@ -53,8 +59,7 @@ def train(root: Path, name: str, recipe: str, seed: int, settings: list[str]) ->
         status = main([str(argument) for argument in arguments])
     if status == 0 and not settings:  # also if it was stopped between the end of a run and this line
         metrics = json.loads((output / "metrics.json").read_text())
-        options = tomllib.loads((output / "config.toml").read_text(encoding="utf-8"))
-        options["data"] = {key: v for key, v in options["data"].items() if key not in PATHS}
+        options = _without_paths((output / "config.toml").read_text(encoding="utf-8"))
         keep(record_name(name, recipe, seed), {"options": options} | {k: metrics[k] for k in ("box", "mask")})
     return status
 
@@ -63,13 +68,42 @@ def record_name(name: str, recipe: str, seed: int) -> str:
     return f"auto_recipe-{name}-{recipe}-{seed}"
 
 
+def record(root: Path, name: str, recipe: str, seed: int) -> dict | None:
+    """What a finished run reached, if today's options are those it was trained with."""
+    found = kept(record_name(name, recipe, seed))
+    if found and found["options"] != options_today(root, name, recipe, seed):
+        print(f"{record_name(name, recipe, seed)}: was trained with other options, and does not count")
+        return None
+    return found
+
+
+@cache
+def options_today(root: Path, name: str, recipe: str, seed: int) -> dict:
+    """The options that a run would be trained with, as its record has them."""
+    settings = [f"train.seed={seed}"]
+    config = with_settings(Config(), settings)
+    if recipe == "auto":
+        if name in SETS:
+            dataset = read_coco(write_set(name, root / name, COUNTS)["train"], root / name / "images")
+        else:
+            dataset = nuclei_sample("train")
+        config = fitted(config, dataset, settings).config
+    return _without_paths(to_toml(resolved(config)))
+
+
+def _without_paths(toml: str) -> dict:
+    options = tomllib.loads(toml)
+    options["data"] = {key: value for key, value in options["data"].items() if key not in PATHS}
+    return options
+
+
 def scores(root: Path, name: str, recipe: str, seeds: list[int]) -> np.ndarray:
     """(seeds that are finished, metrics)."""
     found = []
     for seed in seeds:
         path = run_path(root, name, recipe, seed) / "metrics.json"
         here = json.loads(path.read_text()) if path.exists() else None
-        if metrics := here or kept(record_name(name, recipe, seed)):
+        if metrics := here or record(root, name, recipe, seed):
             found.append([metrics[kind][metric] for kind, metric in METRICS])
     return np.array(found).reshape(-1, len(METRICS))
 

@@ -63,31 +63,13 @@ def train_theirs(model: MaskRCNN, config: Config, batches: Batches) -> Callable:
     """As `train_ours`, for a network of torchvision's parts with the weights of `model`."""
     import torch
 
-    from tests.benchmarks.torch_small import torch_small
+    from tests.benchmarks.torch_small import torch_optimizer, torch_small, torch_step
 
     torch.manual_seed(config.train.seed)
     peer = torch_small(model)
-    options, rate = config.train, learning_rate(config.train)
-    vectors = [p for p in peer.parameters() if p.ndim == 1]  # norms and biases, which do not decay
-    weights = [p for p in peer.parameters() if p.ndim > 1]
-    groups = [{"params": weights, "weight_decay": options.weight_decay}, {"params": vectors}]
-    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=options.momentum)
-    for step in tqdm(range(options.steps), mininterval=10):
-        samples = batches(step)
-        targets = [sample.target() for sample in samples]
-        losses = peer(
-            [torch.from_numpy(sample.image) for sample in samples],
-            [
-                {name: torch.from_numpy(np.array(target[name])) for name in ("boxes", "labels", "masks")}
-                for target in targets
-            ],
-        )
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        torch.nn.utils.clip_grad_norm_(peer.parameters(), options.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step)
-        optimizer.step()
+    optimizer, rate = torch_optimizer(peer, config.train), learning_rate(config.train)
+    for step in tqdm(range(config.train.steps), mininterval=10):
+        torch_step(peer, optimizer, batches(step), rate(step), config.train.clip_norm)
     peer.eval()
     peer.roi_heads.score_thresh, peer.roi_heads.detections_per_img = LEAST_SCORE, DETECTIONS
 
