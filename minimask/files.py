@@ -88,13 +88,19 @@ def real_path(path: str | Path) -> Path:
     Raises
     ------
     InputError
-        If they lead in a circle, or the path cannot be a file name.
+        If they lead in a circle, the path cannot be a file name, or nobody may look there.
     """
     try:
         real = Path(os.path.realpath(path))
-        in_circle = real.is_symlink()  # every link is resolved by now, except in a circle
-    except (OSError, ValueError) as error:  # too long; NUL, or surrogates
-        raise InputError(f"{path}: is not a file name ({getattr(error, 'strerror', error)})") from error
+        in_circle = stat.S_ISLNK(os.lstat(real).st_mode)  # every link is resolved by now, except in a circle
+    except (FileNotFoundError, NotADirectoryError):
+        return real
+    except ValueError as error:  # NUL, or surrogates
+        raise InputError(f"{path}: is not a file name ({error})") from error
+    except OSError as error:  # too long, or in a directory that may not be entered
+        raise InputError(
+            f"{path}: cannot be used ({error.strerror}); choose another name or place"
+        ) from error
     if in_circle:
         raise InputError(f"{path}: is a symbolic link that leads back to itself; remove it")
     return real

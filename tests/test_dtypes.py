@@ -221,8 +221,51 @@ def test_losses_of_float32_have_float32_gradients_whatever_they_are_compared_wit
 def test_losses_refuse_a_target_that_would_be_broadcast(loss):
     for x, target in ((np.zeros((4, 1)), np.zeros(4, int)), (np.zeros((4, 3)), np.zeros((4, 1), int))):
         if loss is not F.softmax_cross_entropy or target.ndim > 1:
-            with pytest.raises(ValueError, match=r"the target must be \(4,.*\), is \(4,"):
+            with pytest.raises(ValueError, match=rf"^{loss.__name__}: the target must be \(4,.*\), is \(4,"):
                 loss(x, target)
+
+
+@pytest.mark.parametrize(
+    ("loss", "inputs"),
+    {
+        "rpn_loss": ((3, 2), (3, 2, 4), np.array([0, 3]), np.array([1]), (1, 4)),
+        "box_head_loss": ((3, 2), (3, 8), np.array([1, 0, 1]), (3, 1)),
+        "mask_loss": ((3, 2, 4, 4), np.ones(3, int), (1, 4, 4)),
+        "softmax_mask_loss": ((3, 2, 4, 4), np.ones(3, int), (3, 4, 1)),
+        "keypoint_loss": ((3, 2, 4, 4), np.ones((3, 2), int), (1, 1)),
+    }.items(),
+)
+def test_the_losses_of_a_stage_refuse_a_target_that_would_be_broadcast(loss, inputs):
+    arrays = [np.ones(each) if isinstance(each, tuple) else each for each in inputs]
+    with pytest.raises(ValueError, match=rf"^{loss}: the target must be \(\d, \d.*\), is \("):
+        getattr(F, loss)(*arrays)
+
+
+@pytest.mark.parametrize("beta", [np.float64(1 / 9), np.float32(1 / 9)])
+def test_a_beta_of_numpy_leaves_gradients_in_float32(beta):
+    logits, deltas = np.zeros((3, 2), np.float32), np.ones((3, 8), np.float32)
+    labels, targets = np.array([1, 0, 1]), np.zeros((3, 4))
+    for loss in (
+        lambda x: F.rpn_loss(logits, x.reshape(3, 2, 4), np.array([0, 3]), np.array([1]), targets[:2], beta)[
+            1
+        ],
+        lambda x: F.box_head_loss(logits, x, labels, targets, beta)[1],
+        lambda x: F.smooth_l1(x, np.zeros((3, 8)), beta),
+    ):
+        x = Tensor(deltas, requires_grad=True)
+        loss(x).backward()
+        assert x.grad.dtype == np.float32 and x.grad.any()
+
+
+def test_what_is_put_together_from_two_dtypes_gives_each_its_gradient_in_its_own():
+    for join in (
+        lambda a, b: F.concatenate([a, b]),
+        lambda a, b: F.upsample_nearest(a, scale_factor=1, add=b),
+    ):
+        a, b = (Tensor(np.ones((1, 1, 2, 2), dtype), requires_grad=True) for dtype in ("f4", "f8"))
+        join(a, b).sum().backward()
+        assert a.grad.dtype == np.float32 and b.grad.dtype == np.float64
+        np.testing.assert_array_equal(a.grad, b.grad)
 
 
 @pytest.mark.parametrize("loss", [F.smooth_l1, F.l1, F.sigmoid_cross_entropy, F.softmax_cross_entropy])
@@ -265,10 +308,12 @@ def test_layers_refuse_two_dtypes_before_they_compute(narrow):
         lambda: F.batch_norm(*norms),
         lambda: F.frozen_batch_norm(*norms, np.zeros(4), np.ones(4)),
         lambda: F.group_norm(x, 2, *norms[1:]),
+        lambda: F.conv_frozen_norm(x, w, norms[1:]),
+        lambda: F.mask_head(x, [], (w, b), (w, b)),
+        lambda: F.keypoint_head(x, [], (w, b)),
+        lambda: F.rpn_head([x], (w, b), (w, b), (w, b)),
     ):
-        with pytest.raises(
-            TypeError, match=r"must all have one dtype: x float(32|64), weight float"
-        ) as error:
+        with pytest.raises(TypeError, match=r"^\w+: .+ is float\d\d, .+ float\d\d, and all must") as error:
             call()
         assert "\n" not in str(error.value)
 

@@ -397,6 +397,14 @@ def test_a_box_that_fits_but_ranks_below_the_limit_is_told():
     assert "by IoU 1.00, but is not among the best 1 of its image and class; --max-detections" in line
 
 
+def test_masks_that_are_right_and_rank_below_the_limit_are_not_called_wrong():
+    data = document()
+    wrong = truth(segmentation=lambda s: blank(40, 60), bbox=lambda b: [60, 40, 12, 15], score=lambda s: 1.0)
+    evaluation = score(data, wrong + truth(score=lambda s: 0.1), 1, ("segm",))
+    (line,) = reasons(data, evaluation)
+    assert line.startswith("mask AP is 0") and "is not among the best 1 of its image and class" in line
+
+
 def test_nothing_is_said_where_all_is_well(tmp_path):
     evaluation = score(document(), truth())
     assert reasons(document(), evaluation) == []

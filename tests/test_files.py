@@ -274,8 +274,15 @@ def test_a_path_with_nul_is_one_line(tmp_path):
         open_regular(tmp_path / "a\0b")
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may enter any directory")
+def test_a_directory_that_may_not_be_entered_is_one_line(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o600)
+    with pytest.raises(InputError, match=r"new: cannot be used \(Permission denied\); choose another"):
+        write_text(tmp_path / "closed" / "in" / "new", "text")
+
+
 def test_a_name_that_is_too_long_is_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"aaa: is not a file name \(.*too long") as error:
+    with pytest.raises(InputError, match=r"aaa: cannot be used \(.*too long") as error:
         write_text(tmp_path / ("a" * 5000), "new")
     assert "\n" not in str(error.value)
 

@@ -67,14 +67,18 @@ def require_floating(name: str, **arrays) -> None:
     """
     arrays = {argument: array for argument, array in arrays.items() if array is not None}
     for argument, array in arrays.items():
+        if not hasattr(array, "dtype"):
+            raise TypeError(f"{name}: {argument} must be an array, is a {type(array).__name__}")
         if array.dtype.kind != "f":
             raise TypeError(
                 f"{name}: {argument} must be floating point, is {array.dtype}: {argument}.astype(np.float32)"
             )
     if len({array.dtype for array in arrays.values()}) > 1:
-        found = ", ".join(f"{argument} {array.dtype}" for argument, array in arrays.items())
+        (first, dtype), *others = ((argument, array.dtype) for argument, array in arrays.items())
+        other, another = next(each for each in others if each[1] != dtype)
         raise TypeError(
-            f"{name}: must all have one dtype: {found}; change the input's or the model's, by astype"
+            f"{name}: {first} is {dtype}, {other} {another}, and all must have one dtype; change that of the "
+            "input or of the model by astype"
         )
 
 

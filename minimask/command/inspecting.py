@@ -49,7 +49,8 @@ def inspect(arguments: argparse.Namespace) -> int:
     facts = _facts(arguments, weights, source, found)
     title, progress = f"Inside a model: {image.name}", partial(each, title="drawing", unit="figures")
     figures = write_page(output, found, title, facts, varied, SHOWN_ABOVE, progress)
-    tell(f"{output}: {figures} figures, {len(found.result['labels'])} detections; open it in a browser")
+    count = len(found.result["labels"])
+    tell(f"{output}: {figures} figures, {count} detection{'s' * (count != 1)}; open it in a browser")
     return 0
 
 

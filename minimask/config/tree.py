@@ -187,8 +187,8 @@ def up_to_date(values: dict) -> dict:
     """Sections from TOML files and checkpoints of earlier versions, with today's options.
 
     The evaluation after training once had a limit of its own, ``evaluate.max_detections``, while ``predict``
-    went by ``model.detections``. Today there is one, the second, which takes over the first if it has
-    its default.
+    went by ``model.detections``. Today there is only ``model.detections``; where that has its default, it
+    takes the value of an old file's ``evaluate.max_detections``.
     """
     old = values.get("evaluate")
     if not isinstance(old, dict) or old.keys() != {"max_detections"}:

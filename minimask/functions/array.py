@@ -64,15 +64,15 @@ class Concatenate(Function):
         self.axis = axis
 
     def forward(self, *xs):
-        self.save([x.shape[self.axis] for x in xs])
+        self.save([(x.shape[self.axis], x.dtype) for x in xs])
         return self.xp.concatenate(xs, axis=self.axis)
 
     def backward(self, gy):
         gradients, begin = [], 0
         along = [slice(None)] * gy.ndim
-        for length, need in zip(self.saved[0], self.needs):
+        for (length, dtype), need in zip(self.saved[0], self.needs):
             along[self.axis] = slice(begin, begin + length)
-            gradients.append(gy[tuple(along)] if need else None)
+            gradients.append(gy[tuple(along)].astype(dtype, copy=False) if need else None)
             begin += length
         return tuple(gradients)
 

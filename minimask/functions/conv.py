@@ -50,6 +50,8 @@ class ConvTranspose2d(Function):
 
     def forward(self, x, w, b):  # (N, C, H, W), (C, O/G, KH, KW), (O,) or None -> (N, O, P, Q)
         require_floating("conv_transpose2d", x=x, weight=w, bias=b)
+        if x.ndim != 4 or w.ndim != 4:
+            raise ValueError(f"conv_transpose2d: x and weight must have 4 axes, not {x.shape} and {w.shape}")
         if x.shape[1] != w.shape[0]:
             raise ValueError(
                 f"conv_transpose2d: x has {x.shape[1]} channels, weight {w.shape} takes {w.shape[0]}"
@@ -57,9 +59,11 @@ class ConvTranspose2d(Function):
         axes = zip(x.shape[2:], self.stride, self.padding, self.dilation, w.shape[2:], self.output_padding)
         size = [(n - 1) * s - 2 * p + d * (k - 1) + extra + 1 for n, s, p, d, k, extra in axes]
         if min(size) < 1:
-            raise ValueError(f"conv_transpose2d: padding {self.padding} leaves nothing of x {x.shape}")
+            what = f"stride {self.stride}, padding {self.padding} and a {w.shape[2:]} kernel"
+            raise ValueError(f"conv_transpose2d: {what} leave nothing of x {x.shape}")
         y_shape = (x.shape[0], w.shape[1] * self.groups, *size)
-        self.geometry = Geometry.of(y_shape, w.shape, self.stride, self.padding, self.dilation, self.groups)
+        options = self.stride, self.padding, self.dilation, self.groups
+        self.geometry = Geometry.of(y_shape, w.shape, *options, "conv_transpose2d")
         if self.geometry.out_size != x.shape[2:]:
             raise ValueError(
                 f"conv_transpose2d: output_padding {self.output_padding} must be below the stride"
@@ -160,5 +164,13 @@ def conv_transpose2d(
 
 
 def linear(x, weight, bias=None) -> Tensor:
-    """Fully connected layer: (R, D) x (O, D) [+ (O,)] -> (R, O), y = x w^T + b."""
+    """Fully connected layer: (R, D) x (O, D) [+ (O,)] -> (R, O), y = x w^T + b.
+
+    Raises
+    ------
+    ValueError
+        If x is not (R, D).
+    TypeError
+        If x, weight and bias are not floating point, all of one dtype.
+    """
     return Linear.apply(x, weight, bias)

@@ -62,6 +62,13 @@ def conv_frozen_norm(
     Returns
     -------
     (N, O, P, Q) Tensor.
+
+    Raises
+    ------
+    ValueError
+        If channels, groups and kernel do not fit the input.
+    TypeError
+        If the arrays are not floating point, all of one dtype.
     """
     options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, relu=relu)
     return ConvFrozenNorm.apply(x, weight, *norm, residual, **options)

@@ -11,6 +11,7 @@ Shapes: R RoIs, C channels in, D in between, P x P features in, K keypoints, M x
 from __future__ import annotations
 
 from minimask.autograd import Function, Tensor
+from minimask.backend import require_floating
 from minimask.functions.activation import relu
 from minimask.functions.conv import conv2d, conv_transpose2d
 from minimask.functions.pool import upsample_bilinear
@@ -23,6 +24,9 @@ class KeypointHead(Function):
 
     def forward(self, x, *parameters):  # (R, C, P, P), n pairs w b, T d -> (R, K, 4P, 4P)
         *convs, (deconv, d) = zip(parameters[::2], parameters[1::2])
+        require_floating(
+            "keypoint_head", x=x, **{f"parameter {i}": each for i, each in enumerate(parameters)}
+        )
         hs, geometries = [x], []
         for w, b in convs:
             same = Geometry.of(hs[-1].shape, w.shape, 1, 1, 1, 1)

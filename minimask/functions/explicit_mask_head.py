@@ -11,6 +11,7 @@ Shapes: R RoIs, C channels, P x P features in, M x M = 2P x 2P masks out, K clas
 from __future__ import annotations
 
 from minimask.autograd import Function, Tensor
+from minimask.backend import require_floating
 from minimask.functions.activation import relu
 from minimask.functions.conv import conv2d, conv_transpose2d
 from minimask.kernels import convolution, elementwise
@@ -22,6 +23,7 @@ class MaskHead(Function):
 
     def forward(self, x, *parameters):  # (R, C, P, P), n pairs w b, D d, p q -> (R, K+1, M, M)
         *convs, (deconv, d), (p, q) = _in_pairs(parameters)
+        require_floating("mask_head", x=x, **{f"parameter {i}": each for i, each in enumerate(parameters)})
         hs, geometries = [x], []
         for w, b in convs:
             same = Geometry.of(hs[-1].shape, w.shape, 1, 1, 1, 1)

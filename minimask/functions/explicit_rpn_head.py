@@ -11,7 +11,7 @@ For each level, with the same weights (Faster R-CNN, section 3.1; FPN, section 4
 from __future__ import annotations
 
 from minimask.autograd import Function, Tensor
-from minimask.backend import device_of
+from minimask.backend import device_of, require_floating
 from minimask.functions.activation import relu
 from minimask.functions.array import concatenate
 from minimask.functions.conv import conv2d
@@ -23,6 +23,7 @@ class RPNHead(Function):
     """Objectness logits (N, A) and box deltas (N, A, 4), level by level, position by position."""
 
     def forward(self, w, b, u, c, v, e, *xs):  # as above, and the levels -> (N, A), (N, A, 4)
+        _require_floating(xs, w=w, b=b, u=u, c=c, v=v, e=e)
         xp, a = self.xp, len(u)
         uv, ce = xp.concatenate([u, v]), xp.concatenate([c, e])  # both 1x1 convolutions as one, of 5a outputs
         hs, geometries, logits, deltas = [], [], [], []
@@ -68,6 +69,7 @@ class _RPNHeadAtOnce(RPNHead):
         self.at_once = rpn_levels.has_room(xs, w)
         if not self.at_once:
             return super().forward(w, b, u, c, v, e, *xs)
+        _require_floating(xs, w=w, b=b, u=u, c=c, v=v, e=e)
         logits, deltas, h = rpn_levels.forward(xs, w, b, u, c, v, e)
         self.save(w, u, v, xs, h)
         return logits, deltas
@@ -78,6 +80,10 @@ class _RPNHeadAtOnce(RPNHead):
         w, u, v, xs, h = self.saved
         *gs, gxs = rpn_levels.backward(g_logits, g_deltas, xs, h, w, u, v, any(self.needs[6:]))
         return *gs, *(gxs[i] if need else None for i, need in enumerate(self.needs[6:]))
+
+
+def _require_floating(xs, **parameters) -> None:
+    require_floating("rpn_head", **{f"map {i}": x for i, x in enumerate(xs)}, **parameters)
 
 
 def _position_major(o, values: int):  # (N, a values, H, W) -> (N, H W a, values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from minimask.autograd import Function, Tensor
-from minimask.functions.loss import softmax_cross_entropy
+from minimask.functions.loss import require_shape, softmax_cross_entropy
 
 
 class KeypointLoss(Function):
@@ -19,6 +19,8 @@ class KeypointLoss(Function):
 
     def forward(self, x, cells, valid):  # (R, K, M, M), (R, K) int, (R, K) bool -> ()
         xp, rows = self.xp, np.arange(cells.size)
+        for target in (cells, valid):
+            require_shape("keypoint_loss", target.shape, x.shape[:2])
         maps = x.reshape(cells.size, x.shape[2] * x.shape[3])  # (R K, M^2)
         cells = xp.asarray(cells).reshape(-1)
         counted = xp.asarray(valid).reshape(-1).astype(x.dtype)

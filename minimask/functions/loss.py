@@ -56,9 +56,16 @@ def _smooth_l1(x, t, beta: float, xp):  # any shape twice -> sum, same shape
 # -------------------------------------------------------------------------------------------- plain losses
 
 
+def require_shape(name: str, given: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raise ValueError if a target has another shape than it is compared with."""
+    if given != wanted:  # (R, 1) beside (R,) would broadcast to (R, R)
+        raise ValueError(f"{name}: the target must be {wanted}, is {given}")
+
+
 class _SummedLoss(Function):
     """y = loss(x, target) / normalizer: a sum, divided by its number of terms if no number is given."""
 
+    name: str
     target_axes: int | None = None  # how many of x's axes the target has; None: all
 
     def __init__(self, normalizer: float | None = None):
@@ -69,10 +76,8 @@ class _SummedLoss(Function):
         raise NotImplementedError(f"{type(self).__name__} has no value_and_slope")
 
     def forward(self, x, target):  # -> ()
-        wanted = x.shape[: self.target_axes]
         given = target.shape if hasattr(target, "shape") else np.shape(target)  # of a list
-        if given != wanted:  # (R, 1) beside (R,) would broadcast to (R, R)
-            raise ValueError(f"{type(self).__name__}: the target must be {wanted}, is {given}")
+        require_shape(self.name, given, x.shape[: self.target_axes])
         loss, slope, terms = self.value_and_slope(x, target)
         scale = 1.0 / (self.normalizer or max(terms, 1))
         self.save(slope, scale)
@@ -87,7 +92,7 @@ class _SummedLoss(Function):
 class SoftmaxCrossEntropy(_SummedLoss):
     """y = sum_r -log softmax(x_r)[label_r] / normalizer."""
 
-    target_axes = 1
+    name, target_axes = "softmax_cross_entropy", 1
 
     def value_and_slope(self, x, labels):  # (R, K), (R,)
         return *_softmax_cross_entropy(x, labels, self.xp), len(x)
@@ -95,6 +100,8 @@ class SoftmaxCrossEntropy(_SummedLoss):
 
 class SigmoidCrossEntropy(_SummedLoss):
     """y = sum of -t log s(x) - (1 - t) log(1 - s(x)) / normalizer, s the sigmoid."""
+
+    name = "sigmoid_cross_entropy"
 
     def value_and_slope(self, x, target):  # same shape twice
         return *_sigmoid_cross_entropy(x, target, self.xp), x.size
@@ -107,7 +114,7 @@ class SmoothL1(_SummedLoss):
         if beta < 0:
             raise ValueError(f"smooth_l1: beta must not be negative, is {beta}")
         super().__init__(normalizer)
-        self.beta = beta
+        self.beta, self.name = float(beta), "smooth_l1" if beta else "l1"
 
     def value_and_slope(self, x, target):  # same shape twice
         return *_smooth_l1(x, target, self.beta, self.xp), x.size
@@ -127,7 +134,7 @@ class RPNLoss(Function):
 
     def __init__(self, positive, negative, beta: float, normalizer: float):
         self.positive, self.negative = positive, negative  # flat indices into (N A)
-        self.beta, self.normalizer = beta, normalizer
+        self.beta, self.normalizer = float(beta), normalizer
 
     def forward(self, logits, deltas, targets):  # (N, A), (N, A, 4), (R+, 4) -> (), ()
         xp, scale = self.xp, 1.0 / self.normalizer
@@ -136,6 +143,7 @@ class RPNLoss(Function):
         is_object = (xp.arange(len(sampled)) < len(self.positive)).astype(logits.dtype)
         cls, g_logits = _sigmoid_cross_entropy(logits.reshape(-1)[sampled], is_object, xp)
         targets = xp.asarray(targets, deltas.dtype)
+        require_shape("rpn_loss", targets.shape, (len(self.positive), 4))
         box, g_deltas = _smooth_l1(deltas.reshape(-1, 4)[self.positive], targets, self.beta, xp)
         self.save(sampled, g_logits, g_deltas, logits.shape, scale)
         return cls * scale, box * scale
@@ -153,7 +161,7 @@ class BoxHeadLoss(Function):
     """L_cls + L_box of R RoIs, as two numbers (Fast R-CNN, equations 1 to 3)."""
 
     def __init__(self, beta: float, class_agnostic: bool = False):
-        self.beta, self.class_agnostic = beta, class_agnostic
+        self.beta, self.class_agnostic = float(beta), class_agnostic
 
     def forward(self, logits, deltas, labels, targets):  # (R, K+1), (R, 4(K+1)), (R,), (R, 4) -> (), ()
         xp, scale = self.xp, 1.0 / max(len(logits), 1)
@@ -164,6 +172,7 @@ class BoxHeadLoss(Function):
         rows, classes = xp.asarray(rows), xp.asarray(classes)
         boxes = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)  # (R, K+1, 4)
         targets = xp.asarray(targets, deltas.dtype)
+        require_shape("box_head_loss", targets.shape, (len(logits), 4))
         box, g_deltas = _smooth_l1(boxes[rows, classes], targets[rows], self.beta, xp)
         self.save(g_logits, g_deltas, rows, classes, deltas.shape, scale)
         # L_box, too, is divided by the number of all RoIs, so every positive weighs the same in any image.
@@ -184,6 +193,7 @@ class MaskLoss(Function):
 
     def forward(self, logits, labels, targets):  # (R, K+1, M, M), (R,), (R, M, M) -> ()
         xp, targets = self.xp, self.xp.asarray(targets, logits.dtype)
+        require_shape("mask_loss", targets.shape, (len(logits), *logits.shape[2:]))
         scale = 1.0 / max(targets.size, 1)
         rows = xp.arange(len(logits))
         classes = xp.zeros_like(rows) if self.class_agnostic else xp.asarray(labels)
@@ -206,6 +216,7 @@ class SoftmaxMaskLoss(Function):
 
     def forward(self, logits, labels, targets):  # (R, K+1, M, M), (R,), (R, M, M) -> ()
         xp, targets = self.xp, self.xp.asarray(targets, logits.dtype)
+        require_shape("softmax_mask_loss", targets.shape, (len(logits), *logits.shape[2:]))
         scale = 1.0 / max(targets.size, 1)
         rows, labels = xp.arange(len(logits)), xp.asarray(labels)
         p = logits - logits.max(axis=1, keepdims=True)  # cancels below, and no exponential overflows

@@ -56,7 +56,7 @@ class FrozenBatchNorm(Function):
         self.eps = eps
 
     def forward(self, x, weight, bias, mean, var):  # (N, C, H, W), the others (C,) -> (N, C, H, W)
-        backend.require_floating("frozen_batch_norm", x=x, weight=weight, bias=bias)
+        backend.require_floating("frozen_batch_norm", x=x, weight=weight, bias=bias, mean=mean, var=var)
         scale = weight / self.xp.sqrt(var + self.eps)  # (C,)
         self.save(scale, mean, var, x if self.needs[1] else None)
         y = x * scale[:, None, None]
@@ -174,12 +174,23 @@ def batch_norm(x, weight, bias, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tens
     y : (N, C, H, W) Tensor
     mean, var : (C,) Tensors
         Of this batch (var divided by m = N H W, not m - 1), for running averages.
+
+    Raises
+    ------
+    TypeError
+        If x, weight and bias are not floating point, all of one dtype.
     """
     return BatchNorm.apply(x, weight, bias, eps=eps)
 
 
 def frozen_batch_norm(x, weight, bias, mean, var, eps: float = 1e-5) -> Tensor:
-    """Batch normalisation with constant mean and variance (C,): a scale and a shift for each channel."""
+    """Batch normalisation with constant mean and variance (C,): a scale and a shift for each channel.
+
+    Raises
+    ------
+    TypeError
+        If they are not floating point, all of one dtype.
+    """
     return FrozenBatchNorm.apply(x, weight, bias, mean, var, eps=eps)
 
 
@@ -199,5 +210,7 @@ def group_norm(x, groups: int, weight, bias, eps: float = 1e-5, relu: bool = Fal
     ------
     ValueError
         If the channels do not divide into the groups.
+    TypeError
+        If x, weight and bias are not floating point, all of one dtype.
     """
     return GroupNorm.apply(x, weight, bias, groups=groups, eps=eps, relu=relu)

@@ -45,7 +45,7 @@ class UpsampleNearest(Function):
 
     def backward(self, gy):
         gx = resample.nearest_gradient(gy, self.saved[0]) if self.needs[0] else None
-        return gx, gy if self.needs[1] else None
+        return tuple(g.astype(k[1], copy=False) if k else None for g, k in zip((gx, gy), self.input_kinds))
 
 
 class UpsampleBilinear(Function):

@@ -37,7 +37,7 @@ class RoIAlign(Function):
         self.sampling, self.scales, self.levels = sampling, scales, levels
 
     def forward(self, rois, *xs):  # (R, 5), L of (N, C, H, W) -> (R, C, PH, PW)
-        backend.require_floating(type(self).__name__, x=xs[0])
+        backend.require_floating(type(self).__name__, **{f"map {i}": x for i, x in enumerate(xs)})
         shapes = [x.shape for x in xs]
         rois, levels = beside(xs[0], rois, self.levels)
         plan = align.Plan.build(rois, levels, shapes, self.scales, self.sampling, xs[0].dtype)

@@ -31,23 +31,25 @@ class Geometry:
     groups: int
 
     @classmethod
-    def of(cls, x_shape, w_shape, stride, padding, dilation, groups: int) -> Geometry:
-        """Check the sizes against each other; single numbers stand for pairs."""
+    def of(cls, x_shape, w_shape, stride, padding, dilation, groups: int, name: str = "conv2d") -> Geometry:
+        """Check the sizes against each other; single numbers stand for pairs, errors begin with `name`."""
         stride, padding = as_pair(stride, "stride"), as_pair(padding, "padding")
         dilation = as_pair(dilation, "dilation")
         if len(x_shape) != 4 or len(w_shape) != 4:
-            raise ValueError(f"conv2d: x and weight must have 4 axes, not shapes {x_shape} and {w_shape}")
+            raise ValueError(f"{name}: x and weight must have 4 axes, not shapes {x_shape} and {w_shape}")
         if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or groups < 1:
             positive = f"stride {stride}, dilation {dilation} and groups {groups}"
-            raise ValueError(f"convolution: {positive} must be positive, padding {padding} not negative")
+            raise ValueError(f"{name}: {positive} must be positive, padding {padding} not negative")
         if x_shape[1] != w_shape[1] * groups or w_shape[0] % groups:
             raise ValueError(
-                f"conv2d: x has {x_shape[1]} channels; weight {w_shape} with groups={groups} reads "
+                f"{name}: x has {x_shape[1]} channels; weight {w_shape} with groups={groups} reads "
                 f"{w_shape[1] * groups} and must write a multiple of {groups}"
             )
         geometry = cls(tuple(x_shape), tuple(w_shape), stride, padding, dilation, groups)
         if min(geometry.out_size) < 1:
-            raise ValueError(f"a {w_shape[2:]} kernel does not fit into {x_shape[2:]} padded by {padding}")
+            raise ValueError(
+                f"{name}: a {w_shape[2:]} kernel does not fit into {x_shape[2:]} padded by {padding}"
+            )
         return geometry
 
     @cached_property

@@ -19,7 +19,7 @@ ELEMENTS_AT_ONCE = 1 << 20
 def geometry(x_shape, kernel, stride, padding) -> Geometry:
     """The sizes of a pooling: those of a convolution of N C images with one channel."""
     n, c, h, w = x_shape
-    return Geometry.of((n * c, 1, h, w), (1, 1, *kernel), stride, padding, 1, 1)
+    return Geometry.of((n * c, 1, h, w), (1, 1, *kernel), stride, padding, 1, 1, "max_pool2d")
 
 
 def _index_dtype(g: Geometry):

@@ -81,7 +81,7 @@ class Architecture:
         Sides of the square anchors, in pixels: one for each of P2..P6, or all those of C4's single level.
     canonical_scale : number, optional
         Side of a square box that the heads pool from P4, in pixels (see `minimask.models.box_head.Pooler`);
-        by default 224 where P2 has stride 4, otherwise in proportion to that stride. C4 ignores it.
+        by default 224 where P2 has stride 4, otherwise in proportion to that stride. C4 has none.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)

@@ -97,7 +97,7 @@ def maskrcnn_resnet50_fpn(
         Sides of the square anchors, in pixels: one for each of P2..P6, or all those of C4's single level;
         each also comes at ratios 1/2 and 2. By default the architecture's.
     canonical_scale : number, optional
-        Side of a box that the heads pool from P4, in pixels; by default the architecture's. C4 ignores it.
+        Side of a box that the heads pool from P4, in pixels; by default the architecture's. C4 has none.
     image_mean, image_std : three floats, optional
         RGB, for images in 0..1; by default the conventions'.
     norm : callable, optional

@@ -6,7 +6,7 @@ import numpy as np
 
 from minimask.boxes import box_iou
 from minimask.results.elsewhere import looks_like_corners
-from minimask.results.evaluate import Evaluation
+from minimask.results.evaluate import KEYPOINT_DETECTIONS, Evaluation
 
 HARDLY = 0.05
 """Boxes with a lower AP50 are hits by chance, and say nothing about masks."""
@@ -48,7 +48,21 @@ def _why_zero(document: dict, evaluation: Evaluation, zero: list[str]) -> str:
     kinds = ("bbox", *(["segm"] if evaluation.mask is not None else []))
     if "box" in zero and looks_like_corners(found, kinds, sizes):
         return "the boxes look like x1, y1, x2, y2; COCO means x, y, width, height: convert them"
-    same, other = _overlaps(objects, found)
+    most = evaluation.max_detections
+    if zero == ["keypoint"]:
+        most = min(most, KEYPOINT_DETECTIONS)
+    same, other = _overlaps(objects, _best(found, most))
+    low, _ = _overlaps(objects, found)
+    if same < 0.5 <= low and other < 0.5:
+        more = (
+            "; --max-detections counts more"
+            if most == evaluation.max_detections
+            else ", which are all that count"
+        )
+        return (
+            f"a box overlaps an object of its class by IoU {low:.2f}, but is not among the best {most} of "
+            f"its image and class{more}"
+        )
     if "box" not in zero and ("box" in evaluation.kinds or same >= 0.5):
         boxes = evaluation.box
         if boxes and boxes["AP50"] < HARDLY:
@@ -61,11 +75,6 @@ def _why_zero(document: dict, evaluation: Evaluation, zero: list[str]) -> str:
             f"detections overlap objects, but of other classes (IoU up to {other:.2f}, {same:.2f} of the "
             "same class); compare the ids of the classes"
         )
-    if same >= 0.5:
-        return (
-            f"a box overlaps an object of its class by IoU {same:.2f}, but is not among the best "
-            f"{evaluation.max_detections} of its image and class; --max-detections counts more"
-        )
     scores = {d["score"] for d in found}
     alike = (
         f"; all scores are {next(iter(scores)):g}, too, so that nothing ranks them"
@@ -73,6 +82,14 @@ def _why_zero(document: dict, evaluation: Evaluation, zero: list[str]) -> str:
         else ""
     )
     return f"no box overlaps an object of its class by more than IoU {same:.2f}, where 0.5 counts{alike}"
+
+
+def _best(found: list[dict], most: int) -> list[dict]:
+    """The detections that count: the best of each image and class."""
+    of_class: dict[tuple, list[dict]] = defaultdict(list)
+    for detection in sorted(found, key=lambda d: d["score"], reverse=True):
+        of_class[detection["image_id"], detection["category_id"]].append(detection)
+    return [detection for ranked in of_class.values() for detection in ranked[:most]]
 
 
 def _overlaps(objects: list[dict], found: list[dict]) -> tuple[float, float]:

@@ -3,8 +3,8 @@
 Trains maskrcnn_small with the defaults and with the recipe on the packaged nuclei, and on two generated sets
 of 50 images each, for several seeds, and compares box and mask AP on images of their own. Hours on two cores;
 it can be stopped at any time and started again with the same DIR, where a broken run is resumed. What a
-finished one reached is kept in ``tests/full/measured`` with its options (a trial with ``--set``, in DIR
-alone), and is not done again. The table so far is printed after each run, and by ``--print`` without
+finished one reached is kept in ``tests/full/measured`` with its options, and is not done again; a trial with
+``--set`` stays in DIR. The table so far is printed after each run, and by ``--print`` without
 training. A record made with other options than today's recipe has does not count, and its run is done again.
 The exit status is 0 if, wherever all seeds are done, the recipe's mean AP is no lower than the defaults' by
 more than the spread of the seeds.
@@ -48,39 +48,45 @@ def data_of(root: Path, name: str) -> list[str]:
 
 def train(root: Path, name: str, recipe: str, seed: int, settings: list[str]) -> int:
     """One run, or what is missing of it; returns the exit status."""
-    output, status = run_path(root, name, recipe, seed), 0
-    if not settings and record(root, name, recipe, seed):
+    if finished(root, name, recipe, seed, settings):
         return 0
-    if not (output / "metrics.json").exists():
-        arguments = ["train", "--resume", "--output", output]
-        if not (output / "checkpoint.npz").exists():
-            arguments = ["train", *data_of(root, name), *RECIPES[recipe], "--output", output]
-            arguments += [part for text in (f"train.seed={seed}", *settings) for part in ("--set", text)]
-        status = main([str(argument) for argument in arguments])
-    if status == 0 and not settings:  # also if it was stopped between the end of a run and this line
-        metrics = json.loads((output / "metrics.json").read_text())
-        options = _without_paths((output / "config.toml").read_text(encoding="utf-8"))
-        keep(record_name(name, recipe, seed), {"options": options} | {k: metrics[k] for k in ("box", "mask")})
-    return status
+    output = run_path(root, name, recipe, seed)
+    arguments = ["train", "--resume", "--output", output]
+    if not (output / "checkpoint.npz").exists():
+        arguments = ["train", *data_of(root, name), *RECIPES[recipe], "--output", output]
+        arguments += [part for text in (f"train.seed={seed}", *settings) for part in ("--set", text)]
+    if status := main([str(argument) for argument in arguments]):
+        return status
+    finished(root, name, recipe, seed, settings)  # keeps it
+    return 0
 
 
-def record_name(name: str, recipe: str, seed: int) -> str:
-    return f"auto_recipe-{name}-{recipe}-{seed}"
+def finished(root: Path, name: str, recipe: str, seed: int, settings: list[str]) -> dict | None:
+    """What a run reached, if it is done: in DIR, or, unless it is a trial, in the records.
 
-
-def record(root: Path, name: str, recipe: str, seed: int) -> dict | None:
-    """What a finished run reached, if today's options are those it was trained with."""
-    found = kept(record_name(name, recipe, seed))
-    if found and found["options"] != options_today(root, name, recipe, seed):
-        print(f"{record_name(name, recipe, seed)}: was trained with other options, and does not count")
-        return None
-    return found
+    Raises
+    ------
+    SystemExit
+        If the run in DIR, done or not, has other options.
+    """
+    output, options = run_path(root, name, recipe, seed), options_today(root, name, recipe, seed, *settings)
+    record = f"auto_recipe-{name}-{recipe}-{seed}"
+    if (output / "config.toml").exists():
+        if _without_paths((output / "config.toml").read_text(encoding="utf-8")) != options:
+            sys.exit(f"{output}: holds a run with other options; give another DIR, or remove it")
+        if (output / "metrics.json").exists():
+            metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+            found = {kind: metrics[kind] for kind in ("box", "mask")}
+            if not settings and not kept(record, options):
+                keep(record, options, found)
+            return found
+    return None if settings else kept(record, options)
 
 
 @cache
-def options_today(root: Path, name: str, recipe: str, seed: int) -> dict:
+def options_today(root: Path, name: str, recipe: str, seed: int, *trial: str) -> dict:
     """The options that a run would be trained with, as its record has them."""
-    settings = [f"train.seed={seed}"]
+    settings = [f"train.seed={seed}", *trial]
     config = with_settings(Config(), settings)
     if recipe == "auto":
         if name in SETS:
@@ -97,24 +103,21 @@ def _without_paths(toml: str) -> dict:
     return options
 
 
-def scores(root: Path, name: str, recipe: str, seeds: list[int]) -> np.ndarray:
+def scores(root: Path, name: str, recipe: str, seeds: list[int], settings: list[str]) -> np.ndarray:
     """(seeds that are finished, metrics)."""
-    found = []
-    for seed in seeds:
-        path = run_path(root, name, recipe, seed) / "metrics.json"
-        here = json.loads(path.read_text()) if path.exists() else None
-        if metrics := here or record(root, name, recipe, seed):
-            found.append([metrics[kind][metric] for kind, metric in METRICS])
-    return np.array(found).reshape(-1, len(METRICS))
+    runs = [run for seed in seeds if (run := finished(root, name, recipe, seed, settings))]
+    return np.array([[run[kind][metric] for kind, metric in METRICS] for run in runs]).reshape(
+        -1, len(METRICS)
+    )
 
 
-def table(root: Path, names: list[str], seeds: list[int]) -> tuple[list[str], bool]:
+def table(root: Path, names: list[str], seeds: list[int], settings: list[str]) -> tuple[list[str], bool]:
     """The comparison in Markdown, and whether the recipe holds wherever all seeds are there."""
     titles = [f"{kind} {metric}" for kind, metric in METRICS]
     lines = [f"| data | recipe | runs | {' | '.join(titles)} | |", "| --- " * (len(titles) + 4) + "|"]
     holds = True
     for name in names:
-        defaults, auto = (scores(root, name, recipe, seeds) for recipe in RECIPES)
+        defaults, auto = (scores(root, name, recipe, seeds, settings) for recipe in RECIPES)
         verdict = ""
         if len(defaults) == len(auto) == len(seeds):
             spread = np.maximum(np.ptp(defaults, axis=0), np.ptp(auto, axis=0))
@@ -150,8 +153,8 @@ def run(argv: list[str]) -> int:
                 print(f"\n# {name}, {recipe}, seed {seed}", flush=True)
                 if status := train(root, name, recipe, seed, given.set):
                     return status
-                print("\n".join(table(root, given.sets, given.seeds)[0]), flush=True)
-    lines, holds = table(root, given.sets, given.seeds)
+                print("\n".join(table(root, given.sets, given.seeds, given.set)[0]), flush=True)
+    lines, holds = table(root, given.sets, given.seeds, given.set)
     print("\n".join(lines))
     return 0 if holds else 1
 

@@ -4,7 +4,7 @@ Trains both on the nuclei from the same weights and on the same 1500 batches of 
 learning rates, and compares their AP on the validation images at full size, for several seeds. Each system
 draws its own anchors and RoIs, so losses differ from the first step on (tests/test_torch_training.py compares
 them without draws). A run takes a quarter of an hour on two cores. What a finished one reached is kept in
-``tests/full/measured``, and a run that is there is not done again; ``--print`` shows the table so far. Needs
+``tests/full/measured`` with the options, and is not done again; ``--print`` shows the table so far. Needs
 torch, torchvision and MINIMASK_DATA. The exit status is 0 unless, with all seeds done, the means of mask AP
 differ by more than the wider of the two spreads.
 """
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minimask.config import Config, with_settings
+from minimask.config import Config, to_toml, with_settings
 from minimask.data import Batches, CocoDataset, read_coco
 from minimask.data.rle import encode_mask
 from minimask.models import maskrcnn_resnet50_fpn
@@ -33,7 +34,7 @@ from minimask.training.loop import augmentation, learning_rate, make_optimizer, 
 from tests.full.measured import keep, kept
 
 SIDES = ("minimask", "torchvision")
-DETECTIONS, LEAST_SCORE = 400, 0.01
+STEPS, DETECTIONS, LEAST_SCORE = 1500, 400, 0.01
 METRICS = (("bbox", "AP"), ("segm", "AP"), ("segm", "AP50"))
 
 
@@ -94,10 +95,15 @@ class _Pasted:
         return [{"size": list(mask.shape), "counts": encode_mask(mask).decode("ascii")} for mask in inside]
 
 
-def measure(side: str, seed: int, steps: int, nuclei: Path) -> dict[str, dict[str, float]]:
+def configuration(seed: int, steps: int) -> Config:
+    return resolved(
+        with_settings(Config(), ["data.flip_vertical=true", f"train.seed={seed}", f"train.steps={steps}"])
+    )
+
+
+def measure(side: str, config: Config, nuclei: Path) -> dict[str, dict[str, float]]:
     """Train one network and evaluate it."""
-    settings = ["data.flip_vertical=true", f"train.seed={seed}", f"train.steps={steps}"]
-    config = resolved(with_settings(Config(), settings))
+    seed = config.train.seed
     train = read_coco(nuclei / "train.json", nuclei / "images")
     batches = Batches(train, config.train.batch_size, augmentation(config.data), seed)
     fit = train_ours if side == "minimask" else train_theirs
@@ -120,7 +126,7 @@ def table(seeds: list[int]) -> tuple[list[str], bool]:
     lines = ["| | seeds | box AP | mask AP | mask AP50 |", "| --- | --- | --- | --- | --- |"]
     found = {}
     for side in SIDES:
-        runs = [run for seed in seeds if (run := kept(f"beside_torch-{side}-{seed}"))]
+        runs = [run for seed in seeds if (run := kept(*_record(side, configuration(seed, STEPS))))]
         found[side] = np.array([[run[kind][metric] for kind, metric in METRICS] for run in runs])
         means = found[side].mean(axis=0) if runs else []
         cells = [
@@ -133,22 +139,28 @@ def table(seeds: list[int]) -> tuple[list[str], bool]:
     return lines, bool(abs(ours.mean() - theirs.mean()) <= max(np.ptp(ours), np.ptp(theirs)))
 
 
+def _record(side: str, config: Config) -> tuple[str, dict]:
+    """A run's name and options."""
+    return f"beside_torch-{side}-{config.train.seed}", tomllib.loads(to_toml(config))
+
+
 def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1500, help="fewer for a trial, which is not kept")
+    parser.add_argument("--steps", type=int, default=STEPS, help="fewer for a trial, which is not kept")
     parser.add_argument("--print", action="store_true", help="the table so far, without training")
     given = parser.parse_args(argv)
     for seed in given.seeds if not given.print else []:
         for side in SIDES:
-            name = f"beside_torch-{side}-{seed}"
-            if given.steps == 1500 and kept(name):
+            config = configuration(seed, given.steps)
+            record = _record(side, config)
+            if given.steps == STEPS and kept(*record):
                 continue
             print(f"\n# {side}, seed {seed}", flush=True)
-            found = measure(side, seed, given.steps, Path(os.environ["MINIMASK_DATA"]) / "nuclei")
+            found = measure(side, config, Path(os.environ["MINIMASK_DATA"]) / "nuclei")
             print(json.dumps(found), flush=True)
-            if given.steps == 1500:
-                keep(name, found)
+            if given.steps == STEPS:
+                keep(*record, found)
     lines, holds = table(given.seeds)
     print("\n".join(lines))
     return 0 if holds else 1

@@ -115,7 +115,8 @@ def _lines(path: Path) -> list[tuple[str, list[str]]]:
 def _unnamed(lines: dict[str, list], note: Callable[[str], None]) -> dict[int, str]:
     numbers = sorted({_class(fields[0], place) for found in lines.values() for place, fields in found})
     names = {number: f"class {number}" for number in numbers}
-    note(f"no data.yaml, classes.txt or --classes: the classes are called {some([*names.values()])}")
+    if numbers:
+        note(f"no data.yaml, classes.txt or --classes: the classes are called {some([*names.values()])}")
     return names
 
 
