@@ -26,7 +26,7 @@ def _ours():
     counts = dict(rpn_batch_size_per_image=ALL, box_batch_size_per_image=ALL)
     counts |= dict(rpn_pre_nms_top_n_train=1000, rpn_post_nms_top_n_train=1000)
     sizes = dict(architecture=SMALL, norm=GroupNorm, min_size=256, max_size=1600)
-    return maskrcnn_resnet50_fpn(2, 5, **sizes, **counts).astype(np.float64).train()
+    return maskrcnn_resnet50_fpn(2, trainable_backbone_layers=5, **sizes, **counts).astype(np.float64).train()
 
 
 def _theirs(ours):

@@ -41,7 +41,7 @@ METRICS = (("bbox", "AP"), ("segm", "AP"), ("segm", "AP50"))
 def our_network(seed: int) -> MaskRCNN:
     """`maskrcnn_small`'s sizes with torchvision's conventions; crops of 256 pixels are not scaled."""
     sizes = dict(architecture=SMALL, norm=GroupNorm, min_size=256, max_size=1600)
-    return maskrcnn_resnet50_fpn(2, seed, **sizes).train()
+    return maskrcnn_resnet50_fpn(2, trainable_backbone_layers=5, seed=seed, **sizes).train()
 
 
 def train_ours(model: MaskRCNN, config: Config, batches: Batches) -> Callable:
