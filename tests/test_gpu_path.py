@@ -132,6 +132,7 @@ def compare(ours, theirs, tolerance: float) -> None:
             np.testing.assert_allclose(ours[group][name], array, rtol=0, atol=tolerance * size, err_msg=name)
 
 
+@pytest.mark.slow
 def test_three_steps_in_float64_equal_the_cpus_and_wait_only_where_they_say(cupy, launched, cpu_steps):
     syncs.clear()
     found = three_steps("cuda")

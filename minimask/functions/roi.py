@@ -31,13 +31,14 @@ from minimask.kernels.roi_launch import beside
 class RoIAlign(Function):
     """y = A x: each bin is the average (or maximum) of bilinear samples; nothing is rounded (section 3)."""
 
+    name = "roi_align"
     giving_dtype = slice(1, None)  # the features, not the RoIs
 
     def __init__(self, sampling: align.Sampling, scales: tuple[float, ...], levels=None):
         self.sampling, self.scales, self.levels = sampling, scales, levels
 
     def forward(self, rois, *xs):  # (R, 5), L of (N, C, H, W) -> (R, C, PH, PW)
-        backend.require_floating(type(self).__name__, **{f"map {i}": x for i, x in enumerate(xs)})
+        backend.require_floating(self.name, **{f"map {i}": x for i, x in enumerate(xs)})
         shapes = [x.shape for x in xs]
         rois, levels = beside(xs[0], rois, self.levels)
         plan = align.Plan.build(rois, levels, shapes, self.scales, self.sampling, xs[0].dtype)
@@ -53,6 +54,8 @@ class RoIAlign(Function):
 
 class RoIWarp(RoIAlign):
     """y = A x, with A of the rounded box: it jumps from pixel to pixel, but its bins divide it exactly."""
+
+    name = "roi_warp"
 
     def __init__(self, sampling: align.Sampling, scales: tuple[float, ...], levels=None):
         # RoIAlign is given the rounded box in feature pixels, so with scale 1, and reads it as it is
