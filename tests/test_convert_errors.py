@@ -118,8 +118,8 @@ LABELME = {
         document(imagePath="b.jpg", imageData=own_data.base64_png(np.zeros((40, 60), np.uint8))[:30]),
         ["c.json: imageData"],
     ),
-    "nothing drawn": (document(), ["no object in 1 images", "annotate some"]),
-    "only points": (cat([[1, 1]], "point"), ["no object in 1 images"]),
+    "nothing drawn": (document(), ["no object in 1 image", "annotate some"]),
+    "only points": (cat([[1, 1]], "point"), ["no object in 1 image"]),
 }
 
 
@@ -230,7 +230,7 @@ MAPS = {
         ["a.png: is drawn at 30 x 20 pixels", "a.jpg has 60 x 40"],
     ),
     "turned": (ONES.T.copy(), [], ["40 x 60", "turned on its side"]),
-    "empty": (0 * ONES, [], ["no object in 1 images"]),
+    "empty": (0 * ONES, [], ["no object in 1 image"]),
     "class without name": (
         3 * ONES,
         ["--values", "classes", "--classes", "cat,dog"],
@@ -317,7 +317,7 @@ def test_wrong_tables_of_colours_get_one_line(name, folder, capsys):
 
 def test_a_folder_that_holds_nothing_or_several_things_is_told(folder, capsys):
     line = refused(capsys, folder)
-    assert "holds no annotations that are understood (1 images)" in line and "--images DIR" in line
+    assert "holds no annotations that are understood (1 image)" in line and "--images DIR" in line
     own_data.write_json(folder / "a.json", cat())
     a_map(folder, ONES)
     line = refused(capsys, folder)

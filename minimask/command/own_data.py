@@ -203,7 +203,8 @@ def tell_evaluation(document: dict, evaluation, per_class: bool) -> None:
     """Print an evaluation, by class if asked for, and why an AP is -1 or 0."""
     from minimask.results.reasons import reasons
 
-    counts = f"{evaluation.images} images, {evaluation.objects} objects"
+    images, objects = evaluation.images, evaluation.objects
+    counts = f"{images} image{'s' * (images != 1)}, {objects} object{'s' * (objects != 1)}"
     print(f"{counts}, {evaluation.max_detections} detections an image:\n")
     print(f"{evaluation.table()}\n")
     if per_class:

@@ -125,9 +125,9 @@ def trained(
 
 
 def _size(dataset: Any) -> str:
-    counts = dataset.object_counts().sum() if hasattr(dataset, "object_counts") else None
-    objects = "" if counts is None else f", {counts} objects"
-    return f"{dataset.name}: {len(dataset)} images{objects}"
+    count = dataset.object_counts().sum() if hasattr(dataset, "object_counts") else None
+    objects = "" if count is None else f", {count} object{'s' * (count != 1)}"
+    return f"{dataset.name}: {len(dataset)} image{'s' * (len(dataset) != 1)}{objects}"
 
 
 def _settings(config: configuration.Config) -> list[tuple[str, str]]:

@@ -37,9 +37,10 @@ def find_format(folder: Folder) -> str:
     if found:
         what = ", ".join(f"{FORMATS[name][0]} ({count} files)" for name, count in found.items())
         raise InputError(f"{folder.source}: holds {what}; say which by --format {' or '.join(found)}")
-    pictures = len(folder.pictures)
+    count = len(folder.pictures)
+    pictures = f"{count} image{'s' * (count != 1)}"
     raise InputError(
-        f"{folder.source}: holds no annotations that are understood ({pictures} images): neither labelme "
+        f"{folder.source}: holds no annotations that are understood ({pictures}): neither labelme "
         "JSON, nor YOLO text, nor label maps named like their images (photo.jpg, photo.png or "
         "photo_mask.png, or images/a.png and masks/a.png); if the images lie elsewhere, give --images DIR"
     )

@@ -176,8 +176,8 @@ class Builder:
             note(f"{len(places)} objects cover no pixel and are left out: {some(places)}")
         if not kept:
             raise InputError(
-                f"no object in {len(self.pictures)} images; annotate some, or make sure that they are in "
-                "this folder"
+                f"no object in {len(self.pictures)} image{'s' * (len(self.pictures) != 1)}; annotate some, "
+                "or make sure that they are in this folder"
             )
 
     def document(self) -> dict:
@@ -197,7 +197,9 @@ class Builder:
         counts = Counter(entry["category_id"] for entry in self._objects)
         classes = [f"{name} {counts[number]}" for number, name in self.categories.items()]
         more = f", and {len(classes) - 12} more classes" if len(classes) > 12 else ""
-        return f"{len(self.pictures)} images, {len(self._objects)} objects ({', '.join(classes[:12])}{more})"
+        images, objects = len(self.pictures), len(self._objects)
+        counts = f"{images} image{'s' * (images != 1)}, {objects} object{'s' * (objects != 1)}"
+        return f"{counts} ({', '.join(classes[:12])}{more})"
 
 
 def _box(outline: tuple | None, extent: list[int], height: int, width: int) -> list[float]:
