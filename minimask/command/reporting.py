@@ -125,7 +125,7 @@ def trained(
 
 
 def _size(dataset: Any) -> str:
-    count = dataset.object_counts().sum() if hasattr(dataset, "object_counts") else None
+    count = int(dataset.object_counts().sum()) if hasattr(dataset, "object_counts") else None
     objects = "" if count is None else f", {count} object{'s' * (count != 1)}"
     return f"{dataset.name}: {len(dataset)} image{'s' * (len(dataset) != 1)}{objects}"
 
